@@ -1,0 +1,342 @@
+//! What a principal may do: scopes and limits.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+use std::time::Duration;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::bounded::shown;
+use crate::ids::Region;
+use crate::invalid::suggestion;
+use crate::tools::ToolName;
+
+/// What a principal may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Scope {
+    /// Run jobs.
+    JobsWrite,
+    /// Read one's own jobs.
+    JobsRead,
+    /// See regions and nodes.
+    NodesRead,
+    /// Drain and revoke nodes.
+    NodesWrite,
+    /// Make, list and revoke API keys.
+    KeysWrite,
+    /// Read the audit trail.
+    AuditRead,
+    /// Everything.
+    Admin,
+}
+
+impl Scope {
+    /// All scopes.
+    pub const ALL: [Self; 7] =
+        [Self::JobsWrite, Self::JobsRead, Self::NodesRead, Self::NodesWrite, Self::KeysWrite, Self::AuditRead, Self::Admin];
+
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::JobsWrite => "jobs:write",
+            Self::JobsRead => "jobs:read",
+            Self::NodesRead => "nodes:read",
+            Self::NodesWrite => "nodes:write",
+            Self::KeysWrite => "keys:write",
+            Self::AuditRead => "audit:read",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// A region, or all whose name begins as given: `eu-*`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegionPattern(String);
+
+impl RegionPattern {
+    /// Whether the region is meant.
+    pub fn matches(&self, region: &Region) -> bool {
+        self.0.strip_suffix('*').map_or_else(|| self.0 == region.as_str(), |prefix| region.as_str().starts_with(prefix))
+    }
+}
+
+/// Whom a principal may point tools at: a network in CIDR form, or a name with `*.` for all below it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetPattern {
+    /// All addresses of a network.
+    Network {
+        /// Its first address.
+        address: IpAddr,
+        /// How many leading bits count.
+        prefix: u8,
+    },
+    /// A name.
+    Name(String),
+    /// Every name below this one.
+    Below(String),
+}
+
+impl TargetPattern {
+    /// Whether the name is meant; a network means no name.
+    pub fn matches_name(&self, name: &str) -> bool {
+        match self {
+            Self::Network { .. } => false,
+            Self::Name(exact) => name == exact,
+            Self::Below(parent) => name.strip_suffix(parent.as_str()).is_some_and(|rest| rest.ends_with('.') && rest.len() > 1),
+        }
+    }
+
+    /// Whether the address is meant; a name means no address.
+    pub fn matches_address(&self, given: IpAddr) -> bool {
+        match (self, given.to_canonical()) {
+            (Self::Network { address: IpAddr::V4(network), prefix }, IpAddr::V4(given)) => {
+                let shift = 32 - u32::from(*prefix);
+                u32::from(*network).checked_shr(shift) == u32::from(given).checked_shr(shift)
+            }
+            (Self::Network { address: IpAddr::V6(network), prefix }, IpAddr::V6(given)) => {
+                let shift = 128 - u32::from(*prefix);
+                u128::from(*network).checked_shr(shift) == u128::from(given).checked_shr(shift)
+            }
+            (Self::Network { .. } | Self::Name(_) | Self::Below(_), _) => false,
+        }
+    }
+}
+
+/// A principal's allowed targets. A name is judged by the names in the list, every address it leads to by the networks; whichever kind the
+/// list does not have is not judged, but a literal address is allowed only by a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Targets(pub Vec<TargetPattern>);
+
+impl Targets {
+    /// Whether a name may be asked for.
+    pub fn allow_name(&self, name: &str) -> bool {
+        let mut names = self.0.iter().filter(|pattern| !matches!(pattern, TargetPattern::Network { .. })).peekable();
+        names.peek().is_none() || names.any(|pattern| pattern.matches_name(name))
+    }
+
+    /// Whether an address that a (permitted) name leads to may be touched.
+    pub fn allow_resolved(&self, address: IpAddr) -> bool {
+        let mut networks = self.0.iter().filter(|pattern| matches!(pattern, TargetPattern::Network { .. })).peekable();
+        networks.peek().is_none() || networks.any(|pattern| pattern.matches_address(address))
+    }
+
+    /// Whether a literal address may be touched.
+    pub fn allow_literal(&self, address: IpAddr) -> bool {
+        self.0.iter().any(|pattern| pattern.matches_address(address))
+    }
+}
+
+impl fmt::Display for Targets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<String> = self.0.iter().map(ToString::to_string).collect();
+        f.write_str(&words.join(","))
+    }
+}
+
+impl FromStr for Targets {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        text.split(',').map(str::parse).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+/// So many in so long: `60/m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How many.
+    pub count: u32,
+    /// In how long.
+    pub window: Duration,
+}
+
+/// What narrows a principal; absent means not narrowed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Only these tools.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Vec<ToolName>>,
+    /// Only these regions; `eu-*` means all that begin so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub regions: Option<Vec<RegionPattern>>,
+    /// Only these targets: networks in CIDR form and names, `*.example.com` for all below.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Targets>,
+    /// At most so many runs in so long: `10/s`, `60/m`, `1000/h`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+}
+
+impl FromStr for Scope {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|scope| scope.as_str() == text).ok_or_else(|| {
+            let all: Vec<&str> = Self::ALL.iter().map(|scope| scope.as_str()).collect();
+            format!("unknown scope {}; {}the scopes are {}", shown(&text.into()), suggestion(text, all.iter().copied()), all.join(", "))
+        })
+    }
+}
+
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for RegionPattern {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let prefix = text.strip_suffix('*').unwrap_or(text);
+        if prefix.is_empty() && text == "*"
+            || format!("{prefix}x").parse::<Region>().is_ok() && !(prefix.is_empty() || prefix == text && text.parse::<Region>().is_err())
+        {
+            return Ok(Self(text.to_owned()));
+        }
+        Err(format!("a region must be a name such as eu-central, or the beginning of names such as eu-*, not {}", shown(&text.into())))
+    }
+}
+
+impl fmt::Display for RegionPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for TargetPattern {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wants = || {
+            format!(
+                "a target limit must be a network such as 10.0.0.0/8, an address, a name, or `*.` and a name, not {}",
+                shown(&text.into())
+            )
+        };
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        if let Ok(address) = address.parse::<IpAddr>() {
+            let longest = if address.is_ipv4() { 32 } else { 128 };
+            let prefix = prefix.map_or(Ok(longest), |prefix| prefix.parse::<u8>().map_err(|_| wants()))?;
+            return if prefix <= longest { Ok(Self::Network { address, prefix }) } else { Err(wants()) };
+        }
+        let parent = text.strip_prefix("*.");
+        match parent.unwrap_or(text).parse::<crate::host::Host>() {
+            Ok(crate::host::Host::Name(name)) => Ok(if parent.is_some() { Self::Below(name) } else { Self::Name(name) }),
+            Ok(crate::host::Host::Address(_)) | Err(_) => Err(wants()),
+        }
+    }
+}
+
+impl fmt::Display for TargetPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network { address, prefix } => write!(f, "{address}/{prefix}"),
+            Self::Name(name) => f.write_str(name),
+            Self::Below(parent) => write!(f, "*.{parent}"),
+        }
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text.split_once('/').and_then(|(count, window)| {
+            let seconds = match window {
+                "s" => 1,
+                "m" => 60,
+                "h" => 3600,
+                _ => return None,
+            };
+            Some(Self { count: count.parse().ok().filter(|count| (1..=1_000_000).contains(count))?, window: Duration::from_secs(seconds) })
+        });
+        parsed.ok_or_else(|| {
+            format!("a rate must be a number from 1 to 1000000 and `/s`, `/m` or `/h`, such as 60/m, not {}", shown(&text.into()))
+        })
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let unit = match self.window.as_secs() {
+            1 => "s",
+            60 => "m",
+            _ => "h",
+        };
+        write!(f, "{}/{unit}", self.count)
+    }
+}
+
+macro_rules! as_json_string {
+    ($($name:ident: $example:literal),+) => {$(
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.collect_str(self)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"type": "string", "examples": [$example]})
+            }
+        }
+    )+};
+}
+as_json_string!(Scope: "jobs:write", RegionPattern: "eu-*", TargetPattern: "10.0.0.0/8", Rate: "60/m");
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_judged_by_names_and_addresses_by_networks() {
+        let targets: Targets = "10.0.0.0/8,*.example.com,2001:db8::/32".parse().unwrap();
+        assert!(targets.allow_name("a.example.com") && !targets.allow_name("example.com") && !targets.allow_name("aexample.com"));
+        assert!(targets.allow_literal("10.1.2.3".parse().unwrap()) && !targets.allow_literal("11.1.2.3".parse().unwrap()));
+        assert!(targets.allow_resolved("::ffff:10.1.2.3".parse().unwrap()) && !targets.allow_resolved("192.0.2.1".parse().unwrap()));
+        assert!(targets.allow_resolved("2001:db8::9".parse().unwrap()));
+        let all: Targets = "0.0.0.0/0".parse().unwrap();
+        assert!(all.allow_literal("192.0.2.1".parse().unwrap()) && all.allow_name("any.example"));
+        let names: Targets = "*.example.com".parse().unwrap();
+        assert!(!names.allow_literal("10.0.0.1".parse().unwrap()) && names.allow_resolved("10.0.0.1".parse().unwrap()));
+    }
+
+    #[test]
+    fn what_cannot_be_understood_is_refused() {
+        for text in ["", "10.0.0.0/33", "*", "*.", "a b", "10.0.0.0/x", "::/129"] {
+            assert!(text.parse::<TargetPattern>().is_err(), "{text}");
+        }
+        for text in ["", "10", "0/s", "10/d", "x/m", "-1/s"] {
+            assert!(text.parse::<Rate>().is_err(), "{text}");
+        }
+        for text in ["", "eu.*", "EU", "*eu", "eu*x", "-*"] {
+            assert!(text.parse::<RegionPattern>().is_err(), "{text}");
+        }
+        assert_eq!(
+            "jobs:wirte".parse::<Scope>().unwrap_err().split(';').nth(1),
+            Some(
+                " did you mean `jobs:write`? the scopes are jobs:write, jobs:read, nodes:read, nodes:write, keys:write, audit:read, admin"
+            )
+        );
+    }
+
+    #[test]
+    fn a_region_pattern_is_a_name_or_its_beginning() {
+        let region: Region = "eu-central".parse().unwrap();
+        for (pattern, matches) in [("eu-central", true), ("eu-*", true), ("*", true), ("us-*", false), ("eu", false)] {
+            assert_eq!(pattern.parse::<RegionPattern>().unwrap().matches(&region), matches, "{pattern}");
+        }
+    }
+}

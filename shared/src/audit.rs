@@ -1,0 +1,74 @@
+//! The audit trail: who asked what, and what was done.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{NodeId, Region};
+use crate::timestamp::Timestamp;
+
+/// The most records one message of the trail holds.
+pub const BATCH_MAX: usize = 100;
+
+/// One entry of the trail.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Record {
+    /// When.
+    pub time: Timestamp,
+    /// What happened.
+    pub verdict: Verdict,
+    /// On whose behalf: `key:<id>`, `jwt:<subject>`, or the service's name.
+    pub principal: String,
+    /// Who published the job, as attested by the broker; absent when it never got so far.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<String>,
+    /// The node; absent when none was reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
+    /// The node's region.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub region: Option<Region>,
+    /// The tool, as asked for.
+    pub tool: String,
+    /// The target, as asked for.
+    pub target: String,
+    /// The request or job.
+    pub request_id: String,
+    /// How it ended, in a word (`success`, a failure kind, a problem code) and a sentence.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// How long the node worked on it, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<f64>,
+}
+
+/// What a record says happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// The API accepted a job.
+    Accepted,
+    /// The API refused a request, or changed something about access (a key, a node).
+    Refused,
+    /// An operator's action was carried out.
+    Changed,
+    /// A node finished a run.
+    Finished,
+    /// A node did not run it: policy, bounds, deadline, slots.
+    Denied,
+}
+
+impl Verdict {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Accepted, Self::Refused, Self::Changed, Self::Finished, Self::Denied];
+
+    /// The word on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Refused => "refused",
+            Self::Changed => "changed",
+            Self::Finished => "finished",
+            Self::Denied => "denied",
+        }
+    }
+}

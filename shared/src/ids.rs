@@ -1,0 +1,242 @@
+//! Names that become tokens of a subject, and the ids of jobs.
+
+use std::fmt;
+use std::str::FromStr;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::bounded::shown;
+
+const TOKEN_PATTERN: &str = "^[a-z0-9][a-z0-9-]{0,62}$";
+const REQUEST_ID_PATTERN: &str = "^[A-Za-z0-9._-]{1,64}$";
+
+/// Callers with this prefix are replicas of the API; only they are believed about principals.
+pub const API_CALLER_PREFIX: &str = "api-";
+
+fn is_token(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && bytes.first().is_some_and(|first| plain(*first))
+        && bytes.iter().all(|byte| plain(*byte) || *byte == b'-')
+}
+
+/// Makes a newtype over a checked string: parse, print, JSON, schema.
+macro_rules! checked_string {
+    ($(#[$doc:meta])* $name:ident, $valid:expr, $pattern:expr, $wants:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub struct $name(String);
+
+        impl $name {
+            /// The name as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = String;
+            fn from_str(text: &str) -> Result<Self, String> {
+                if $valid(text) {
+                    return Ok(Self(text.to_owned()));
+                }
+                Err(format!("{} must be {}, not {}", $wants.0, $wants.1, shown(&text.into())))
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn inline_schema() -> bool {
+                true
+            }
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+            fn json_schema(_: &mut SchemaGenerator) -> Schema {
+                json_schema!({"type": "string", "pattern": $pattern})
+            }
+        }
+    };
+}
+
+const TOKEN_WANTS: &str = "1 to 63 of a-z, 0-9 and `-`, not starting with `-`";
+
+checked_string!(
+    /// A region: one place, or one network, that nodes belong to.
+    Region, is_token, TOKEN_PATTERN, ("a region", TOKEN_WANTS)
+);
+checked_string!(
+    /// A node: one machine with an agent.
+    NodeId, is_token, TOKEN_PATTERN, ("a node id", TOKEN_WANTS)
+);
+checked_string!(
+    /// Who publishes a job: a replica of the API (`api-…`) or a service. The broker attests it.
+    Caller, is_token, TOKEN_PATTERN, ("a caller", TOKEN_WANTS)
+);
+checked_string!(
+    /// The id of a request, unique for its caller.
+    RequestId, |text: &str| (1..=64).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)),
+    REQUEST_ID_PATTERN, ("a request id", "1 to 64 of A-Z, a-z, 0-9, `.`, `_` and `-`")
+);
+
+impl Caller {
+    /// A new replica of the API.
+    pub fn new_api() -> Self {
+        Self(format!("{API_CALLER_PREFIX}{:08x}", rand::random::<u32>()))
+    }
+
+    /// Whether this is a replica of the API.
+    pub fn is_api(&self) -> bool {
+        self.0.starts_with(API_CALLER_PREFIX)
+    }
+}
+
+impl RequestId {
+    /// A new one: a `UUIDv7`.
+    pub fn new() -> Self {
+        Self(uuid::Uuid::now_v7().to_string())
+    }
+
+    /// The run `index` of a job that has several.
+    pub fn of_run(job: JobId, index: usize) -> Self {
+        Self(format!("{job}.{index}"))
+    }
+}
+
+impl Default for RequestId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl From<JobId> for RequestId {
+    fn from(job: JobId) -> Self {
+        Self(job.to_string())
+    }
+}
+
+/// The id of a job: a `UUIDv7`, so ids sort by the time they were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct JobId(uuid::Uuid);
+
+impl JobId {
+    /// A new one.
+    pub fn new() -> Self {
+        Self(uuid::Uuid::now_v7())
+    }
+
+    /// Milliseconds since the Unix epoch at which it was made, if it says so.
+    pub fn unix_ms(self) -> Option<i64> {
+        let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
+        i64::try_from(seconds * 1000 + u64::from(nanos) / 1_000_000).ok()
+    }
+}
+
+impl Default for JobId {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for JobId {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        uuid::Uuid::try_parse(text).map(Self).map_err(|_| format!("a job id must be a UUID, not {}", shown(&text.into())))
+    }
+}
+
+impl JsonSchema for JobId {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "JobId".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "format": "uuid"})
+    }
+}
+
+/// 128 random bits that name one attempt in its reply subject; only who got the job knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ReplyToken(u128);
+
+impl ReplyToken {
+    /// A new one.
+    pub fn new() -> Self {
+        Self(rand::random())
+    }
+}
+
+impl Default for ReplyToken {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Display for ReplyToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+impl FromStr for ReplyToken {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let own_form = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        let token = own_form.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+        token.map(Self).ok_or_else(|| format!("`{text}` is not 32 hexadecimal digits"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_region_is_one_token_of_a_subject() {
+        for good in ["eu-central", "1", "a", &"x".repeat(63)] {
+            assert!(good.parse::<Region>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "eu.central", "*", ">", "eu central", "EU", "ü", &"x".repeat(64)] {
+            assert!(bad.parse::<Region>().is_err(), "{bad}");
+        }
+        assert_eq!(
+            "eu.*".parse::<Region>().unwrap_err(),
+            "a region must be 1 to 63 of a-z, 0-9 and `-`, not starting with `-`, not the string \"eu.*\""
+        );
+    }
+
+    #[test]
+    fn a_reply_token_is_read_back_only_in_its_own_form() {
+        let token = ReplyToken::new();
+        assert_eq!(token.to_string().parse(), Ok(token));
+        assert!("+f".repeat(16).parse::<ReplyToken>().is_err());
+    }
+}

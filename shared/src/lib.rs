@@ -1,0 +1,29 @@
+//! The words every part of ProbeOps speaks: no runtime, no sockets, no broker.
+//!
+//! # Layout
+//! - [`tools`]: the catalogue. A tool's options, bounds, defaults, class, budget and report, written once.
+//! - [`job`]: the message that asks, as published on the broker and as posted over HTTP.
+//! - [`outcome`]: the message that answers.
+//! - [`subjects`]: every subject of the broker, spelled here and nowhere else.
+//! - [`ids`], [`host`], [`bounded`], [`timestamp`]: strings and numbers with rules.
+//! - [`json`], [`invalid`]: strict JSON, and what is wrong with it.
+//! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
+//! - [`problem`]: the closed set of HTTP problem codes.
+
+pub mod access;
+pub mod audit;
+pub mod bounded;
+pub mod host;
+pub mod ids;
+pub mod invalid;
+pub mod job;
+pub mod json;
+pub mod outcome;
+pub mod presence;
+pub mod problem;
+pub mod subjects;
+pub mod timestamp;
+pub mod tools;
+
+/// The version all parts of this build share.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

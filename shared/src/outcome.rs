@@ -1,0 +1,181 @@
+//! What became of a run: the one answer to a job message.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::ids::{NodeId, Region, RequestId};
+use crate::timestamp::Timestamp;
+
+/// The largest outcome a node publishes, in bytes.
+pub const OUTCOME_BYTES_MAX: usize = 256 * 1024;
+
+/// What became of one run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Outcome {
+    /// The request this answers.
+    pub request_id: RequestId,
+    /// Whether the tool ran. A dead host or a refused port is a finding in the report, not a failure.
+    pub status: Status,
+    /// What the tool would print in a terminal.
+    pub output: String,
+    /// How long the node worked on it, in milliseconds.
+    pub duration_ms: f64,
+    /// The tool.
+    pub tool: String,
+    /// The target as given.
+    pub target: String,
+    /// Who ran it; absent when no node did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeRef>,
+    /// When the node began; absent when it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started_at: Option<Timestamp>,
+    /// What was found (the tool's own shape); with `failure`, what was measured until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<Value>,
+    /// Why there is no complete report.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+    /// The outcome was larger than 256 KiB and has been cut.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub truncated: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+impl Outcome {
+    /// An outcome without a run: what the dispatcher, or a node that refuses, has to say.
+    pub fn failed(request_id: RequestId, tool: impl Into<String>, target: impl Into<String>, failure: Failure) -> Self {
+        Self {
+            request_id,
+            status: Status::Failed,
+            output: format!("{}: {}\n", failure.kind, failure.detail),
+            duration_ms: 0.0,
+            tool: tool.into(),
+            target: target.into(),
+            node: None,
+            started_at: None,
+            report: None,
+            failure: Some(failure),
+            truncated: false,
+        }
+    }
+
+    /// The kind of failure, if it failed.
+    pub fn failure_kind(&self) -> Option<FailureKind> {
+        self.failure.as_ref().map(|failure| failure.kind)
+    }
+}
+
+/// Whether the tool ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// It ran; what it found is in the report.
+    Success,
+    /// It did not, or not to its end; why is in `failure`.
+    Failed,
+}
+
+/// The node that ran it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeRef {
+    /// Its id.
+    pub id: NodeId,
+    /// Its region.
+    pub region: Region,
+}
+
+/// Why a run has no complete report.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Failure {
+    /// Of which kind.
+    pub kind: FailureKind,
+    /// In words: what was being done, what stood in the way, what would help.
+    pub detail: String,
+    /// Where in the job message, as a JSON pointer; only with `invalid`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pointer: Option<String>,
+    /// When to try again, in milliseconds; only with `limited` and `busy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
+}
+
+impl Failure {
+    /// A failure of this kind.
+    pub fn new(kind: FailureKind, detail: impl Into<String>) -> Self {
+        Self { kind, detail: detail.into(), pointer: None, retry_after_ms: None }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.kind, self.detail)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+impl From<crate::invalid::Invalid> for Failure {
+    fn from(invalid: crate::invalid::Invalid) -> Self {
+        Self { pointer: Some(invalid.pointer), ..Self::new(FailureKind::Invalid, invalid.detail) }
+    }
+}
+
+/// The closed set of reasons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FailureKind {
+    /// The job is malformed.
+    Invalid,
+    /// The node's policy, or the principal's own limits, forbid the target.
+    Denied,
+    /// This node cannot run the tool or the option; the detail says what is missing and how to grant it.
+    Unsupported,
+    /// No free slot.
+    Busy,
+    /// The node is being drained.
+    Draining,
+    /// The deadline had passed.
+    Expired,
+    /// The budget was used up; what was measured so far is in the report.
+    TimedOut,
+    /// Somebody cancelled it.
+    Cancelled,
+    /// The target's name has no address.
+    Unresolved,
+    /// This caller's rate at this node is used up.
+    Limited,
+    /// A fault of ours; the detail has an id to look up in the node's log.
+    Internal,
+    /// No node took it (said by the dispatcher).
+    Unavailable,
+    /// A node accepted it and fell silent (said by the dispatcher).
+    Lost,
+}
+
+impl fmt::Display for FailureKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Invalid => "invalid",
+            Self::Denied => "denied",
+            Self::Unsupported => "unsupported",
+            Self::Busy => "busy",
+            Self::Draining => "draining",
+            Self::Expired => "expired",
+            Self::TimedOut => "timed_out",
+            Self::Cancelled => "cancelled",
+            Self::Unresolved => "unresolved",
+            Self::Limited => "limited",
+            Self::Internal => "internal",
+            Self::Unavailable => "unavailable",
+            Self::Lost => "lost",
+        })
+    }
+}

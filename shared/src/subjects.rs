@@ -1,0 +1,196 @@
+//! Every subject of the broker. Nothing else spells one.
+//!
+//! Arguments are names already checked to be single tokens, or [`ANY`] for a permission or a wildcard subscription.
+
+use std::fmt::Display;
+
+use crate::ids::{Caller, NodeId, Region, ReplyToken};
+use crate::tools::ToolName;
+
+/// Any one token.
+pub const ANY: &str = "*";
+/// Everything that follows.
+pub const REST: &str = ">";
+/// The queue group of nodes.
+pub const NODE_QUEUE: &str = "w";
+/// The queue group of collectors.
+pub const COLLECTOR_QUEUE: &str = "c";
+/// The last token of a job's reply subject: the broker's "no responders" lands here, and nothing else can.
+pub const NO_RESPONDERS: &str = "_";
+
+/// A job for any one node of a region that can run the tool.
+pub fn job(region: impl Display, tool: impl Display, caller: impl Display) -> String {
+    format!("job.v1.{region}.{tool}.{caller}")
+}
+
+/// A job for one node.
+pub fn node_job(node: impl Display, tool: impl Display, caller: impl Display) -> String {
+    format!("node.v1.{node}.job.{tool}.{caller}")
+}
+
+/// A control message for one node.
+pub fn node_control(node: impl Display, verb: impl Display, caller: impl Display) -> String {
+    format!("node.v1.{node}.ctl.{verb}.{caller}")
+}
+
+/// All that is addressed to one node.
+pub fn node_all(node: impl Display) -> String {
+    format!("node.v1.{node}.>")
+}
+
+/// Where a job is answered: `responder` is a node, or [`NO_RESPONDERS`] in the reply subject itself.
+pub fn reply(caller: impl Display, token: impl Display, responder: impl Display) -> String {
+    format!("_INBOX.{caller}.{token}.{responder}")
+}
+
+/// All answers to one caller.
+pub fn replies(caller: impl Display) -> String {
+    format!("_INBOX.{caller}.>")
+}
+
+/// The inbox prefix of a client library (JetStream, KV) for a user.
+pub fn client_inbox(user: impl Display) -> String {
+    format!("_INBOX_c.{user}")
+}
+
+/// The inbox prefix of a node.
+pub fn node_inbox(node: impl Display) -> String {
+    format!("_INBOX_n.{node}")
+}
+
+/// What a node tells of itself.
+pub fn event(region: impl Display, node: impl Display, kind: impl Display) -> String {
+    format!("ev.v1.{region}.{node}.{kind}")
+}
+
+/// All events of all nodes.
+pub fn events() -> String {
+    "ev.v1.>".to_owned()
+}
+
+/// A batch of audit records.
+pub fn audit(category: impl Display, writer: impl Display) -> String {
+    format!("audit.v1.{category}.{writer}")
+}
+
+/// The state of a job, in stream JOBS.
+pub fn job_state(job: impl Display) -> String {
+    format!("jobs.v1.{job}.state")
+}
+
+/// The outcome of one run of a job, in stream JOBS.
+pub fn job_run(job: impl Display, index: impl Display) -> String {
+    format!("jobs.v1.{job}.run.{index}")
+}
+
+/// All of stream JOBS.
+pub fn jobs() -> String {
+    "jobs.v1.>".to_owned()
+}
+
+/// What a message delivered to a node is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToNode {
+    /// A job. The tool is text: it is compared with the message's.
+    Job {
+        /// The subject's tool.
+        tool: String,
+        /// Who published it, attested by the broker.
+        caller: Caller,
+    },
+    /// A control message.
+    Control {
+        /// What to do.
+        verb: String,
+        /// Who published it, attested by the broker.
+        caller: Caller,
+    },
+}
+
+/// Reads a subject that a node is subscribed to.
+pub fn parse_to_node(subject: &str) -> Option<ToNode> {
+    let tokens: Vec<&str> = subject.split('.').collect();
+    match tokens.as_slice() {
+        ["job", "v1", _, tool, caller] | ["node", "v1", _, "job", tool, caller] => {
+            Some(ToNode::Job { tool: (*tool).to_owned(), caller: caller.parse().ok()? })
+        }
+        ["node", "v1", _, "ctl", verb, caller] => Some(ToNode::Control { verb: (*verb).to_owned(), caller: caller.parse().ok()? }),
+        _ => None,
+    }
+}
+
+/// The subject on which `node` answers, if `given` is a reply subject that `caller` may ask to be answered on:
+/// exactly `_INBOX.<caller>.<one token>._`.
+pub fn answer(given: &str, caller: &Caller, node: &NodeId) -> Option<String> {
+    let rest = given.strip_prefix("_INBOX.")?.strip_prefix(caller.as_str())?.strip_prefix('.')?;
+    let token = rest.strip_suffix("._")?;
+    let one_token =
+        !token.is_empty() && token.len() <= 64 && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    one_token.then(|| reply(caller, token, node))
+}
+
+/// The attempt and the responder of an answer to `caller`.
+pub fn parse_reply<'a>(subject: &'a str, caller: &Caller) -> Option<(ReplyToken, &'a str)> {
+    let rest = subject.strip_prefix("_INBOX.")?.strip_prefix(caller.as_str())?.strip_prefix('.')?;
+    let (token, responder) = rest.split_once('.')?;
+    (!responder.contains('.')).then_some((token.parse().ok()?, responder))
+}
+
+/// Reads an event's subject: region, node, kind.
+pub fn parse_event(subject: &str) -> Option<(Region, NodeId, &str)> {
+    let tokens: Vec<&str> = subject.split('.').collect();
+    match tokens.as_slice() {
+        ["ev", "v1", region, node, kind] => Some((region.parse().ok()?, node.parse().ok()?, kind)),
+        _ => None,
+    }
+}
+
+/// What a node subscribes for a tool.
+pub fn node_tool_group(region: &Region, tool: ToolName) -> String {
+    job(region, tool, ANY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_answers_only_in_the_asking_callers_inbox() {
+        let caller: Caller = "svc".parse().unwrap();
+        let node: NodeId = "n1".parse().unwrap();
+        assert_eq!(answer("_INBOX.svc.abc._", &caller, &node).as_deref(), Some("_INBOX.svc.abc.n1"));
+        for foreign in [
+            "_INBOX.other.abc._",
+            "_INBOX.svc.abc",
+            "_INBOX.svc.abc.n2",
+            "_INBOX.svc.a.b._",
+            "_INBOX.svc..._",
+            "_INBOX.svc._",
+            "_INBOX.svc.*._",
+            "_INBOX.svc.>._",
+            "_INBOX.svcx.abc._",
+            "job.v1.eu.ping.svc",
+            "",
+        ] {
+            assert_eq!(answer(foreign, &caller, &node), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn subjects_are_read_as_they_are_written() {
+        let region: Region = "eu".parse().unwrap();
+        let caller: Caller = "svc".parse().unwrap();
+        assert_eq!(
+            parse_to_node(&job(&region, ToolName::Echo, &caller)),
+            Some(ToNode::Job { tool: "echo".to_owned(), caller: caller.clone() })
+        );
+        assert_eq!(
+            parse_to_node(&node_control("n1", "cancel", &caller)),
+            Some(ToNode::Control { verb: "cancel".to_owned(), caller: caller.clone() })
+        );
+        assert_eq!(parse_to_node("node.v1.n1.other"), None);
+        let token = ReplyToken::new();
+        assert_eq!(parse_reply(&reply(&caller, token, "n1"), &caller), Some((token, "n1")));
+        assert_eq!(parse_event(&event(&region, "n1", "beat")), Some((region, "n1".parse().unwrap(), "beat")));
+    }
+}
