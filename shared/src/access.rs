@@ -10,8 +10,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::bounded::shown;
 use crate::ids::Region;
-use crate::invalid::suggestion;
+use crate::invalid::{Invalid, suggestion};
 use crate::tools::ToolName;
+
+/// The most entries of one limit's list.
+const LIMIT_ENTRIES_MAX: usize = 100;
 
 /// What a principal may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +63,12 @@ impl RegionPattern {
     pub fn matches(&self, region: &Region) -> bool {
         self.0.strip_suffix('*').map_or_else(|| self.0 == region.as_str(), |prefix| region.as_str().starts_with(prefix))
     }
+
+    /// Whether this means every region that `other` means.
+    pub fn covers(&self, other: &Self) -> bool {
+        let other_beginning = other.0.strip_suffix('*').unwrap_or(&other.0);
+        self.0.strip_suffix('*').map_or_else(|| self.0 == other.0, |prefix| other_beginning.starts_with(prefix))
+    }
 }
 
 /// Whom a principal may point tools at: a network in CIDR form, or a name with `*.` for all below it.
@@ -86,6 +95,20 @@ impl TargetPattern {
             Self::Name(exact) => name == exact,
             Self::Below(parent) => name.strip_suffix(parent.as_str()).is_some_and(|rest| rest.ends_with('.') && rest.len() > 1),
         }
+    }
+
+    /// Whether this means everything that `other` means.
+    pub fn covers(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Network { prefix, .. }, Self::Network { address, prefix: longer }) => prefix <= longer && self.matches_address(*address),
+            (Self::Name(_) | Self::Below(_), Self::Name(name)) => self.matches_name(name),
+            (Self::Below(parent), Self::Below(lower)) => parent == lower || self.matches_name(lower),
+            (Self::Network { .. } | Self::Name(_) | Self::Below(_), _) => false,
+        }
+    }
+
+    fn is_network(&self) -> bool {
+        matches!(self, Self::Network { .. })
     }
 
     /// Whether the address is meant; a name means no address.
@@ -126,6 +149,14 @@ impl Targets {
     /// Whether a literal address may be touched.
     pub fn allow_literal(&self, address: IpAddr) -> bool {
         self.0.iter().any(|pattern| pattern.matches_address(address))
+    }
+
+    /// Whether this allows nothing that `outer` does not. A list without names judges no name, so where `outer` judges names this must too;
+    /// the same goes for networks.
+    fn within(&self, outer: &Self) -> bool {
+        let judges = |targets: &Self, networks: bool| targets.0.iter().any(|pattern| pattern.is_network() == networks);
+        self.0.iter().all(|pattern| outer.0.iter().any(|wider| wider.covers(pattern)))
+            && [true, false].into_iter().all(|networks| judges(self, networks) || !judges(outer, networks))
     }
 }
 
@@ -168,6 +199,81 @@ pub struct Limits {
     /// At most so many runs in so long: `10/s`, `60/m`, `1000/h`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+}
+
+impl Rate {
+    /// Whether this allows no more than `outer`, at once and in the long run.
+    fn within(&self, outer: &Self) -> bool {
+        let in_the_long_run = |a: &Self, b: &Self| u128::from(a.count) * b.window.as_nanos();
+        self.count <= outer.count && in_the_long_run(self, outer) <= in_the_long_run(outer, self)
+    }
+}
+
+impl Limits {
+    /// Refuses lists that are empty (they would read as "nothing" or as "no limit") or too long. Pointers start at the limits.
+    pub fn check(&self) -> Result<(), Invalid> {
+        let lists = [
+            ("tools", self.tools.as_ref().map(Vec::len)),
+            ("regions", self.regions.as_ref().map(Vec::len)),
+            ("targets", self.targets.as_ref().map(|targets| targets.0.len())),
+        ];
+        for (name, length) in lists {
+            match length {
+                Some(0) => {
+                    return Err(Invalid::new(
+                        format!("/{name}"),
+                        "is an empty list; name what is allowed, or leave it out for no such limit",
+                    ));
+                }
+                Some(length) if length > LIMIT_ENTRIES_MAX => {
+                    return Err(Invalid::new(
+                        format!("/{name}"),
+                        format!("has {length} entries; at most {LIMIT_ENTRIES_MAX} are possible"),
+                    ));
+                }
+                Some(_) | None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// These limits for someone who gets them from a principal with `outer`: what they leave open is limited as `outer` is, and what goes
+    /// beyond `outer` is refused.
+    pub fn under(self, outer: &Self) -> Result<Self, Invalid> {
+        let beyond = |name: &str, allowed: String| {
+            Err(Invalid::new(format!("/{name}"), format!("goes beyond your own limit, which is {allowed}; limits can only be narrowed")))
+        };
+        if let (Some(tools), Some(allowed)) = (&self.tools, &outer.tools)
+            && !tools.iter().all(|tool| allowed.contains(tool))
+        {
+            return beyond("tools", listed(allowed));
+        }
+        if let (Some(regions), Some(allowed)) = (&self.regions, &outer.regions)
+            && !regions.iter().all(|region| allowed.iter().any(|wider| wider.covers(region)))
+        {
+            return beyond("regions", listed(allowed));
+        }
+        if let (Some(targets), Some(allowed)) = (&self.targets, &outer.targets)
+            && !targets.within(allowed)
+        {
+            return beyond("targets", listed(&allowed.0));
+        }
+        if let (Some(rate), Some(allowed)) = (&self.rate, &outer.rate)
+            && !rate.within(allowed)
+        {
+            return beyond("rate", allowed.to_string());
+        }
+        Ok(Self {
+            tools: self.tools.or_else(|| outer.tools.clone()),
+            regions: self.regions.or_else(|| outer.regions.clone()),
+            targets: self.targets.or_else(|| outer.targets.clone()),
+            rate: self.rate.or(outer.rate),
+        })
+    }
+}
+
+fn listed(items: &[impl fmt::Display]) -> String {
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 impl FromStr for Scope {
@@ -338,5 +444,36 @@ mod tests {
         for (pattern, matches) in [("eu-central", true), ("eu-*", true), ("*", true), ("us-*", false), ("eu", false)] {
             assert_eq!(pattern.parse::<RegionPattern>().unwrap().matches(&region), matches, "{pattern}");
         }
+    }
+
+    #[test]
+    fn limits_given_on_are_never_wider() {
+        let limits = |json: &str| serde_json::from_str::<Limits>(json).unwrap();
+        let outer = limits(r#"{"tools":["echo"],"regions":["eu-*"],"targets":["10.0.0.0/8","*.example.com"],"rate":"60/m"}"#);
+        for narrower in [
+            r#"{}"#,
+            r#"{"regions":["eu-central","eu-w*"]}"#,
+            r#"{"targets":["10.1.0.0/16","a.example.com"]}"#,
+            r#"{"targets":["10.1.2.3","*.b.example.com"]}"#,
+            r#"{"rate":"30/m"}"#,
+            r#"{"rate":"60/h"}"#,
+        ] {
+            let inner = limits(narrower).under(&outer).unwrap();
+            assert!(inner.tools.is_some() && inner.regions.is_some() && inner.targets.is_some() && inner.rate.is_some(), "{narrower}");
+        }
+        for (wider, pointer) in [
+            (r#"{"regions":["e*"]}"#, "/regions"),
+            (r#"{"regions":["us-east"]}"#, "/regions"),
+            (r#"{"targets":["10.0.0.0/7","a.example.com"]}"#, "/targets"),
+            (r#"{"targets":["10.1.0.0/16"]}"#, "/targets"),
+            (r#"{"targets":["a.example.com"]}"#, "/targets"),
+            (r#"{"targets":["10.1.0.0/16","example.com"]}"#, "/targets"),
+            (r#"{"rate":"61/m"}"#, "/rate"),
+            (r#"{"rate":"2/s"}"#, "/rate"),
+        ] {
+            assert_eq!(limits(wider).under(&outer).unwrap_err().pointer, pointer, "{wider}");
+        }
+        assert_eq!(limits(r#"{"rate":"60/m"}"#).under(&limits(r#"{"rate":"1/s"}"#)).unwrap_err().pointer, "/rate");
+        assert_eq!(limits(r#"{"targets":[]}"#).check().unwrap_err().pointer, "/targets");
     }
 }

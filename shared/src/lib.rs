@@ -7,8 +7,10 @@
 //! - [`subjects`]: every subject of the broker, spelled here and nowhere else.
 //! - [`ids`], [`host`], [`bounded`], [`timestamp`]: strings and numbers with rules.
 //! - [`json`], [`invalid`]: strict JSON, and what is wrong with it.
+//! - [`registry`]: what was granted to nodes and services.
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
 //! - [`problem`]: the closed set of HTTP problem codes.
+//! - [`settings`]: configuration files.
 
 pub mod access;
 pub mod audit;
@@ -21,6 +23,8 @@ pub mod json;
 pub mod outcome;
 pub mod presence;
 pub mod problem;
+pub mod registry;
+pub mod settings;
 pub mod subjects;
 pub mod timestamp;
 pub mod tools;

@@ -67,6 +67,33 @@ impl Outcome {
         }
     }
 
+    /// The outcome as JSON, cut to `bytes_max`: first the output, then the report.
+    pub fn to_bytes(mut self, bytes_max: usize) -> Vec<u8> {
+        // Serialising plain data cannot fail; if it ever did, an empty body is refused by the reader.
+        let written = |outcome: &Self| serde_json::to_vec(outcome).unwrap_or_default();
+        let whole = written(&self);
+        if whole.len() <= bytes_max {
+            return whole;
+        }
+        self.truncated = true;
+        let output = std::mem::take(&mut self.output);
+        let mut spare = bytes_max.saturating_sub(written(&self).len());
+        let fits = |c: &char| {
+            // In JSON a character may be longer than it is: `\n`, `\u0001`.
+            let length = serde_json::to_string(c).map_or(usize::MAX, |quoted| quoted.len() - 2);
+            spare = spare.saturating_sub(length);
+            spare > 0
+        };
+        self.output = output.chars().take_while(fits).collect();
+        let cut = written(&self);
+        if cut.len() <= bytes_max {
+            return cut;
+        }
+        self.output.clear();
+        self.report = None;
+        written(&self)
+    }
+
     /// The kind of failure, if it failed.
     pub fn failure_kind(&self) -> Option<FailureKind> {
         self.failure.as_ref().map(|failure| failure.kind)
@@ -177,5 +204,34 @@ impl fmt::Display for FailureKind {
             Self::Unavailable => "unavailable",
             Self::Lost => "lost",
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(output: String, report: Value) -> Outcome {
+        let failure = Failure::new(FailureKind::Internal, "x");
+        Outcome {
+            output,
+            report: Some(report),
+            failure: None,
+            status: Status::Success,
+            ..Outcome::failed(RequestId::new(), "dns", "example.com", failure)
+        }
+    }
+
+    #[test]
+    fn a_large_outcome_is_cut_and_says_so() {
+        let small = outcome("fits".to_owned(), Value::from(1)).to_bytes(1000);
+        assert!(!serde_json::from_slice::<Outcome>(&small).unwrap().truncated);
+        let long_output = outcome("ü\n".repeat(5000), Value::from("kept")).to_bytes(2000);
+        assert!(long_output.len() <= 2000);
+        let read: Outcome = serde_json::from_slice(&long_output).unwrap();
+        assert!(read.truncated && !read.output.is_empty() && read.report == Some(Value::from("kept")));
+        let long_report = outcome("x".repeat(5000), Value::from("y".repeat(5000))).to_bytes(2000);
+        let read: Outcome = serde_json::from_slice(&long_report).unwrap();
+        assert!(read.truncated && read.report.is_none());
     }
 }

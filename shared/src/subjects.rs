@@ -2,6 +2,8 @@
 //!
 //! Arguments are names already checked to be single tokens, or [`ANY`] for a permission or a wildcard subscription.
 
+pub mod broker;
+
 use std::fmt::Display;
 
 use crate::ids::{Caller, NodeId, Region, ReplyToken};
@@ -17,6 +19,30 @@ pub const NODE_QUEUE: &str = "w";
 pub const COLLECTOR_QUEUE: &str = "c";
 /// The last token of a job's reply subject: the broker's "no responders" lands here, and nothing else can.
 pub const NO_RESPONDERS: &str = "_";
+
+/// The category of audit records that nodes make.
+pub const AUDIT_NODE: &str = "node";
+
+/// Streams and buckets by name.
+pub mod storage {
+    /// Stream of job states and outcomes.
+    pub const JOBS: &str = "JOBS";
+    /// Stream of the audit trail, in its own account.
+    pub const AUDIT: &str = "AUDIT";
+    /// Bucket of nodes online: `<region>.<node>` to [`crate::presence::Beat`].
+    pub const PRESENCE: &str = "PRESENCE";
+    /// Bucket of nodes granted: id to [`crate::registry::NodeGrant`].
+    pub const NODES: &str = "NODES";
+    /// Bucket of services granted: name to [`crate::registry::ServiceGrant`].
+    pub const SERVICES: &str = "SERVICES";
+    /// Bucket of API keys, hashed.
+    pub const KEYS: &str = "KEYS";
+}
+
+/// The key of a node in bucket PRESENCE.
+pub fn presence_key(region: &Region, node: &NodeId) -> String {
+    format!("{region}.{node}")
+}
 
 /// A job for any one node of a region that can run the tool.
 pub fn job(region: impl Display, tool: impl Display, caller: impl Display) -> String {
@@ -51,6 +77,11 @@ pub fn replies(caller: impl Display) -> String {
 /// The inbox prefix of a client library (JetStream, KV) for a user.
 pub fn client_inbox(user: impl Display) -> String {
     format!("_INBOX_c.{user}")
+}
+
+/// The inbox prefix of a caller, where answers of nodes come.
+pub fn caller_inbox(caller: impl Display) -> String {
+    format!("_INBOX.{caller}")
 }
 
 /// The inbox prefix of a node.

@@ -45,6 +45,12 @@ impl Timestamp {
         Duration::try_from(self.0 - earlier.0).unwrap_or_default()
     }
 
+    /// As date(1) prints it: `Thu Nov 05 09:08:07 UTC 2026`.
+    pub fn calendar(self) -> String {
+        let form = format_description!("[weekday repr:short] [month repr:short] [day] [hour]:[minute]:[second] UTC [year]");
+        self.0.format(&form).unwrap_or_else(|_| self.to_string())
+    }
+
     /// Parses RFC 3339.
     pub fn parse(text: &str) -> Option<Self> {
         OffsetDateTime::parse(text, &Rfc3339).ok().map(|at| Self(at.to_offset(time::UtcOffset::UTC)))

@@ -4,7 +4,12 @@
 //! it: subjects, permissions, validation and its messages, JSON Schema, OpenAPI, command line, budgets, documentation.
 //! To add one, write its file below `tools/`, add its row to the catalogue, and write its executor in the agent.
 
+mod choice;
+pub mod dns;
 pub mod echo;
+pub mod network;
+pub mod ping;
+pub mod tcp;
 
 use std::fmt;
 use std::str::FromStr;
@@ -174,6 +179,9 @@ macro_rules! catalogue {
 
 catalogue! {
     "echo" => Echo(echo::Echo),
+    "ping" => Ping(ping::Ping),
+    "dns" => Dns(dns::Dns),
+    "tcp" => Tcp(tcp::Tcp),
 }
 
 impl ToolName {

@@ -1,0 +1,50 @@
+//! What was granted to nodes and services: the values of buckets NODES and SERVICES, by id and name.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{Caller, NodeId, Region};
+use crate::timestamp::Timestamp;
+use crate::tools::ToolName;
+
+/// A node that was given a credential.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct NodeGrant {
+    /// Its id.
+    pub id: NodeId,
+    /// Its region.
+    pub region: Region,
+    /// The tools it may serve.
+    pub tools: Vec<ToolName>,
+    /// The public half of its key (an nkey, `U…`).
+    pub public_key: String,
+    /// When it was granted.
+    pub created_at: Timestamp,
+    /// When its credential ends.
+    pub expires_at: Timestamp,
+    /// When it was revoked; absent while it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// A service that may publish jobs straight to the broker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServiceGrant {
+    /// Its name, the last token of its jobs' subjects.
+    pub name: Caller,
+    /// The regions it may ask.
+    pub regions: Vec<Region>,
+    /// The tools it may ask for.
+    pub tools: Vec<ToolName>,
+    /// The nodes it may ask by id.
+    pub nodes: Vec<NodeId>,
+    /// The public half of its key (an nkey, `U…`).
+    pub public_key: String,
+    /// When it was granted.
+    pub created_at: Timestamp,
+    /// When its credential ends.
+    pub expires_at: Timestamp,
+    /// When it was revoked; absent while it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Timestamp>,
+}

@@ -1,0 +1,92 @@
+//! Subjects that the broker itself defines: its JSON API for streams, buckets, and its system account.
+
+use std::fmt::Display;
+
+/// The word all audit subjects of all writers begin with: what account AUDIT offers and stream AUDIT keeps.
+pub const AUDIT_ALL: &str = "audit.v1.>";
+/// Account claims are pushed here; every server answers.
+pub const CLAIMS_UPDATE: &str = "$SYS.REQ.CLAIMS.UPDATE";
+/// Where readers of streams answer the broker's flow control.
+pub const FLOW_CONTROL: &str = "$JS.FC.>";
+/// Every server answers.
+pub const SERVER_PING: &str = "$SYS.REQ.SERVER.PING";
+
+/// The stream behind a bucket.
+pub fn bucket_stream(bucket: impl Display) -> String {
+    format!("KV_{bucket}")
+}
+
+/// A key of a bucket.
+pub fn bucket_key(bucket: impl Display, key: impl Display) -> String {
+    format!("$KV.{bucket}.{key}")
+}
+
+/// All keys of a bucket.
+pub fn bucket_all(bucket: impl Display) -> String {
+    bucket_key(bucket, super::REST)
+}
+
+/// Asks for a stream's configuration and state.
+pub fn stream_info(stream: impl Display) -> String {
+    format!("$JS.API.STREAM.INFO.{stream}")
+}
+
+/// Makes a stream.
+pub fn stream_create(stream: impl Display) -> String {
+    format!("$JS.API.STREAM.CREATE.{stream}")
+}
+
+/// Changes a stream.
+pub fn stream_update(stream: impl Display) -> String {
+    format!("$JS.API.STREAM.UPDATE.{stream}")
+}
+
+/// Reads a message of a stream, chosen in the body of the request.
+pub fn direct_get(stream: impl Display) -> String {
+    format!("$JS.API.DIRECT.GET.{stream}")
+}
+
+/// Reads the last message of a stream on `subject`.
+pub fn direct_get_last(stream: impl Display, subject: impl Display) -> String {
+    format!("$JS.API.DIRECT.GET.{stream}.{subject}")
+}
+
+/// Makes a consumer that the broker names.
+pub fn consumer_create(stream: impl Display) -> String {
+    format!("$JS.API.CONSUMER.CREATE.{stream}")
+}
+
+/// Makes a consumer `name`, with what follows (its filter).
+pub fn consumer_create_named(stream: impl Display, name: impl Display) -> String {
+    format!("$JS.API.CONSUMER.CREATE.{stream}.{name}")
+}
+
+/// Asks for a consumer's state.
+pub fn consumer_info(stream: impl Display, name: impl Display) -> String {
+    format!("$JS.API.CONSUMER.INFO.{stream}.{name}")
+}
+
+/// Removes a consumer.
+pub fn consumer_delete(stream: impl Display, name: impl Display) -> String {
+    format!("$JS.API.CONSUMER.DELETE.{stream}.{name}")
+}
+
+/// A client of an account has connected.
+pub fn account_connect(account: impl Display) -> String {
+    format!("$SYS.ACCOUNT.{account}.CONNECT")
+}
+
+/// A client of an account has gone.
+pub fn account_disconnect(account: impl Display) -> String {
+    format!("$SYS.ACCOUNT.{account}.DISCONNECT")
+}
+
+/// Lists the connections of an account; every server answers.
+pub fn account_connections(account: impl Display) -> String {
+    format!("$SYS.REQ.ACCOUNT.{account}.CONNZ")
+}
+
+/// Ends one connection.
+pub fn server_kick(server: impl Display) -> String {
+    format!("$SYS.REQ.SERVER.{server}.KICK")
+}

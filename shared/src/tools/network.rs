@@ -1,0 +1,148 @@
+//! What the tools that touch the network have in common.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::tools::choice::choice;
+
+/// The longest a node tries to find the addresses of a name.
+pub const RESOLUTION_MAX: Duration = Duration::from_secs(5);
+/// What a budget adds to the sum of a tool's own waits, so that the last of them ends before the budget does.
+pub const BUDGET_SLACK: Duration = Duration::from_millis(500);
+
+choice! {
+    /// A version of the Internet Protocol, or whichever there is.
+    Family {
+        /// Whichever address comes first.
+        #[default]
+        Any = "any",
+        /// IPv4 only.
+        V4 = "4",
+        /// IPv6 only.
+        V6 = "6",
+    }
+}
+
+impl Family {
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Whether the address is of this family.
+    pub fn includes(self, address: IpAddr) -> bool {
+        self == Self::Any || self == Self::of(address)
+    }
+}
+
+/// An ICMP message that somebody on the way, or the target, answered with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct IcmpMessage {
+    /// Its type.
+    #[serde(rename = "type")]
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+    /// Who sent it; absent when the system did not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<IpAddr>,
+    /// What type and code mean.
+    pub meaning: String,
+}
+
+impl IcmpMessage {
+    /// A message of this type and code about a packet to an address of `family`.
+    pub fn new(family: Family, kind: u8, code: u8, from: Option<IpAddr>) -> Self {
+        Self { kind, code, from, meaning: meaning(family, kind, code) }
+    }
+
+    /// Whether it says that a filter on the way forbids the packet.
+    pub fn is_prohibition(&self, family: Family) -> bool {
+        match family {
+            Family::V6 => self.kind == 1 && matches!(self.code, 1 | 5 | 6),
+            Family::V4 | Family::Any => self.kind == 3 && matches!(self.code, 9 | 10 | 13),
+        }
+    }
+
+    /// Whether it says that the host is there and nothing listens on the port.
+    pub fn is_port_unreachable(&self, family: Family) -> bool {
+        (self.kind, self.code) == if family == Family::V6 { (1, 4) } else { (3, 3) }
+    }
+}
+
+/// The words that ping(8) has for it.
+fn meaning(family: Family, kind: u8, code: u8) -> String {
+    let words = match (family, kind, code) {
+        (Family::V6, 1, 0) => "Destination unreachable: No route",
+        (Family::V6, 1, 1) => "Destination unreachable: Administratively prohibited",
+        (Family::V6, 1, 2) => "Destination unreachable: Beyond scope of source address",
+        (Family::V6, 1, 3) => "Destination unreachable: Address unreachable",
+        (Family::V6, 1, 4) => "Destination unreachable: Port unreachable",
+        (Family::V6, 1, 5) => "Destination unreachable: Source address failed ingress/egress policy",
+        (Family::V6, 1, 6) => "Destination unreachable: Reject route to destination",
+        (Family::V6, 2, _) => "Packet too big",
+        (Family::V6, 3, 0) => "Time exceeded: Hop limit",
+        (Family::V6, 3, 1) => "Time exceeded: Defragmentation failure",
+        (Family::V6, 4, _) => "Parameter problem",
+        (Family::V4 | Family::Any, 3, 0) => "Destination Net Unreachable",
+        (Family::V4 | Family::Any, 3, 1) => "Destination Host Unreachable",
+        (Family::V4 | Family::Any, 3, 2) => "Destination Protocol Unreachable",
+        (Family::V4 | Family::Any, 3, 3) => "Destination Port Unreachable",
+        (Family::V4 | Family::Any, 3, 4) => "Frag needed and DF set",
+        (Family::V4 | Family::Any, 3, 5) => "Source Route Failed",
+        (Family::V4 | Family::Any, 3, 6) => "Destination Net Unknown",
+        (Family::V4 | Family::Any, 3, 7) => "Destination Host Unknown",
+        (Family::V4 | Family::Any, 3, 8) => "Source Host Isolated",
+        (Family::V4 | Family::Any, 3, 9) => "Destination Net Prohibited",
+        (Family::V4 | Family::Any, 3, 10) => "Destination Host Prohibited",
+        (Family::V4 | Family::Any, 3, 11) => "Destination Net Unreachable for Type of Service",
+        (Family::V4 | Family::Any, 3, 12) => "Destination Host Unreachable for Type of Service",
+        (Family::V4 | Family::Any, 3, 13) => "Packet filtered",
+        (Family::V4 | Family::Any, 3, 14) => "Precedence Violation",
+        (Family::V4 | Family::Any, 3, 15) => "Precedence Cutoff",
+        (Family::V4 | Family::Any, 4, _) => "Source Quench",
+        (Family::V4 | Family::Any, 5, _) => "Redirect",
+        (Family::V4 | Family::Any, 11, 0) => "Time to live exceeded",
+        (Family::V4 | Family::Any, 11, 1) => "Frag reassembly time exceeded",
+        (Family::V4 | Family::Any, 12, _) => "Parameter problem",
+        _ => return format!("ICMP type {kind}, code {code}"),
+    };
+    words.to_owned()
+}
+
+/// A measured duration in milliseconds, to the microsecond: more digits would only be noise.
+pub fn ms(duration: Duration) -> f64 {
+    (duration.as_secs_f64() * 1_000_000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_word_that_is_no_choice_is_refused_with_the_choices() {
+        assert_eq!(serde_json::from_value::<Family>(json!("6")).unwrap(), Family::V6);
+        let error = serde_json::from_value::<Family>(json!(4)).unwrap_err().to_string();
+        assert_eq!(error, "must be one of \"any\", \"4\", \"6\", not 4");
+    }
+
+    #[test]
+    fn prohibition_and_closed_ports_are_told_from_other_errors() {
+        let of = |family, kind, code| IcmpMessage::new(family, kind, code, None);
+        assert!(of(Family::V4, 3, 13).is_prohibition(Family::V4) && !of(Family::V4, 3, 1).is_prohibition(Family::V4));
+        assert!(of(Family::V6, 1, 1).is_prohibition(Family::V6) && of(Family::V6, 1, 4).is_port_unreachable(Family::V6));
+        assert!(of(Family::V4, 3, 3).is_port_unreachable(Family::V4) && !of(Family::V6, 3, 3).is_port_unreachable(Family::V6));
+        assert_eq!(of(Family::V6, 3, 0).meaning, "Time exceeded: Hop limit");
+        assert_eq!(of(Family::V4, 42, 1).meaning, "ICMP type 42, code 1");
+    }
+
+    #[test]
+    fn a_duration_is_rounded_to_the_microsecond() {
+        assert!((ms(Duration::from_nanos(1_234_567)) - 1.235).abs() < f64::EPSILON);
+    }
+}
