@@ -1,1 +1,27 @@
-//! nats
+//! The broker: who may do what on it, how it is configured, started and filled, and how programs connect to it.
+//!
+//! # Layout
+//! - [`layout`]: where everything lies below the data folder.
+//! - [`vault`]: keys and signed claims: operator, accounts, credentials, revocation. [`claims`] is their form, [`permissions`] what they say.
+//! - [`keymaster`]: pushes account claims to running servers.
+//! - [`revoke`]: takes a credential back.
+//! - [`tls`]: our own authority and the broker's certificate.
+//! - [`config`]: what `server.conf` says.
+//! - [`server`]: finds or fetches nats-server, starts it, stops it.
+//! - [`streams`]: streams and buckets, and how they are made.
+//! - [`connect`], [`process`]: what every program of ours does to be on the broker.
+
+pub mod claims;
+pub mod config;
+pub mod connect;
+pub mod keymaster;
+pub mod layout;
+pub mod permissions;
+pub mod process;
+pub mod revoke;
+pub mod server;
+pub mod streams;
+#[cfg(test)]
+mod testing;
+pub mod tls;
+pub mod vault;

@@ -1,0 +1,175 @@
+//! What each kind of credential may do, computed from the subjects. Only allow-lists.
+//!
+//! What keeps it airtight: what any node may publish and what any node may subscribe are disjoint over all nodes, and no node has a response
+//! grant; no stream keeps a subject that a node can publish; whoever answers a node can publish to inboxes of nodes only; nobody but the
+//! caller subscribes its inbox; nodes have no rights in the broker's own APIs.
+
+pub mod lists;
+
+use probeops_shared::ids::{Caller, NodeId, Region};
+use probeops_shared::subjects;
+use probeops_shared::tools::ToolName;
+
+/// What a credential is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// A node: takes jobs for the tools it was granted and answers them.
+    Node {
+        /// Its id.
+        node: NodeId,
+        /// Its region.
+        region: Region,
+        /// What it may serve.
+        tools: Vec<ToolName>,
+    },
+    /// A replica of the API.
+    Api {
+        /// Its name on the wire, `api-…`.
+        caller: Caller,
+    },
+    /// A program that publishes jobs straight to the broker.
+    Service {
+        /// Its name on the wire.
+        name: Caller,
+        /// The regions it may ask.
+        regions: Vec<Region>,
+        /// The tools it may ask for.
+        tools: Vec<ToolName>,
+        /// The nodes it may ask by id.
+        nodes: Vec<NodeId>,
+    },
+    /// Writes what nodes announce into bucket PRESENCE, and their audit records into the trail.
+    Collector {
+        /// Its name, which is in its audit subjects.
+        name: Caller,
+    },
+    /// Answers nodes, and can publish nowhere else.
+    Acknowledger,
+    /// Sees connections of the application account come and go, and can end them.
+    Presence {
+        /// The application account's public key.
+        account: String,
+    },
+    /// Pushes account claims to the servers.
+    Keymaster,
+    /// Reads the audit trail.
+    Auditor,
+    /// Makes and changes streams and buckets of the application account; not kept online.
+    Provisioner,
+    /// Makes and changes the stream of the audit trail; not kept online.
+    AuditProvisioner,
+}
+
+/// An account of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccountName {
+    /// The servers themselves.
+    System,
+    /// Jobs, nodes, buckets.
+    Application,
+    /// The audit trail.
+    Audit,
+}
+
+impl AccountName {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::System, Self::Application, Self::Audit];
+
+    /// Its name, in claims and of its files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "SYS",
+            Self::Application => "APP",
+            Self::Audit => "AUDIT",
+        }
+    }
+}
+
+/// Over what a credential may connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// `tls://`.
+    Standard,
+    /// `wss://`.
+    WebSocket,
+}
+
+impl Transport {
+    /// The word in claims.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Standard => "STANDARD",
+            Self::WebSocket => "WEBSOCKET",
+        }
+    }
+}
+
+/// What a credential may do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Permissions {
+    /// Subjects it may publish; never empty.
+    pub publish: Vec<String>,
+    /// Subjects it may subscribe, `subject queue` where only in that queue group; never empty.
+    pub subscribe: Vec<String>,
+    /// How many subscriptions it may have at once; no limit when absent.
+    pub max_subscriptions: Option<usize>,
+    /// The largest message it may publish, headers included, in bytes; the server's limit when absent.
+    pub max_payload_bytes: Option<usize>,
+    /// Over what it may connect.
+    pub transports: Vec<Transport>,
+}
+
+impl Role {
+    /// The name in its claims: the node, the caller, or what it is for.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Node { node, .. } => node.to_string(),
+            Self::Api { caller } => caller.to_string(),
+            Self::Service { name, .. } | Self::Collector { name } => name.to_string(),
+            Self::Acknowledger => "acknowledger".to_owned(),
+            Self::Presence { .. } => "presence".to_owned(),
+            Self::Keymaster => "keymaster".to_owned(),
+            Self::Auditor => "auditor".to_owned(),
+            Self::Provisioner => "provisioner".to_owned(),
+            Self::AuditProvisioner => "audit-provisioner".to_owned(),
+        }
+    }
+
+    /// The inbox prefix that its client library must be given.
+    pub fn inbox_prefix(&self) -> String {
+        match self {
+            Self::Node { node, .. } => subjects::node_inbox(node),
+            Self::Service { name, .. } => subjects::caller_inbox(name),
+            Self::Api { .. }
+            | Self::Collector { .. }
+            | Self::Acknowledger
+            | Self::Presence { .. }
+            | Self::Keymaster
+            | Self::Auditor
+            | Self::Provisioner
+            | Self::AuditProvisioner => subjects::client_inbox(self.name()),
+        }
+    }
+
+    /// The account it belongs to.
+    pub fn account(&self) -> AccountName {
+        match self {
+            Self::Presence { .. } | Self::Keymaster => AccountName::System,
+            Self::Auditor | Self::AuditProvisioner => AccountName::Audit,
+            Self::Node { .. }
+            | Self::Api { .. }
+            | Self::Service { .. }
+            | Self::Collector { .. }
+            | Self::Acknowledger
+            | Self::Provisioner => AccountName::Application,
+        }
+    }
+
+    /// What it may do, or what is wrong with what was asked for.
+    pub fn permissions(&self) -> Result<Permissions, String> {
+        lists::of(self)
+    }
+}
+
+#[cfg(test)]
+mod tests;

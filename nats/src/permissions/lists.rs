@@ -1,0 +1,167 @@
+//! The lists themselves.
+
+use probeops_shared::ids::{Caller, NodeId, Region};
+use probeops_shared::job::JOB_BYTES_MAX;
+use probeops_shared::outcome::OUTCOME_BYTES_MAX;
+use probeops_shared::subjects::{self, ANY, AUDIT_NODE, COLLECTOR_QUEUE, NODE_QUEUE, REST, broker, storage};
+use probeops_shared::tools::ToolName;
+
+use crate::permissions::{Permissions, Role, Transport};
+
+/// What headers may add to a message, in bytes.
+const HEADER_BYTES_MAX: usize = 16 * 1024;
+
+pub(super) fn of(role: &Role) -> Result<Permissions, String> {
+    let permissions = match role {
+        Role::Node { node, region, tools } => node_permissions(node, region, tools),
+        Role::Api { caller } => api_permissions(caller)?,
+        Role::Service { name, regions, tools, nodes } => service_permissions(name, regions, tools, nodes)?,
+        Role::Collector { name } => collector_permissions(name),
+        Role::Acknowledger => Permissions {
+            // It needs none; an inbox to which nobody publishes keeps the list from being empty, which would mean everything. With a limit of 0
+            // the server ends the connection for having too many.
+            max_subscriptions: Some(1),
+            ..internal(vec![below(&subjects::node_inbox(ANY))], role)
+        },
+        Role::Presence { account } => presence_permissions(role, account),
+        Role::Keymaster => {
+            let publish = vec![broker::CLAIMS_UPDATE.to_owned(), broker::SERVER_PING.to_owned()];
+            Permissions { transports: vec![Transport::Standard], ..internal(publish, role) }
+        }
+        Role::Auditor => {
+            let publish = vec![
+                broker::stream_info(storage::AUDIT),
+                broker::direct_get(storage::AUDIT),
+                broker::direct_get_last(storage::AUDIT, broker::AUDIT_ALL),
+            ];
+            internal(publish, role)
+        }
+        Role::Provisioner => provisioner_permissions(role, &application_streams()),
+        Role::AuditProvisioner => provisioner_permissions(role, &[storage::AUDIT.to_owned()]),
+    };
+    Ok(permissions)
+}
+
+/// The names of the streams of the application account, those behind buckets included.
+pub fn application_streams() -> Vec<String> {
+    let buckets = [storage::PRESENCE, storage::KEYS, storage::NODES, storage::SERVICES];
+    std::iter::once(storage::JOBS.to_owned()).chain(buckets.map(broker::bucket_stream)).collect()
+}
+
+fn node_permissions(node: &NodeId, region: &Region, tools: &[ToolName]) -> Permissions {
+    let mut subscribe: Vec<String> =
+        tools.iter().map(|tool| format!("{} {NODE_QUEUE}", subjects::node_tool_group(region, *tool))).collect();
+    subscribe.push(subjects::node_all(node));
+    subscribe.push(below(&subjects::node_inbox(node)));
+    Permissions {
+        publish: vec![subjects::reply(ANY, ANY, node), subjects::event(region, node, REST)],
+        // One more would let it hoard shares of a queue group.
+        max_subscriptions: Some(subscribe.len()),
+        subscribe,
+        max_payload_bytes: Some(OUTCOME_BYTES_MAX + HEADER_BYTES_MAX),
+        transports: vec![Transport::Standard, Transport::WebSocket],
+    }
+}
+
+fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
+    if !caller.is_api() {
+        return Err(format!("`{caller}` cannot be a replica of the API: their names begin with api-"));
+    }
+    let mut publish = vec![
+        subjects::job(ANY, ANY, caller),
+        subjects::node_job(ANY, ANY, caller),
+        subjects::node_control(ANY, ANY, caller),
+        subjects::audit(ANY, caller),
+        subjects::jobs(),
+        broker::stream_info(storage::JOBS),
+        broker::direct_get_last(storage::JOBS, subjects::jobs()),
+        broker::FLOW_CONTROL.to_owned(),
+    ];
+    for bucket in [storage::KEYS, storage::NODES, storage::SERVICES] {
+        publish.push(broker::bucket_all(bucket));
+        publish.extend(bucket_reading(bucket));
+    }
+    publish.extend(bucket_reading(storage::PRESENCE));
+    Ok(Permissions {
+        publish,
+        subscribe: vec![subjects::replies(caller), below(&subjects::client_inbox(caller))],
+        max_subscriptions: None,
+        max_payload_bytes: None,
+        transports: vec![Transport::Standard, Transport::WebSocket],
+    })
+}
+
+/// What reading and watching a bucket needs. A watch makes a consumer that the broker names; after an interruption the client makes one by
+/// name and removes the old one. Listing keys asks for the consumer's state.
+fn bucket_reading(bucket: &str) -> Vec<String> {
+    let stream = broker::bucket_stream(bucket);
+    vec![
+        broker::stream_info(&stream),
+        broker::direct_get_last(&stream, broker::bucket_all(bucket)),
+        broker::consumer_create(&stream),
+        broker::consumer_create_named(&stream, REST),
+        broker::consumer_info(&stream, ANY),
+        broker::consumer_delete(&stream, ANY),
+    ]
+}
+
+fn service_permissions(name: &Caller, regions: &[Region], tools: &[ToolName], nodes: &[NodeId]) -> Result<Permissions, String> {
+    if name.is_api() {
+        return Err(format!("a service cannot be called `{name}`: names that begin with api- are those of the API"));
+    }
+    if tools.is_empty() || (regions.is_empty() && nodes.is_empty()) {
+        return Err(format!("service `{name}` needs at least one tool, and at least one region or node"));
+    }
+    let by_region = regions.iter().flat_map(|region| tools.iter().map(move |tool| subjects::job(region, tool, name)));
+    let by_node = nodes.iter().flat_map(|node| tools.iter().map(move |tool| subjects::node_job(node, tool, name)));
+    Ok(Permissions {
+        publish: by_region.chain(by_node).collect(),
+        subscribe: vec![subjects::replies(name)],
+        max_subscriptions: None,
+        max_payload_bytes: Some(JOB_BYTES_MAX + HEADER_BYTES_MAX),
+        transports: vec![Transport::Standard, Transport::WebSocket],
+    })
+}
+
+fn collector_permissions(name: &Caller) -> Permissions {
+    let stream = broker::bucket_stream(storage::PRESENCE);
+    Permissions {
+        publish: vec![
+            broker::bucket_all(storage::PRESENCE),
+            subjects::audit(AUDIT_NODE, name),
+            broker::stream_info(&stream),
+            broker::direct_get_last(&stream, broker::bucket_all(storage::PRESENCE)),
+        ],
+        subscribe: vec![format!("{} {COLLECTOR_QUEUE}", subjects::events()), below(&subjects::client_inbox(name))],
+        max_subscriptions: None,
+        max_payload_bytes: None,
+        transports: vec![Transport::Standard, Transport::WebSocket],
+    }
+}
+
+fn presence_permissions(role: &Role, account: &str) -> Permissions {
+    let mut permissions = internal(vec![broker::account_connections(account), broker::server_kick(ANY)], role);
+    permissions.subscribe.extend([broker::account_connect(account), broker::account_disconnect(account)]);
+    Permissions { transports: vec![Transport::Standard], ..permissions }
+}
+
+fn provisioner_permissions(role: &Role, streams: &[String]) -> Permissions {
+    let verbs = |stream: &String| [broker::stream_info(stream), broker::stream_create(stream), broker::stream_update(stream)];
+    let publish = streams.iter().flat_map(verbs).collect();
+    Permissions { transports: vec![Transport::Standard], ..internal(publish, role) }
+}
+
+/// A part of ours that asks and is answered in its own inbox.
+fn internal(publish: Vec<String>, role: &Role) -> Permissions {
+    Permissions {
+        publish,
+        subscribe: vec![below(&role.inbox_prefix())],
+        max_subscriptions: None,
+        max_payload_bytes: None,
+        transports: vec![Transport::Standard, Transport::WebSocket],
+    }
+}
+
+fn below(prefix: &str) -> String {
+    format!("{prefix}.{REST}")
+}

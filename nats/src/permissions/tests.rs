@@ -1,0 +1,170 @@
+use probeops_shared::subjects::{ANY, REST, broker, storage};
+
+use super::*;
+
+fn node() -> Role {
+    Role::Node { node: "n1".parse().unwrap(), region: "eu".parse().unwrap(), tools: vec![ToolName::Echo] }
+}
+
+fn service(regions: &[&str], tools: &[ToolName], nodes: &[&str]) -> Role {
+    Role::Service {
+        name: "svc".parse().unwrap(),
+        regions: regions.iter().map(|region| region.parse().unwrap()).collect(),
+        tools: tools.to_vec(),
+        nodes: nodes.iter().map(|node| node.parse().unwrap()).collect(),
+    }
+}
+
+fn every_role() -> Vec<Role> {
+    vec![
+        node(),
+        Role::Api { caller: "api-1".parse().unwrap() },
+        service(&["eu"], &[ToolName::Echo], &["n1"]),
+        Role::Collector { name: "api-1".parse().unwrap() },
+        Role::Acknowledger,
+        Role::Presence { account: "ACC".to_owned() },
+        Role::Keymaster,
+        Role::Auditor,
+        Role::Provisioner,
+        Role::AuditProvisioner,
+    ]
+}
+
+#[track_caller]
+fn check(role: &Role, publish: &[&str], subscribe: &[&str]) {
+    let permissions = role.permissions().unwrap();
+    assert_eq!(permissions.publish, publish);
+    assert_eq!(permissions.subscribe, subscribe);
+}
+
+#[test]
+fn a_node_answers_and_announces_itself_and_takes_what_it_was_granted() {
+    check(&node(), &["_INBOX.*.*.n1", "ev.v1.eu.n1.>"], &["job.v1.eu.echo.* w", "node.v1.n1.>", "_INBOX_n.n1.>"]);
+    let permissions = node().permissions().unwrap();
+    assert_eq!(permissions.max_subscriptions, Some(3));
+    assert_eq!(permissions.max_payload_bytes, Some(272 * 1024));
+    let without_tools = Role::Node { node: "n1".parse().unwrap(), region: "eu".parse().unwrap(), tools: Vec::new() };
+    assert_eq!(without_tools.permissions().unwrap().max_subscriptions, Some(2));
+}
+
+#[test]
+fn a_service_asks_in_its_own_name_where_it_was_granted() {
+    check(
+        &service(&["eu", "us"], &[ToolName::Echo], &["n9"]),
+        &["job.v1.eu.echo.svc", "job.v1.us.echo.svc", "node.v1.n9.job.echo.svc"],
+        &["_INBOX.svc.>"],
+    );
+    for nothing in [service(&[], &[ToolName::Echo], &[]), service(&["eu"], &[], &["n1"])] {
+        let refused = nothing.permissions().unwrap_err();
+        assert_eq!(refused, "service `svc` needs at least one tool, and at least one region or node");
+    }
+}
+
+#[test]
+fn names_of_the_api_are_its_own() {
+    let service = Role::Service { name: "api-1".parse().unwrap(), regions: Vec::new(), tools: Vec::new(), nodes: Vec::new() };
+    assert!(service.permissions().unwrap_err().contains("names that begin with api- are those of the API"));
+    let api = Role::Api { caller: "svc".parse().unwrap() };
+    assert!(api.permissions().unwrap_err().contains("their names begin with api-"));
+}
+
+#[test]
+fn a_replica_of_the_api_dispatches_in_its_own_name() {
+    let permissions = Role::Api { caller: "api-1".parse().unwrap() }.permissions().unwrap();
+    assert_eq!(
+        permissions.publish[..8],
+        [
+            "job.v1.*.*.api-1",
+            "node.v1.*.job.*.api-1",
+            "node.v1.*.ctl.*.api-1",
+            "audit.v1.*.api-1",
+            "jobs.v1.>",
+            "$JS.API.STREAM.INFO.JOBS",
+            "$JS.API.DIRECT.GET.JOBS.jobs.v1.>",
+            "$JS.FC.>",
+        ]
+    );
+    assert_eq!(
+        permissions.publish[8..15],
+        [
+            "$KV.KEYS.>",
+            "$JS.API.STREAM.INFO.KV_KEYS",
+            "$JS.API.DIRECT.GET.KV_KEYS.$KV.KEYS.>",
+            "$JS.API.CONSUMER.CREATE.KV_KEYS",
+            "$JS.API.CONSUMER.CREATE.KV_KEYS.>",
+            "$JS.API.CONSUMER.INFO.KV_KEYS.*",
+            "$JS.API.CONSUMER.DELETE.KV_KEYS.*",
+        ]
+    );
+    assert_eq!(permissions.subscribe, ["_INBOX.api-1.>", "_INBOX_c.api-1.>"]);
+    assert!(!permissions.publish.contains(&"$KV.PRESENCE.>".to_owned()), "only collectors write PRESENCE");
+}
+
+#[test]
+fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
+    check(
+        &Role::Collector { name: "c1".parse().unwrap() },
+        &["$KV.PRESENCE.>", "audit.v1.node.c1", "$JS.API.STREAM.INFO.KV_PRESENCE", "$JS.API.DIRECT.GET.KV_PRESENCE.$KV.PRESENCE.>"],
+        &["ev.v1.> c", "_INBOX_c.c1.>"],
+    );
+    check(&Role::Acknowledger, &["_INBOX_n.*.>"], &["_INBOX_c.acknowledger.>"]);
+    assert_eq!(Role::Acknowledger.permissions().unwrap().max_subscriptions, Some(1));
+    check(&Role::Keymaster, &["$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.PING"], &["_INBOX_c.keymaster.>"]);
+    check(
+        &Role::Presence { account: "ACC".to_owned() },
+        &["$SYS.REQ.ACCOUNT.ACC.CONNZ", "$SYS.REQ.SERVER.*.KICK"],
+        &["_INBOX_c.presence.>", "$SYS.ACCOUNT.ACC.CONNECT", "$SYS.ACCOUNT.ACC.DISCONNECT"],
+    );
+    check(
+        &Role::Auditor,
+        &["$JS.API.STREAM.INFO.AUDIT", "$JS.API.DIRECT.GET.AUDIT", "$JS.API.DIRECT.GET.AUDIT.audit.v1.>"],
+        &["_INBOX_c.auditor.>"],
+    );
+    check(
+        &Role::AuditProvisioner,
+        &["$JS.API.STREAM.INFO.AUDIT", "$JS.API.STREAM.CREATE.AUDIT", "$JS.API.STREAM.UPDATE.AUDIT"],
+        &["_INBOX_c.audit-provisioner.>"],
+    );
+}
+
+#[test]
+fn no_list_is_empty_because_the_broker_takes_that_for_everything() {
+    for role in every_role() {
+        let permissions = role.permissions().unwrap();
+        assert!(!permissions.publish.is_empty() && !permissions.subscribe.is_empty(), "{role:?}");
+        assert!(!permissions.publish.iter().chain(&permissions.subscribe).any(|subject| subject == REST), "{role:?}");
+    }
+}
+
+/// Whether some subject fits both patterns.
+fn overlap(left: &str, right: &str) -> bool {
+    let mut lefts = left.split('.');
+    let mut rights = right.split('.');
+    loop {
+        match (lefts.next(), rights.next()) {
+            (None, None) | (Some(">"), Some(_)) | (Some(_), Some(">")) => return true,
+            (Some(a), Some(b)) if a == b || a == ANY || b == ANY => {}
+            _ => return false,
+        }
+    }
+}
+
+#[test]
+fn what_nodes_publish_no_node_subscribes_and_no_stream_keeps() {
+    let nodes =
+        ["n1", "n2"].map(|id| Role::Node { node: id.parse().unwrap(), region: "eu".parse().unwrap(), tools: ToolName::ALL.to_vec() });
+    let all = nodes.map(|role| role.permissions().unwrap());
+    let kept = [subjects::jobs(), broker::AUDIT_ALL.to_owned()]
+        .into_iter()
+        .chain([storage::PRESENCE, storage::KEYS, storage::NODES, storage::SERVICES].map(broker::bucket_all));
+    let kept: Vec<String> = kept.collect();
+    for published in all.iter().flat_map(|permissions| &permissions.publish) {
+        for subscribed in all.iter().flat_map(|permissions| &permissions.subscribe) {
+            let subject = subscribed.split(' ').next().unwrap();
+            assert!(!overlap(published, subject), "{published} and {subscribed}");
+        }
+        for subject in &kept {
+            assert!(!overlap(published, subject), "{published} and {subject}");
+        }
+    }
+}

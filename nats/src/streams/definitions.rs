@@ -1,0 +1,146 @@
+//! What streams and buckets are.
+
+use std::time::Duration;
+
+use probeops_shared::presence::{BEAT_INTERVAL_MS, BEATS_UNTIL_GONE};
+use probeops_shared::subjects::{self, broker, storage};
+use serde_json::{Map, Value, json};
+
+const MIB: u64 = 1024 * 1024;
+/// How long a job's state and outcomes are kept.
+const JOBS_KEPT: Duration = Duration::from_hours(24);
+/// What stream JOBS may take on disk, in bytes; then the oldest go.
+const JOBS_BYTES_MAX: u64 = 1024 * MIB;
+/// How long the audit trail is kept.
+const AUDIT_KEPT: Duration = Duration::from_hours(400 * 24);
+/// How long a repeated audit record is recognised as such.
+const AUDIT_DUPLICATES: Duration = Duration::from_mins(2);
+/// What a bucket may take on disk, in bytes.
+const BUCKET_BYTES_MAX: u64 = 64 * MIB;
+/// The largest value of a bucket, in bytes.
+const BUCKET_VALUE_BYTES_MAX: u64 = 64 * 1024;
+/// How many values of a key of a register are kept.
+const REGISTER_HISTORY: u32 = 5;
+/// How long the mark of an expired key is kept, for watchers that were away.
+const LIMIT_MARKERS_KEPT: Duration = Duration::from_mins(1);
+/// A stream as it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Definition {
+    /// Its name.
+    pub name: String,
+    /// Its configuration, in the words of the broker's API.
+    pub config: Map<String, Value>,
+}
+
+/// All streams and buckets of the application account.
+pub fn application(replicas: u32) -> Vec<Definition> {
+    let presence_age = Duration::from_millis(BEAT_INTERVAL_MS * BEATS_UNTIL_GONE);
+    let presence = json!({
+        "max_age": nanos(presence_age),
+        "allow_msg_ttl": true,
+        "subject_delete_marker_ttl": nanos(LIMIT_MARKERS_KEPT),
+    });
+    let register = || json!({});
+    vec![
+        stream(
+            storage::JOBS,
+            replicas,
+            json!({
+                "subjects": [subjects::jobs()],
+                "max_age": nanos(JOBS_KEPT),
+                "max_bytes": JOBS_BYTES_MAX,
+            }),
+        ),
+        bucket(storage::PRESENCE, replicas, 1, presence),
+        bucket(storage::KEYS, replicas, REGISTER_HISTORY, register()),
+        bucket(storage::NODES, replicas, REGISTER_HISTORY, register()),
+        bucket(storage::SERVICES, replicas, REGISTER_HISTORY, register()),
+    ]
+}
+
+/// The stream of the audit trail.
+pub fn audit(replicas: u32) -> Definition {
+    stream(
+        storage::AUDIT,
+        replicas,
+        json!({
+            "subjects": [broker::AUDIT_ALL],
+            "max_age": nanos(AUDIT_KEPT),
+            "max_bytes": -1,
+            "duplicate_window": nanos(AUDIT_DUPLICATES),
+            "deny_delete": true,
+            "deny_purge": true,
+        }),
+    )
+}
+
+fn bucket(name: &str, replicas: u32, history: u32, more: Value) -> Definition {
+    let mut bucket = stream(
+        &broker::bucket_stream(name),
+        replicas,
+        json!({
+            "subjects": [broker::bucket_all(name)],
+            "max_msgs_per_subject": history,
+            "max_bytes": BUCKET_BYTES_MAX,
+            "max_msg_size": BUCKET_VALUE_BYTES_MAX,
+            "max_age": 0,
+            "discard": "new",
+            "allow_rollup_hdrs": true,
+            "deny_delete": true,
+        }),
+    );
+    bucket.config.extend(object(more));
+    bucket
+}
+
+fn stream(name: &str, replicas: u32, more: Value) -> Definition {
+    let mut config = object(json!({
+        "name": name,
+        "retention": "limits",
+        "storage": "file",
+        "discard": "old",
+        "num_replicas": replicas,
+        "allow_direct": true,
+        "max_msgs": -1,
+        "max_consumers": -1,
+    }));
+    config.extend(object(more));
+    Definition { name: name.to_owned(), config }
+}
+
+fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(object) => object,
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Array(_) => Map::new(),
+    }
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_stream_has_a_bound_and_its_own_subjects() {
+        let all: Vec<Definition> = application(1).into_iter().chain([audit(1)]).collect();
+        for definition in &all {
+            let number = |key: &str| definition.config.get(key).and_then(Value::as_i64).unwrap_or(-1);
+            assert!(number("max_bytes") > 0 || number("max_age") > 0, "{} has no bound", definition.name);
+            assert_eq!(definition.config.get("allow_direct"), Some(&Value::Bool(true)));
+        }
+        let names: Vec<&str> = all.iter().map(|definition| definition.name.as_str()).collect();
+        assert_eq!(names, ["JOBS", "KV_PRESENCE", "KV_KEYS", "KV_NODES", "KV_SERVICES", "AUDIT"]);
+        let provisioned: Vec<String> = crate::permissions::lists::application_streams();
+        assert_eq!(provisioned, names[..5], "the provisioner may make exactly these");
+    }
+
+    #[test]
+    fn presence_ends_after_three_beats() {
+        let presence = &application(1)[1];
+        assert_eq!(presence.config.get("max_age"), Some(&json!(30_000_000_000_u64)));
+        assert_eq!(presence.config.get("max_msgs_per_subject"), Some(&json!(1)));
+    }
+}

@@ -1,0 +1,237 @@
+//! What each kind of credential must not do, refused by the broker.
+
+use fixture::{Broker, api, collector, node, service};
+use probeops_nats::permissions::{AccountName, Role};
+
+use crate::fixture;
+
+#[derive(Clone, Copy, Debug)]
+enum Attempt {
+    Publish(&'static str),
+    Subscribe(&'static str),
+    Join(&'static str, &'static str),
+}
+use Attempt::{Join, Publish, Subscribe};
+
+async fn refuses(broker: &Broker, role: &Role, attempts: &[Attempt]) {
+    let mut connection = broker.connect(role).await;
+    for attempt in attempts {
+        let subject = match *attempt {
+            Publish(subject) => {
+                connection.client.publish(subject, "x".into()).await.unwrap();
+                subject
+            }
+            Subscribe(subject) => {
+                drop(connection.client.subscribe(subject).await.unwrap());
+                subject
+            }
+            Join(subject, queue) => {
+                drop(connection.client.queue_subscribe(subject, queue.to_owned()).await.unwrap());
+                subject
+            }
+        };
+        let refused = connection.violation().await;
+        assert!(refused.contains(&format!("\"{subject}\"")), "{role:?} {attempt:?}: {refused}");
+    }
+    connection.client.drain().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_may_not() {
+    let broker = Broker::start().await;
+    let attempts = [
+        Subscribe("job.v1.eu.echo.*"),
+        Join("job.v1.eu.echo.*", "other"),
+        Join("job.v1.us.echo.*", "w"),
+        Join("job.v1.eu.ping.*", "w"),
+        Subscribe(">"),
+        Subscribe("node.v1.n2.>"),
+        Subscribe("_INBOX.>"),
+        Subscribe("_INBOX.api-1.>"),
+        Subscribe("_INBOX_n.n2.>"),
+        Subscribe("ev.v1.>"),
+        Subscribe("$SYS.>"),
+        Publish("_INBOX.api-1.token.n2"),
+        Publish("_INBOX.api-1.token._"),
+        Publish("_INBOX_n.n1.x"),
+        Publish("_INBOX_c.api-1.x"),
+        Publish("ev.v1.eu.n2.beat"),
+        Publish("ev.v1.us.n1.beat"),
+        Publish("job.v1.eu.echo.n1"),
+        Publish("node.v1.n2.ctl.cancel.api-1"),
+        Publish("audit.v1.node.n1"),
+        Publish("$JS.API.STREAM.INFO.JOBS"),
+        Publish("$KV.PRESENCE.eu.n1"),
+        Publish("$SYS.REQ.SERVER.PING"),
+    ];
+    refuses(&broker, &node("n1", "eu"), &attempts).await;
+}
+
+#[tokio::test]
+async fn a_service_may_not() {
+    let broker = Broker::start().await;
+    let attempts = [
+        Publish("job.v1.us.echo.svc"),
+        Publish("job.v1.eu.ping.svc"),
+        Publish("job.v1.eu.echo.other"),
+        Publish("job.v1.eu.echo.api-1"),
+        Publish("node.v1.n2.job.echo.svc"),
+        Publish("node.v1.n1.ctl.cancel.svc"),
+        Publish("_INBOX.other.token.n1"),
+        Publish("_INBOX.svc.token.n1"),
+        Publish("ev.v1.eu.n1.beat"),
+        Publish("audit.v1.api.svc"),
+        Publish("jobs.v1.x.state"),
+        Publish("$KV.KEYS.x"),
+        Publish("$JS.API.STREAM.INFO.JOBS"),
+        Subscribe("_INBOX.other.>"),
+        Subscribe("_INBOX.>"),
+        Subscribe("job.v1.>"),
+        Join("job.v1.eu.echo.*", "w"),
+        Subscribe("node.v1.n1.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &service("svc"), &attempts).await;
+}
+
+#[tokio::test]
+async fn a_replica_of_the_api_may_not() {
+    let broker = Broker::start().await;
+    let attempts = [
+        Publish("job.v1.eu.echo.api-2"),
+        Publish("node.v1.n1.ctl.drain.api-2"),
+        Publish("_INBOX.api-1.token.n1"),
+        Publish("_INBOX_n.n1.x"),
+        Publish("ev.v1.eu.n1.beat"),
+        Publish("audit.v1.api.api-2"),
+        Publish("$KV.PRESENCE.eu.n1"),
+        Publish("$JS.API.STREAM.DELETE.JOBS"),
+        Publish("$JS.API.STREAM.PURGE.KV_KEYS"),
+        Publish("$JS.API.STREAM.UPDATE.KV_KEYS"),
+        Publish("$JS.API.STREAM.CREATE.X"),
+        Publish("$JS.API.CONSUMER.CREATE.JOBS"),
+        Publish("$SYS.REQ.CLAIMS.UPDATE"),
+        Subscribe("_INBOX.api-2.>"),
+        Subscribe("_INBOX_c.api-2.>"),
+        Subscribe("_INBOX.svc.>"),
+        Join("job.v1.eu.echo.*", "w"),
+        Subscribe("ev.v1.>"),
+        Subscribe("$KV.KEYS.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &api(), &attempts).await;
+}
+
+#[tokio::test]
+async fn the_parts_of_the_control_plane_may_not() {
+    let broker = Broker::start().await;
+    let collecting = [
+        Publish("$KV.KEYS.x"),
+        Publish("$KV.NODES.n1"),
+        Publish("audit.v1.api.api-1"),
+        Publish("audit.v1.node.api-2"),
+        Publish("job.v1.eu.echo.api-1"),
+        Publish("node.v1.n1.ctl.drain.api-1"),
+        Publish("_INBOX_n.n1.x"),
+        Publish("jobs.v1.x.state"),
+        Publish("$JS.API.STREAM.PURGE.KV_PRESENCE"),
+        Publish("$JS.API.CONSUMER.CREATE.KV_PRESENCE"),
+        Subscribe("ev.v1.>"),
+        Join("ev.v1.>", "other"),
+        Subscribe("_INBOX.api-1.>"),
+    ];
+    refuses(&broker, &collector(), &collecting).await;
+    let acknowledging = [
+        Publish("_INBOX.api-1.token.n1"),
+        Publish("_INBOX_c.api-1.x"),
+        Publish("_INBOX_n.n1"),
+        Publish("job.v1.eu.echo.api-1"),
+        Publish("node.v1.n1.ctl.drain.api-1"),
+        Publish("ev.v1.eu.n1.beat"),
+        Publish("audit.v1.node.api-1"),
+        Publish("$KV.PRESENCE.eu.n1"),
+        Publish("$JS.API.STREAM.INFO.JOBS"),
+        Subscribe("_INBOX_n.n1.>"),
+        Subscribe("ev.v1.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &Role::Acknowledger, &acknowledging).await;
+    let presence = [
+        Publish("$SYS.REQ.CLAIMS.UPDATE"),
+        Publish("$SYS.REQ.SERVER.PING"),
+        Publish("$SYS.REQ.SERVER.PING.VARZ"),
+        Publish("$SYS.REQ.SERVER.x.RELOAD"),
+        Publish("$SYS.REQ.ACCOUNT.PING.CONNZ"),
+        Publish("$SYS.REQ.ACCOUNT.x.CONNZ"),
+        Publish("$SYS.REQ.CLAIMS.DELETE"),
+        Publish("$JS.API.ACCOUNT.PURGE.x"),
+        Subscribe("$SYS.>"),
+        Subscribe("$SYS.ACCOUNT.*.CONNECT"),
+        Subscribe("$SYS.SERVER.>"),
+    ];
+    let account = broker.vault.account_key(AccountName::Application).to_owned();
+    refuses(&broker, &Role::Presence { account }, &presence).await;
+}
+
+#[tokio::test]
+async fn those_with_power_have_no_other() {
+    let broker = Broker::start().await;
+    let keymaster = [
+        Publish("$SYS.REQ.CLAIMS.DELETE"),
+        Publish("$SYS.REQ.CLAIMS.LIST"),
+        Publish("$SYS.REQ.SERVER.PING.CONNZ"),
+        Publish("$SYS.REQ.SERVER.x.KICK"),
+        Publish("$SYS.REQ.SERVER.x.LDM"),
+        Publish("$SYS.REQ.ACCOUNT.x.CLAIMS.LOOKUP"),
+        Publish("$JS.API.ACCOUNT.PURGE.x"),
+        Publish("$JS.API.STREAM.DELETE.AUDIT"),
+        Publish("anything"),
+        Subscribe("$SYS.>"),
+        Subscribe("$SYS.ACCOUNT.*.CONNECT"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &Role::Keymaster, &keymaster).await;
+    let auditor = [
+        Publish("audit.v1.api.api-1"),
+        Publish("$JS.API.STREAM.DELETE.AUDIT"),
+        Publish("$JS.API.STREAM.PURGE.AUDIT"),
+        Publish("$JS.API.STREAM.UPDATE.AUDIT"),
+        Publish("$JS.API.STREAM.MSG.DELETE.AUDIT"),
+        Publish("$JS.API.STREAM.CREATE.OTHER"),
+        Publish("$JS.API.CONSUMER.CREATE.AUDIT"),
+        Publish("$JS.API.STREAM.SNAPSHOT.AUDIT"),
+        Publish("$JS.API.STREAM.LIST"),
+        Publish("job.v1.eu.echo.auditor"),
+        Subscribe("audit.v1.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &Role::Auditor, &auditor).await;
+    let provisioner = [
+        Publish("$JS.API.STREAM.DELETE.JOBS"),
+        Publish("$JS.API.STREAM.PURGE.KV_KEYS"),
+        Publish("$JS.API.STREAM.CREATE.OTHER"),
+        Publish("$JS.API.STREAM.INFO.OTHER"),
+        Publish("$JS.API.CONSUMER.CREATE.KV_KEYS"),
+        Publish("$JS.API.DIRECT.GET.KV_KEYS"),
+        Publish("$KV.KEYS.x"),
+        Publish("job.v1.eu.echo.api-1"),
+        Publish("audit.v1.api.api-1"),
+        Subscribe("jobs.v1.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &Role::Provisioner, &provisioner).await;
+    let audit_provisioner = [
+        Publish("$JS.API.STREAM.DELETE.AUDIT"),
+        Publish("$JS.API.STREAM.PURGE.AUDIT"),
+        Publish("$JS.API.STREAM.MSG.DELETE.AUDIT"),
+        Publish("$JS.API.STREAM.CREATE.OTHER"),
+        Publish("$JS.API.STREAM.RESTORE.AUDIT"),
+        Publish("$JS.API.CONSUMER.CREATE.AUDIT"),
+        Publish("$JS.API.DIRECT.GET.AUDIT"),
+        Publish("audit.v1.api.api-1"),
+        Publish("$KV.KEYS.x"),
+        Subscribe("audit.v1.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &Role::AuditProvisioner, &audit_provisioner).await;
+}

@@ -1,0 +1,214 @@
+//! What each kind of credential is for, done.
+
+use async_nats::jetstream::kv::{Operation, Watch};
+use async_nats::{Message, StatusCode, Subscriber, jetstream};
+use fixture::{Broker, Connection, PATIENCE, api, collector, node, service};
+use futures_util::StreamExt;
+use probeops_nats::connect::LinkEvent;
+use probeops_nats::permissions::Role;
+use probeops_shared::ids::{Caller, JobId, NodeId, ReplyToken};
+use probeops_shared::subjects::{self, ANY, AUDIT_NODE, COLLECTOR_QUEUE, NO_RESPONDERS, NODE_QUEUE, REST, broker, storage};
+use tokio::time::{Instant, timeout};
+
+use crate::fixture;
+
+async fn next(subscription: &mut Subscriber) -> Message {
+    timeout(PATIENCE, subscription.next()).await.unwrap().unwrap()
+}
+
+async fn next_entry(watch: &mut Watch) -> jetstream::kv::Entry {
+    timeout(PATIENCE, watch.next()).await.unwrap().unwrap().unwrap()
+}
+
+/// Publishes a job until somebody takes it; what a subscription of another connection needs to arrive at the broker is not known here.
+async fn ask(asker: &Connection, subject: &str, caller: &str) -> Message {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let token = ReplyToken::new();
+        let mut answers = asker.client.subscribe(subjects::reply(caller, token, ANY)).await.unwrap();
+        asker.client.publish_with_reply(subject.to_owned(), subjects::reply(caller, token, NO_RESPONDERS), "job".into()).await.unwrap();
+        let answer = next(&mut answers).await;
+        if answer.status != Some(StatusCode::NO_RESPONDERS) || Instant::now() > deadline {
+            return answer;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_service_asks_a_node_and_the_broker_says_who_answered() {
+    let broker = Broker::start().await;
+    let asker = broker.connect(&service("svc")).await;
+    let mut answers = asker.client.subscribe(subjects::reply("svc", "t", ANY)).await.unwrap();
+    let nobody = subjects::reply("svc", "t", NO_RESPONDERS);
+    asker.client.publish_with_reply(subjects::job("eu", "echo", "svc"), nobody.clone(), "job".into()).await.unwrap();
+    let answer = next(&mut answers).await;
+    assert_eq!((answer.subject.as_str(), answer.status), (nobody.as_str(), Some(StatusCode::NO_RESPONDERS)));
+
+    let n1 = broker.connect(&node("n1", "eu")).await;
+    let mut jobs = n1.client.queue_subscribe(subjects::job("eu", "echo", ANY), NODE_QUEUE.to_owned()).await.unwrap();
+    let mut own = n1.client.subscribe(subjects::node_all("n1")).await.unwrap();
+    let client = n1.client.clone();
+    let (caller, id): (Caller, NodeId) = ("svc".parse().unwrap(), "n1".parse().unwrap());
+    let working = tokio::spawn(async move {
+        for subscription in [&mut jobs, &mut own] {
+            let job = next(subscription).await;
+            let answer = subjects::answer(&job.reply.unwrap(), &caller, &id).unwrap();
+            client.publish(answer, "outcome".into()).await.unwrap();
+        }
+    });
+    for subject in [subjects::job("eu", "echo", "svc"), subjects::node_job("n1", "echo", "svc")] {
+        let answer = ask(&asker, &subject, "svc").await;
+        assert_eq!(answer.payload, "outcome");
+        assert_eq!(subjects::parse_reply(&answer.subject, &"svc".parse().unwrap()).unwrap().1, "n1");
+    }
+    working.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_node_announces_itself_and_is_acknowledged() {
+    let broker = Broker::start().await;
+    let collecting = broker.connect(&collector()).await;
+    let acknowledging = broker.connect(&Role::Acknowledger).await;
+    let asking = broker.connect(&api()).await;
+    let announcing = broker.connect(&node("n1", "eu")).await;
+
+    let roster = jetstream::new(asking.client.clone()).get_key_value(storage::PRESENCE).await.unwrap();
+    let mut watch = roster.watch_all().await.unwrap();
+    let presence = jetstream::new(collecting.client.clone()).get_key_value(storage::PRESENCE).await.unwrap();
+    let mut events = collecting.client.queue_subscribe(subjects::events(), COLLECTOR_QUEUE.to_owned()).await.unwrap();
+    // An answer to a request on the same connection: the broker has the subscription.
+    presence.entry("eu.n1").await.unwrap();
+
+    let collected = tokio::spawn(async move {
+        let event = next(&mut events).await;
+        let key = subjects::presence_key(&"eu".parse().unwrap(), &"n1".parse().unwrap());
+        let first = presence.create(&key, event.payload.clone()).await.unwrap();
+        let second = presence.update(&key, "newer".into(), first).await.unwrap();
+        assert!(presence.update(&key, "older".into(), first).await.is_err(), "an older beat never overwrites");
+        assert_eq!(presence.entry(&key).await.unwrap().unwrap().revision, second);
+        acknowledging.client.publish(event.reply.unwrap(), "ack".into()).await.unwrap();
+        acknowledging.client.flush().await.unwrap();
+    });
+    let acknowledged = timeout(PATIENCE, announcing.client.request(subjects::event("eu", "n1", "hello"), "beat".into())).await.unwrap();
+    assert_eq!(acknowledged.unwrap().payload, "ack");
+    collected.await.unwrap();
+    for value in ["beat", "newer"] {
+        let entry = next_entry(&mut watch).await;
+        assert_eq!((entry.key.as_str(), entry.value.as_ref(), entry.operation), ("eu.n1", value.as_bytes(), Operation::Put));
+    }
+}
+
+#[tokio::test]
+async fn a_replica_of_the_api_keeps_its_registers_and_jobs() {
+    let mut broker = Broker::start().await;
+    let mut connection = broker.connect(&api()).await;
+    let context = jetstream::new(connection.client.clone());
+    for bucket in [storage::KEYS, storage::NODES, storage::SERVICES] {
+        let store = context.get_key_value(bucket).await.unwrap();
+        let revision = store.create("a", "1".into()).await.unwrap();
+        store.update("a", "2".into(), revision).await.unwrap();
+        store.put("b", "3".into()).await.unwrap();
+        store.delete("b").await.unwrap();
+        assert_eq!(store.get("a").await.unwrap().unwrap(), "2");
+        assert_eq!(store.get("b").await.unwrap(), None);
+        let keys: Vec<_> = store.keys().await.unwrap().map(Result::unwrap).collect().await;
+        assert_eq!(keys, ["a"], "{bucket}");
+    }
+
+    let job = JobId::new();
+    context.publish(subjects::job_state(job), "state".into()).await.unwrap().await.unwrap();
+    let jobs = context.get_stream_no_info(storage::JOBS).await.unwrap();
+    assert_eq!(jobs.direct_get_last_for_subject(subjects::job_state(job)).await.unwrap().payload, "state");
+    let none = jobs.direct_get_last_for_subject(subjects::job_state(JobId::new())).await.unwrap_err();
+    assert_eq!(none.kind(), jetstream::stream::DirectGetErrorKind::NotFound);
+
+    // A watch goes on after the broker was away.
+    let store = context.get_key_value(storage::NODES).await.unwrap();
+    let mut watch = store.watch_with_history(REST).await.unwrap();
+    assert_eq!(next_entry(&mut watch).await.key, "a");
+    assert_eq!(next_entry(&mut watch).await.operation, Operation::Delete);
+    broker.stop().await;
+    broker.run().await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = store.put("c", "back".into()).await {
+        assert!(Instant::now() < deadline, "{error}");
+    }
+    // It may say first that it missed the broker's heartbeat.
+    let back = async { Box::pin(watch.by_ref().filter_map(async |entry| entry.ok())).next().await };
+    // It is made again and then tells all again.
+    let mut told = vec![timeout(PATIENCE, back).await.unwrap().unwrap().key];
+    while told.last().is_some_and(|key| key != "c") {
+        told.push(next_entry(&mut watch).await.key);
+    }
+    assert!(connection.violations_so_far().is_empty());
+}
+
+#[tokio::test]
+async fn what_is_audited_is_kept_in_the_other_account_and_read_there() {
+    let broker = Broker::start().await;
+    let asking = broker.connect(&api()).await;
+    let collecting = broker.connect(&collector()).await;
+    for (connection, subject) in [(&asking, subjects::audit("api", "api-1")), (&collecting, subjects::audit(AUDIT_NODE, "api-1"))] {
+        let published = jetstream::new(connection.client.clone()).publish(subject.clone(), subject.into()).await.unwrap();
+        assert_eq!(timeout(PATIENCE, published).await.unwrap().unwrap().stream, storage::AUDIT);
+    }
+    let auditing = broker.connect(&Role::Auditor).await;
+    let mut trail = jetstream::new(auditing.client.clone()).get_stream(storage::AUDIT).await.unwrap();
+    let state = trail.info().await.unwrap().state.clone();
+    assert_eq!((state.first_sequence, state.last_sequence), (1, 2));
+    assert_eq!(trail.direct_get(1).await.unwrap().payload, "audit.v1.api.api-1");
+    let last = trail.direct_get_last_for_subject("audit.v1.node.api-1").await.unwrap();
+    assert_eq!((last.sequence, last.payload.as_ref()), (2, b"audit.v1.node.api-1".as_slice()));
+
+    // Many at once, as a page of the trail is read.
+    let inbox = auditing.client.new_inbox();
+    let mut page = auditing.client.subscribe(inbox.clone()).await.unwrap();
+    let request = r#"{"seq":1,"batch":10}"#;
+    auditing.client.publish_with_reply(broker::direct_get(storage::AUDIT), inbox, request.into()).await.unwrap();
+    let sequence = |message: &Message| message.headers.as_ref().and_then(|headers| headers.get("Nats-Sequence").map(ToString::to_string));
+    assert_eq!(sequence(&next(&mut page).await).as_deref(), Some("1"));
+    assert_eq!(sequence(&next(&mut page).await).as_deref(), Some("2"));
+    let end = next(&mut page).await;
+    assert_eq!(end.status.map(|status| status.as_u16()), Some(204), "{end:?}");
+}
+
+#[tokio::test]
+async fn connections_of_the_application_are_seen_coming_and_going() {
+    let broker = Broker::start().await;
+    let account = broker.vault.account_key(probeops_nats::permissions::AccountName::Application).to_owned();
+    let watching = broker.connect(&Role::Presence { account: account.clone() }).await;
+    let mut connects = watching.client.subscribe(broker::account_connect(&account)).await.unwrap();
+    let mut disconnects = watching.client.subscribe(broker::account_disconnect(&account)).await.unwrap();
+    let listed = timeout(PATIENCE, watching.client.request(broker::account_connections(&account), "{}".into())).await.unwrap().unwrap();
+    assert!(serde_json::from_slice::<serde_json::Value>(&listed.payload).unwrap().get("data").is_some());
+
+    let n1 = broker.connect(&node("n1", "eu")).await;
+    let event: serde_json::Value = serde_json::from_slice(&next(&mut connects).await.payload).unwrap();
+    assert_eq!(event["client"]["user"], n1.credentials.public_key.as_str());
+    let kick = format!("{{\"cid\":{}}}", event["client"]["id"]);
+    let server = event["server"]["id"].as_str().unwrap();
+    timeout(PATIENCE, watching.client.request(broker::server_kick(server), kick.into())).await.unwrap().unwrap();
+    let event: serde_json::Value = serde_json::from_slice(&next(&mut disconnects).await.payload).unwrap();
+    assert_eq!(event["client"]["user"], n1.credentials.public_key.as_str());
+}
+
+#[tokio::test]
+async fn a_node_cannot_hoard_shares_or_publish_too_much() {
+    let broker = Broker::start().await;
+    let mut n1 = broker.connect(&node("n1", "eu")).await;
+    let mut held = Vec::new();
+    for _ in 0..4 {
+        held.push(n1.client.queue_subscribe(subjects::job("eu", "echo", ANY), NODE_QUEUE.to_owned()).await.unwrap());
+    }
+    let refused = n1
+        .next(|event| match event {
+            LinkEvent::Other(text) => Some(text.clone()),
+            _ => None,
+        })
+        .await;
+    assert!(refused.to_lowercase().contains("maximum subscriptions exceeded"), "{refused}");
+    // More than an outcome of the largest size with its headers.
+    let too_much = vec![0_u8; 300 * 1024];
+    n1.client.publish(subjects::event("eu", "n1", "beat"), too_much.into()).await.unwrap();
+    n1.next(|event| matches!(event, LinkEvent::Disconnected).then_some(())).await;
+}
