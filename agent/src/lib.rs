@@ -1,1 +1,27 @@
-//! agent
+//! The node program: one outbound connection, runs of diagnostics, the node owner's policy.
+//!
+//! # Layout
+//! - [`config`]: what the operator may set. [`agent`]: start, live, drain, stop.
+//! - `worker`: a message becomes a run, a run becomes an outcome. `runs`: what is running. `slots`: how much may run.
+//! - `groups`: which queue groups the node is in. `presence`: hello, beat, bye. `trail`: audit records until they are acknowledged.
+//! - `outbox`: answers, kept over a reconnect. `inbox`: acknowledgements. `clock`: the control plane's time.
+//! - `executors`: one file a tool. [`policy`]: whom the owner lets it touch. `resolve`: names to addresses. `capability`: what it can run.
+//! - `net`: the operating system, thinly wrapped.
+
+pub mod agent;
+mod capability;
+mod clock;
+pub mod config;
+mod executors;
+mod groups;
+mod inbox;
+mod net;
+mod outbox;
+pub mod policy;
+mod presence;
+pub mod program;
+mod resolve;
+mod runs;
+mod slots;
+mod trail;
+mod worker;

@@ -1,0 +1,326 @@
+//! The life of an agent: start, serve, drain, stop.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, Subscriber};
+use futures_util::StreamExt;
+use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
+use probeops_nats::process::exit;
+use probeops_shared::ids::{NodeId, Region};
+use probeops_shared::outcome::NodeRef;
+use probeops_shared::subjects;
+use probeops_shared::timestamp::Timestamp;
+use probeops_shared::tools::{Class, ToolName};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::capability;
+use crate::clock::Clock;
+use crate::config::Settings;
+use crate::executors::Context;
+use crate::groups::{Advice, Groups};
+use crate::inbox::Inbox;
+use crate::outbox::Outbox;
+use crate::policy::Policy;
+use crate::presence::Presence;
+use crate::runs::Runs;
+use crate::slots::Slots;
+use crate::trail::Trail;
+use crate::worker::Worker;
+
+/// How often the slots are looked at.
+const SLOTS_LOOKED_AT_EVERY: Duration = Duration::from_millis(50);
+/// After leaving the groups, jobs still on their way arrive within this.
+const STRAGGLERS_WITHIN: Duration = Duration::from_millis(500);
+/// How long the last messages may take to leave.
+const FLUSHED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Why an agent ended other than by being told to.
+#[derive(Debug)]
+pub enum AgentError {
+    /// Something in the settings, the credential or the policy.
+    Start(String),
+    /// The broker does not accept the credential (any more).
+    Revoked(String),
+}
+
+impl AgentError {
+    /// The program's exit code for it.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Start(_) => 1,
+            Self::Revoked(_) => exit::REVOKED,
+        }
+    }
+}
+
+impl fmt::Display for AgentError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Start(detail) | Self::Revoked(detail) => f.write_str(detail),
+        }
+    }
+}
+
+impl std::error::Error for AgentError {}
+
+/// Runs an agent until `stop` is cancelled, and then drains it.
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AgentError> {
+    let link = settings.link();
+    let credential = Credential::read(&link.creds).map_err(|error| AgentError::Start(error.to_string()))?;
+    let (node, granted) = identity(&credential).map_err(AgentError::Start)?;
+    let policy = Policy::load(settings.policy.as_deref(), &link.servers).map_err(|error| AgentError::Start(error.to_string()))?;
+    let context = Context::new(policy, &settings.resolvers).map_err(|error| AgentError::Start(error.to_string()))?;
+    let (tools, unavailable) = capability::probe(&granted);
+    for lacks in &unavailable {
+        tracing::warn!(tool = %lacks.tool, "cannot run {}: {}; to grant it: {}", lacks.tool, lacks.missing, lacks.grant);
+    }
+    let Some((client, events)) = connected(&link, &node, &stop).await? else { return Ok(()) };
+    let slots = Slots::new(&BTreeMap::from([(Class::Light, settings.slots_light), (Class::Probe, settings.slots_probe)]));
+    let worker = Arc::new(Worker {
+        node: node.clone(),
+        tools: tools.clone(),
+        unavailable,
+        context,
+        slots,
+        clock: Clock::default(),
+        outbox: Outbox::new(client.clone()),
+        trail: Trail::default(),
+        runs: Runs::default(),
+        running: TaskTracker::new(),
+        abort: CancellationToken::new(),
+        draining: AtomicBool::new(false),
+        unanswerable: AtomicU64::new(0),
+    });
+    let life = Life::begin(worker, client, settings.drain_timeout)
+        .await
+        .map_err(|error| AgentError::Start(format!("cannot subscribe: {error}")))?;
+    tracing::info!(node = %node.id, region = %node.region, tools = ?tools, "the agent is ready");
+    life.live(events, &link, &stop).await
+}
+
+/// Who we are is what the broker will hold us to: the credential's own claims.
+fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName>), String> {
+    let id: NodeId = credential.name.parse()?;
+    let mut region: Option<Region> = None;
+    let mut granted = Vec::new();
+    for entry in &credential.subscribe {
+        let subject = entry.split(' ').next().unwrap_or_default();
+        if let ["job", "v1", of, tool, subjects::ANY] = subject.split('.').collect::<Vec<_>>().as_slice() {
+            region = Some(of.parse()?);
+            // A tool of a newer version is not ours to run.
+            granted.extend(tool.parse::<ToolName>().ok());
+        }
+    }
+    let region = region.ok_or_else(|| format!("the credential of `{id}` is not a node's: it grants no tool in any region"))?;
+    Ok((NodeRef { id, region }, granted))
+}
+
+/// Connects, however long it takes; `None` when told to stop before.
+async fn connected(
+    link: &Link,
+    node: &NodeRef,
+    stop: &CancellationToken,
+) -> Result<Option<(Client, mpsc::Receiver<LinkEvent>)>, AgentError> {
+    let name = format!("agent {}", node.id);
+    let inbox = subjects::node_inbox(&node.id);
+    let mut attempt = 1;
+    loop {
+        let attempted = tokio::select! {
+            attempted = connect(link, &name, &inbox) => attempted,
+            () = stop.cancelled() => return Ok(None),
+        };
+        match attempted {
+            Ok(connection) => return Ok(Some(connection)),
+            Err(LinkError::Refused(why)) => return Err(AgentError::Revoked(refused(link, &why))),
+            Err(error @ (LinkError::Invalid(_) | LinkError::Credential(_))) => return Err(AgentError::Start(error.to_string())),
+            Err(LinkError::Unreachable(why)) => {
+                let wait = backoff(attempt);
+                tracing::warn!(attempt, wait_ms = wait.as_millis(), "{why}");
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => attempt += 1,
+                    () = stop.cancelled() => return Ok(None),
+                }
+            }
+        }
+    }
+}
+
+/// What to tell the owner of a node that is not let in.
+fn refused(link: &Link, why: &str) -> String {
+    let file = link.creds.display();
+    match Credential::read(&link.creds).ok().and_then(|credential| credential.expires_at) {
+        Some(expired) if expired <= Timestamp::now() => {
+            format!(
+                "the credential {file} expired at {expired}; ask the operator for a new one (`probeops nodes add … --renew`). The broker says: {why}"
+            )
+        }
+        _ => format!(
+            "the broker does not accept the credential {file}: it has been revoked, or belongs to another broker. The broker says: {why}"
+        ),
+    }
+}
+
+/// Everything that lives while the agent does.
+struct Life {
+    worker: Arc<Worker>,
+    client: Client,
+    presence: Arc<Presence>,
+    groups: Groups,
+    /// Owns the tasks that read subscriptions, beat and send the trail.
+    tasks: TaskTracker,
+    /// Ends them.
+    end: CancellationToken,
+    /// Sends the trail; told to end after the last record.
+    trail: tokio::task::JoinHandle<()>,
+    end_trail: CancellationToken,
+    drain_timeout: Duration,
+}
+
+impl Life {
+    async fn begin(worker: Arc<Worker>, client: Client, drain_timeout: Duration) -> Result<Self, async_nats::SubscribeError> {
+        let node = worker.node.clone();
+        let (inbox, acknowledgements) = Inbox::open(client.clone(), &node.id).await?;
+        let inbox = Arc::new(inbox);
+        let presence = Arc::new(Presence::new(Arc::clone(&worker), Arc::clone(&inbox)));
+        let groups = Groups::new(client.clone(), node.clone(), worker.tools.clone());
+        let (tasks, end, end_trail) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        let direct = client.subscribe(subjects::node_all(&node.id)).await?;
+        let delivering = Arc::clone(&inbox);
+        drop(tasks.spawn(async move { delivering.deliver(acknowledgements).await }));
+        let (recording, ended) = (Arc::clone(&worker), end_trail.clone());
+        let trail = tasks.spawn(async move { recording.trail.send(&inbox, &node, &ended).await });
+        let mut life = Self { worker, client, presence, groups, tasks, end, trail, end_trail, drain_timeout };
+        life.read(direct, None);
+        for class in Class::ALL {
+            life.join(class).await;
+        }
+        let (presence, end) = (Arc::clone(&life.presence), life.end.clone());
+        drop(life.tasks.spawn(async move { presence.beat(&end).await }));
+        Ok(life)
+    }
+
+    async fn join(&mut self, class: Class) {
+        for (subscription, left) in self.groups.join(class).await {
+            self.read(subscription, Some(left));
+        }
+    }
+
+    /// Reads a subscription until it ends; one of a group ends when the group is left, after what is still on its way.
+    fn read(&self, mut subscription: Subscriber, left: Option<tokio::sync::oneshot::Receiver<()>>) {
+        let worker = Arc::clone(&self.worker);
+        drop(self.tasks.spawn(async move {
+            let (mut leaving, mut left) = (left.is_none(), left);
+            loop {
+                let message = match &mut left {
+                    Some(word) if !leaving => tokio::select! {
+                        message = subscription.next() => message,
+                        _ = word => {
+                            leaving = true;
+                            if let Err(error) = subscription.drain().await {
+                                tracing::debug!(%error, "a subscription had ended already");
+                            }
+                            continue;
+                        }
+                    },
+                    _ => subscription.next().await,
+                };
+                let Some(message) = message else { return };
+                worker.receive(message).await;
+            }
+        }));
+    }
+
+    async fn live(mut self, mut events: mpsc::Receiver<LinkEvent>, link: &Link, stop: &CancellationToken) -> Result<(), AgentError> {
+        let mut slots_looked_at = tokio::time::interval(SLOTS_LOOKED_AT_EVERY);
+        slots_looked_at.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut announced_draining = false;
+        loop {
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.on_event(event, link).await?,
+                    None => return Err(AgentError::Start("the connection to the broker ended for good".to_owned())),
+                },
+                _ = slots_looked_at.tick() => {
+                    self.look_at_slots().await;
+                    if self.worker.draining.load(Ordering::Acquire) && !announced_draining {
+                        announced_draining = true;
+                        self.presence.say_hello.notify_one();
+                    }
+                }
+                () = stop.cancelled() => {
+                    self.drain().await;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    async fn on_event(&mut self, event: LinkEvent, link: &Link) -> Result<(), AgentError> {
+        match event {
+            LinkEvent::Connected => {
+                tracing::info!("connected to the broker");
+                self.worker.outbox.flush().await;
+                self.presence.say_hello.notify_one();
+            }
+            LinkEvent::Disconnected => tracing::warn!("the connection to the broker is gone; trying to get it back"),
+            LinkEvent::LameDuck => tracing::info!("the broker is about to stop; the client will find another or wait"),
+            LinkEvent::Refused(why) => return Err(AgentError::Revoked(refused(link, &why))),
+            LinkEvent::Violation(text) => tracing::error!("the broker forbade something: {text}"),
+            LinkEvent::SlowConsumer => tracing::error!("jobs arrived faster than they could be read; some were lost"),
+            LinkEvent::Other(text) => tracing::warn!("the connection says: {text}"),
+        }
+        Ok(())
+    }
+
+    async fn look_at_slots(&mut self) {
+        let draining = self.worker.draining.load(Ordering::Acquire);
+        for class in Class::ALL {
+            if draining {
+                self.groups.leave(class);
+                continue;
+            }
+            match self.groups.judge(class, self.worker.slots.free(class), Instant::now()) {
+                Advice::Stay => {}
+                Advice::Leave => {
+                    tracing::info!(class = class.as_str(), "full for long: leaving the groups until a slot is free");
+                    self.groups.leave(class);
+                }
+                Advice::Join => self.join(class).await,
+            }
+        }
+    }
+
+    /// Leaves the groups, lets what runs end, says bye.
+    async fn drain(mut self) {
+        let running = self.worker.runs.len();
+        tracing::info!(running, "stopping: no new jobs, what runs may end");
+        self.worker.draining.store(true, Ordering::Release);
+        self.end.cancel();
+        for class in Class::ALL {
+            self.groups.leave(class);
+        }
+        // Jobs that the broker has already sent here are answered `draining` by the readers, not dropped.
+        tokio::time::sleep(STRAGGLERS_WITHIN).await;
+        self.worker.running.close();
+        if tokio::time::timeout(self.drain_timeout, self.worker.running.wait()).await.is_err() {
+            tracing::warn!(cut = self.worker.runs.len(), "runs were cut short: the drain timeout is over");
+            self.worker.abort.cancel();
+            drop(tokio::time::timeout(STRAGGLERS_WITHIN, self.worker.running.wait()).await);
+        }
+        self.end_trail.cancel();
+        drop(tokio::time::timeout(FLUSHED_WITHIN, &mut self.trail).await);
+        self.presence.bye(&self.client).await;
+        if tokio::time::timeout(FLUSHED_WITHIN, self.client.drain()).await.is_err() {
+            tracing::warn!("the last messages may not have left");
+        }
+        self.tasks.close();
+        drop(tokio::time::timeout(FLUSHED_WITHIN, self.tasks.wait()).await);
+        tracing::info!("stopped");
+    }
+}

@@ -1,0 +1,74 @@
+//! Which tools this process can really run, found out by trying.
+
+use std::io;
+use std::path::Path;
+
+use probeops_shared::presence::Unavailable;
+use probeops_shared::tools::ToolName;
+use socket2::{Domain, Protocol, Socket, Type};
+
+/// Where the groups that may open datagram ICMP sockets are set, for IPv4 and IPv6 both (icmp(7)).
+const PING_GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
+
+/// Of the granted tools those that can run, and what is missing for the others.
+pub(crate) fn probe(granted: &[ToolName]) -> (Vec<ToolName>, Vec<Unavailable>) {
+    let (mut tools, mut unavailable) = (Vec::new(), Vec::new());
+    for tool in granted {
+        match missing(*tool) {
+            None => tools.push(*tool),
+            Some((missing, grant)) => unavailable.push(Unavailable { tool: *tool, missing, grant }),
+        }
+    }
+    (tools, unavailable)
+}
+
+/// What a tool lacks, and the command that grants it.
+fn missing(tool: ToolName) -> Option<(String, String)> {
+    match tool {
+        ToolName::Echo | ToolName::Dns | ToolName::Tcp => None,
+        ToolName::Ping => icmp().err().map(|error| (format!("no ICMP socket can be opened ({error})"), grant_icmp())),
+    }
+}
+
+/// Opens an ICMP socket of either kind.
+fn icmp() -> io::Result<()> {
+    let open = |kind| Socket::new(Domain::IPV4, kind, Some(Protocol::ICMPV4)).map(drop);
+    open(Type::DGRAM).or_else(|_| open(Type::RAW))
+}
+
+fn grant_icmp() -> String {
+    let group = nix::unistd::getegid().as_raw();
+    let sysctl = sysctl(group, &std::fs::read_to_string(Path::new(PING_GROUP_RANGE)).unwrap_or_default());
+    let program = std::env::current_exe().map_or_else(|_| "PATH/TO/AGENT".to_owned(), |path| path.display().to_string());
+    format!("{sysctl} (or: setcap cap_net_raw+ep {program})")
+}
+
+/// The command that lets this group ping, and whoever could before too.
+fn sysctl(group: u32, range: &str) -> String {
+    let bounds: Vec<u32> = range.split_whitespace().filter_map(|word| word.parse().ok()).collect();
+    let (first, last) = match bounds.as_slice() {
+        [first, last] if first <= last => (*first.min(&group), *last.max(&group)),
+        _ => (group, group),
+    };
+    format!("sysctl -w net.ipv4.ping_group_range=\"{first} {last}\"")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_keeps_the_groups_that_could_ping_before() {
+        assert_eq!(sysctl(1000, "1\t0\n"), "sysctl -w net.ipv4.ping_group_range=\"1000 1000\"");
+        assert_eq!(sysctl(1000, "100 200"), "sysctl -w net.ipv4.ping_group_range=\"100 1000\"");
+        assert_eq!(sysctl(0, ""), "sysctl -w net.ipv4.ping_group_range=\"0 0\"");
+    }
+
+    #[test]
+    fn what_needs_no_privilege_can_always_run_and_nothing_is_lost() {
+        let (tools, unavailable) = probe(ToolName::ALL);
+        assert!([ToolName::Echo, ToolName::Dns, ToolName::Tcp].iter().all(|tool| tools.contains(tool)));
+        assert_eq!(tools.len() + unavailable.len(), ToolName::ALL.len());
+        assert!(probe(&[]).0.is_empty());
+    }
+}

@@ -1,0 +1,169 @@
+//! What the operator of a node may set.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use probeops_nats::connect::Link;
+use probeops_nats::process::LogFormat;
+use probeops_shared::tools::Class;
+use serde::{Deserialize, Serialize};
+
+/// How long runs may go on after the agent was told to stop, unless set otherwise.
+const DRAIN_TIMEOUT_S: u64 = 60;
+
+/// The agent's settings as given: flags, then environment, then the file; what is absent has a default.
+#[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Given {
+    /// The broker's addresses: `tls://HOST:4222` or `wss://HOST/PATH`, several with commas
+    #[arg(long, env = "PROBEOPS_SERVERS", value_delimiter = ',', value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub servers: Option<Vec<String>>,
+    /// The authority that signed the broker's certificate (PEM); the system's own unless given
+    #[arg(long, env = "PROBEOPS_CA", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// This node's credential, as `probeops nodes add` wrote it
+    #[arg(long, env = "PROBEOPS_CREDS", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub creds: Option<PathBuf>,
+    /// Whom tools may touch from here (TOML); the default policy unless given
+    #[arg(long, env = "PROBEOPS_POLICY", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PathBuf>,
+    /// Name servers to resolve names with, ADDRESS or ADDRESS:PORT; the system's own way unless given
+    #[arg(long, env = "PROBEOPS_RESOLVERS", value_delimiter = ',', value_name = "ADDRESS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolvers: Option<Vec<String>>,
+    /// How many light runs (echo) at once [default: 256]
+    #[arg(long, env = "PROBEOPS_SLOTS_LIGHT", value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots_light: Option<usize>,
+    /// How many probe runs (ping, dns, tcp) at once [default: 32]
+    #[arg(long, env = "PROBEOPS_SLOTS_PROBE", value_name = "COUNT")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub slots_probe: Option<usize>,
+    /// How long runs may go on after SIGTERM, in seconds [default: 60]
+    #[arg(long, env = "PROBEOPS_DRAIN_TIMEOUT_S", value_name = "SECONDS")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drain_timeout_s: Option<u64>,
+    /// How log lines look: text or json [default: text on a terminal, else json]
+    #[arg(long, env = "PROBEOPS_LOG_FORMAT", value_name = "FORMAT", value_parser = log_format)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_format: Option<LogFormat>,
+}
+
+fn log_format(text: &str) -> Result<LogFormat, String> {
+    match text {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        _ => Err(format!("must be text or json, not `{text}`")),
+    }
+}
+
+/// The agent's settings, complete.
+#[derive(Clone, Debug, Serialize)]
+pub struct Settings {
+    /// The broker's addresses.
+    pub servers: Vec<String>,
+    /// The authority that signed its certificate.
+    pub ca: Option<PathBuf>,
+    /// This node's credential.
+    pub creds: PathBuf,
+    /// The owner's policy.
+    pub policy: Option<PathBuf>,
+    /// Name servers to resolve names with; the system's way when empty.
+    pub resolvers: Vec<std::net::SocketAddr>,
+    /// Light runs at once.
+    pub slots_light: usize,
+    /// Probe runs at once.
+    pub slots_probe: usize,
+    /// How long runs may go on after the agent was told to stop.
+    #[serde(skip)]
+    pub drain_timeout: Duration,
+    /// How log lines look.
+    pub log_format: Option<LogFormat>,
+}
+
+impl Given {
+    /// What is set here, and where it is not, what is set there.
+    #[must_use]
+    pub fn or(self, file: Self) -> Self {
+        Self {
+            servers: self.servers.or(file.servers),
+            ca: self.ca.or(file.ca),
+            creds: self.creds.or(file.creds),
+            policy: self.policy.or(file.policy),
+            resolvers: self.resolvers.or(file.resolvers),
+            slots_light: self.slots_light.or(file.slots_light),
+            slots_probe: self.slots_probe.or(file.slots_probe),
+            drain_timeout_s: self.drain_timeout_s.or(file.drain_timeout_s),
+            log_format: self.log_format.or(file.log_format),
+        }
+    }
+
+    /// Completes the settings with defaults and checks them.
+    pub fn complete(self) -> Result<Settings, String> {
+        const SLOTS_MAX: usize = 65_536;
+        let slots = |given: Option<usize>, class: Class, name: &str| match given.unwrap_or(class.default_slots()) {
+            slots @ 1..=SLOTS_MAX => Ok(slots),
+            other => Err(format!("{name} must be from 1 to {SLOTS_MAX}, not {other}")),
+        };
+        let resolvers = self.resolvers.unwrap_or_default();
+        Ok(Settings {
+            servers: self
+                .servers
+                .ok_or("no broker is given: set --servers (PROBEOPS_SERVERS, `servers` in the file), such as tls://broker.example:4222")?,
+            ca: self.ca,
+            creds: self
+                .creds
+                .ok_or("no credential is given: set --creds (PROBEOPS_CREDS, `creds` in the file) to what `probeops nodes add` wrote")?,
+            policy: self.policy,
+            resolvers: resolvers.iter().map(|text| resolver(text)).collect::<Result<_, _>>()?,
+            slots_light: slots(self.slots_light, Class::Light, "slots_light")?,
+            slots_probe: slots(self.slots_probe, Class::Probe, "slots_probe")?,
+            drain_timeout: Duration::from_secs(self.drain_timeout_s.unwrap_or(DRAIN_TIMEOUT_S)),
+            log_format: self.log_format,
+        })
+    }
+}
+
+impl Settings {
+    /// Where the broker is and who we are.
+    pub fn link(&self) -> Link {
+        Link { servers: self.servers.clone(), ca: self.ca.clone(), creds: self.creds.clone() }
+    }
+}
+
+fn resolver(text: &str) -> Result<std::net::SocketAddr, String> {
+    const DNS_PORT: u16 = 53;
+    let address = text.parse().map(|address| std::net::SocketAddr::new(address, DNS_PORT));
+    address
+        .or_else(|_| text.parse())
+        .map_err(|_| format!("resolvers: `{text}` is not ADDRESS or ADDRESS:PORT, such as 192.0.2.53 or [2001:db8::53]:53"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn minimal() -> Given {
+        Given { servers: Some(vec!["tls://b:4222".to_owned()]), creds: Some("n.creds".into()), ..Given::default() }
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
+        let file = Given { slots_light: Some(7), slots_probe: Some(8), ..Given::default() };
+        let settings = Given { slots_light: Some(9), ..minimal() }.or(file).complete().unwrap();
+        assert_eq!((settings.slots_light, settings.slots_probe), (9, 8));
+        assert_eq!(minimal().complete().unwrap().slots_light, 256);
+    }
+
+    #[test]
+    fn what_is_missing_or_out_of_bounds_is_named() {
+        assert!(Given::default().complete().unwrap_err().contains("--servers"));
+        assert!(Given { slots_probe: Some(0), ..minimal() }.complete().unwrap_err().contains("slots_probe must be from 1"));
+        assert!(Given { resolvers: Some(vec!["x".to_owned()]), ..minimal() }.complete().unwrap_err().contains("`x`"));
+    }
+}

@@ -1,0 +1,105 @@
+//! `dns`: one question to one server, or to the node's own in turn, until there is an answer.
+
+use std::net::SocketAddr;
+
+use probeops_shared::host::DnsName;
+use probeops_shared::outcome::{Failure, FailureKind};
+use probeops_shared::timestamp::Timestamp;
+use probeops_shared::tools::dns::{AttemptResult, Dns, DnsAttempt, DnsReport, DnsServer, DnsTimings, Transport};
+use probeops_shared::tools::network::ms;
+use tokio::time::Instant;
+
+use crate::executors::{Context, Found, Partial};
+use crate::net::dns::message::{self, Query};
+use crate::net::dns::{self, Answer, NoAnswer};
+
+pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, partial: &Partial) -> Result<DnsReport, Failure> {
+    context.permit_question(target)?;
+    let query = Query::new(target, options.record_type(target), options).map_err(|detail| Failure::new(FailureKind::Invalid, detail))?;
+    let (servers, name, resolve_ms) = servers(context, options).await?;
+    let turns = servers.iter().cycle().take(usize::try_from(options.tries.get()).unwrap_or(1));
+    let Some(first) = servers.first() else {
+        return Err(Failure::new(FailureKind::Unresolved, "this node has no name server of its own; name one in `resolver`"));
+    };
+    let mut run = Run {
+        query: &query,
+        options,
+        report: DnsReport {
+            question: query.question(),
+            server: DnsServer { name, address: first.ip(), port: first.port() },
+            transport: options.protocol,
+            attempts: Vec::new(),
+            answered: false,
+            asked_at: Timestamp::now(),
+            timings: DnsTimings { resolve_ms, ..DnsTimings::default() },
+            response: None,
+        },
+    };
+    for server in turns {
+        run.ask(*server, options.protocol).await;
+        partial.set(Found::of(options, target, &run.report));
+        if run.report.attempts.last().is_some_and(|attempt| attempt.result == AttemptResult::Truncated) {
+            run.ask(*server, Transport::Tcp).await;
+        }
+        if run.report.answered {
+            break;
+        }
+        partial.set(Found::of(options, target, &run.report));
+    }
+    Ok(run.report)
+}
+
+/// Whom to ask: the server that the caller names, a target like any other, or the node's own, which are always usable.
+async fn servers(context: &Context, options: &Dns) -> Result<(Vec<SocketAddr>, Option<String>, Option<f64>), Failure> {
+    let Some(resolver) = &options.resolver else {
+        return Ok((context.node.resolver.own_servers().await, None, None));
+    };
+    let port = options.port.get_u16();
+    let reached = context.reach(resolver, Some(port), options.family).await?;
+    let name = resolver.address().is_none().then(|| resolver.to_string());
+    Ok((vec![SocketAddr::new(reached.address, port)], name, reached.resolve_ms))
+}
+
+/// A run so far.
+struct Run<'a> {
+    query: &'a Query,
+    options: &'a Dns,
+    report: DnsReport,
+}
+
+impl Run<'_> {
+    /// Sends one query and notes what becomes of it. A cut answer counts until there is a whole one.
+    async fn ask(&mut self, server: SocketAddr, transport: Transport) {
+        let (asked_at, started) = (Timestamp::now(), Instant::now());
+        let is_answer = |bytes: &[u8]| self.query.is_answered_by(bytes);
+        let answer = dns::ask(server, transport, self.query.bytes(), is_answer, self.options.timeout.duration()).await;
+        let elapsed_ms = ms(started.elapsed());
+        let read = answer.and_then(|answer| match message::read(&answer.bytes) {
+            Ok(response) => Ok((answer, response)),
+            Err(detail) => Err(NoAnswer { result: AttemptResult::Malformed, detail: Some(detail) }),
+        });
+        let (result, detail) = match read {
+            Ok((answer, response)) => {
+                let cut = response.flags.tc && transport == Transport::Udp;
+                self.note(server, transport, asked_at, Some(&answer));
+                (self.report.answered, self.report.response) = (true, Some(response));
+                (if cut { AttemptResult::Truncated } else { AttemptResult::Answered }, None)
+            }
+            Err(NoAnswer { result, detail }) => {
+                if !self.report.answered {
+                    self.note(server, transport, asked_at, None);
+                }
+                (result, detail)
+            }
+        };
+        self.report.attempts.push(DnsAttempt { address: server.ip(), port: server.port(), transport, result, elapsed_ms, detail });
+    }
+
+    fn note(&mut self, server: SocketAddr, transport: Transport, asked_at: Timestamp, answer: Option<&Answer>) {
+        let report = &mut self.report;
+        (report.server.address, report.server.port) = (server.ip(), server.port());
+        (report.transport, report.asked_at) = (transport, asked_at);
+        report.timings.connect_ms = answer.and_then(|answer| answer.connect).map(ms);
+        report.timings.query_ms = answer.map(|answer| ms(answer.took));
+    }
+}

@@ -1,0 +1,87 @@
+//! `ping`: requests leave on the interval, answered or not.
+
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use probeops_shared::host::Host;
+use probeops_shared::outcome::Failure;
+use probeops_shared::tools::ToolName;
+use probeops_shared::tools::network::{Family, ms};
+use probeops_shared::tools::ping::{PacketStatus, Ping, PingPacket, PingReport, PingStats};
+use tokio::time::MissedTickBehavior;
+
+use crate::executors::reach::Reached;
+use crate::executors::{Context, Found, Partial, broken};
+use crate::net::icmp::{Echo, IcmpSocket};
+
+pub(super) async fn run(context: &Context, target: &Host, options: &Ping, partial: &Partial) -> Result<PingReport, Failure> {
+    let reached = context.reach(target, None, options.family).await?;
+    let ttl = options.ttl.and_then(|ttl| u8::try_from(ttl.get()).ok());
+    let socket = context.node.icmp.socket(reached.address, ttl);
+    let socket = socket.map_err(|error| broken(ToolName::Ping, "open an ICMP socket", &error))?;
+    let mut progress = Progress { reached, options, socket: &socket, started: Instant::now(), packets: Vec::new() };
+    partial.set(Found::of(options, target, &progress.report()));
+    let payload: Vec<u8> = (0..=u8::MAX).cycle().take(options.payload_bytes.get_usize()).collect();
+    let mut interval = tokio::time::interval(options.interval_ms.ms());
+    // A request that left late does not make the next one leave early.
+    interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut under_way = FuturesUnordered::new();
+    let mut left = 1..=options.count.get();
+    loop {
+        tokio::select! {
+            Some(packet) = under_way.next() => {
+                progress.packets.push(packet);
+                partial.set(Found::of(options, target, &progress.report()));
+            }
+            _ = interval.tick(), if !left.is_empty() => {
+                if let Some(seq) = left.next() {
+                    under_way.push(request(&socket, reached, seq, &payload, options.timeout.duration()));
+                }
+            }
+            else => return Ok(progress.report()),
+        }
+    }
+}
+
+/// A run so far.
+struct Progress<'a> {
+    reached: Reached,
+    options: &'a Ping,
+    socket: &'a IcmpSocket,
+    started: Instant,
+    packets: Vec<PingPacket>,
+}
+
+impl Progress<'_> {
+    fn report(&self) -> PingReport {
+        let mut packets = self.packets.clone();
+        packets.sort_unstable_by_key(|packet| packet.seq);
+        PingReport {
+            address: self.reached.address,
+            family: Family::of(self.reached.address),
+            resolve_ms: self.reached.resolve_ms,
+            method: self.socket.method(),
+            payload_bytes: self.options.payload_bytes.get(),
+            stats: PingStats::of(&packets, ms(self.started.elapsed())),
+            packets,
+        }
+    }
+}
+
+async fn request(socket: &IcmpSocket, reached: Reached, seq: u64, payload: &[u8], patience: Duration) -> PingPacket {
+    let packet = PingPacket { seq, ..PingPacket::default() };
+    match socket.echo(reached.address, payload, patience).await {
+        Echo::Reply { rtt, ttl, bytes, from } => PingPacket {
+            status: PacketStatus::Reply,
+            rtt_ms: Some(ms(rtt)),
+            ttl,
+            bytes: u64::try_from(bytes).ok(),
+            from: Some(from),
+            ..packet
+        },
+        Echo::Error(icmp) => PingPacket { status: PacketStatus::Error, from: icmp.from, icmp: Some(icmp), ..packet },
+        Echo::Silent => PingPacket { status: PacketStatus::Timeout, ..packet },
+        Echo::NotSent(error) => PingPacket { status: PacketStatus::Error, error: Some(error), ..packet },
+    }
+}

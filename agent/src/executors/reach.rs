@@ -1,0 +1,98 @@
+//! From a target to the one address that a run may touch: resolved once, every candidate judged, the first allowed one kept.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use probeops_shared::host::{DnsName, Host};
+use probeops_shared::outcome::{Failure, FailureKind};
+use probeops_shared::tools::network::{Family, RESOLUTION_MAX, ms};
+
+use crate::executors::{Context, denied};
+use crate::policy::Touch;
+
+/// Who judges what the principal may be pointed at, in messages.
+const PRINCIPAL: &str = "the caller's own target limits";
+
+/// An address that may be touched.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Reached {
+    /// The address.
+    pub(super) address: IpAddr,
+    /// How long its name took to resolve.
+    pub(super) resolve_ms: Option<f64>,
+}
+
+impl Context {
+    /// The address of `host` to touch on `port`.
+    pub(super) async fn reach(&self, host: &Host, port: Option<u16>, family: Family) -> Result<Reached, Failure> {
+        let (candidates, resolved_in) = match host {
+            Host::Address(address) => (vec![address.to_canonical()], None),
+            Host::Name(name) => {
+                self.permit_name(name)?;
+                self.node.policy.check_endpoint_name(name, port).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
+                let (addresses, took) = self.resolve(name).await?;
+                (addresses, Some(took))
+            }
+        };
+        let mut wanted = candidates.iter().copied().filter(|address| family.includes(*address)).peekable();
+        if wanted.peek().is_none() {
+            return Err(unresolved(host, family, &candidates));
+        }
+        let mut denials = Vec::new();
+        for address in wanted {
+            match self.permit_address(host, address, port).await {
+                Ok(()) => return Ok(Reached { address, resolve_ms: resolved_in.map(ms) }),
+                Err(rule) if host.address().is_some() => denials.push(format!("{host}: {rule}")),
+                Err(rule) => denials.push(format!("{host} ({address}): {rule}")),
+            }
+        }
+        Err(denied(&denials.join("; ")))
+    }
+
+    /// Whether a name may be asked for at all; for tools that only ask.
+    pub(super) fn permit_question(&self, name: &DnsName) -> Result<(), Failure> {
+        match name {
+            DnsName::Name(name) => self.permit_name(name),
+            DnsName::Address(address) => match &self.targets {
+                Some(targets) if !targets.allow_literal(*address) => Err(denied(&format!("{address}: {PRINCIPAL} do not include it"))),
+                Some(_) | None => Ok(()),
+            },
+        }
+    }
+
+    fn permit_name(&self, name: &str) -> Result<(), Failure> {
+        if self.targets.as_ref().is_some_and(|targets| !targets.allow_name(name)) {
+            return Err(denied(&format!("{name}: {PRINCIPAL} do not include it")));
+        }
+        self.node.policy.check_name(name).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))
+    }
+
+    async fn permit_address(&self, host: &Host, address: IpAddr, port: Option<u16>) -> Result<(), String> {
+        let named = host.address().is_none();
+        let included = |targets: &probeops_shared::access::Targets| {
+            if named { targets.allow_resolved(address) } else { targets.allow_literal(address) }
+        };
+        if self.targets.as_ref().is_some_and(|targets| !included(targets)) {
+            return Err(format!("{PRINCIPAL} do not include it"));
+        }
+        let surroundings = self.node.lookout.look(&self.node.policy, &self.node.resolver).await;
+        let touch = Touch { address, port, named };
+        self.node.policy.check_address(touch, &surroundings).map_err(|rule| format!("this node's policy: {rule}"))
+    }
+
+    async fn resolve(&self, name: &str) -> Result<(Vec<IpAddr>, Duration), Failure> {
+        let started = Instant::now();
+        let none = |why: &str| Failure::new(FailureKind::Unresolved, format!("{name} cannot be resolved on this node: {why}"));
+        let looked_up = tokio::time::timeout(RESOLUTION_MAX, self.node.resolver.lookup(name)).await;
+        let addresses =
+            looked_up.map_err(|_| none(&format!("no answer within {} s", RESOLUTION_MAX.as_secs())))?.map_err(|why| none(&why))?;
+        Ok((addresses.into_iter().map(|address| address.to_canonical()).collect(), started.elapsed()))
+    }
+}
+
+fn unresolved(host: &Host, family: Family, candidates: &[IpAddr]) -> Failure {
+    let found: Vec<String> = candidates.iter().map(ToString::to_string).collect();
+    let wanted = if family == Family::Any { String::new() } else { format!("IPv{family} ") };
+    let has = if found.is_empty() { String::new() } else { format!(", only {}", found.join(", ")) };
+    Failure::new(FailureKind::Unresolved, format!("{host} has no {wanted}address{has}"))
+}

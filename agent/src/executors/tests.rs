@@ -1,0 +1,269 @@
+//! Each executor against real sockets of this machine.
+
+mod dns_server;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use probeops_shared::outcome::FailureKind;
+use serde_json::{Map, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpListener;
+
+use super::*;
+use dns_server::DnsServer;
+
+const LOCAL: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+
+fn policy(text: &str) -> Policy {
+    let file = std::env::temp_dir().join(format!("probeops-policy-{:032x}.toml", rand::random::<u128>()));
+    std::fs::write(&file, text).unwrap();
+    let policy = Policy::load(Some(&file), &["tls://192.0.2.1:4222".to_owned()]).unwrap();
+    std::fs::remove_file(file).unwrap();
+    policy
+}
+
+/// A node whose owner allows loopback.
+fn open_node(resolvers: &[SocketAddr]) -> Context {
+    Context::new(policy("allow_loopback = true"), resolvers).unwrap()
+}
+
+fn spec(tool: &str, target: &str, parameters: Value) -> Spec {
+    let Value::Object(parameters) = parameters else { panic!("{parameters}") };
+    Spec::parse(tool.parse().unwrap(), target, parameters).unwrap()
+}
+
+async fn run(context: &Context, tool: &str, target: &str, parameters: Value) -> Result<Found, Failure> {
+    execute(context, spec(tool, target, parameters), &Partial::default()).await
+}
+
+async fn finds(context: &Context, tool: &str, target: &str, parameters: Value) -> Found {
+    run(context, tool, target, parameters).await.unwrap()
+}
+
+#[track_caller]
+fn fails(result: Result<Found, Failure>, kind: FailureKind, part: &str) {
+    let failure = result.unwrap_err();
+    assert!(failure.kind == kind && failure.detail.contains(part), "{failure}");
+}
+
+#[tokio::test]
+async fn echo_says_what_the_node_knows() {
+    let context = open_node(&[]).for_run(None, Some(1.5), Some(-2.0));
+    let found = finds(&context, "echo", "x", json!({"payload_bytes": 3})).await;
+    assert_eq!(
+        (&found.report["dispatch_ms"], &found.report["clock_offset_ms"], &found.report["payload"]),
+        (&json!(1.5), &json!(-2.0), &json!("xxx"))
+    );
+}
+
+#[tokio::test]
+async fn this_machine_answers_ping_over_both_families() {
+    let context = open_node(&[]);
+    for address in LOCAL {
+        let found = finds(&context, "ping", &address.to_string(), json!({"count": 3, "interval_ms": 100})).await;
+        let stats = &found.report["stats"];
+        assert_eq!((&stats["sent"], &stats["received"], &stats["loss_pct"]), (&json!(3), &json!(3), &json!(0.0)), "{}", found.output);
+        assert_eq!(found.report["packets"].as_array().unwrap().len(), 3);
+        assert!(
+            found.output.starts_with(&format!("PING {address} ({address}) 56")) && found.output.contains("rtt min/avg/max/mdev"),
+            "{}",
+            found.output
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_host_that_is_silent_is_a_finding() {
+    // The documentation network: routed nowhere, so silence, or an ICMP error from a router; never a reply.
+    let found = finds(&open_node(&[]), "ping", "192.0.2.77", json!({"count": 1, "timeout": 0.1})).await;
+    assert_eq!(found.report["stats"]["received"], 0, "{}", found.output);
+    assert!(found.report["stats"].get("rtt_avg_ms").is_none());
+}
+
+#[tokio::test]
+async fn a_run_cut_short_leaves_what_it_found() {
+    let (context, partial) = (open_node(&[]), Partial::default());
+    let run = execute(&context, spec("ping", "127.0.0.1", json!({"count": 100, "interval_ms": 1000})), &partial);
+    let first_reply = async {
+        while partial.0.lock().unwrap().as_ref().is_none_or(|found| found.report["stats"]["received"] == 0) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = run => panic!("a hundred seconds have passed"),
+        () = first_reply => {}
+    }
+    let found = partial.take().unwrap();
+    assert_eq!((&found.report["stats"]["sent"], found.report["packets"].as_array().unwrap().len()), (&json!(1), 1));
+}
+
+#[tokio::test]
+async fn a_port_is_open_and_its_banner_read() {
+    for address in LOCAL {
+        let listener = TcpListener::bind((address, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (context, target) = (open_node(&[]), address.to_string());
+        let probe = finds(&context, "tcp", &target, json!({"port": port, "banner": true}));
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            stream.write_all(b"220 hello\r\n\xff").await.unwrap();
+        };
+        let (found, ()) = tokio::join!(probe, serve);
+        assert_eq!((&found.report["state"], &found.report["banner"]), (&json!("open"), &json!("220 hello\\r\\n\\xff")), "{}", found.report);
+        assert!(found.report["connect_ms"].as_f64().unwrap() > 0.0 && found.output.contains("succeeded"), "{}", found.output);
+    }
+}
+
+#[tokio::test]
+async fn a_port_where_nothing_listens_is_refused() {
+    for address in LOCAL {
+        let port = std::net::TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();
+        let found = finds(&open_node(&[]), "tcp", &address.to_string(), json!({"port": port})).await;
+        assert_eq!(
+            (&found.report["state"], &found.report["reason"]),
+            (&json!("refused"), &json!("Connection refused")),
+            "{}",
+            found.report
+        );
+        assert!(found.report["connect_ms"].is_number() && found.report.get("icmp").is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_port_whose_backlog_is_full_looks_filtered() {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let (_first, _second) =
+        (std::net::TcpStream::connect(address).unwrap(), std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100)));
+    let found = finds(&open_node(&[]), "tcp", "127.0.0.1", json!({"port": address.port(), "timeout": 0.2})).await;
+    assert_eq!(found.report["state"], "filtered", "{}", found.report);
+    assert!(found.report.get("connect_ms").is_none() && found.output.contains("timed out"), "{}", found.output);
+}
+
+#[tokio::test]
+async fn loopback_and_metadata_are_denied_by_default() {
+    let closed = Context::new(policy(""), &[]).unwrap();
+    fails(run(&closed, "tcp", "127.0.0.1", json!({})).await, FailureKind::Denied, "allow_loopback = true");
+    fails(run(&closed, "ping", "localhost", json!({})).await, FailureKind::Denied, "localhost (127.0.0.1): this node's policy");
+    fails(run(&closed, "tcp", "::ffff:169.254.169.254", json!({})).await, FailureKind::Denied, "link-local");
+    fails(run(&closed, "dns", "example.com", json!({"resolver": "127.0.0.1"})).await, FailureKind::Denied, "loopback");
+    fails(run(&closed, "tcp", "192.0.2.1", json!({"port": 4222})).await, FailureKind::Denied, "own broker 192.0.2.1:4222");
+    fails(
+        run(&Context::new(policy("[deny]\ntools = [\"tcp\"]"), &[]).unwrap(), "tcp", "10.0.0.1", json!({})).await,
+        FailureKind::Denied,
+        "deny.tools",
+    );
+}
+
+#[tokio::test]
+async fn the_nodes_own_servers_are_denied_by_address_and_by_name() {
+    let context = Context::new(policy("allow_loopback = true\n[deny]\nendpoints = [\"localhost:8443\"]"), &[]).unwrap();
+    for target in ["127.0.0.1", "::1", "127.1.2.3", "localhost"] {
+        fails(run(&context, "tcp", target, json!({"port": 8443})).await, FailureKind::Denied, "localhost:8443 is in deny.endpoints");
+    }
+    assert!(run(&context, "ping", "127.0.0.1", json!({"count": 1})).await.is_ok(), "loopback itself is allowed");
+}
+
+#[tokio::test]
+async fn a_principals_targets_narrow_what_the_policy_allows() {
+    let context = open_node(&[]).for_run(Some("*.example.com,10.0.0.0/8".parse().unwrap()), None, None);
+    fails(run(&context, "tcp", "127.0.0.1", json!({})).await, FailureKind::Denied, "the caller's own target limits");
+    fails(run(&context, "ping", "localhost", json!({})).await, FailureKind::Denied, "the caller's own target limits");
+    fails(run(&context, "dns", "example.org", json!({})).await, FailureKind::Denied, "the caller's own target limits");
+    fails(
+        run(&context, "dns", "a.example.com", json!({"resolver": "127.0.0.1"})).await,
+        FailureKind::Denied,
+        "the caller's own target limits",
+    );
+}
+
+#[tokio::test]
+async fn names_are_resolved_by_the_servers_that_the_operator_set() {
+    let server = DnsServer::start().await;
+    let context = open_node(&[server.address]);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let found = finds(&context, "tcp", "local.test", json!({"port": port})).await;
+    assert_eq!((&found.report["state"], &found.report["address"]), (&json!("open"), &json!("127.0.0.1")), "{}", found.report);
+    assert!(found.report["resolve_ms"].is_number());
+    fails(run(&context, "tcp", "nowhere.test", json!({})).await, FailureKind::Unresolved, "NXDOMAIN");
+    fails(run(&context, "tcp", "local.test", json!({"family": "6"})).await, FailureKind::Unresolved, "has no IPv6 address, only 127.0.0.1");
+    // One of its addresses is forbidden: the other is used, and nothing else.
+    fails(
+        run(&context, "tcp", "metadata.test", json!({})).await,
+        FailureKind::Denied,
+        "metadata.test (169.254.169.254): this node's policy: a link-local",
+    );
+    let mixed = finds(&context, "tcp", "mixed.test", json!({"port": port})).await;
+    assert_eq!(mixed.report["address"], "127.0.0.1");
+}
+
+#[tokio::test]
+async fn dns_asks_the_named_server_and_reports_every_section() {
+    let server = DnsServer::start().await;
+    let resolver = json!({"resolver": "127.0.0.1", "port": server.address.port()});
+    let found = finds(&open_node(&[]), "dns", "local.test", resolver.clone()).await;
+    let report = &found.report;
+    assert_eq!(
+        (&report["rcode"]["name"], &report["transport"], &report["answered"]),
+        (&json!("NOERROR"), &json!("udp"), &json!(true)),
+        "{report}"
+    );
+    assert_eq!(report["answer"], json!([{"name": "local.test.", "ttl_s": 60, "class": "IN", "type": "A", "value": "127.0.0.1"}]));
+    assert_eq!((&report["server"]["address"], &report["flags"]["ra"]), (&json!("127.0.0.1"), &json!(true)));
+    assert!(report["size_bytes"].as_u64().unwrap() > 12 && report["timings"]["query_ms"].is_number());
+    assert!(
+        found.output.contains("local.test.\t\t60\tIN\tA\t127.0.0.1\n") && found.output.contains(";; SERVER: 127.0.0.1#"),
+        "{}",
+        found.output
+    );
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_exist_is_a_finding() {
+    let server = DnsServer::start().await;
+    let found = finds(&open_node(&[server.address]), "dns", "nowhere.test", json!({"type": "AAAA"})).await;
+    assert_eq!(found.report["rcode"], json!({"code": 3, "name": "NXDOMAIN"}));
+    assert_eq!(found.report["authority"][0]["type"], "SOA");
+    assert!(found.output.contains("status: NXDOMAIN"), "{}", found.output);
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_fit_is_fetched_over_tcp() {
+    let server = DnsServer::start().await;
+    let context = open_node(&[server.address]);
+    let found = finds(&context, "dns", "large.test", json!({"type": "TXT"})).await;
+    let results: Vec<&Value> = found.report["attempts"].as_array().unwrap().iter().map(|attempt| &attempt["result"]).collect();
+    assert_eq!(results, ["truncated", "answered"], "{}", found.report);
+    assert_eq!((&found.report["transport"], found.report["answer"].as_array().unwrap().len()), (&json!("tcp"), 20));
+    assert!(found.report["timings"]["connect_ms"].is_number());
+    assert!(found.output.starts_with(";; Truncated, retrying in TCP mode.\n"), "{}", found.output);
+    let straight = finds(&context, "dns", "large.test", json!({"type": "TXT", "protocol": "tcp"})).await;
+    assert_eq!(straight.report["attempts"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn a_server_that_is_silent_closed_or_forging_gives_no_answer() {
+    let server = DnsServer::start().await;
+    let context = open_node(&[server.address]);
+    let silent = finds(&context, "dns", "silent.test", json!({"timeout": 0.1, "tries": 2})).await;
+    let results: Vec<&Value> = silent.report["attempts"].as_array().unwrap().iter().map(|attempt| &attempt["result"]).collect();
+    assert_eq!((results, &silent.report["answered"]), (vec![&json!("timeout"), &json!("timeout")], &json!(false)));
+    assert!(silent.report.get("rcode").is_none() && silent.output.ends_with(";; no servers could be reached\n"), "{}", silent.output);
+    // Somebody else's answer, under another number, is not taken for ours.
+    let forged = finds(&context, "dns", "forged.test", json!({"timeout": 0.1, "tries": 1})).await;
+    assert_eq!(forged.report["attempts"][0]["result"], "timeout", "{}", forged.report);
+    let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let refused = finds(&open_node(&[closed]), "dns", "a.test", json!({"tries": 1})).await;
+    assert_eq!(refused.report["attempts"][0]["result"], "refused", "{}", refused.report);
+}
+
+#[test]
+fn defaults_of_every_tool_are_understood_by_its_executor() {
+    for tool in ToolName::ALL {
+        assert!(Spec::parse(*tool, tool.example_target(), Map::new()).is_ok(), "{tool}");
+    }
+}

@@ -1,0 +1,92 @@
+//! A small name server for the zone `test.`, over UDP and TCP on one port of 127.0.0.1.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use hickory_proto::op::{Message, MessageType, ResponseCode};
+use hickory_proto::rr::rdata::{A, SOA, TXT};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::task::JoinSet;
+
+/// The server; it ends with this value.
+pub(super) struct DnsServer {
+    pub(super) address: SocketAddr,
+    _tasks: JoinSet<()>,
+}
+
+impl DnsServer {
+    pub(super) async fn start() -> Self {
+        // The same port for both: taken over UDP first, and another one tried where TCP has it already.
+        let (datagrams, connections) = loop {
+            let datagrams = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+            if let Ok(connections) = TcpListener::bind(datagrams.local_addr().unwrap()).await {
+                break (datagrams, connections);
+            }
+        };
+        let address = datagrams.local_addr().unwrap();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            let mut bytes = [0; 4096];
+            loop {
+                let (length, from) = datagrams.recv_from(&mut bytes).await.unwrap();
+                if let Some(mut answer) = answer(&bytes[..length]) {
+                    if answer.to_vec().unwrap().len() > 512 {
+                        answer = answer.truncate();
+                    }
+                    datagrams.send_to(&answer.to_vec().unwrap(), from).await.unwrap();
+                }
+            }
+        });
+        tasks.spawn(async move {
+            loop {
+                let (stream, _) = connections.accept().await.unwrap();
+                serve(stream).await;
+            }
+        });
+        Self { address, _tasks: tasks }
+    }
+}
+
+async fn serve(mut stream: TcpStream) {
+    let Ok(length) = stream.read_u16().await else { return };
+    let mut bytes = vec![0; usize::from(length)];
+    if stream.read_exact(&mut bytes).await.is_err() {
+        return;
+    }
+    if let Some(answer) = answer(&bytes) {
+        let answer = answer.to_vec().unwrap();
+        stream.write_u16(u16::try_from(answer.len()).unwrap()).await.unwrap();
+        stream.write_all(&answer).await.unwrap();
+    }
+}
+
+fn answer(bytes: &[u8]) -> Option<Message> {
+    let mut message = Message::from_vec(bytes).unwrap();
+    message.metadata.message_type = MessageType::Response;
+    message.metadata.recursion_available = true;
+    let (name, kind) = (message.queries[0].name().clone(), message.queries[0].query_type());
+    let mut addresses = |octets: &[[u8; 4]]| {
+        if kind == RecordType::A {
+            message.add_answers(octets.iter().map(|[a, b, c, d]| Record::from_rdata(name.clone(), 60, RData::A(A::new(*a, *b, *c, *d)))));
+        }
+    };
+    match name.to_ascii().as_str() {
+        "local.test." => addresses(&[[127, 0, 0, 1]]),
+        "metadata.test." => addresses(&[[169, 254, 169, 254]]),
+        "mixed.test." => addresses(&[[169, 254, 169, 254], [127, 0, 0, 1]]),
+        "large.test." => {
+            let texts = (0..20).map(|number| RData::TXT(TXT::new(vec![format!("{number}{}", "x".repeat(100))])));
+            message.add_answers(texts.map(|text| Record::from_rdata(name.clone(), 60, text)));
+        }
+        "silent.test." => return None,
+        "forged.test." => message.metadata.id = message.metadata.id.wrapping_add(1),
+        _ => {
+            message.metadata.response_code = ResponseCode::NXDomain;
+            let zone = Name::from_ascii("test.").unwrap();
+            let soa = SOA::new(zone.clone(), zone.clone(), 1, 2, 3, 4, 5);
+            message.add_authority(Record::from_rdata(zone, 60, RData::SOA(soa)));
+        }
+    }
+    Some(message)
+}

@@ -1,0 +1,72 @@
+//! The node's own inbox: acknowledgements of what it tells the control plane.
+//!
+//! The client library's `request()` keeps something for each call that is never answered, and beats go unanswered for as long as the API is
+//! away; so the subscription is ours and forgets.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::{Client, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use probeops_shared::subjects;
+use tokio::sync::oneshot;
+
+/// How long an acknowledgement may take.
+const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Requests of the node that wait for their answer.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    client: Client,
+    prefix: String,
+    next: AtomicU64,
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Bytes>>>,
+}
+
+impl Inbox {
+    /// The inbox and its subscription, which [`Self::deliver`] must be fed from.
+    pub(crate) async fn open(client: Client, node: impl std::fmt::Display) -> Result<(Self, Subscriber), async_nats::SubscribeError> {
+        let prefix = subjects::node_inbox(node);
+        let subscription = client.subscribe(format!("{prefix}.{}", subjects::REST)).await?;
+        Ok((Self { client, prefix, next: AtomicU64::new(0), waiting: Mutex::default() }, subscription))
+    }
+
+    /// Hands the answers out until the subscription ends.
+    pub(crate) async fn deliver(&self, mut subscription: Subscriber) {
+        while let Some(message) = subscription.next().await {
+            let number = message.subject.rsplit('.').next().and_then(|token| token.parse().ok());
+            let waiting = number.and_then(|number: u64| self.waiting.lock().ok()?.remove(&number));
+            // A status instead of an answer says that nobody listens; dropping the sender tells the asker.
+            if let Some(waiting) = waiting.filter(|_| message.status.is_none()) {
+                // The asker may have given up in this very moment.
+                drop(waiting.send(message.payload));
+            }
+        }
+    }
+
+    /// Publishes and waits for the answer; `None` when there is none in time or no connection to send it over.
+    pub(crate) async fn ask(&self, subject: String, payload: Bytes) -> Option<Bytes> {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (sender, answer) = oneshot::channel();
+        self.waiting.lock().ok()?.insert(number, sender);
+        let _forget = Forget { inbox: self, number };
+        self.client.publish_with_reply(subject, format!("{}.{number}", self.prefix), payload).await.ok()?;
+        tokio::time::timeout(ACKNOWLEDGED_WITHIN, answer).await.ok()?.ok()
+    }
+}
+
+struct Forget<'a> {
+    inbox: &'a Inbox,
+    number: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        if let Ok(mut waiting) = self.inbox.waiting.lock() {
+            waiting.remove(&self.number);
+        }
+    }
+}

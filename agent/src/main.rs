@@ -1,0 +1,27 @@
+//! `probeops-agent`: runs diagnostics on this network for those who may ask.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use probeops_agent::program::Program;
+
+/// Runs diagnostics on this network for those who may ask. It opens no port: it holds one outgoing connection to the broker.
+#[derive(Parser)]
+#[command(
+    name = "probeops-agent",
+    version,
+    after_help = "\
+Start it with what `probeops nodes add` wrote:
+  probeops-agent --servers tls://broker.example:4222 --ca ca.pem --creds fra-1.creds
+
+Exit codes: 0 told to stop and drained, 1 cannot start, 78 the broker refuses the credential (revoked or expired).
+Logs go to standard error; PROBEOPS_LOG=debug shows more."
+)]
+struct Command {
+    #[command(flatten)]
+    program: Program,
+}
+
+fn main() -> ExitCode {
+    Command::parse().program.run()
+}

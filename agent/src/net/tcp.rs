@@ -1,0 +1,108 @@
+//! A TCP handshake, and the truth about why it failed.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use probeops_shared::tools::network::{Family, IcmpMessage};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::{Instant as Deadline, timeout_at};
+
+use crate::net::error_queue;
+
+/// A server that has begun to speak has finished when it is silent for this long.
+const BANNER_PAUSE: Duration = Duration::from_millis(200);
+
+/// What became of a handshake.
+#[derive(Debug)]
+pub(crate) enum Handshake {
+    /// It was completed.
+    Open {
+        /// The connection.
+        stream: TcpStream,
+        /// How long it took.
+        took: Duration,
+    },
+    /// The host said no, or ICMP did.
+    Failed {
+        /// The system's word for it.
+        errno: Errno,
+        /// What ICMP said, if it was ICMP.
+        icmp: Option<IcmpMessage>,
+        /// After how long.
+        took: Duration,
+    },
+    /// Nobody answered in time.
+    Silent,
+}
+
+/// Connects. An error is one of this machine: no socket, no port left.
+pub(crate) async fn connect(to: SocketAddr, patience: Duration) -> io::Result<Handshake> {
+    let family = Family::of(to.ip());
+    let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
+    // Without it the system tells a firewall's ICMP answer only as an errno, and a rejected port looks closed.
+    error_queue::enable(&socket, family)?;
+    let deadline = Deadline::now() + patience;
+    let started = Instant::now();
+    match socket.connect(&SockAddr::from(to)) {
+        Ok(()) => {}
+        Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
+        Err(error) => return failed(&error, None, started.elapsed()),
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    if timeout_at(deadline, stream.writable()).await.is_err() {
+        return Ok(Handshake::Silent);
+    }
+    let took = started.elapsed();
+    if let Some(error) = stream.take_error()? {
+        let icmp = error_queue::take(&stream)?.and_then(|queued| queued.icmp);
+        return failed(&error, icmp, took);
+    }
+    // A port of our own range can be met by ourselves (simultaneous open): then nobody listens there.
+    if stream.local_addr()? == stream.peer_addr()? {
+        return Ok(Handshake::Failed { errno: Errno::ECONNREFUSED, icmp: None, took });
+    }
+    Ok(Handshake::Open { stream, took })
+}
+
+fn failed(error: &io::Error, icmp: Option<IcmpMessage>, took: Duration) -> io::Result<Handshake> {
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ETIMEDOUT) => Ok(Handshake::Silent),
+        Some(
+            errno @ (Errno::ECONNREFUSED
+            | Errno::ECONNRESET
+            | Errno::EHOSTUNREACH
+            | Errno::ENETUNREACH
+            | Errno::EHOSTDOWN
+            | Errno::ENETDOWN
+            | Errno::ENOPROTOOPT
+            | Errno::EOPNOTSUPP
+            | Errno::EMSGSIZE
+            | Errno::EPROTO
+            | Errno::EACCES
+            | Errno::EPERM
+            | Errno::EADDRNOTAVAIL),
+        ) => Ok(Handshake::Failed { errno, icmp, took }),
+        Some(_) | None => Err(io::Error::new(error.kind(), format!("cannot connect: {error}"))),
+    }
+}
+
+/// Reads what the other side says first: until it pauses or ends, `bytes_max` are read, or `patience` is over.
+pub(crate) async fn listen(stream: &mut TcpStream, bytes_max: usize, patience: Duration) -> Vec<u8> {
+    let deadline = Deadline::now() + patience;
+    let mut heard = vec![0; bytes_max];
+    let mut length = 0;
+    while let Some(free) = heard.get_mut(length..).filter(|free| !free.is_empty()) {
+        let until = if length == 0 { deadline } else { deadline.min(Deadline::now() + BANNER_PAUSE) };
+        match timeout_at(until, stream.read(free)).await {
+            Ok(Ok(more)) if more > 0 => length += more,
+            // It has ended, was reset, or is silent: what was heard until then is the answer.
+            Ok(Ok(_) | Err(_)) | Err(_) => break,
+        }
+    }
+    heard.truncate(length);
+    heard
+}

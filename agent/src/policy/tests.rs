@@ -1,0 +1,166 @@
+use super::*;
+use crate::net::interfaces::Interfaces;
+
+fn policy(text: &str) -> Policy {
+    let rules: Rules = settings::parse(text, Path::new("policy.toml")).unwrap();
+    let endpoints = rules.deny.endpoints.clone();
+    Policy { rules, endpoints }
+}
+
+/// A node at 10.1.0.5/24 whose broker is at `broker`.
+fn surroundings(broker: &str) -> Surroundings {
+    let own = Interfaces { addresses: vec!["10.1.0.5".parse().unwrap()], broadcasts: vec!["10.1.0.255".parse().unwrap()] };
+    Surroundings::new(own, vec![(Endpoint::of_server(broker).unwrap(), broker.parse().unwrap())])
+}
+
+fn touch(address: &str, port: Option<u16>) -> Touch {
+    Touch { address: address.parse::<IpAddr>().unwrap().to_canonical(), port, named: false }
+}
+
+fn judge(text: &str, address: &str, port: Option<u16>) -> Result<(), String> {
+    policy(text).check_address(touch(address, port), &surroundings("203.0.113.9:4222"))
+}
+
+#[track_caller]
+fn denies(text: &str, address: &str, port: Option<u16>, part: &str) {
+    let rule = judge(text, address, port).unwrap_err();
+    assert!(rule.contains(part), "{address}: {rule}");
+}
+
+#[track_caller]
+fn allows(text: &str, address: &str, port: Option<u16>) {
+    assert_eq!(judge(text, address, port), Ok(()), "{address}");
+}
+
+#[test]
+fn private_and_public_addresses_are_allowed_by_default() {
+    for address in
+        ["10.0.0.1", "172.16.5.4", "192.168.1.1", "100.64.0.1", "192.0.2.1", "8.8.8.8", "fd12::1", "2001:db8::1", "64:ff9b::a00:1"]
+    {
+        allows("", address, Some(443));
+    }
+}
+
+#[test]
+fn reserved_addresses_are_denied_by_default() {
+    for (address, part) in [
+        ("127.0.0.1", "loopback"),
+        ("127.255.0.9", "loopback"),
+        ("::1", "loopback"),
+        ("0.0.0.0", "unspecified"),
+        ("0.1.2.3", "unspecified"),
+        ("::", "unspecified"),
+        ("169.254.169.254", "link-local"),
+        ("fe80::1", "link-local"),
+        ("100.100.100.200", "metadata"),
+        ("168.63.129.16", "metadata"),
+        ("fd00:ec2::254", "metadata"),
+        ("fd20:ce::254", "metadata"),
+        ("224.0.0.1", "multicast"),
+        ("ff02::1", "multicast"),
+        ("255.255.255.255", "broadcast"),
+        ("10.1.0.255", "broadcast"),
+        ("240.0.0.1", "future"),
+    ] {
+        denies("", address, None, part);
+        denies("", address, Some(80), part);
+    }
+}
+
+#[test]
+fn no_disguise_helps() {
+    for address in [
+        "::ffff:127.0.0.1",
+        "::127.0.0.1",
+        "64:ff9b::127.0.0.1",
+        "64:ff9b:1::127.0.0.1",
+        "64:ff9b:1:7f00:0:100::",
+        "2002:7f00:1::1",
+        "2001:0:4136:e378:8000:63bf:80ff:fffe",
+        "2001:0:7f00:1::",
+        "fd00::5efe:127.0.0.1",
+        "2001:db8::200:5efe:7f00:1",
+    ] {
+        denies("", address, Some(80), "loopback is denied");
+        allows("allow_loopback = true", address, Some(80));
+    }
+    for address in ["::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::", "::ffff:a9fe:a9fe"] {
+        denies("allow_loopback = true", address, Some(80), "link-local");
+    }
+    denies("", "64:ff9b::203.0.113.9", Some(4222), "own broker");
+    denies(
+        "[deny]\nnetworks = [\"10.66.0.0/16\"]",
+        "2002:a42:1::1",
+        Some(80),
+        "it leads to 10.66.0.1 (6to4); 10.66.0.0/16 is in deny.networks",
+    );
+}
+
+#[test]
+fn the_nodes_own_broker_is_denied_by_address_and_port() {
+    denies("", "203.0.113.9", Some(4222), "the node's own broker 203.0.113.9:4222 is always denied");
+    denies("", "::ffff:203.0.113.9", Some(4222), "own broker");
+    denies("", "203.0.113.9", None, "own broker");
+    allows("", "203.0.113.9", Some(443));
+}
+
+#[test]
+fn servers_that_the_owner_names_are_denied_too() {
+    let policy = policy("[deny]\nendpoints = [\"10.0.0.7:8443\"]");
+    let endpoint = policy.endpoints()[0].clone();
+    let around = Surroundings::new(Interfaces::default(), vec![(endpoint, "10.0.0.7:8443".parse().unwrap())]);
+    assert_eq!(policy.check_address(touch("10.0.0.7", Some(8443)), &around).unwrap_err(), "10.0.0.7:8443 is in deny.endpoints");
+    assert_eq!(policy.check_address(touch("10.0.0.7", Some(22)), &around), Ok(()));
+}
+
+#[test]
+fn a_broker_on_this_machine_is_denied_by_every_address_of_it() {
+    let policy = policy("allow_loopback = true");
+    let here = surroundings("127.0.0.1:4222");
+    for address in ["127.0.0.1", "127.9.9.9", "::1", "10.1.0.5"] {
+        assert!(policy.check_address(touch(address, Some(4222)), &here).is_err(), "{address}");
+        assert_eq!(policy.check_address(touch(address, Some(80)), &here), Ok(()), "{address}");
+    }
+    // Without a port there is nothing to keep away from: the owner has allowed loopback.
+    assert_eq!(policy.check_address(touch("127.0.0.1", None), &here), Ok(()));
+}
+
+#[test]
+fn the_owners_lists_narrow_and_denials_win() {
+    let text =
+        "[allow]\nnetworks = [\"10.0.0.0/8\"]\nports = [443, \"8000-8100\"]\n[deny]\nnetworks = [\"10.66.0.0/16\"]\nports = [8080]\n";
+    allows(text, "10.0.0.1", Some(8000));
+    allows(text, "10.0.0.1", None);
+    denies(text, "11.0.0.1", Some(443), "none of allow.networks");
+    denies(text, "10.66.0.1", Some(443), "10.66.0.0/16 is in deny.networks");
+    denies(text, "10.0.0.1", Some(22), "port 22 is not in allow.ports");
+    denies(text, "10.0.0.1", Some(8080), "port 8080 is in deny.ports");
+    denies("[allow]\nnetworks = [\"0.0.0.0/0\", \"::/0\"]", "127.0.0.1", None, "loopback");
+}
+
+#[test]
+fn names_are_judged_by_names_and_a_list_of_names_excludes_bare_addresses() {
+    let policy = policy("[allow]\nnames = [\"*.corp.example\"]\n[deny]\nnames = [\"secret.corp.example\"]\n");
+    assert_eq!(policy.check_name("a.corp.example"), Ok(()));
+    assert!(policy.check_name("secret.corp.example").unwrap_err().contains("deny.names"));
+    assert!(policy.check_name("example.com").unwrap_err().contains("allow.names"));
+    let around = surroundings("203.0.113.9:4222");
+    assert!(policy.check_address(touch("10.0.0.1", None), &around).unwrap_err().contains("no addresses"));
+    assert_eq!(policy.check_address(Touch { named: true, ..touch("10.0.0.1", None) }, &around), Ok(()));
+}
+
+#[test]
+fn tools_can_be_denied() {
+    assert!(policy("[deny]\ntools = [\"tcp\"]").check_tool(ToolName::Tcp).is_err());
+    assert!(policy("[allow]\ntools = [\"ping\"]").check_tool(ToolName::Tcp).is_err());
+    assert_eq!(policy("[allow]\ntools = [\"ping\"]").check_tool(ToolName::Ping), Ok(()));
+}
+
+#[test]
+fn the_brokers_name_is_denied_on_its_port() {
+    let policy = Policy::load(None, &["tls://broker.example:4222".to_owned()]).unwrap();
+    assert!(policy.check_endpoint_name("broker.example", Some(4222)).is_err());
+    assert_eq!(policy.check_endpoint_name("broker.example", Some(443)), Ok(()));
+    assert!(Policy::load(None, &["tls://".to_owned()]).is_err());
+    assert_eq!(policy.endpoints().len(), 1);
+}

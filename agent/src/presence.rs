@@ -1,0 +1,99 @@
+//! What the node says of itself: hello at every connect, a beat every ten seconds, bye at the end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::Client;
+use probeops_shared::presence::{BEAT_INTERVAL_MS, Beat, EventAck, EventKind};
+use probeops_shared::subjects;
+use probeops_shared::timestamp::Timestamp;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::inbox::Inbox;
+use crate::worker::Worker;
+
+/// How long to wait after a beat that nobody acknowledged: the control plane may just be starting.
+const UNACKNOWLEDGED_RETRY: Duration = Duration::from_secs(2);
+
+/// The node's voice.
+#[derive(Debug)]
+pub(crate) struct Presence {
+    worker: Arc<Worker>,
+    inbox: Arc<Inbox>,
+    boot_id: String,
+    started_at: Timestamp,
+    counter: AtomicU64,
+    /// Asks for a hello now: there is a new connection, or something changed that the roster should know.
+    pub(crate) say_hello: Notify,
+}
+
+impl Presence {
+    /// A voice for this start of the agent.
+    pub(crate) fn new(worker: Arc<Worker>, inbox: Arc<Inbox>) -> Self {
+        let boot_id = format!("{:016x}", rand::random::<u64>());
+        Self { worker, inbox, boot_id, started_at: Timestamp::now(), counter: AtomicU64::new(0), say_hello: Notify::new() }
+    }
+
+    /// Beats until told to stop.
+    pub(crate) async fn beat(&self, stop: &CancellationToken) {
+        let mut kind = EventKind::Hello;
+        loop {
+            let acknowledged = self.say(kind).await;
+            let wait = if acknowledged { jittered(BEAT_INTERVAL_MS) } else { UNACKNOWLEDGED_RETRY };
+            tokio::select! {
+                () = self.say_hello.notified() => kind = EventKind::Hello,
+                () = tokio::time::sleep(wait) => kind = EventKind::Beat,
+                () = stop.cancelled() => return,
+            }
+        }
+    }
+
+    /// Says it and waits for the acknowledgement, which carries the control plane's time.
+    async fn say(&self, kind: EventKind) -> bool {
+        let (subject, payload) = self.message(kind);
+        let (sent, started) = (Timestamp::now(), Instant::now());
+        let Some(answer) = self.inbox.ask(subject, payload.into()).await else { return false };
+        let Ok(ack) = serde_json::from_slice::<EventAck>(&answer) else {
+            tracing::warn!("an acknowledgement could not be read");
+            return false;
+        };
+        self.worker.clock.learn(sent, started.elapsed(), ack.time_unix_ms);
+        true
+    }
+
+    /// The last word; nobody waits for its answer.
+    pub(crate) async fn bye(&self, client: &Client) {
+        let (subject, payload) = self.message(EventKind::Bye);
+        if let Err(error) = client.publish(subject, payload.into()).await {
+            tracing::warn!(%error, "could not say bye");
+        }
+    }
+
+    fn message(&self, kind: EventKind) -> (String, Vec<u8>) {
+        let worker = &self.worker;
+        let measured = worker.clock.measured();
+        let beat = Beat {
+            node: worker.node.id.clone(),
+            region: worker.node.region.clone(),
+            boot_id: self.boot_id.clone(),
+            started_at: self.started_at,
+            counter: self.counter.fetch_add(1, Ordering::Relaxed),
+            version: probeops_shared::VERSION.to_owned(),
+            tools: worker.tools.clone(),
+            unavailable: worker.unavailable.clone(),
+            slots: worker.slots.announced(),
+            draining: worker.draining.load(Ordering::Acquire),
+            clock_offset_ms: measured.map(|measured| measured.offset_ms),
+            rtt_ms: measured.map(|measured| measured.rtt_ms),
+            policy: worker.context.policy_summary(),
+        };
+        (subjects::event(&beat.region, &beat.node, kind), serde_json::to_vec(&beat).unwrap_or_default())
+    }
+}
+
+/// The interval, a tenth more or less by chance.
+fn jittered(interval_ms: u64) -> Duration {
+    Duration::from_millis(interval_ms).mul_f64(0.9 + rand::random::<f64>() / 5.0)
+}

@@ -1,0 +1,162 @@
+//! Names to addresses, as the host's own programs find them or by the name servers that its operator set.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use probeops_shared::host::DnsName;
+use probeops_shared::tools::dns::record_type::RecordType;
+use probeops_shared::tools::dns::{DNS_PORT, Dns, DnsResponse, Transport};
+use tokio::sync::Semaphore;
+
+use crate::net::dns;
+use crate::net::dns::message::{self, Query};
+
+/// How many names the system may be asked for at once. Its answer cannot be cancelled, so each holds a thread until it comes.
+const SYSTEM_LOOKUPS_MAX: usize = 64;
+/// How long one configured name server may take before the next is asked.
+const SERVER_PATIENCE: Duration = Duration::from_secs(2);
+/// Where the system's name servers are listed (resolv.conf(5)).
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// How many of them are used, as by the system itself.
+const SYSTEM_SERVERS_MAX: usize = 3;
+
+/// What finds addresses.
+#[derive(Debug)]
+pub(crate) struct Resolver {
+    /// Empty: ask the system.
+    servers: Vec<SocketAddr>,
+    system_lookups: Arc<Semaphore>,
+}
+
+impl Resolver {
+    /// By these name servers; by the system's own way if there are none.
+    pub(crate) fn new(servers: &[SocketAddr]) -> Self {
+        Self { servers: servers.to_vec(), system_lookups: Arc::new(Semaphore::new(SYSTEM_LOOKUPS_MAX)) }
+    }
+
+    /// The name servers of this node: those set, else those of the system.
+    pub(crate) async fn own_servers(&self) -> Vec<SocketAddr> {
+        if !self.servers.is_empty() {
+            return self.servers.clone();
+        }
+        match tokio::fs::read_to_string(Path::new(RESOLV_CONF)).await {
+            Ok(text) => system_servers(&text),
+            Err(error) => {
+                tracing::debug!(%error, "could not read {RESOLV_CONF}; taking the system's default");
+                system_servers("")
+            }
+        }
+    }
+
+    /// The addresses of a name, in order of preference; in words why there are none. The caller bounds the wait.
+    pub(crate) async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+        if self.servers.is_empty() { self.ask_system(name).await } else { self.ask_servers(name).await }
+    }
+
+    async fn ask_system(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+        let permit = Arc::clone(&self.system_lookups).acquire_owned().await.map_err(|error| error.to_string())?;
+        let owned = name.to_owned();
+        let looked_up = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            (owned.as_str(), 0).to_socket_addrs().map(|found| found.map(|address| address.ip()).collect::<Vec<_>>())
+        });
+        let found = looked_up.await.map_err(|error| error.to_string())?;
+        let mut addresses = found.map_err(|error| system_words(&error.to_string()))?;
+        let mut seen = std::collections::HashSet::new();
+        addresses.retain(|address| seen.insert(*address));
+        Ok(addresses)
+    }
+
+    async fn ask_servers(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+        // This name never leaves the machine (RFC 6761, 6.3).
+        if name == "localhost" || name.ends_with(".localhost") {
+            return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+        }
+        let mut last = String::new();
+        for server in &self.servers {
+            let (v4, v6) = tokio::join!(records(*server, name, RecordType::A), records(*server, name, RecordType::AAAA));
+            match (v4, v6) {
+                (Ok(mut addresses), Ok(more)) => {
+                    addresses.extend(more);
+                    return if addresses.is_empty() { Err(format!("it has no address, says {server}")) } else { Ok(addresses) };
+                }
+                // Some servers are silent about one of the two; what the other brought is an answer.
+                (Ok(addresses), Err(_)) | (Err(_), Ok(addresses)) if !addresses.is_empty() => return Ok(addresses),
+                (Err(Refusal::NoSuchName), _) | (_, Err(Refusal::NoSuchName)) => {
+                    return Err(format!("there is no such name, says {server} (NXDOMAIN)"));
+                }
+                (Err(Refusal::Other(error)), _) | (_, Err(Refusal::Other(error))) => last = format!("{server}: {error}"),
+            }
+        }
+        Err(last)
+    }
+}
+
+/// Why a server did not say.
+enum Refusal {
+    NoSuchName,
+    Other(String),
+}
+
+/// The addresses that a server has for a name. A recursive server puts the whole chain of aliases into its answer.
+async fn records(server: SocketAddr, name: &str, kind: RecordType) -> Result<Vec<IpAddr>, Refusal> {
+    let query = Query::new(&DnsName::Name(name.to_owned()), kind, &Dns::default()).map_err(Refusal::Other)?;
+    let ask = |transport| dns::ask(server, transport, query.bytes(), |bytes| query.is_answered_by(bytes), SERVER_PATIENCE);
+    let words = |none: dns::NoAnswer| Refusal::Other(none.detail.unwrap_or_else(|| none.result.to_string()));
+    let mut answer = ask(Transport::Udp).await.map_err(words)?;
+    if message::is_truncated(&answer.bytes) {
+        answer = ask(Transport::Tcp).await.map_err(words)?;
+    }
+    addresses(&message::read(&answer.bytes).map_err(Refusal::Other)?)
+}
+
+fn addresses(response: &DnsResponse) -> Result<Vec<IpAddr>, Refusal> {
+    match response.rcode.name.as_str() {
+        "NOERROR" => Ok(response
+            .answer
+            .iter()
+            .filter(|record| ["A", "AAAA"].contains(&record.kind.as_str()))
+            .filter_map(|record| record.value.parse().ok())
+            .collect()),
+        "NXDOMAIN" => Err(Refusal::NoSuchName),
+        other => Err(Refusal::Other(format!("it answered {other}"))),
+    }
+}
+
+/// The system's words without the crate's.
+fn system_words(error: &str) -> String {
+    error.strip_prefix("failed to lookup address information: ").unwrap_or(error).to_owned()
+}
+
+/// The name servers in a resolv.conf; this machine itself if it names none. One with a zone id cannot be used here.
+fn system_servers(text: &str) -> Vec<SocketAddr> {
+    let named = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next()?.parse::<IpAddr>().ok()).flatten()
+    });
+    let servers: Vec<SocketAddr> = named.take(SYSTEM_SERVERS_MAX).map(|address| SocketAddr::new(address, DNS_PORT)).collect();
+    if servers.is_empty() { vec![SocketAddr::from((Ipv4Addr::LOCALHOST, DNS_PORT))] } else { servers }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn name_servers_are_read_as_the_system_reads_them() {
+        let text =
+            "# comment\nsearch corp.example\nnameserver 10.0.0.53\nnameserver 2001:db8::53\nnameserver fe80::1%eth0\noptions edns0\n";
+        assert_eq!(system_servers(text), ["10.0.0.53:53".parse().unwrap(), "[2001:db8::53]:53".parse().unwrap()]);
+        assert_eq!(system_servers(""), ["127.0.0.1:53".parse().unwrap()]);
+    }
+
+    #[tokio::test]
+    async fn the_system_knows_this_machine_and_no_invalid_name() {
+        let resolver = Resolver::new(&[]);
+        let addresses = resolver.lookup("localhost").await.unwrap();
+        assert!(addresses.iter().all(IpAddr::is_loopback) && !addresses.is_empty(), "{addresses:?}");
+        assert!(!resolver.own_servers().await.is_empty());
+    }
+}

@@ -1,0 +1,104 @@
+//! Audit records of this node, kept until the control plane has acknowledged them.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use probeops_shared::audit::{BATCH_MAX, Record};
+use probeops_shared::presence::EventKind;
+use probeops_shared::{outcome::NodeRef, subjects};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use crate::inbox::Inbox;
+
+/// How many records wait at most; beyond, the oldest are dropped and counted.
+const WAITING_MAX: usize = 50_000;
+/// How long a record waits for company.
+const BATCH_WITHIN: Duration = Duration::from_secs(1);
+/// How long to wait when a batch was not acknowledged.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The records that wait.
+#[derive(Debug, Default)]
+pub(crate) struct Trail {
+    waiting: Mutex<Waiting>,
+    full_batch: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    records: VecDeque<Record>,
+    dropped: u64,
+}
+
+impl Trail {
+    /// Adds a record.
+    pub(crate) fn record(&self, record: Record) {
+        let Ok(mut waiting) = self.waiting.lock() else { return };
+        if waiting.records.len() == WAITING_MAX {
+            waiting.records.pop_front();
+            waiting.dropped += 1;
+            if waiting.dropped.is_power_of_two() {
+                tracing::error!(
+                    dropped = waiting.dropped,
+                    "audit records are dropped: the control plane has not acknowledged any for long"
+                );
+            }
+        }
+        waiting.records.push_back(record);
+        if waiting.records.len() >= BATCH_MAX {
+            self.full_batch.notify_one();
+        }
+    }
+
+    /// Sends batches until told to stop, and then what is left, once.
+    pub(crate) async fn send(&self, inbox: &Inbox, node: &NodeRef, stop: &CancellationToken) {
+        loop {
+            tokio::select! {
+                () = self.full_batch.notified() => {}
+                () = tokio::time::sleep(BATCH_WITHIN) => {}
+                () = stop.cancelled() => break,
+            }
+            while let Some(batch) = self.batch() {
+                if self.send_batch(inbox, node, batch).await {
+                    continue;
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(RETRY_AFTER) => {}
+                    () = stop.cancelled() => break,
+                }
+            }
+        }
+        while let Some(batch) = self.batch() {
+            if !self.send_batch(inbox, node, batch).await {
+                let left = self.waiting.lock().map_or(0, |waiting| waiting.records.len());
+                tracing::error!(records = left, "the agent stops with audit records that nobody acknowledged");
+                return;
+            }
+        }
+    }
+
+    fn batch(&self) -> Option<Vec<Record>> {
+        let waiting = self.waiting.lock().ok()?;
+        let batch: Vec<Record> = waiting.records.iter().take(BATCH_MAX).cloned().collect();
+        (!batch.is_empty()).then_some(batch)
+    }
+
+    /// Sends a batch and, once it is acknowledged, forgets it.
+    async fn send_batch(&self, inbox: &Inbox, node: &NodeRef, batch: Vec<Record>) -> bool {
+        let dropped_before = self.waiting.lock().map_or(0, |waiting| waiting.dropped);
+        let Ok(payload) = serde_json::to_vec(&batch) else { return false };
+        let subject = subjects::event(&node.region, &node.id, EventKind::Audit);
+        if inbox.ask(subject, payload.into()).await.is_none() {
+            return false;
+        }
+        if let Ok(mut waiting) = self.waiting.lock() {
+            // Those dropped meanwhile for want of room were the oldest: part of this batch.
+            let dropped = usize::try_from(waiting.dropped - dropped_before).unwrap_or(usize::MAX);
+            let acknowledged = batch.len().saturating_sub(dropped).min(waiting.records.len());
+            waiting.records.drain(..acknowledged);
+        }
+        true
+    }
+}

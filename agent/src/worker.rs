@@ -1,0 +1,346 @@
+//! A message becomes a run, and a run becomes exactly one outcome.
+
+use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_nats::{HeaderMap, Message};
+use futures_util::FutureExt;
+use probeops_shared::access::Targets;
+use probeops_shared::audit::{Record, Verdict};
+use probeops_shared::ids::{Caller, RequestId};
+use probeops_shared::invalid::Invalid;
+use probeops_shared::job::{ACCEPTED_AFTER, ALIVE_EVERY, DEADLINE_MAX, Event, GRACE, Job, Verb, header};
+use probeops_shared::outcome::{Failure, FailureKind, NodeRef, OUTCOME_BYTES_MAX, Outcome, Status};
+use probeops_shared::presence::Unavailable;
+use probeops_shared::subjects::{self, ToNode};
+use probeops_shared::timestamp::Timestamp;
+use probeops_shared::tools::ToolName;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::executors::{self, Context, Found, Partial};
+use crate::outbox::{Answer, Outbox};
+use crate::runs::Runs;
+use crate::slots::Slots;
+use crate::trail::Trail;
+
+/// When a caller that was told `busy` may try again, in milliseconds: a guess at when a light class has room.
+const BUSY_RETRY_AFTER_MS: u64 = 100;
+
+/// What runs jobs.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    /// This node.
+    pub(crate) node: NodeRef,
+    /// What it can run.
+    pub(crate) tools: Vec<ToolName>,
+    /// What it was granted and cannot run.
+    pub(crate) unavailable: Vec<Unavailable>,
+    /// What executors work with.
+    pub(crate) context: Context,
+    /// Room.
+    pub(crate) slots: Slots,
+    /// The control plane's time.
+    pub(crate) clock: Clock,
+    /// The way out.
+    pub(crate) outbox: Outbox,
+    /// The audit trail.
+    pub(crate) trail: Trail,
+    /// What is running.
+    pub(crate) runs: Runs,
+    /// Owns every run.
+    pub(crate) running: TaskTracker,
+    /// Tells every run that the agent's patience is over.
+    pub(crate) abort: CancellationToken,
+    /// Takes no new jobs.
+    pub(crate) draining: AtomicBool,
+    /// Messages that could not be answered, because they were not asked as a caller may ask.
+    pub(crate) unanswerable: AtomicU64,
+}
+
+/// Who asked and where the answer goes.
+#[derive(Clone, Debug)]
+struct Asker {
+    caller: Caller,
+    principal: String,
+    reply: String,
+    events: bool,
+}
+
+/// A job that is about to run.
+struct Accepted {
+    asker: Asker,
+    job: Job,
+    targets: Option<Targets>,
+    dispatch_ms: Option<f64>,
+    slot: OwnedSemaphorePermit,
+}
+
+impl Worker {
+    /// Takes a message and answers it, now or when its run is over.
+    pub(crate) async fn receive(self: &Arc<Self>, message: Message) {
+        match subjects::parse_to_node(&message.subject) {
+            Some(ToNode::Job { tool, caller }) => self.receive_job(&tool, caller, message).await,
+            Some(ToNode::Control { verb, caller }) => self.control(&verb, caller, message).await,
+            None => self.count_unanswerable(&message, "its subject is not one of ours"),
+        }
+    }
+
+    async fn receive_job(self: &Arc<Self>, tool: &str, caller: Caller, message: Message) {
+        let given = message.reply.as_ref().map_or("", |reply| reply.as_str());
+        let Some(reply) = subjects::answer(given, &caller, &self.node.id) else {
+            let why = format!("its reply subject `{given}` is not of the form _INBOX.{caller}.<token>._");
+            self.count_unanswerable(&message, &why);
+            let failure = Failure::new(FailureKind::Invalid, why);
+            return self.record(&caller, caller.as_str(), &Outcome::failed(RequestId::new(), tool, "", failure));
+        };
+        let headers = message.headers.as_ref();
+        let principal = if caller.is_api() { read(headers, header::PRINCIPAL).unwrap_or(caller.as_str()) } else { caller.as_str() };
+        let events = read(headers, header::EVENTS) == Some("1");
+        let asker = Asker { principal: principal.to_owned(), caller, reply, events };
+        match self.accept(tool, asker.clone(), &message) {
+            Ok(accepted) => {
+                let worker = Arc::clone(self);
+                // Boxed: the executors' states are large, and most runs are of the smallest.
+                drop(self.running.spawn(Box::pin(async move { worker.run(accepted).await })));
+            }
+            Err(outcome) => self.conclude(&asker, 0, *outcome, Duration::ZERO).await,
+        }
+    }
+
+    /// Everything that can be said without running it.
+    fn accept(&self, tool: &str, asker: Asker, message: &Message) -> Result<Accepted, Box<Outcome>> {
+        let headers = message.headers.as_ref();
+        let job = Job::parse(&message.payload).map_err(|rejected| Box::new(rejected.into_outcome()))?;
+        let refuse =
+            |failure: Failure| Box::new(Outcome::failed(job.request_id.clone(), job.spec.tool().as_str(), job.spec.target(), failure));
+        if job.spec.tool().as_str() != tool {
+            let detail = format!("the message asks for `{}`, its subject for `{tool}`; they must be the same", job.spec.tool());
+            return Err(refuse(Failure::from(Invalid::new("/tool", detail))));
+        }
+        self.check_deadline(headers).map_err(&refuse)?;
+        let targets = match read(headers, header::TARGETS).filter(|_| asker.caller.is_api()).map(str::parse) {
+            None => None,
+            Some(Ok(targets)) => Some(targets),
+            Some(Err(detail)) => return Err(refuse(Failure::new(FailureKind::Invalid, format!("header {}: {detail}", header::TARGETS)))),
+        };
+        if self.draining.load(Ordering::Acquire) {
+            return Err(refuse(Failure::new(
+                FailureKind::Draining,
+                format!("node {} is being drained and takes no new jobs", self.node.id),
+            )));
+        }
+        self.check_capability(job.spec.tool()).map_err(&refuse)?;
+        let Some(slot) = self.slots.take(job.spec.tool().class()) else {
+            let class = job.spec.tool().class().as_str();
+            let busy = Failure::new(FailureKind::Busy, format!("all {class} slots of node {} are taken", self.node.id));
+            return Err(refuse(Failure { retry_after_ms: Some(BUSY_RETRY_AFTER_MS), ..busy }));
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
+        let dispatch_ms =
+            read(headers, header::SENT).and_then(|sent| sent.parse::<i64>().ok()).map(|sent| (now_unix_us() - sent) as f64 / 1000.0);
+        Ok(Accepted { asker, job, targets, dispatch_ms, slot })
+    }
+
+    fn check_deadline(&self, headers: Option<&HeaderMap>) -> Result<(), Failure> {
+        let Some(given) = read(headers, header::DEADLINE) else { return Ok(()) };
+        let name = header::DEADLINE;
+        let deadline: i64 = given.parse().map_err(|_| {
+            Failure::new(FailureKind::Invalid, format!("header {name} must be milliseconds since 1970 as a whole number, not `{given}`"))
+        })?;
+        let left_ms = deadline.saturating_sub(self.clock.now_unix_ms());
+        if left_ms <= 0 {
+            return Err(Failure::new(FailureKind::Expired, format!("the deadline passed {} ms before the job arrived", -left_ms)));
+        }
+        let furthest_ms = i64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(i64::MAX);
+        if left_ms > furthest_ms {
+            let detail = format!("header {name} is {left_ms} ms away; at most {furthest_ms} ms are allowed (is it in milliseconds?)");
+            return Err(Failure::new(FailureKind::Invalid, detail));
+        }
+        Ok(())
+    }
+
+    fn check_capability(&self, tool: ToolName) -> Result<(), Failure> {
+        if self.tools.contains(&tool) {
+            return Ok(());
+        }
+        let detail = match self.unavailable.iter().find(|unavailable| unavailable.tool == tool) {
+            Some(lacks) => format!("node {} cannot run {tool}: {}; to grant it: {}", self.node.id, lacks.missing, lacks.grant),
+            None => format!("node {} was not granted {tool}", self.node.id),
+        };
+        Err(Failure::new(FailureKind::Unsupported, detail))
+    }
+
+    async fn run(&self, accepted: Accepted) {
+        let Accepted { asker, job, targets, dispatch_ms, slot } = accepted;
+        let entry = self.runs.enter(&asker.caller, &job.request_id);
+        let (started_at, started) = (Timestamp::now(), Instant::now());
+        let (tool, target, budget) = (job.spec.tool(), job.spec.target(), job.spec.budget());
+        let partial = Partial::default();
+        let context = self.context.for_run(targets, dispatch_ms, self.clock.measured().map(|measured| measured.offset_ms));
+        let executed = AssertUnwindSafe(executors::execute(&context, job.spec, &partial)).catch_unwind();
+        let bounded = async {
+            tokio::select! {
+                done = tokio::time::timeout(budget, executed) => match done {
+                    Ok(Ok(found)) => found,
+                    Ok(Err(_panic)) => Err(internal(&job.request_id)),
+                    Err(_elapsed) => Err(Failure::new(FailureKind::TimedOut, format!("not finished within its budget of {} ms", budget.as_millis()))),
+                },
+                () = entry.cancel.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the run was cancelled")),
+                () = self.abort.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the agent stopped before the run was over")),
+            }
+        };
+        let (result, next_seq) = self.accompany(&asker, &job.request_id, bounded).await;
+        drop((slot, entry));
+        let duration_ms = started.elapsed().as_secs_f64() * 1000.0;
+        let found = match &result {
+            Ok(_) => None,
+            Err(failure) => {
+                partial.take().or_else(|| Some(Found { report: serde_json::Value::Null, output: format!("{tool}: {failure}\n") }))
+            }
+        };
+        let (status, failure, found) = match (result, found) {
+            (Ok(found), _) => (Status::Success, None, found),
+            (Err(failure), found) => (Status::Failed, Some(failure), found.unwrap_or_default()),
+        };
+        let outcome = Outcome {
+            request_id: job.request_id,
+            status,
+            output: found.output,
+            duration_ms,
+            tool: tool.as_str().to_owned(),
+            target,
+            node: Some(self.node.clone()),
+            started_at: Some(started_at),
+            report: Some(found.report).filter(|report| !report.is_null()),
+            failure,
+            truncated: false,
+        };
+        self.conclude(&asker, next_seq, outcome, budget).await;
+    }
+
+    /// Says that the run goes on, if the caller wants to know, until it is over. Returns the number of the next event.
+    async fn accompany<T>(&self, asker: &Asker, request_id: &RequestId, run: impl Future<Output = T>) -> (T, u64) {
+        tokio::pin!(run);
+        if !asker.events {
+            return (run.await, 0);
+        }
+        let mut seq = 0;
+        let (mut wait, mut event) = (ACCEPTED_AFTER, Event::Accepted);
+        loop {
+            tokio::select! {
+                result = &mut run => return (result, seq),
+                () = tokio::time::sleep(wait) => {
+                    let body = serde_json::json!({"request_id": request_id}).to_string();
+                    self.outbox.send(answer(asker, event, seq, body.into_bytes(), Duration::ZERO)).await;
+                    seq += 1;
+                    (wait, event) = (ALIVE_EVERY, Event::Alive);
+                }
+            }
+        }
+    }
+
+    /// Answers with an outcome and puts it in the trail.
+    async fn conclude(&self, asker: &Asker, seq: u64, mut outcome: Outcome, budget: Duration) {
+        outcome.node.get_or_insert_with(|| self.node.clone());
+        self.record(&asker.caller, &asker.principal, &outcome);
+        let body = outcome.to_bytes(OUTCOME_BYTES_MAX);
+        self.outbox.send_or_keep(answer(asker, Event::Outcome, seq, body, budget + GRACE)).await;
+    }
+
+    fn record(&self, caller: &Caller, principal: &str, outcome: &Outcome) {
+        let not_run = [
+            FailureKind::Invalid,
+            FailureKind::Denied,
+            FailureKind::Unsupported,
+            FailureKind::Busy,
+            FailureKind::Draining,
+            FailureKind::Expired,
+        ];
+        let (verdict, detail) = match &outcome.failure {
+            Some(failure) if not_run.contains(&failure.kind) => (Verdict::Denied, failure.to_string()),
+            Some(failure) => (Verdict::Finished, failure.to_string()),
+            None => (Verdict::Finished, "success".to_owned()),
+        };
+        tracing::debug!(job.id = %outcome.request_id, %principal, tool = outcome.tool, target = outcome.target, detail, "a job was answered");
+        self.trail.record(Record {
+            time: Timestamp::now(),
+            verdict,
+            principal: principal.to_owned(),
+            caller: Some(caller.to_string()),
+            node: Some(self.node.id.clone()),
+            region: Some(self.node.region.clone()),
+            tool: outcome.tool.clone(),
+            target: outcome.target.clone(),
+            request_id: outcome.request_id.to_string(),
+            detail,
+            duration_ms: outcome.started_at.map(|_| outcome.duration_ms),
+        });
+    }
+
+    async fn control(&self, verb: &str, caller: Caller, message: Message) {
+        let given = message.reply.as_ref().map_or("", |reply| reply.as_str());
+        let done = match Verb::parse(verb) {
+            Some(_) if !caller.is_api() => Err("only replicas of the API may control a node"),
+            Some(Verb::Cancel) => match cancelled_request(&message.payload) {
+                Some(request_id) => Ok(self.runs.cancel(&caller, &request_id)),
+                None => Err("a cancel names its request_id"),
+            },
+            Some(Verb::Drain) => {
+                tracing::info!(%caller, "told to drain: no new jobs from here on");
+                Ok(!self.draining.swap(true, Ordering::AcqRel))
+            }
+            None => Err("no such control message"),
+        };
+        if let Err(why) = done {
+            self.count_unanswerable(&message, why);
+        }
+        let Some(subject) = subjects::answer(given, &caller, &self.node.id) else { return };
+        let body: BTreeMap<&str, serde_json::Value> = match done {
+            Ok(changed) => [("changed", changed.into())].into(),
+            Err(why) => [("error", why.into())].into(),
+        };
+        let payload = serde_json::to_vec(&body).unwrap_or_default().into();
+        self.outbox.send(Answer { subject, headers: HeaderMap::new(), payload, useless_at: Instant::now() + GRACE }).await;
+    }
+
+    fn count_unanswerable(&self, message: &Message, why: &str) {
+        let count = self.unanswerable.fetch_add(1, Ordering::Relaxed) + 1;
+        tracing::warn!(subject = %message.subject, count, "a message was dropped: {why}");
+    }
+}
+
+/// An event on its way to the caller.
+fn answer(asker: &Asker, event: Event, seq: u64, body: Vec<u8>, useful_for: Duration) -> Answer {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::EVENT, event.as_str());
+    headers.insert(header::SEQ, seq.to_string());
+    Answer { subject: asker.reply.clone(), headers, payload: body.into(), useless_at: Instant::now() + useful_for.max(GRACE) }
+}
+
+fn cancelled_request(body: &[u8]) -> Option<RequestId> {
+    serde_json::from_slice::<serde_json::Value>(body).ok()?.get("request_id")?.as_str()?.parse().ok()
+}
+
+fn internal(request_id: &RequestId) -> Failure {
+    let incident = format!("{:016x}", rand::random::<u64>());
+    tracing::error!(incident, job.id = %request_id, "an executor panicked");
+    Failure::new(FailureKind::Internal, format!("a fault in the agent; its log has it as incident {incident}"))
+}
+
+fn now_unix_us() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_micros()).ok())
+        .unwrap_or(0)
+}
+
+fn read<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {
+    headers?.get(name).map(async_nats::HeaderValue::as_str)
+}
