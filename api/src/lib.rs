@@ -1,1 +1,77 @@
-//! api
+//! The HTTP service: a question in, a job out to the broker, its outcome back.
+//!
+//! # Layout
+//! - [`config`]: what the operator may set. [`server`]: the listener, TLS, limits. `routes`: one file a resource. [`openapi`]: the document.
+//! - [`access`]: who asks and what he may. [`problem`]: the only file that picks a status.
+//! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
+//! - [`audit`]: the trail. `watch`: buckets held in memory. `revoke`: taking a credential back.
+
+pub mod access;
+pub mod audit;
+pub mod broker;
+mod collector;
+pub mod config;
+pub mod jobs;
+pub mod openapi;
+pub mod problem;
+pub mod program;
+mod revoke;
+pub mod roster;
+pub mod routes;
+pub mod server;
+mod watch;
+
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::access::Access;
+use crate::audit::Audit;
+use crate::broker::Broker;
+use crate::config::Settings;
+use crate::jobs::Jobs;
+use crate::roster::Roster;
+
+/// Everything a handler needs.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// The broker.
+    pub broker: Broker,
+    /// Who is there.
+    pub roster: Roster,
+    /// Jobs.
+    pub jobs: Jobs,
+    /// Who may what.
+    pub access: Access,
+    /// The trail.
+    pub audit: Audit,
+}
+
+/// How long what is still to be written may take when the API stops.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
+
+/// Runs an API until `stop` is cancelled; then lets what runs end.
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), String> {
+    let (tasks, writers, ended) = (TaskTracker::new(), TaskTracker::new(), CancellationToken::new());
+    // Bound first: a port in use is known before the broker is asked for anything.
+    let listener = server::Listener::bind(&settings.listen).await?;
+    let roster = Roster::default();
+    let Some(broker) = stop.run_until_cancelled(Broker::start(settings.links.clone(), roster.clone(), &tasks, &ended)).await else {
+        return Ok(());
+    };
+    let broker = broker?;
+    let access = Access::start(&broker, settings.jwt.as_ref(), &tasks, &ended)?;
+    let audit = Audit::start(&broker, &writers, &ended);
+    let jobs = Jobs::new(broker.clone(), audit.clone(), &writers, &ended);
+    let app = App { broker, roster, jobs: jobs.clone(), access, audit };
+    let served = listener.serve(routes::router(app), stop).await;
+    tracing::info!("stopping: no new requests, jobs that run may end");
+    jobs.finish().await;
+    ended.cancel();
+    writers.close();
+    if tokio::time::timeout(WRITTEN_WITHIN, writers.wait()).await.is_err() {
+        tracing::error!("not everything could be written before the API stopped");
+    }
+    served
+}

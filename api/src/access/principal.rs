@@ -1,0 +1,142 @@
+//! Who asks.
+
+use std::sync::Arc;
+
+use probeops_shared::access::{Limits, Scope};
+use probeops_shared::ids::Region;
+use probeops_shared::invalid::Invalid;
+use probeops_shared::problem::Code;
+use probeops_shared::tools::ToolName;
+
+use crate::access::rate::{Rates, Taken};
+use crate::problem::Problem;
+
+/// Who a credential names, and what he may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// `key:<id>` or `jwt:<subject>`.
+    pub name: String,
+    /// What he may do.
+    pub scopes: Vec<Scope>,
+    /// What narrows that.
+    pub limits: Limits,
+}
+
+/// Who asks: an identity, and what is left of its rate in this process.
+#[derive(Clone, Debug)]
+pub struct Principal {
+    identity: Arc<Identity>,
+    rates: Arc<Rates>,
+}
+
+impl std::ops::Deref for Principal {
+    type Target = Identity;
+    fn deref(&self) -> &Identity {
+        &self.identity
+    }
+}
+
+impl Principal {
+    pub(super) fn new(identity: Arc<Identity>, rates: Arc<Rates>) -> Self {
+        Self { identity, rates }
+    }
+
+    /// Somebody with his rate untouched.
+    #[cfg(test)]
+    pub(crate) fn of(identity: Arc<Identity>) -> Self {
+        Self::new(identity, Arc::default())
+    }
+
+    /// Refuses a tool outside the limits.
+    pub fn check_tool(&self, tool: ToolName) -> Result<(), Problem> {
+        match &self.limits.tools {
+            Some(tools) if !tools.contains(&tool) => Err(outside("tools", tools, &tool, "/tool")),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Refuses a region outside the limits.
+    pub fn check_region(&self, region: &Region) -> Result<(), Problem> {
+        match &self.limits.regions {
+            Some(regions) if !regions.iter().any(|pattern| pattern.matches(region)) => Err(outside("regions", regions, region, "/from")),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Takes so many runs from the rate, or says when there will be enough.
+    pub fn take(&self, runs: usize) -> Result<(), Problem> {
+        let Some(rate) = self.limits.rate else { return Ok(()) };
+        match self.rates.take(&self.name, rate, runs) {
+            Taken::Now => Ok(()),
+            Taken::Later(after) => {
+                let detail =
+                    format!("your credential is limited to {rate} runs; {runs} more are possible in {} ms", after.as_millis().max(1));
+                Err(Problem::new(Code::RateLimited, detail).retry_after(after))
+            }
+            Taken::Never => {
+                let detail = format!("your credential is limited to {rate} runs; a job with {runs} runs goes beyond that at any time");
+                Err(Problem::new(Code::Forbidden, detail).at(Invalid::new("/from", "more runs than the limit `rate` allows at once")))
+            }
+        }
+    }
+}
+
+impl Identity {
+    /// Whether he may everything.
+    pub fn is_admin(&self) -> bool {
+        self.scopes.contains(&Scope::Admin)
+    }
+
+    /// Whether he has the scope.
+    pub fn has(&self, scope: Scope) -> bool {
+        self.is_admin() || self.scopes.contains(&scope)
+    }
+
+    /// Refuses what needs a scope he lacks.
+    pub fn check_scope(&self, scope: Scope) -> Result<(), Problem> {
+        if self.has(scope) { Ok(()) } else { Err(Problem::missing_scope(scope, &self.scopes)) }
+    }
+
+    /// Whether he may know of the region.
+    pub fn sees_region(&self, region: &Region) -> bool {
+        self.limits.regions.as_ref().is_none_or(|regions| regions.iter().any(|pattern| pattern.matches(region)))
+    }
+}
+
+fn outside(limit: &str, allowed: &[impl std::fmt::Display], given: &impl std::fmt::Display, pointer: &str) -> Problem {
+    let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
+    let detail = format!("your credential is limited to the {limit} {}; `{given}` is none of them", allowed.join(", "));
+    Problem::new(Code::Forbidden, detail).at(Invalid::new(pointer, format!("outside the limit `{limit}`")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn principal(scopes: &[Scope], limits: &str) -> Principal {
+        let identity = Identity { name: "key:k".to_owned(), scopes: scopes.to_vec(), limits: serde_json::from_str(limits).unwrap() };
+        Principal::new(Arc::new(identity), Arc::default())
+    }
+
+    #[test]
+    fn what_is_outside_the_limits_is_refused_by_name() {
+        let limited = principal(&[Scope::JobsWrite], r#"{"tools":[],"regions":["eu-*"],"rate":"2/h"}"#);
+        let tool = limited.check_tool(ToolName::Echo).unwrap_err();
+        assert_eq!(tool.code(), Code::Forbidden);
+        assert!(limited.check_region(&"eu-central".parse().unwrap()).is_ok());
+        let region = limited.check_region(&"us-east".parse().unwrap()).unwrap_err();
+        assert_eq!(region.detail(), "your credential is limited to the regions eu-*; `us-east` is none of them");
+        assert!(limited.take(2).is_ok());
+        assert_eq!(limited.take(1).unwrap_err().code(), Code::RateLimited);
+        assert_eq!(limited.take(3).unwrap_err().code(), Code::Forbidden);
+    }
+
+    #[test]
+    fn an_admin_has_every_scope_and_no_limits_limit_nothing() {
+        let admin = principal(&[Scope::Admin], "{}");
+        assert!(Scope::ALL.into_iter().all(|scope| admin.check_scope(scope).is_ok()));
+        assert!(admin.check_tool(ToolName::Echo).is_ok() && admin.take(1_000_000).is_ok());
+        let reader = principal(&[Scope::JobsRead], "{}");
+        assert_eq!(reader.check_scope(Scope::JobsWrite).unwrap_err().code(), Code::Forbidden);
+    }
+}

@@ -1,0 +1,286 @@
+//! Reads the trail, newest first, message by message.
+//!
+//! Every message holds up to a hundred records. A page looks at a bounded number of messages; when it has not seen the end it says where to go
+//! on, even if it found nothing.
+
+use std::fmt;
+use std::str::FromStr;
+
+use async_nats::jetstream::Context;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use futures_util::{StreamExt, stream};
+use probeops_shared::audit::{Record, Verdict};
+use probeops_shared::ids::NodeId;
+use probeops_shared::problem::Code;
+use probeops_shared::subjects::storage;
+use probeops_shared::timestamp::Timestamp;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::broker::Broker;
+use crate::problem::Problem;
+
+/// How many messages one page looks at.
+const MESSAGES_MAX: usize = 2_000;
+/// How many are asked for at once.
+const READ_AHEAD: usize = 16;
+/// A message may be stored by a clock that runs so far behind that of its records, in milliseconds.
+const CLOCK_SLACK_MS: i64 = 60_000;
+
+/// What to look for.
+#[derive(Clone, Debug)]
+pub struct Filter {
+    /// From then on.
+    pub since: Option<Timestamp>,
+    /// Until then.
+    pub until: Option<Timestamp>,
+    /// On whose behalf.
+    pub principal: Option<String>,
+    /// At which node.
+    pub node: Option<NodeId>,
+    /// With which tool.
+    pub tool: Option<String>,
+    /// What happened.
+    pub verdict: Option<Verdict>,
+    /// Of which request or job; the runs of a job are its own.
+    pub request_id: Option<String>,
+    /// How many records.
+    pub limit: usize,
+    /// Older than this one.
+    pub cursor: Option<Cursor>,
+}
+
+/// The place of a record in the trail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Cursor {
+    sequence: u64,
+    index: usize,
+}
+
+impl fmt::Display for Cursor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.sequence, self.index)
+    }
+}
+
+impl FromStr for Cursor {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed =
+            text.split_once('.').and_then(|(sequence, index)| Some(Self { sequence: sequence.parse().ok()?, index: index.parse().ok()? }));
+        parsed.ok_or_else(|| "must be a cursor as an earlier answer gave it in `next`, such as 1200.3".to_owned())
+    }
+}
+
+/// A page of the trail.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "AuditPage")]
+pub struct Page {
+    /// The records, newest first.
+    pub records: Vec<Entry>,
+    /// Give this as `cursor` to read on; absent at the end of the trail. There may be more even when this page is empty.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+/// A record and its place.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "AuditEntry")]
+pub struct Entry {
+    /// Its place in the trail.
+    pub cursor: String,
+    /// The record.
+    #[serde(flatten)]
+    pub record: Record,
+}
+
+/// A message of the trail.
+#[derive(Clone, Debug)]
+struct Batch {
+    sequence: u64,
+    stored_unix_ms: i64,
+    records: Vec<Record>,
+}
+
+/// Reads a page.
+pub(super) async fn page(broker: &Broker, filter: &Filter) -> Result<Page, Problem> {
+    let context: Context = broker.audit_reader();
+    let trail = context.get_stream_no_info(storage::AUDIT).await.map_err(|error| unreadable(&error))?;
+    let state = trail.get_info().await.map_err(|error| unreadable(&error))?.state;
+    let newest = filter.cursor.map_or(state.last_sequence, |cursor| cursor.sequence.min(state.last_sequence));
+    let mut pages = Pages::new(filter, state.first_sequence.max(1));
+    let sequences = (state.first_sequence.max(1)..=newest).rev().take(MESSAGES_MAX);
+    let mut batches = stream::iter(sequences.map(|sequence| read(&trail, sequence))).buffered(READ_AHEAD);
+    while let Some(batch) = batches.next().await {
+        if pages.take(batch?) == Reading::Over {
+            break;
+        }
+    }
+    drop(batches);
+    Ok(pages.page())
+}
+
+async fn read(trail: &Stream<()>, sequence: u64) -> Result<Batch, Problem> {
+    match trail.direct_get(sequence).await {
+        Ok(message) => Ok(parsed(&message)),
+        // Aged out while we were reading.
+        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(Batch { sequence, stored_unix_ms: i64::MAX, records: Vec::new() }),
+        Err(error) => Err(unreadable(&error)),
+    }
+}
+
+fn parsed(message: &StreamMessage) -> Batch {
+    let stored_unix_ms = i64::try_from(message.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
+    let records = serde_json::from_slice(&message.payload).unwrap_or_else(|error| {
+        tracing::warn!(sequence = message.sequence, subject = %message.subject, %error, "a message of the audit trail cannot be read");
+        Vec::new()
+    });
+    Batch { sequence: message.sequence, stored_unix_ms, records }
+}
+
+fn unreadable(error: &dyn fmt::Display) -> Problem {
+    Problem::new(Code::Unavailable, format!("the audit trail cannot be read now: {error}"))
+}
+
+/// Whether to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    GoesOn,
+    Over,
+}
+
+/// Gathers a page from messages, newest first.
+struct Pages<'a> {
+    filter: &'a Filter,
+    oldest: u64,
+    found: Vec<Entry>,
+    next: Option<Cursor>,
+}
+
+impl<'a> Pages<'a> {
+    fn new(filter: &'a Filter, oldest: u64) -> Self {
+        Self { filter, oldest, found: Vec::new(), next: None }
+    }
+
+    fn take(&mut self, batch: Batch) -> Reading {
+        // Records are older than their message, so nothing from here on can be young enough.
+        if self.filter.since.is_some_and(|since| batch.stored_unix_ms.saturating_add(CLOCK_SLACK_MS) < since.unix_ms()) {
+            self.next = None;
+            return Reading::Over;
+        }
+        for (index, record) in batch.records.into_iter().enumerate().rev() {
+            let place = Cursor { sequence: batch.sequence, index };
+            if self.filter.cursor.is_some_and(|cursor| place >= cursor) || !self.filter.matches(&record) {
+                continue;
+            }
+            // One more than wanted tells that there is more.
+            if self.found.len() == self.filter.limit {
+                self.next = self.found.last().and_then(|last| last.cursor.parse().ok());
+                return Reading::Over;
+            }
+            self.found.push(Entry { cursor: place.to_string(), record });
+        }
+        self.next = (batch.sequence > self.oldest).then_some(Cursor { sequence: batch.sequence, index: 0 });
+        Reading::GoesOn
+    }
+
+    fn page(self) -> Page {
+        Page { records: self.found, next: self.next.map(|next| next.to_string()) }
+    }
+}
+
+impl Filter {
+    fn matches(&self, record: &Record) -> bool {
+        let of_request = |wanted: &String| {
+            let rest = record.request_id.strip_prefix(wanted.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        self.since.is_none_or(|since| record.time >= since)
+            && self.until.is_none_or(|until| record.time <= until)
+            && self.principal.as_ref().is_none_or(|principal| record.principal == *principal)
+            && self.node.as_ref().is_none_or(|node| record.node.as_ref() == Some(node))
+            && self.tool.as_ref().is_none_or(|tool| record.tool == *tool)
+            && self.verdict.is_none_or(|verdict| record.verdict == verdict)
+            && self.request_id.as_ref().is_none_or(of_request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(limit: usize) -> Filter {
+        Filter { since: None, until: None, principal: None, node: None, tool: None, verdict: None, request_id: None, limit, cursor: None }
+    }
+
+    /// Three messages with three records each, a second apart; ids are `<sequence>-<index>`.
+    fn trail() -> Vec<Batch> {
+        let batch = |sequence: u64| {
+            let record = |index: i64| {
+                let unix_ms = i64::try_from(sequence).unwrap() * 1_000_000 + index * 1_000;
+                let mut record = crate::audit::blank(Verdict::Accepted, "key:a", &format!("{sequence}-{index}"));
+                record.time = Timestamp::from_unix_ms(unix_ms).unwrap();
+                record
+            };
+            Batch { sequence, stored_unix_ms: i64::try_from(sequence).unwrap() * 1_000_000 + 5_000, records: (0..3).map(record).collect() }
+        };
+        (4..=6).map(batch).collect()
+    }
+
+    /// What a page holds, and where it goes on.
+    fn read_page(filter: &Filter) -> (Vec<String>, Option<String>) {
+        let mut pages = Pages::new(filter, 4);
+        for batch in trail().into_iter().rev() {
+            if filter.cursor.is_some_and(|cursor| batch.sequence > cursor.sequence) {
+                continue;
+            }
+            if pages.take(batch) == Reading::Over {
+                break;
+            }
+        }
+        let page = pages.page();
+        (page.records.into_iter().map(|entry| entry.record.request_id).collect(), page.next)
+    }
+
+    #[test]
+    fn pages_follow_each_other_without_a_gap_newest_first() {
+        let mut wanted = filter(4);
+        let (first, next) = read_page(&wanted);
+        assert_eq!((first, next.as_deref()), (vec!["6-2".into(), "6-1".into(), "6-0".into(), "5-2".into()], Some("5.2")));
+        wanted.cursor = Some(next.unwrap().parse().unwrap());
+        let (second, next) = read_page(&wanted);
+        assert_eq!((second, next.as_deref()), (vec!["5-1".into(), "5-0".into(), "4-2".into(), "4-1".into()], Some("4.1")));
+        wanted.cursor = Some(next.unwrap().parse().unwrap());
+        assert_eq!(read_page(&wanted), (vec!["4-0".into()], None));
+        assert_eq!(read_page(&filter(9)).1, None, "exactly all there is");
+    }
+
+    #[test]
+    fn only_what_was_asked_for_is_found() {
+        let at = |unix_ms| Timestamp::from_unix_ms(unix_ms);
+        let (found, next) = read_page(&Filter { since: at(5_001_000), until: at(6_000_000), ..filter(9) });
+        assert_eq!((found, next), (vec!["6-0".into(), "5-2".into(), "5-1".into()], None));
+        assert_eq!(read_page(&Filter { request_id: Some("5-1".to_owned()), ..filter(9) }).0, ["5-1"]);
+        assert!(read_page(&Filter { verdict: Some(Verdict::Denied), ..filter(9) }).0.is_empty());
+        assert!(read_page(&Filter { principal: Some("key:b".to_owned()), ..filter(9) }).0.is_empty());
+    }
+
+    #[test]
+    fn the_runs_of_a_job_belong_to_it() {
+        let mut record = crate::audit::blank(Verdict::Finished, "key:a", "0198.3");
+        let wanted = Filter { request_id: Some("0198".to_owned()), ..filter(1) };
+        assert!(wanted.matches(&record));
+        record.request_id = "01980".to_owned();
+        assert!(!wanted.matches(&record));
+    }
+
+    #[test]
+    fn a_cursor_is_read_back_as_it_was_given() {
+        let cursor: Cursor = "12.3".parse().unwrap();
+        assert_eq!(cursor.to_string(), "12.3");
+        for bad in ["", "12", "12.", "a.b", "-1.0", "1.2.3"] {
+            assert!(bad.parse::<Cursor>().is_err(), "{bad}");
+        }
+    }
+}

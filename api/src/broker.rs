@@ -1,0 +1,287 @@
+//! The API's side of the broker: its connections, its answers, its dispatch. Nothing else of the API names the client library's connection.
+
+mod dispatch;
+mod replies;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::connection::State;
+use async_nats::jetstream::{self, kv};
+use async_nats::{Client, HeaderMap};
+use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
+use probeops_shared::ids::{Caller, NodeId};
+use probeops_shared::job::Verb;
+use probeops_shared::subjects::{self, storage};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+pub(crate) use dispatch::{Destination, Run};
+
+use crate::broker::replies::Replies;
+use crate::collector::Collector;
+use crate::problem::Problem;
+use crate::roster::Roster;
+use crate::watch::watch;
+use probeops_shared::problem::Code;
+
+/// How long the broker may take to answer a JetStream request.
+const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a node may take to answer a control message.
+const CONTROL_WITHIN: Duration = Duration::from_secs(2);
+
+/// Where the broker is and the files that say who we are.
+#[derive(Clone, Debug)]
+pub struct Links {
+    /// The broker's addresses.
+    pub servers: Vec<String>,
+    /// The authority that signed its certificate.
+    pub ca: Option<PathBuf>,
+    /// The folder with `api.creds`, `collector.creds`, `acknowledger.creds` and `auditor.creds`.
+    pub creds: PathBuf,
+    /// The data folder with the keys that may revoke; without it this API cannot.
+    pub vault: Option<PathBuf>,
+}
+
+/// Whether the main connection is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct LinkState {
+    /// It is.
+    pub(crate) connected: bool,
+    /// Counts connections.
+    pub(crate) epoch: u64,
+}
+
+/// The broker, as the API uses it.
+#[derive(Clone, Debug)]
+pub struct Broker(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    client: Client,
+    caller: Caller,
+    jetstream: jetstream::Context,
+    auditor: jetstream::Context,
+    keys: kv::Store,
+    nodes: kv::Store,
+    replies: Replies,
+    roster: Roster,
+    link: watch::Receiver<LinkState>,
+    links: Links,
+}
+
+impl Broker {
+    /// Connects and begins to listen, hear nodes and keep the roster; the tasks end with `stop`. Waits for the broker as long as it takes.
+    pub(crate) async fn start(links: Links, roster: Roster, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
+        let credential = Credential::read(&links.link("api").creds).map_err(|error| error.to_string())?;
+        let caller: Caller = credential.name.parse().map_err(|detail| format!("the API's credential names nobody: {detail}"))?;
+        if !caller.is_api() {
+            return Err(format!("the credential `{caller}` is not an API's; its name begins with api-"));
+        }
+        let (client, events) = links.connected("api", caller.as_str(), stop).await?;
+        let (link_state, link) = watch::channel(LinkState { connected: true, epoch: 1 });
+        drop(tasks.spawn(follow(events, link_state)));
+        let (collecting, collector_events) = links.connected("collector", "collector", stop).await?;
+        let (acknowledger, acknowledger_events) = links.connected("acknowledger", "acknowledger", stop).await?;
+        let (auditing, auditor_events) = links.connected("auditor", "auditor", stop).await?;
+        for (name, events) in [("collector", collector_events), ("acknowledger", acknowledger_events), ("auditor", auditor_events)] {
+            drop(tasks.spawn(log_events(name, events)));
+        }
+        let jetstream = jetstream_of(client.clone());
+        let bucket = async |name: &'static str| {
+            jetstream
+                .get_key_value(name)
+                .await
+                .map_err(|error| format!("bucket {name} cannot be used: {error} (was the broker provisioned?)"))
+        };
+        let (keys, nodes, presence) = (bucket(storage::KEYS).await?, bucket(storage::NODES).await?, bucket(storage::PRESENCE).await?);
+        let answers =
+            client.subscribe(subjects::replies(&caller)).await.map_err(|error| format!("cannot subscribe to answers: {error}"))?;
+        let broker = Self(Arc::new(Inner {
+            client,
+            caller,
+            jetstream,
+            auditor: jetstream_of(auditing),
+            keys,
+            nodes: nodes.clone(),
+            replies: Replies::default(),
+            roster: roster.clone(),
+            link: link.clone(),
+            links,
+        }));
+        let mux = broker.clone();
+        drop(tasks.spawn(async move { mux.0.replies.deliver(answers, &mux.0.caller, &mux.0.client).await }));
+        let (granted, stopped) = (roster.clone(), stop.clone());
+        drop(tasks.spawn(watch(nodes, link.clone(), stopped, move |change| granted.learn_grant(change))));
+        let stopped = stop.clone();
+        drop(tasks.spawn(watch(presence, link, stopped, move |change| roster.learn_presence(change))));
+        let collector_name = broker.0.links.name_of("collector")?;
+        let collector = Collector::new(collecting, collector_name, acknowledger)
+            .await
+            .map_err(|error| format!("bucket PRESENCE cannot be written: {error}"))?;
+        let events = collector.subscribe().await.map_err(|error| format!("cannot subscribe to nodes' events: {error}"))?;
+        let stopped = stop.clone();
+        drop(tasks.spawn(async move {
+            tokio::select! {
+                () = collector.collect(events) => {}
+                () = stopped.cancelled() => {}
+            }
+        }));
+        Ok(broker)
+    }
+
+    /// Whether jobs can be taken now, or why not.
+    pub fn ready(&self) -> Result<(), String> {
+        match self.0.client.connection_state() {
+            State::Connected => Ok(()),
+            State::Pending | State::Disconnected => Err("the broker cannot be reached; the API keeps trying".to_owned()),
+        }
+    }
+
+    /// Whether JetStream answers, or why not.
+    pub async fn storage_ready(&self) -> Result<(), String> {
+        self.ready()?;
+        // Reading a key that cannot exist asks the same server, stream and permission as reading one that does.
+        self.0.keys.get("readyz").await.map(drop).map_err(|error| format!("the broker's storage does not answer: {error}"))
+    }
+
+    /// Who this API is on the broker.
+    pub fn caller(&self) -> &Caller {
+        &self.0.caller
+    }
+
+    /// Bucket KEYS.
+    pub fn keys(&self) -> kv::Store {
+        self.0.keys.clone()
+    }
+
+    /// JetStream of the application account.
+    pub fn jetstream(&self) -> jetstream::Context {
+        self.0.jetstream.clone()
+    }
+
+    /// JetStream of the audit account, for reading.
+    pub fn audit_reader(&self) -> jetstream::Context {
+        self.0.auditor.clone()
+    }
+
+    pub(crate) fn link(&self) -> watch::Receiver<LinkState> {
+        self.0.link.clone()
+    }
+
+    pub(crate) fn roster(&self) -> &Roster {
+        &self.0.roster
+    }
+
+    /// Tells a node to take no new jobs, and waits until it says that it heard.
+    pub async fn drain(&self, node: &NodeId) -> Result<(), Problem> {
+        let subject = subjects::node_control(node, Verb::Drain.as_str(), &self.0.caller);
+        let (sender, mut answers) = mpsc::channel(1);
+        let waiting = self.0.replies.wait(1, sender);
+        let reply = subjects::reply(&self.0.caller, waiting.token(), subjects::NO_RESPONDERS);
+        let sent = self.0.client.publish_with_reply_and_headers(subject, reply, HeaderMap::new(), Vec::new().into()).await;
+        sent.map_err(|error| Problem::new(Code::Unavailable, format!("the broker could not be told: {error}")))?;
+        match tokio::time::timeout(CONTROL_WITHIN, answers.recv()).await {
+            Ok(Some(answer)) if answer.node.is_some() => Ok(()),
+            Ok(Some(_)) => Err(Problem::new(Code::NoNodeAvailable, format!("node {node} is not connected"))),
+            Ok(None) | Err(_) => {
+                Err(Problem::new(Code::Unavailable, format!("node {node} did not answer within {} ms", CONTROL_WITHIN.as_millis())))
+            }
+        }
+    }
+
+    /// Revokes a node's credential on every server and marks it so.
+    pub async fn revoke_node(&self, id: &NodeId) -> Result<(), Problem> {
+        let Some(data) = &self.0.links.vault else {
+            let detail =
+                "this API was started without the keys that may revoke (setting `vault`); run `probeops nodes revoke` where they are";
+            return Err(Problem::new(Code::Unavailable, detail));
+        };
+        let internal = |error: String| Problem::new(Code::Unavailable, format!("node {id} could not be revoked: {error}"));
+        let entry = self.0.nodes.entry(id.as_str()).await.map_err(|error| internal(error.to_string()))?;
+        let grant = entry
+            .and_then(|entry| Some((serde_json::from_slice::<probeops_shared::registry::NodeGrant>(&entry.value).ok()?, entry.revision)));
+        let Some((mut grant, revision)) = grant else {
+            return Err(Problem::new(Code::NoSuchNode, format!("there is no node `{id}`")));
+        };
+        if grant.revoked_at.is_some() {
+            return Ok(());
+        }
+        crate::revoke::revoke(data, &self.0.links, &grant.public_key).await.map_err(internal)?;
+        grant.revoked_at = Some(probeops_shared::timestamp::Timestamp::now());
+        let value = serde_json::to_vec(&grant).map_err(|error| internal(error.to_string()))?;
+        self.0.nodes.update(id.as_str(), value.into(), revision).await.map_err(|error| internal(error.to_string()))?;
+        Ok(())
+    }
+}
+
+impl Links {
+    /// The link for one of our roles.
+    pub(crate) fn link(&self, role: &str) -> Link {
+        Link { servers: self.servers.clone(), ca: self.ca.clone(), creds: self.creds.join(format!("{role}.creds")) }
+    }
+
+    /// The name that a role's credential carries.
+    fn name_of(&self, role: &str) -> Result<String, String> {
+        Credential::read(&self.link(role).creds).map(|credential| credential.name).map_err(|error| error.to_string())
+    }
+
+    /// Connects a role, however long it takes.
+    async fn connected(&self, role: &str, title: &str, stop: &CancellationToken) -> Result<(Client, mpsc::Receiver<LinkEvent>), String> {
+        let link = self.link(role);
+        let inbox = subjects::client_inbox(self.name_of(role)?);
+        let mut attempt = 1;
+        loop {
+            match connect(&link, title, &inbox).await {
+                Ok(connection) => return Ok(connection),
+                Err(LinkError::Unreachable(why)) => {
+                    let wait = backoff(attempt);
+                    tracing::warn!(attempt, wait_ms = wait.as_millis(), "{why}");
+                    tokio::select! {
+                        () = tokio::time::sleep(wait) => attempt += 1,
+                        () = stop.cancelled() => return Err("told to stop before the broker was there".to_owned()),
+                    }
+                }
+                Err(error) => return Err(format!("{role}: {error}")),
+            }
+        }
+    }
+}
+
+fn jetstream_of(client: Client) -> jetstream::Context {
+    let mut jetstream = jetstream::new(client);
+    jetstream.set_timeout(JETSTREAM_TIMEOUT);
+    jetstream
+}
+
+/// Keeps the state of the main connection.
+async fn follow(mut events: mpsc::Receiver<LinkEvent>, state: watch::Sender<LinkState>) {
+    while let Some(event) = events.recv().await {
+        match &event {
+            LinkEvent::Connected => state.send_modify(|state| *state = LinkState { connected: true, epoch: state.epoch + 1 }),
+            LinkEvent::Disconnected => state.send_modify(|state| state.connected = false),
+            _ => {}
+        }
+        log_event("api", &event);
+    }
+}
+
+async fn log_events(name: &'static str, mut events: mpsc::Receiver<LinkEvent>) {
+    while let Some(event) = events.recv().await {
+        log_event(name, &event);
+    }
+}
+
+fn log_event(connection: &str, event: &LinkEvent) {
+    match event {
+        LinkEvent::Connected => tracing::info!(connection, "connected to the broker"),
+        LinkEvent::Disconnected => tracing::warn!(connection, "the connection to the broker is gone; trying to get it back"),
+        LinkEvent::LameDuck => tracing::info!(connection, "the broker is about to stop"),
+        LinkEvent::Refused(text) => tracing::error!(connection, "the broker does not accept the credential: {text}"),
+        LinkEvent::Violation(text) => tracing::error!(connection, "the broker forbade something: {text}"),
+        LinkEvent::SlowConsumer => tracing::error!(connection, "messages arrived faster than they could be read; some were lost"),
+        LinkEvent::Other(text) => tracing::warn!(connection, "the connection says: {text}"),
+    }
+}

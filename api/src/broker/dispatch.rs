@@ -1,0 +1,412 @@
+//! From a run to its outcome: attempts, until one succeeds or says something final, or there is no point in going on.
+//!
+//! Diagnostics only read, so running one twice is harmless; answering twice is not, and does not happen: the first final answer of any
+//! attempt is the outcome, and whatever else was accepted is cancelled.
+
+use std::time::{Duration, Instant};
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use probeops_shared::ids::{NodeId, Region, RequestId};
+use probeops_shared::job::{Event, GRACE, SILENCE_MAX, header};
+use probeops_shared::outcome::{Failure, FailureKind, Outcome};
+use probeops_shared::subjects;
+use probeops_shared::timestamp::Timestamp;
+use probeops_shared::tools::ToolName;
+use tokio::sync::{mpsc, watch};
+
+use super::replies::{Answer, Waiting, cancel};
+use super::{Broker, LinkState};
+
+/// The most attempts for one run.
+const ATTEMPTS_MAX: u32 = 12;
+/// So many attempts go to the region's queue group before nodes are chosen by name.
+const GROUP_ATTEMPTS: u32 = 2;
+/// The shortest time a node has to accept.
+const ACCEPT_WITHIN: Duration = Duration::from_millis(250);
+/// When nobody at all has listened for this long, nobody will.
+const NOBODY_FOR: Duration = Duration::from_secs(1);
+/// The first wait between attempts; it doubles.
+const RETRY_MIN: Duration = Duration::from_millis(5);
+/// The longest wait between attempts.
+const RETRY_MAX: Duration = Duration::from_millis(160);
+/// How many answers of one run may wait to be read: each attempt says a few words, and `alive` is read as it comes.
+const ANSWERS_MAX: usize = 64;
+
+/// Where a run goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    /// Any node of a region.
+    Region(Region),
+    /// One node.
+    Node(NodeId),
+}
+
+/// One node's share of a job.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    /// Its id, the same in every attempt.
+    pub(crate) request_id: RequestId,
+    /// The tool.
+    pub(crate) tool: ToolName,
+    /// The target as given.
+    pub(crate) target: String,
+    /// The job message.
+    pub(crate) message: Bytes,
+    /// Where it goes.
+    pub(crate) to: Destination,
+    /// On whose behalf.
+    pub(crate) principal: String,
+    /// That principal's targets.
+    pub(crate) targets: Option<String>,
+    /// W3C trace context.
+    pub(crate) traceparent: Option<String>,
+    /// Start by then or not at all.
+    pub(crate) deadline: Timestamp,
+    /// The longest the tool may take.
+    pub(crate) budget: Duration,
+}
+
+impl Broker {
+    /// Gets a run done by a node. Always returns an outcome, within grace, budget and grace.
+    pub(crate) async fn dispatch(&self, run: &Run) -> Outcome {
+        let (sender, answers) = mpsc::channel(ANSWERS_MAX);
+        let mut dispatch = Dispatch {
+            broker: self,
+            run,
+            sender,
+            answers,
+            link: self.link(),
+            attempts: Vec::new(),
+            tried: Vec::new(),
+            refusal: None,
+            nobody_since: None,
+        };
+        let outcome = dispatch.outcome().await;
+        dispatch.cancel_the_rest(&outcome).await;
+        outcome
+    }
+}
+
+struct Dispatch<'a> {
+    broker: &'a Broker,
+    run: &'a Run,
+    sender: mpsc::Sender<Answer>,
+    answers: mpsc::Receiver<Answer>,
+    link: watch::Receiver<LinkState>,
+    attempts: Vec<Attempt<'a>>,
+    /// Nodes that have refused or fallen silent.
+    tried: Vec<NodeId>,
+    /// What the last node that refused said.
+    refusal: Option<Outcome>,
+    /// Since when the broker has said nothing but that nobody listens.
+    nobody_since: Option<Instant>,
+}
+
+struct Attempt<'a> {
+    /// Answers reach us while it lives.
+    _waiting: Waiting<'a>,
+    accepted_by: Option<NodeId>,
+    over: bool,
+}
+
+/// What to do after an answer.
+enum Step {
+    /// This is the outcome.
+    Final(Box<Outcome>),
+    /// A node has begun.
+    Accepted(u32),
+    /// The attempt is over.
+    Over(u32),
+    /// A node that has begun goes on.
+    Alive(u32),
+}
+
+impl<'a> Dispatch<'a> {
+    async fn outcome(&mut self) -> Outcome {
+        for number in 1..=ATTEMPTS_MAX {
+            if number > 1 {
+                tokio::time::sleep(retry_wait(number - 1)).await;
+            }
+            if !self.connected().await || self.expired() {
+                break;
+            }
+            if self.nobody_since.is_some_and(|since| since.elapsed() >= NOBODY_FOR) {
+                break;
+            }
+            let Some(destination) = self.destination(number) else { break };
+            self.publish(number, &destination).await;
+            if let Some(outcome) = self.follow(number).await {
+                return outcome;
+            }
+            if let Destination::Node(node) = destination {
+                self.tried.push(node);
+            }
+        }
+        self.gave_up()
+    }
+
+    /// Waits until connected; false when that takes longer than the deadline.
+    async fn connected(&mut self) -> bool {
+        let left = self.run.deadline.since(Timestamp::now());
+        tokio::time::timeout(left, self.link.wait_for(|state| state.connected)).await.is_ok_and(|state| state.is_ok())
+    }
+
+    fn expired(&self) -> bool {
+        self.run.deadline <= Timestamp::now()
+    }
+
+    /// The group first, then nodes by name; none when every node has refused.
+    fn destination(&self, number: u32) -> Option<Destination> {
+        let Destination::Region(region) = &self.run.to else { return Some(self.run.to.clone()) };
+        let refused_for_good = self.refusal.as_ref().is_some_and(|outcome| is_about_this_node(outcome.failure_kind()));
+        if number <= GROUP_ATTEMPTS && !refused_for_good {
+            return Some(self.run.to.clone());
+        }
+        let candidates = self.broker.roster().candidates(region, self.run.tool);
+        let untried = candidates.into_iter().filter(|candidate| !self.tried.contains(&candidate.id));
+        match untried.max_by_key(|candidate| candidate.free) {
+            Some(candidate) => Some(Destination::Node(candidate.id)),
+            None if refused_for_good => None,
+            None => Some(self.run.to.clone()),
+        }
+    }
+
+    async fn publish(&mut self, number: u32, destination: &Destination) {
+        let broker: &'a Broker = self.broker;
+        let waiting = broker.0.replies.wait(number, self.sender.clone());
+        let (caller, run) = (&broker.0.caller, self.run);
+        let subject = match destination {
+            Destination::Region(region) => subjects::job(region, run.tool, caller),
+            Destination::Node(node) => subjects::node_job(node, run.tool, caller),
+        };
+        let reply = subjects::reply(caller, waiting.token(), subjects::NO_RESPONDERS);
+        self.attempts.push(Attempt { _waiting: waiting, accepted_by: None, over: false });
+        let sent = broker.0.client.publish_with_reply_and_headers(subject, reply, headers(run, number), run.message.clone()).await;
+        if let Err(error) = sent {
+            tracing::warn!(job.id = %run.request_id, attempt = number, %error, "an attempt could not be published");
+        }
+    }
+
+    /// Follows an attempt (and hears the older ones) until there is an outcome or no hope for it.
+    async fn follow(&mut self, number: u32) -> Option<Outcome> {
+        let accept_within = self.accept_within();
+        let mut step = tokio::time::timeout(accept_within, self.next(number)).await;
+        loop {
+            match step {
+                Ok(Some(Step::Final(outcome))) => return Some(*outcome),
+                Ok(Some(Step::Accepted(accepted))) => match self.accompany(accepted).await {
+                    Some(outcome) => return Some(outcome),
+                    None => return None,
+                },
+                Ok(Some(Step::Alive(_))) => step = tokio::time::timeout(accept_within, self.next(number)).await,
+                // Over, the connection is gone, or silence.
+                Ok(Some(Step::Over(_)) | None) | Err(_) => return None,
+            }
+        }
+    }
+
+    /// Stays with a run that a node has begun.
+    async fn accompany(&mut self, accepted: u32) -> Option<Outcome> {
+        let patience_ends = Instant::now() + self.run.budget + GRACE;
+        let mut silent_at = Instant::now() + SILENCE_MAX;
+        let mut epoch = self.link.borrow().epoch;
+        loop {
+            let until = if self.link.borrow().connected { patience_ends.min(silent_at) } else { patience_ends };
+            let mut link = self.link.clone();
+            let step = tokio::select! {
+                step = tokio::time::timeout_at(until.into(), self.next_of_any()) => step,
+                // The node answers when it is back, too: a new connection starts a new silence.
+                reconnected = link.wait_for(|state| state.connected && state.epoch != epoch) => {
+                    epoch = reconnected.map_or(epoch, |state| state.epoch);
+                    silent_at = Instant::now() + SILENCE_MAX;
+                    continue;
+                }
+            };
+            match step {
+                Ok(Step::Final(outcome)) => return Some(*outcome),
+                Ok(Step::Over(over)) if over == accepted => return None,
+                Ok(Step::Accepted(other)) if other != accepted => self.cancel_attempt(other).await,
+                Ok(Step::Alive(alive)) if alive == accepted => silent_at = Instant::now() + SILENCE_MAX,
+                Ok(Step::Over(_) | Step::Accepted(_) | Step::Alive(_)) => {}
+                Err(_silent) => {
+                    let node = self.attempt(accepted).and_then(|attempt| attempt.accepted_by.clone());
+                    let who = node.as_ref().map_or_else(|| "the node".to_owned(), |node| format!("node {node}"));
+                    let failure = Failure::new(FailureKind::Lost, format!("{who} accepted the job and then fell silent"));
+                    self.refusal = Some(self.failed(failure));
+                    self.tried.extend(node);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// The next thing that matters while waiting for `number` to be accepted; none when the connection goes.
+    async fn next(&mut self, number: u32) -> Option<Step> {
+        let mut link = self.link.clone();
+        loop {
+            let step = tokio::select! {
+                step = self.next_of_any() => step,
+                _ = link.wait_for(|state| !state.connected) => return None,
+            };
+            match step {
+                Step::Over(over) if over != number => {}
+                step => return Some(step),
+            }
+        }
+    }
+
+    async fn next_of_any(&mut self) -> Step {
+        loop {
+            // Never closed: the dispatch holds a sender itself.
+            if let Some(answer) = self.answers.recv().await
+                && let Some(step) = self.judge(answer)
+            {
+                return step;
+            }
+        }
+    }
+
+    fn judge(&mut self, answer: Answer) -> Option<Step> {
+        let number = answer.attempt;
+        let Some(node) = answer.node else {
+            self.nobody_since.get_or_insert_with(Instant::now);
+            self.attempt(number)?.over = true;
+            return Some(Step::Over(number));
+        };
+        self.nobody_since = None;
+        match answer.event {
+            Event::Accepted => {
+                self.attempt(number)?.accepted_by = Some(node);
+                Some(Step::Accepted(number))
+            }
+            Event::Alive => Some(Step::Alive(number)),
+            Event::Outcome => {
+                self.attempt(number)?.over = true;
+                let mut outcome: Outcome = match serde_json::from_slice(&answer.payload) {
+                    Ok(outcome) => outcome,
+                    Err(error) => {
+                        tracing::error!(job.id = %self.run.request_id, %node, %error, "an outcome cannot be read");
+                        self.tried.push(node);
+                        return Some(Step::Over(number));
+                    }
+                };
+                // The broker attests the node; what the message calls itself does not count.
+                if let Some(named) = &mut outcome.node {
+                    named.id = node.clone();
+                }
+                if self.is_final(outcome.failure_kind()) {
+                    return Some(Step::Final(Box::new(outcome)));
+                }
+                self.tried.push(node);
+                self.refusal = Some(outcome);
+                Some(Step::Over(number))
+            }
+        }
+    }
+
+    /// Whether another node, or the same one later, could do better.
+    fn is_final(&self, failure: Option<FailureKind>) -> bool {
+        let any_node = matches!(self.run.to, Destination::Region(_));
+        match failure {
+            Some(FailureKind::Busy) => false,
+            Some(FailureKind::Draining | FailureKind::Denied | FailureKind::Unsupported) => !any_node,
+            _ => true,
+        }
+    }
+
+    fn accept_within(&self) -> Duration {
+        let Destination::Region(region) = &self.run.to else { return ACCEPT_WITHIN };
+        let candidates = self.broker.roster().candidates(region, self.run.tool);
+        let slowest_ms = candidates.iter().filter_map(|candidate| candidate.rtt_ms).fold(0.0_f64, f64::max);
+        ACCEPT_WITHIN.max(Duration::try_from_secs_f64(slowest_ms * 3.0 / 1000.0).unwrap_or(ACCEPT_WITHIN)).min(SILENCE_MAX)
+    }
+
+    fn attempt(&mut self, number: u32) -> Option<&mut Attempt<'a>> {
+        self.attempts.get_mut(usize::try_from(number).ok()?.checked_sub(1)?)
+    }
+
+    fn gave_up(&self) -> Outcome {
+        if let Some(refusal) = &self.refusal {
+            return refusal.clone();
+        }
+        let attempts = self.attempts.len();
+        let whom = match &self.run.to {
+            Destination::Region(region) => format!("no node of region {region}"),
+            Destination::Node(node) => format!("node {node} has not"),
+        };
+        let verb = if matches!(self.run.to, Destination::Region(_)) { " took" } else { " taken" };
+        let why = match (self.nobody_since, self.link.borrow().connected) {
+            (_, false) => "the broker could not be reached in time",
+            (Some(_), true) => "nobody is connected who could",
+            (None, true) => "nobody answered in time",
+        };
+        self.failed(Failure::new(FailureKind::Unavailable, format!("{whom}{verb} the job in {attempts} attempts: {why}")))
+    }
+
+    fn failed(&self, failure: Failure) -> Outcome {
+        Outcome::failed(self.run.request_id.clone(), self.run.tool.as_str(), self.run.target.clone(), failure)
+    }
+
+    async fn cancel_attempt(&mut self, number: u32) {
+        let node = self.attempt(number).and_then(|attempt| {
+            attempt.over = true;
+            attempt.accepted_by.clone()
+        });
+        if let Some(node) = node {
+            cancel(&self.broker.0.client, &self.broker.0.caller, &node, &self.run.request_id).await;
+        }
+    }
+
+    async fn cancel_the_rest(&self, outcome: &Outcome) {
+        let winner = outcome.node.as_ref().map(|node| &node.id);
+        for attempt in self.attempts.iter().filter(|attempt| !attempt.over) {
+            if let Some(node) = attempt.accepted_by.as_ref().filter(|node| Some(*node) != winner) {
+                cancel(&self.broker.0.client, &self.broker.0.caller, node, &self.run.request_id).await;
+            }
+        }
+    }
+}
+
+/// Whether it is this node that refuses, whatever the moment.
+fn is_about_this_node(failure: Option<FailureKind>) -> bool {
+    matches!(failure, Some(FailureKind::Denied | FailureKind::Unsupported))
+}
+
+/// 5 ms, doubled for each attempt up to 160 ms, half of it more or less by chance.
+fn retry_wait(attempts_so_far: u32) -> Duration {
+    let doubled = RETRY_MIN.saturating_mul(1 << attempts_so_far.saturating_sub(1).min(8)).min(RETRY_MAX);
+    doubled.mul_f64(0.5 + rand::random::<f64>())
+}
+
+fn headers(run: &Run, attempt: u32) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert(header::DEADLINE, run.deadline.unix_ms().to_string());
+    headers.insert(header::ATTEMPT, attempt.to_string());
+    headers.insert(header::EVENTS, "1");
+    headers.insert(header::PRINCIPAL, run.principal.as_str());
+    if let Ok(since) = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
+        headers.insert(header::SENT, since.as_micros().to_string());
+    }
+    if let Some(targets) = &run.targets {
+        headers.insert(header::TARGETS, targets.as_str());
+    }
+    if let Some(traceparent) = &run.traceparent {
+        headers.insert(header::TRACEPARENT, traceparent.as_str());
+    }
+    headers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_between_attempts_double_up_to_a_bound() {
+        for attempts_so_far in 1..=ATTEMPTS_MAX {
+            let wait = retry_wait(attempts_so_far);
+            assert!(wait >= RETRY_MIN / 2 && wait <= RETRY_MAX * 3 / 2, "{attempts_so_far}: {wait:?}");
+        }
+        assert!(retry_wait(10) >= RETRY_MAX / 2);
+    }
+}

@@ -1,0 +1,115 @@
+//! Answers of nodes, handed to whoever waits for them.
+//!
+//! One subscription serves the whole process. The client library's own `request()` returns only the first answer and keeps a little for
+//! every call that is never answered; this map forgets a token when its waiter is dropped.
+
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+use async_nats::{Client, Message, StatusCode, Subscriber};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use probeops_shared::ids::{Caller, NodeId, ReplyToken, RequestId};
+use probeops_shared::job::{Event, Verb, header};
+use probeops_shared::subjects;
+use tokio::sync::mpsc;
+
+/// Who waits for what.
+#[derive(Debug, Default)]
+pub(crate) struct Replies(Mutex<HashMap<ReplyToken, Waiter>>);
+
+#[derive(Debug)]
+struct Waiter {
+    attempt: u32,
+    sender: mpsc::Sender<Answer>,
+}
+
+/// One answer to an attempt.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    /// Which attempt.
+    pub(crate) attempt: u32,
+    /// Which node, attested by the broker; none when the broker itself says that nobody listens.
+    pub(crate) node: Option<NodeId>,
+    /// What it is.
+    pub(crate) event: Event,
+    /// Its body.
+    pub(crate) payload: Bytes,
+}
+
+impl Replies {
+    /// Waits for answers to an attempt until the returned guard is dropped.
+    pub(crate) fn wait(&self, attempt: u32, sender: mpsc::Sender<Answer>) -> Waiting<'_> {
+        let token = ReplyToken::new();
+        self.lock().insert(token, Waiter { attempt, sender });
+        Waiting { replies: self, token }
+    }
+
+    /// Hands answers out until the subscription ends. Only dispatches: whatever is slow would make the client library drop messages.
+    pub(crate) async fn deliver(&self, mut answers: Subscriber, caller: &Caller, client: &Client) {
+        while let Some(message) = answers.next().await {
+            let Some((token, responder)) = subjects::parse_reply(&message.subject, caller) else { continue };
+            let Some((node, event)) = read(&message, responder) else { continue };
+            let waiter = self.lock().get(&token).map(|waiter| (waiter.attempt, waiter.sender.clone()));
+            match (waiter, node) {
+                (Some((attempt, sender)), node) => {
+                    // Full only when the waiter does not read: it has bounded patience and will end by itself.
+                    drop(sender.try_send(Answer { attempt, node, event, payload: message.payload }));
+                }
+                (None, Some(node)) if event == Event::Accepted => cancel_late(client, caller, &node, &message).await,
+                (None, _) => tracing::debug!(subject = %message.subject, "an answer came after its job was over"),
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ReplyToken, Waiter>> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A "no responders" is believed only where no node can publish, an event only from a node.
+fn read(message: &Message, responder: &str) -> Option<(Option<NodeId>, Event)> {
+    if responder == subjects::NO_RESPONDERS {
+        return (message.status == Some(StatusCode::NO_RESPONDERS)).then_some((None, Event::Outcome));
+    }
+    let name = message.headers.as_ref().and_then(|headers| headers.get(header::EVENT)).map(async_nats::HeaderValue::as_str);
+    Some((Some(responder.parse().ok()?), Event::parse(name)?))
+}
+
+/// A node that took a job which is over already need not go on.
+async fn cancel_late(client: &Client, caller: &Caller, node: &NodeId, message: &Message) {
+    let named = serde_json::from_slice::<serde_json::Value>(&message.payload).ok();
+    let request_id = named.and_then(|body| body.get("request_id")?.as_str()?.parse::<RequestId>().ok());
+    if let Some(request_id) = request_id {
+        cancel(client, caller, node, &request_id).await;
+    }
+}
+
+/// Tells a node to stop a run.
+pub(crate) async fn cancel(client: &Client, caller: &Caller, node: &NodeId, request_id: &RequestId) {
+    let subject = subjects::node_control(node, Verb::Cancel.as_str(), caller);
+    let body = serde_json::json!({"request_id": request_id}).to_string();
+    if let Err(error) = client.publish(subject, body.into()).await {
+        tracing::warn!(%node, %request_id, %error, "a run could not be cancelled");
+    }
+}
+
+/// Waits for answers while it lives.
+#[derive(Debug)]
+pub(crate) struct Waiting<'a> {
+    replies: &'a Replies,
+    token: ReplyToken,
+}
+
+impl Waiting<'_> {
+    /// The token of the reply subject.
+    pub(crate) fn token(&self) -> ReplyToken {
+        self.token
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.replies.lock().remove(&self.token);
+    }
+}

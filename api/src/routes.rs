@@ -1,0 +1,59 @@
+//! The routes: one file a resource, and one table of all operations, from which router and document are made.
+
+mod audit;
+mod body;
+mod frame;
+mod guard;
+mod health;
+mod jobs;
+mod keys;
+mod nodes;
+pub(crate) mod operation;
+mod query;
+mod tools;
+
+use axum::Router;
+use axum::http::{Method, Uri};
+use axum::middleware::from_fn_with_state;
+use probeops_shared::problem::Code;
+
+use crate::App;
+use crate::problem::Problem;
+use crate::routes::guard::Gate;
+use crate::routes::operation::Operation;
+
+#[cfg(test)]
+pub(crate) use jobs::JOB_FIELDS;
+pub(crate) use jobs::SELECTORS_MAX;
+
+/// Everything that is answered.
+pub fn router(app: App) -> Router {
+    let mut router = Router::new();
+    for operation in operations() {
+        let gate = Gate { app: app.clone(), needs: operation.needs, query: operation.query };
+        router = router.route(operation.route.path, operation.route.handler.layer(from_fn_with_state(gate, guard::guard)));
+    }
+    router
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(from_fn_with_state(app.audit.clone(), frame::frame))
+        .with_state(app)
+}
+
+/// The table.
+pub(crate) fn operations() -> Vec<Operation> {
+    [jobs::operations(), tools::operations(), nodes::operations(), keys::operations(), audit::operations(), health::operations()]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+async fn not_found(uri: Uri) -> Problem {
+    let path: String = uri.path().chars().take(100).collect();
+    Problem::new(Code::NotFound, format!("there is nothing at `{path}`; /openapi.json says what there is"))
+}
+
+async fn method_not_allowed(method: Method, uri: Uri) -> Problem {
+    let path: String = uri.path().chars().take(100).collect();
+    Problem::new(Code::MethodNotAllowed, format!("`{path}` cannot be asked with {method}; the header Allow says with what"))
+}

@@ -1,0 +1,65 @@
+//! Before every handler: who asks, whether he may, and whether he asks for something that exists.
+
+use axum::extract::{FromRequestParts, Request, State};
+use axum::http::request::Parts;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use probeops_shared::problem::Code;
+
+use crate::App;
+use crate::access::Principal;
+use crate::problem::Problem;
+use crate::routes::operation::{Needs, Parameter};
+use crate::routes::query::Query;
+
+/// What one operation asks of a request.
+#[derive(Clone, Debug)]
+pub(super) struct Gate {
+    pub(super) app: App,
+    pub(super) needs: Needs,
+    pub(super) query: &'static [Parameter],
+}
+
+/// Who asks: in the request for handlers, and in the answer for the audit trail.
+#[derive(Clone, Debug)]
+pub(super) struct Who(pub(super) Principal);
+
+impl<S: Sync> FromRequestParts<S> for Who {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(|| Problem::new(Code::Internal, "the request names nobody"))
+    }
+}
+
+pub(super) async fn guard(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+    let who = match gate.needs {
+        Needs::Nothing => None,
+        Needs::Credential | Needs::Scope(_) => match gate.app.access.principal(request.headers()).await {
+            Ok(principal) => Some(Who(principal)),
+            Err(problem) => return problem.into_response(),
+        },
+    };
+    let mut response = match admit(&gate, who.as_ref(), &mut request) {
+        Ok(()) => next.run(request).await,
+        Err(problem) => problem.into_response(),
+    };
+    if let Some(who) = who {
+        response.extensions_mut().insert(who);
+    }
+    response
+}
+
+fn admit(gate: &Gate, who: Option<&Who>, request: &mut Request) -> Result<(), Problem> {
+    if let (Some(Who(principal)), Needs::Scope(scopes)) = (who, gate.needs)
+        && !scopes.iter().any(|scope| principal.has(*scope))
+    {
+        return scopes.first().map_or(Ok(()), |scope| principal.check_scope(*scope));
+    }
+    let query = Query::parse(request.uri(), gate.query)?;
+    let extensions = request.extensions_mut();
+    extensions.insert(query);
+    if let Some(who) = who {
+        extensions.insert(who.clone());
+    }
+    Ok(())
+}

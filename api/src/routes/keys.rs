@@ -1,0 +1,265 @@
+//! API keys.
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::header::LOCATION;
+use axum::response::{IntoResponse, Response};
+use probeops_shared::access::{Limits, Scope};
+use probeops_shared::invalid::Invalid;
+use probeops_shared::json;
+use probeops_shared::problem::Code;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::App;
+use crate::access::keys::{KeyRecord, KeyView, NAME_LENGTH_MAX, NewKey, check_name, mint};
+use crate::access::{Identity, Principal};
+use crate::problem::{Asked, Problem, success};
+use crate::routes::body::{JsonBody, NoBody};
+use crate::routes::frame::CurrentRequest;
+use crate::routes::guard::Who;
+use crate::routes::nodes::PAGING;
+use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
+use crate::routes::query::{Query, page};
+
+const NEEDS: Needs = Needs::Scope(&[Scope::KeysWrite]);
+/// The fields of a request for a key.
+const FIELDS: [&str; 3] = ["name", "scopes", "limits"];
+/// The fields of limits.
+const LIMIT_FIELDS: [&str; 4] = ["tools", "regions", "targets", "rate"];
+
+pub(super) fn operations() -> Vec<Operation> {
+    vec![
+        Operation {
+            route: Route::post("/v1/keys", create),
+            needs: NEEDS,
+            id: "createKey",
+            summary: "Make an API key",
+            description: "The key is shown in this answer and never again; only a hash of it is kept. It gets no scope that your own credential \
+                          lacks, and what its limits leave open is limited as you are, unless you are an admin.",
+            query: &[],
+            body: Some(schema::<KeyRequest>),
+            answers: vec![Answer { status: success::CREATED, description: "The key.", schema: schema::<KeyCreated> }],
+            problems: &[Code::Conflict, Code::Unavailable],
+        },
+        Operation {
+            route: Route::get("/v1/keys", list),
+            needs: NEEDS,
+            id: "listKeys",
+            summary: "List the API keys",
+            description: "All keys, revoked ones too, without their secrets.",
+            query: &PAGING,
+            body: None,
+            answers: vec![Answer { status: success::DONE, description: "The keys, by id.", schema: schema::<KeyList> }],
+            problems: &[],
+        },
+        Operation {
+            route: Route::delete("/v1/keys/{id}", revoke),
+            needs: NEEDS,
+            id: "revokeKey",
+            summary: "Revoke an API key",
+            description: "From now on every replica refuses it. Its record stays, for the audit trail. A key that may more than you can be \
+                          revoked only by an admin.",
+            query: &[],
+            body: None,
+            answers: vec![Answer { status: success::DONE, description: "The key, revoked.", schema: schema::<KeyView> }],
+            problems: &[Code::NotFound, Code::Unavailable],
+        },
+    ]
+}
+
+/// A key to be made.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(example = serde_json::json!({"name": "n8n", "scopes": ["jobs:write"], "limits": {"regions": ["eu-*"], "rate": "60/m"}}))]
+struct KeyRequest {
+    /// What it is for.
+    #[schemars(length(min = 1, max = NAME_LENGTH_MAX))]
+    name: String,
+    /// What it may do.
+    #[schemars(length(min = 1))]
+    scopes: Vec<Scope>,
+    /// What narrows that.
+    #[serde(default)]
+    limits: Limits,
+}
+
+/// A key that was made.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct KeyCreated {
+    /// The key itself; it is shown only here.
+    key: String,
+    /// What is kept of it.
+    #[serde(flatten)]
+    record: KeyView,
+}
+
+/// A page of keys.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct KeyList {
+    /// The keys, by id.
+    keys: Vec<KeyView>,
+    /// Give this as `cursor` to read on; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+async fn create(
+    State(app): State<App>,
+    Who(principal): Who,
+    current: CurrentRequest,
+    JsonBody(body): JsonBody,
+) -> Result<Response, Problem> {
+    let request = parse(&body)?;
+    let about = Asked { target: format!("key {}", request.name), ..Asked::default() };
+    let minted = mint(granted(&principal, request).map_err(|problem| problem.asked(about))?);
+    app.access.keyring().add(&minted.record).await?;
+    let KeyRecord { id, name, scopes, .. } = &minted.record;
+    let words: Vec<&str> = scopes.iter().map(|scope| scope.as_str()).collect();
+    app.audit.changed(&principal.name, &current.0, format!("key:{id}"), format!("key made: {name}, {}", words.join(" ")));
+    let headers = [(LOCATION, format!("/v1/keys/{id}"))];
+    let created = KeyCreated { record: KeyView::from(&minted.record), key: minted.key };
+    Ok((success::CREATED, headers, Json(created)).into_response())
+}
+
+async fn list(State(app): State<App>, query: Query) -> Result<Json<KeyList>, Problem> {
+    let keys: Vec<KeyView> = app.access.keyring().list().iter().map(KeyView::from).collect();
+    let cursor = query.value::<String>("cursor")?;
+    let (keys, next) = page(keys, |key| key.id.as_str(), cursor.as_deref(), query.limit()?);
+    Ok(Json(KeyList { keys, next }))
+}
+
+async fn revoke(
+    State(app): State<App>,
+    Who(principal): Who,
+    current: CurrentRequest,
+    Path(id): Path<String>,
+    NoBody: NoBody,
+) -> Result<Json<KeyView>, Problem> {
+    let shown: String = id.chars().take(64).collect();
+    let missing = || Problem::new(Code::NotFound, format!("there is no key `{shown}`; /v1/keys lists the keys by their ids"));
+    let keyring = app.access.keyring();
+    let record = keyring.find(&id).await?.ok_or_else(missing)?;
+    if !may_revoke(&principal, &record) {
+        let detail = format!("the key `{shown}` has scopes or limits beyond your own; only an admin can revoke it");
+        return Err(Problem::new(Code::Forbidden, detail).asked(Asked { target: format!("key:{shown}"), ..Asked::default() }));
+    }
+    let revoked = keyring.revoke(&record.id).await?.ok_or_else(missing)?;
+    if record.revoked_at.is_none() {
+        app.audit.changed(&principal.name, &current.0, format!("key:{}", record.id), format!("key revoked: {}", record.name));
+    }
+    Ok(Json(KeyView::from(&revoked)))
+}
+
+fn parse(body: &[u8]) -> Result<KeyRequest, Problem> {
+    let fields = json::parse_object(body, &FIELDS).map_err(Problem::invalid)?;
+    if let Some(Value::Object(limits)) = fields.get("limits") {
+        json::refuse_unknown(limits, "limit", &LIMIT_FIELDS).map_err(|invalid| Problem::invalid(invalid.under("/limits")))?;
+    }
+    let mut request: KeyRequest = json::typed(Value::Object(fields)).map_err(Problem::invalid)?;
+    check_name(&request.name).map_err(|detail| Problem::invalid(Invalid::new("/name", detail)))?;
+    request.limits.check().map_err(|invalid| Problem::invalid(invalid.under("/limits")))?;
+    request.scopes.sort_unstable();
+    request.scopes.dedup();
+    if request.scopes.is_empty() {
+        let all: Vec<&str> = Scope::ALL.iter().map(|scope| scope.as_str()).collect();
+        return Err(Problem::invalid(Invalid::new(
+            "/scopes",
+            format!("is empty, so the key could do nothing; the scopes are {}", all.join(", ")),
+        )));
+    }
+    Ok(request)
+}
+
+/// What the maker may give.
+fn granted(maker: &Principal, request: KeyRequest) -> Result<NewKey, Problem> {
+    let KeyRequest { name, scopes, limits } = request;
+    let created_by = maker.name.clone();
+    if maker.is_admin() {
+        return Ok(NewKey { name, scopes, limits, created_by });
+    }
+    if let Some(lacking) = scopes.iter().find(|scope| !maker.has(**scope)) {
+        let problem = Problem::new(Code::Forbidden, format!("you cannot give the scope `{lacking}`, because your own credential lacks it"));
+        return Err(problem.at(Invalid::new("/scopes", format!("`{lacking}` goes beyond your own scopes"))));
+    }
+    let limits = limits.under(&maker.limits).map_err(|invalid| {
+        let invalid = invalid.under("/limits");
+        Problem::new(Code::Forbidden, invalid.to_string()).at(invalid)
+    })?;
+    Ok(NewKey { name, scopes, limits, created_by })
+}
+
+/// Whoever may make a key may revoke it, and everybody his own.
+fn may_revoke(principal: &Identity, record: &KeyRecord) -> bool {
+    let own = principal.name == format!("key:{}", record.id) || principal.name == record.created_by;
+    let within = record.scopes.iter().all(|scope| principal.has(*scope))
+        && record.limits.clone().under(&principal.limits).is_ok_and(|narrowed| narrowed == record.limits);
+    principal.is_admin() || own || within
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn maker(scopes: &[Scope], limits: &str) -> Principal {
+        let identity = Identity { name: "key:maker".to_owned(), scopes: scopes.to_vec(), limits: serde_json::from_str(limits).unwrap() };
+        Principal::of(Arc::new(identity))
+    }
+
+    #[track_caller]
+    fn refuses(body: &str, part: &str) {
+        let problem = parse(body.as_bytes()).unwrap_err();
+        assert_eq!(problem.code(), Code::Invalid);
+        assert!(problem.detail().contains(part), "{problem}");
+    }
+
+    #[test]
+    fn a_request_that_is_not_clear_is_refused() {
+        refuses("{}", "name");
+        refuses(r#"{"name":"n"}"#, "scopes");
+        refuses(r#"{"name":"n","scopes":[]}"#, "/scopes: is empty");
+        refuses(r#"{"name":"n","scopes":["jobs:wirte"]}"#, "did you mean `jobs:write`?");
+        refuses(r#"{"name":"","scopes":["admin"]}"#, "/name: a key's name must be");
+        refuses(
+            r#"{"name":"n","scopes":["admin"],"limits":{"regoins":["eu"]}}"#,
+            "/limits/regoins: unknown limit `regoins`; did you mean `regions`?",
+        );
+        refuses(r#"{"name":"n","scopes":["admin"],"limits":{"targets":[]}}"#, "/limits/targets: is an empty list");
+        refuses(r#"{"name":"n","scopes":["admin"],"limits":{"rate":"fast"}}"#, "/limits/rate");
+        assert_eq!(parse(br#"{"name":"n","scopes":["admin","admin"]}"#).unwrap().scopes, [Scope::Admin]);
+    }
+
+    #[test]
+    fn nobody_gives_what_he_has_not_but_an_admin_gives_anything() {
+        let request = || parse(br#"{"name":"n","scopes":["jobs:write"]}"#).unwrap();
+        let lacking = granted(&maker(&[Scope::KeysWrite], "{}"), request()).unwrap_err();
+        assert_eq!(lacking.code(), Code::Forbidden);
+        let limited = maker(&[Scope::KeysWrite, Scope::JobsWrite], r#"{"regions":["eu-*"],"rate":"10/m"}"#);
+        let given = granted(&limited, request()).unwrap();
+        assert_eq!(given.limits, limited.limits, "what is left open is limited as the maker is");
+        let wider = parse(br#"{"name":"n","scopes":["jobs:write"],"limits":{"regions":["us-east"]}}"#).unwrap();
+        let problem = granted(&limited, wider.clone()).unwrap_err();
+        assert!(problem.code() == Code::Forbidden && problem.detail().starts_with("/limits/regions: goes beyond"), "{problem}");
+        let admin = maker(&[Scope::Admin], r#"{"regions":["eu-*"]}"#);
+        assert_eq!(granted(&admin, wider).unwrap().limits.rate, None);
+    }
+
+    #[test]
+    fn a_key_is_revoked_by_its_owner_its_maker_or_who_may_as_much() {
+        let record = mint(NewKey { name: "n".to_owned(), scopes: vec![Scope::JobsWrite, Scope::KeysWrite], ..NewKey::default() }).record;
+        let identity =
+            |name: &str, scopes: &[Scope]| Identity { name: name.to_owned(), scopes: scopes.to_vec(), limits: Limits::default() };
+        assert!(may_revoke(&identity(&format!("key:{}", record.id), &[Scope::KeysWrite]), &record));
+        assert!(may_revoke(&identity("key:other", &[Scope::KeysWrite, Scope::JobsWrite]), &record));
+        assert!(may_revoke(&identity("key:other", &[Scope::Admin]), &record));
+        assert!(!may_revoke(&identity("key:other", &[Scope::KeysWrite]), &record));
+        let limited = Identity {
+            limits: serde_json::from_str(r#"{"rate":"1/s"}"#).unwrap(),
+            ..identity("key:other", &[Scope::KeysWrite, Scope::JobsWrite])
+        };
+        assert!(!may_revoke(&limited, &record), "the key has no such limit");
+    }
+}

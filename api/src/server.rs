@@ -1,0 +1,237 @@
+//! The listener: HTTP/1.1 and HTTP/2, with TLS or behind a proxy, bounded in everything a stranger could use up.
+
+mod tls;
+
+use std::future::Future;
+use std::io::ErrorKind;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper::rt::Executor;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Listen;
+
+/// How long a TLS handshake, and the first bytes of a connection, may take.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// How long the head of a request may take to arrive, and how long a connection may idle between two.
+const HEAD_WITHIN: Duration = Duration::from_secs(30);
+/// How large the head of a request may be.
+const HEAD_BYTES_MAX: u32 = 32 * 1024;
+/// How many requests one HTTP/2 connection may have going on.
+const STREAMS_MAX: u32 = 128;
+/// How much of bodies one HTTP/2 connection may send ahead.
+const WINDOW_BYTES: u32 = 256 * 1024;
+/// How often a silent HTTP/2 client is asked whether it is there, and how long it may take to say so.
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// After this long a connection ends as soon as its requests are answered; the client makes a new one.
+const CONNECTION_AGE_MAX: Duration = Duration::from_hours(1);
+/// How long requests may go on after the API was told to stop.
+const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// The wait after the system would not give another connection.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// How a client that speaks HTTP/2 without TLS begins.
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
+
+/// A listener that is not served yet.
+pub struct Listener {
+    socket: TcpListener,
+    tls: Option<TlsAcceptor>,
+    connections_max: usize,
+}
+
+impl std::fmt::Debug for Listener {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Listener").field("socket", &self.socket).field("tls", &self.tls.is_some()).finish_non_exhaustive()
+    }
+}
+
+/// Which version of HTTP a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    One,
+    Two,
+}
+
+impl Listener {
+    /// Takes the address. The error says what to do.
+    pub async fn bind(listen: &Listen) -> Result<Self, String> {
+        let tls = listen.tls.as_ref().map(tls::acceptor).transpose()?;
+        let address = listen.address;
+        let socket = TcpListener::bind(address).await.map_err(|error| match error.kind() {
+            ErrorKind::AddrInUse => {
+                format!("cannot listen on {address}: another program does already; stop it, or set --http to another port")
+            }
+            ErrorKind::PermissionDenied => {
+                format!(
+                    "cannot listen on {address}: ports below 1024 need a privilege; set --http to a higher one, or put a proxy in front"
+                )
+            }
+            ErrorKind::AddrNotAvailable => {
+                format!("cannot listen on {address}: this machine has no such address; set --http to one it has")
+            }
+            _ => format!("cannot listen on {address}: {error}"),
+        })?;
+        Ok(Self { socket, tls, connections_max: listen.connections_max })
+    }
+
+    /// Where it can be reached.
+    pub fn url(&self) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        self.socket.local_addr().map_or_else(|_| format!("{scheme}://?"), |address| format!("{scheme}://{address}"))
+    }
+
+    /// Serves until told to stop; then accepts nothing new, and lets what goes on end within a bound.
+    pub async fn serve(self, router: Router, stop: CancellationToken) -> Result<(), String> {
+        tracing::info!("listening on {}", self.url());
+        let connections = TaskTracker::new();
+        let room = Arc::new(Semaphore::new(self.connections_max));
+        let http = Http { builder: builder(&connections), router, stop: stop.clone() };
+        loop {
+            let accepted = tokio::select! {
+                accepted = accept(&self.socket, &room) => accepted,
+                () = stop.cancelled() => break,
+            };
+            if let Some((stream, place)) = accepted {
+                let (http, tls) = (http.clone(), self.tls.clone());
+                drop(connections.spawn(async move {
+                    http.connection(stream, tls).await;
+                    drop(place);
+                }));
+            }
+        }
+        drop(self.socket);
+        connections.close();
+        if timeout(STOP_WITHIN, connections.wait()).await.is_err() {
+            let (open, stop_s) = (connections.len(), STOP_WITHIN.as_secs());
+            tracing::warn!(open, "some connections did not end within {stop_s} s and are cut");
+        }
+        Ok(())
+    }
+}
+
+/// The next connection, once there is room for it; until then the system lets clients wait.
+async fn accept(socket: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    let place = Arc::clone(room).acquire_owned().await.ok()?;
+    match socket.accept().await {
+        Ok((stream, _)) => Some((stream, place)),
+        // The client has gone already.
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::ConnectionReset) => None,
+        Err(error) => {
+            tracing::error!(%error, "no connection can be accepted; are there enough file descriptors (ulimit -n)?");
+            sleep(ACCEPT_AGAIN_AFTER).await;
+            None
+        }
+    }
+}
+
+fn builder(connections: &TaskTracker) -> Builder<Owner> {
+    let mut builder = Builder::new(Owner(connections.clone()));
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_WITHIN)
+        .max_buf_size(usize::try_from(HEAD_BYTES_MAX).unwrap_or(usize::MAX))
+        .http2()
+        .timer(TokioTimer::new())
+        .max_header_list_size(HEAD_BYTES_MAX)
+        .max_concurrent_streams(STREAMS_MAX)
+        .initial_connection_window_size(WINDOW_BYTES)
+        .keep_alive_interval(PING_EVERY)
+        .keep_alive_timeout(PING_EVERY);
+    builder
+}
+
+/// Runs what the HTTP library spawns where stopping can see it.
+#[derive(Clone, Debug)]
+struct Owner(TaskTracker);
+
+impl<F: Future<Output: Send + 'static> + Send + 'static> Executor<F> for Owner {
+    fn execute(&self, future: F) {
+        drop(self.0.spawn(future));
+    }
+}
+
+/// What every connection is served with.
+#[derive(Clone)]
+struct Http {
+    builder: Builder<Owner>,
+    router: Router,
+    stop: CancellationToken,
+}
+
+impl Http {
+    async fn connection(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
+        // Answers are small and whole: waiting to fill packets only delays them.
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "a connection was gone before it was served");
+            return;
+        }
+        let Some(tls) = tls else {
+            let version = timeout(HANDSHAKE_WITHIN, version_of(&stream)).await;
+            if let Ok(Ok(Some(version))) = version {
+                self.requests(stream, version).await;
+            }
+            return;
+        };
+        match timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await {
+            Ok(Ok(stream)) => {
+                let version = if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2) { Version::Two } else { Version::One };
+                self.requests(stream, version).await;
+            }
+            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            Err(_elapsed) => tracing::debug!("a TLS handshake took too long"),
+        }
+    }
+
+    async fn requests(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, version: Version) {
+        // Told the version instead of left to find it out: waiting for the first bytes would have no bound.
+        let builder = match version {
+            Version::One => self.builder.http1_only(),
+            Version::Two => self.builder.http2_only(),
+        };
+        let service = TowerToHyperService::new(self.router);
+        let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let ended = tokio::select! {
+            ended = &mut connection => ended,
+            () = self.stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+            () = sleep(CONNECTION_AGE_MAX) => {
+                connection.as_mut().graceful_shutdown();
+                timeout(STOP_WITHIN, connection).await.unwrap_or(Ok(()))
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(%error, "a connection ended badly");
+        }
+    }
+}
+
+/// What a clear-text connection speaks, by its first bytes; none when it ends before it said anything.
+async fn version_of(stream: &TcpStream) -> std::io::Result<Option<Version>> {
+    let mut first = [0; HTTP2_PREFACE.len()];
+    let length = stream.peek(&mut first).await?;
+    let seen = first.get(..length).unwrap_or_default();
+    Ok(match seen {
+        [] => None,
+        // Three bytes tell `PRI` from `POST` and `PUT`.
+        seen if seen.len() >= 3 && HTTP2_PREFACE.starts_with(seen) => Some(Version::Two),
+        _ => Some(Version::One),
+    })
+}
+
+#[cfg(test)]
+mod tests;

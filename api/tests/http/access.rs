@@ -1,0 +1,71 @@
+//! Keys, over HTTP, on two replicas.
+
+use serde_json::json;
+
+use crate::fixture::{Ask, Fabric};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_works_on_every_replica_until_it_is_revoked_on_one() {
+    let fabric = Fabric::start().await;
+    let (first, second) = (fabric.api(|_| {}).await, fabric.api(|_| {}).await);
+    let body = json!({"name": "n8n", "scopes": ["nodes:read"], "limits": {"regions": ["us-*"]}}).to_string();
+    let made = first.post(&fabric.admin, "/v1/keys", &body).await;
+    assert_eq!(made.status, 201, "{made:?}");
+    let (key, id) = (made.body["key"].as_str().unwrap(), made.body["id"].as_str().unwrap());
+    assert_eq!(made.headers["location"].to_str().unwrap(), format!("/v1/keys/{id}"));
+    // At once, and within its limits: it does not see the other region.
+    let seen = second.get(key, "/v1/regions").await;
+    assert_eq!((seen.status, &seen.body), (200, &json!({"regions": []})));
+    let listed =
+        second.until_as(&fabric.admin, "/v1/keys", |answer| answer.body["keys"].as_array().is_some_and(|keys| keys.len() == 2)).await;
+    assert!(!listed.body.to_string().contains(&key[14..]) && !listed.body.to_string().contains("sha256"));
+
+    let forbidden = first.post(key, "/v1/jobs", r#"{"tool":"echo","from":"us-east"}"#).await;
+    assert_eq!((forbidden.status, forbidden.body["code"].as_str()), (403, Some("forbidden")));
+    assert!(forbidden.headers["www-authenticate"].to_str().unwrap().contains("insufficient_scope"));
+
+    let revoke = Ask { method: "DELETE", path: format!("/v1/keys/{id}"), token: Some(fabric.admin.clone()), ..Ask::default() };
+    let revoked = first.ask(revoke.clone()).await;
+    assert!(revoked.status == 200 && revoked.body["revoked_at"].is_string(), "{revoked:?}");
+    assert_eq!(first.ask(revoke).await.status, 200, "revoking again changes nothing");
+    let refused = second.until_as(key, "/v1/regions", |answer| answer.status == 401).await;
+    assert!(refused.body["detail"].as_str().unwrap().contains("was revoked at"), "{refused:?}");
+    first.stop().await;
+    second.stop().await;
+    fabric.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn credentials_that_are_none_are_told_apart() {
+    let fabric = Fabric::start().await;
+    let secret = fabric_secret();
+    let api = fabric
+        .api(|given| {
+            given.jwt_hs256_secret_file = Some(secret.clone());
+            given.jwt_issuer = Some("https://id.example".to_owned());
+        })
+        .await;
+    let mistyped = format!("{}0", &fabric.admin[..73]);
+    let unsigned = "eyJhbGciOiJub25lIn0.e30.";
+    for (token, part) in [
+        ("", "there is no credential"),
+        ("hello", "neither an API key"),
+        (mistyped.as_str(), "mistyped: its checksum"),
+        ("pk_abc", "cut off"),
+        (unsigned, "not signed (alg none)"),
+        ("a.b.c", "malformed"),
+    ] {
+        let answer = api.get(token, "/v1/tools").await;
+        assert_eq!((answer.status, answer.body["code"].as_str()), (401, Some("unauthorized")), "{token}");
+        assert!(answer.body["detail"].as_str().unwrap().contains(part), "{token}: {}", answer.body);
+    }
+    std::fs::remove_file(secret).unwrap();
+    api.stop().await;
+    fabric.stop().await;
+}
+
+fn fabric_secret() -> std::path::PathBuf {
+    let path = std::env::temp_dir().join(format!("probeops-secret-{:016x}", rand::random::<u64>()));
+    std::fs::write(&path, "0123456789abcdef0123456789abcdef").unwrap();
+    path
+}

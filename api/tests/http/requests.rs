@@ -1,0 +1,137 @@
+//! What is answered to requests that are not right.
+
+use crate::fixture::{Answer, Api, Ask, Fabric};
+
+/// A request, and what must be said of it.
+struct Case {
+    ask: Ask,
+    status: u16,
+    code: &'static str,
+    pointer: &'static str,
+    part: &'static str,
+}
+
+fn job(body: &str) -> Ask {
+    post("/v1/jobs", body)
+}
+
+fn post(path: &str, body: &str) -> Ask {
+    let headers = vec![("content-type", "application/json".to_owned())];
+    Ask { method: "POST", path: path.to_owned(), headers, body: body.as_bytes().to_vec(), ..Ask::default() }
+}
+
+fn get(path: &str) -> Ask {
+    Ask { method: "GET", path: path.to_owned(), ..Ask::default() }
+}
+
+fn case(ask: Ask, status: u16, code: &'static str, pointer: &'static str, part: &'static str) -> Case {
+    Case { ask, status, code, pointer, part }
+}
+
+fn bodies() -> Vec<Case> {
+    let large = format!(r#"{{"tool":"echo","from":"eu-central","target":"{}"}}"#, "x".repeat(70_000));
+    let invalid = |body: &str, pointer: &'static str, part: &'static str| case(job(body), 400, "invalid", pointer, part);
+    vec![
+        invalid("", "", "the body is empty"),
+        invalid(r#"{"tool":"echo","#, "", "ends too early"),
+        invalid("ping", "", "not JSON"),
+        invalid("[]", "", "must be a JSON object, not a list"),
+        invalid(r#"{"tool":"echo","tool":"echo"}"#, "", "`tool` is given twice"),
+        invalid(r#"{"tool":"echo","from":"eu-central","count":1}"#, "/count", "unknown field `count`"),
+        invalid(r#"{"tool":"ehco","from":"eu-central"}"#, "/tool", "did you mean `echo`?"),
+        invalid(
+            r#"{"tool":"echo","from":"eu-central","parameters":{"payload_byte":1}}"#,
+            "/parameters/payload_byte",
+            "did you mean `payload_bytes`?",
+        ),
+        invalid(r#"{"tool":"echo","from":"eu-central","parameters":{"timeout":"4"}}"#, "/parameters/timeout", "not the string \"4\""),
+        invalid(r#"{"tool":"echo","from":"eu.*"}"#, "/from", "a region must be"),
+        case(job(&large), 413, "too_large", "", "larger than 65536 bytes"),
+        case(Ask { headers: vec![], ..job("{}") }, 415, "unsupported_media_type", "", "-H 'Content-Type: application/json'"),
+        case(post("/v1/keys", r#"{"name":"n","scopes":["all"]}"#), 400, "invalid", "/scopes/0", "unknown scope"),
+        case(post("/v1/nodes/fra-1/revoke", "now"), 400, "invalid", "", "takes no body"),
+    ]
+}
+
+fn paths() -> Vec<Case> {
+    vec![
+        case(job(r#"{"tool":"echo","from":"us-east"}"#), 404, "no_such_region", "/from", "the regions are: eu-central"),
+        case(job(r#"{"tool":"echo","from":"node:ber-1"}"#), 404, "no_such_node", "/from", "the nodes are: fra-1"),
+        case(job(r#"{"tool":"echo","from":"eu-central"}"#), 503, "no_node_available", "", "0 of its nodes are"),
+        case(job(r#"{"tool":"echo","from":"node:fra-1"}"#), 503, "no_node_available", "", "not online"),
+        case(get("/v1/nothing"), 404, "not_found", "", "there is nothing at `/v1/nothing`"),
+        case(get("/"), 404, "not_found", "", "/openapi.json"),
+        case(Ask { method: "PUT", ..get("/v1/keys") }, 405, "method_not_allowed", "", "PUT"),
+        case(get("/v1/jobs/x"), 404, "not_found", "", "must be a UUID"),
+        case(get("/v1/jobs/0198c0de-0000-7000-8000-000000000000"), 404, "not_found", "", "no job"),
+        case(get("/v1/nodes/ber-1"), 404, "no_such_node", "", "there is no node `ber-1`"),
+        case(get("/v1/nodes/%FF"), 404, "not_found", "", "UTF-8"),
+        case(post("/v1/nodes/ber-1/drain", ""), 404, "no_such_node", "", "there is no node `ber-1`"),
+        case(Ask { method: "DELETE", ..get("/v1/keys/aaaaaaaaaa") }, 404, "not_found", "", "there is no key `aaaaaaaaaa`"),
+        case(get("/v1/audit?verdit=denied"), 400, "invalid", "?verdit", "did you mean `verdict`?"),
+        case(get("/v1/nodes?limit=0"), 400, "invalid", "?limit", "from 1 to 1000"),
+        case(get("/v1/tools?x"), 400, "invalid", "?x", "there are none here"),
+    ]
+}
+
+async fn check(api: &Api, admin: &str, case: Case) {
+    let Case { ask, status, code, pointer, part } = case;
+    let shown = format!("{} {} {}", ask.method, ask.path, String::from_utf8_lossy(&ask.body).chars().take(100).collect::<String>());
+    let answer = api.ask(Ask { token: Some(admin.to_owned()), ..ask }).await;
+    assert_eq!((answer.status, answer.body["code"].as_str()), (status, Some(code)), "{shown}: {answer:?}");
+    assert_eq!(answer.body["status"], status, "{shown}");
+    assert_eq!(answer.headers["content-type"], "application/problem+json", "{shown}");
+    assert_eq!(answer.body["type"], format!("urn:probeops:problem:{code}"), "{shown}");
+    assert_eq!(answer.headers["x-request-id"].to_str().ok(), answer.body["request_id"].as_str(), "{shown}");
+    assert!(answer.body.to_string().contains(&part.replace('"', "\\\"")), "{shown}: {}", answer.body);
+    assert_eq!(answer.headers.contains_key("retry-after"), matches!(status, 429 | 503), "{shown}");
+    if !pointer.is_empty() {
+        assert_eq!(answer.body["errors"][0]["pointer"], pointer, "{shown}: {}", answer.body);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_request_that_is_not_right_is_told_why() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    for case in bodies().into_iter().chain(paths()) {
+        check(&api, &fabric.admin, case).await;
+    }
+    let wrong_method = api.ask(Ask { method: "PUT", token: Some(fabric.admin.clone()), ..get("/v1/keys") }).await;
+    let allow = wrong_method.headers["allow"].to_str().unwrap();
+    assert!(allow.contains("GET") && allow.contains("POST"), "{allow}");
+    api.stop().await;
+    fabric.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_gets_its_own_request_id_and_the_content_type_it_prefers() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    let n8n = "application/json,text/html,application/xhtml+xml,application/xml,text/*;q=0.9, image/*;q=0.8, */*;q=0.7";
+    let headers = vec![("accept", n8n.to_owned()), ("x-request-id", "n8n-7".to_owned())];
+    let answer = api.ask(Ask { headers, ..get("/v1/regions") }).await;
+    assert_eq!((answer.status, answer.headers["content-type"].to_str().unwrap()), (401, "application/json"));
+    assert_eq!((answer.headers["x-request-id"].to_str().unwrap(), &answer.body["request_id"]), ("n8n-7", &"n8n-7".into()));
+    assert_eq!(answer.headers["www-authenticate"], "Bearer realm=\"probeops\"");
+    api.stop().await;
+    fabric.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_there_is_can_be_read() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    let read = async |path: &str| -> Answer { api.get(&fabric.admin, path).await };
+    let regions = read("/v1/regions").await;
+    assert_eq!(regions.body, serde_json::json!({"regions": [{"region": "eu-central", "nodes": 1, "online": 0, "tools": []}]}));
+    let nodes = read("/v1/nodes").await;
+    assert_eq!((&nodes.body["nodes"][0]["id"], nodes.body.get("next")), (&"fra-1".into(), None));
+    let tools = read("/v1/tools").await;
+    assert!(tools.body["tools"].as_array().unwrap().iter().any(|tool| tool["name"] == "echo" && tool["budget_ms"] == 5000));
+    let document = api.until("/openapi.json", |answer| answer.status == 200).await;
+    assert_eq!(document.body["openapi"], "3.1.0");
+    assert_eq!(api.until("/livez", |answer| answer.status == 200).await.body["status"], "alive");
+    api.stop().await;
+    fabric.stop().await;
+}
