@@ -1,11 +1,11 @@
 //! Which tools this process can really run, found out by trying.
 
-use std::io;
 use std::path::Path;
 
 use probeops_shared::presence::Unavailable;
 use probeops_shared::tools::ToolName;
-use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::net::icmp;
 
 /// Where the groups that may open datagram ICMP sockets are set, for IPv4 and IPv6 both (icmp(7)).
 const PING_GROUP_RANGE: &str = "/proc/sys/net/ipv4/ping_group_range";
@@ -26,14 +26,8 @@ pub(crate) fn probe(granted: &[ToolName]) -> (Vec<ToolName>, Vec<Unavailable>) {
 fn missing(tool: ToolName) -> Option<(String, String)> {
     match tool {
         ToolName::Echo | ToolName::Dns | ToolName::Tcp => None,
-        ToolName::Ping => icmp().err().map(|error| (format!("no ICMP socket can be opened ({error})"), grant_icmp())),
+        ToolName::Ping => icmp::try_open().err().map(|error| (format!("no ICMP socket can be opened ({error})"), grant_icmp())),
     }
-}
-
-/// Opens an ICMP socket of either kind.
-fn icmp() -> io::Result<()> {
-    let open = |kind| Socket::new(Domain::IPV4, kind, Some(Protocol::ICMPV4)).map(drop);
-    open(Type::DGRAM).or_else(|_| open(Type::RAW))
 }
 
 fn grant_icmp() -> String {

@@ -13,12 +13,14 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nix::errno::Errno;
 use probeops_shared::access::Targets;
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::{Spec, Tool, ToolName};
 use serde_json::Value;
 
 use crate::net::icmp::Icmp;
+use crate::net::words;
 use crate::policy::Policy;
 use crate::policy::surroundings::Lookout;
 use crate::resolve::Resolver;
@@ -95,18 +97,19 @@ impl Partial {
 /// Runs a tool to its end. Dropping the future stops it and frees all it holds.
 pub(crate) async fn execute(context: &Context, spec: Spec, partial: &Partial) -> Result<Found, Failure> {
     context.node.policy.check_tool(spec.tool()).map_err(|rule| denied(&format!("this node's policy: {rule}")))?;
+    // Boxed, so that a run is not as large as the largest of them while it runs the smallest.
     match spec {
         Spec::Echo { target, options } => Ok(Found::of(&options, &target, &echo::run(context, &options))),
         Spec::Ping { target, options } => {
-            let report = ping::run(context, &target, &options, partial).await?;
+            let report = Box::pin(ping::run(context, &target, &options, partial)).await?;
             Ok(Found::of(&options, &target, &report))
         }
         Spec::Dns { target, options } => {
-            let report = dns::run(context, &target, &options, partial).await?;
+            let report = Box::pin(dns::run(context, &target, &options, partial)).await?;
             Ok(Found::of(&options, &target, &report))
         }
         Spec::Tcp { target, options } => {
-            let report = tcp::run(context, &target, &options).await?;
+            let report = Box::pin(tcp::run(context, &target, &options)).await?;
             Ok(Found::of(&options, &target, &report))
         }
     }
@@ -116,11 +119,17 @@ fn denied(detail: &str) -> Failure {
     Failure::new(FailureKind::Denied, detail)
 }
 
-/// The machine does not do what it did at the start of the agent; the log has more.
+/// The machine does not do what it should. What it lacks or does not permit is `unsupported`; anything else is a fault, and the log has more.
 fn broken(tool: ToolName, doing: &str, error: &io::Error) -> Failure {
+    let why = words(error);
+    match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EAFNOSUPPORT) => return Failure::new(FailureKind::Unsupported, format!("this node could not {doing}: it has no IPv6")),
+        Some(Errno::EPERM | Errno::EACCES) => return Failure::new(FailureKind::Unsupported, format!("this node could not {doing}: {why}")),
+        Some(_) | None => {}
+    }
     let incident = format!("{:016x}", rand::random::<u64>());
     tracing::error!(incident, %tool, %error, "could not {doing}");
-    Failure::new(FailureKind::Internal, format!("this node could not {doing}: {error}; its log has it as incident {incident}"))
+    Failure::new(FailureKind::Internal, format!("this node could not {doing}: {why}; its log has it as incident {incident}"))
 }
 
 #[cfg(test)]

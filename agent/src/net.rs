@@ -5,3 +5,12 @@ pub(crate) mod error_queue;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
 pub(crate) mod tcp;
+
+use std::io;
+
+use nix::errno::Errno;
+
+/// An error in the system's words, without its number.
+pub(crate) fn words(error: &io::Error) -> String {
+    error.raw_os_error().map_or_else(|| error.to_string(), |number| Errno::from_raw(number).desc().to_owned())
+}

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use probeops_shared::host::DnsName;
 use probeops_shared::tools::dns::record_type::RecordType;
-use probeops_shared::tools::dns::{DNS_PORT, Dns, DnsResponse, Transport};
+use probeops_shared::tools::dns::report::DnsResponse;
+use probeops_shared::tools::dns::{DNS_PORT, Dns, Transport};
 use tokio::sync::Semaphore;
 
 use crate::net::dns;

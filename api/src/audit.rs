@@ -1,4 +1,4 @@
-//! The audit trail: what the API did and refused, written by [`writer`], and all of it, read by [`reader`].
+//! The audit trail: what the API did and refused, written by `writer`, and all of it, read by [`reader`].
 
 pub mod reader;
 mod writer;

@@ -9,8 +9,11 @@ mod jobs;
 mod keys;
 mod nodes;
 pub(crate) mod operation;
+mod path_id;
 mod query;
 mod tools;
+
+use std::sync::Arc;
 
 use axum::Router;
 use axum::http::{Method, Uri};
@@ -30,7 +33,7 @@ pub(crate) use jobs::SELECTORS_MAX;
 pub fn router(app: App) -> Router {
     let mut router = Router::new();
     for operation in operations() {
-        let gate = Gate { app: app.clone(), needs: operation.needs, query: operation.query };
+        let gate = Arc::new(Gate { app: app.clone(), needs: operation.needs, query: operation.query });
         router = router.route(operation.route.path, operation.route.handler.layer(from_fn_with_state(gate, guard::guard)));
     }
     router

@@ -17,7 +17,7 @@ const KEYMASTER_LIFETIME: Duration = Duration::from_mins(10);
 /// Declares every credential of `public_key` void and tells every running server, which cuts its connections. Whoever is told later, because it
 /// was away, hears it from the others.
 pub async fn revoke(layout: &Layout, servers: &[String], ca: Option<PathBuf>, public_key: &str) -> Result<Pushed> {
-    let vault = Vault::open_or_create(layout)?;
+    let vault = Vault::open(layout)?;
     // A file of its own: two revocations at the same time do not share it.
     let creds = layout.creds(&format!("keymaster-{:016x}", rand::random::<u64>()));
     vault.mint_to(&creds, &Role::Keymaster, KEYMASTER_LIFETIME)?;

@@ -131,7 +131,7 @@ impl TargetPattern {
 /// list does not have is not judged, but a literal address is allowed only by a network.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
-pub struct Targets(pub Vec<TargetPattern>);
+pub struct Targets(#[schemars(length(min = 1, max = LIMIT_ENTRIES_MAX))] pub Vec<TargetPattern>);
 
 impl Targets {
     /// Whether a name may be asked for.
@@ -188,9 +188,11 @@ pub struct Rate {
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Only these tools.
+    #[schemars(length(min = 1, max = LIMIT_ENTRIES_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tools: Option<Vec<ToolName>>,
     /// Only these regions; `eu-*` means all that begin so.
+    #[schemars(length(min = 1, max = LIMIT_ENTRIES_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub regions: Option<Vec<RegionPattern>>,
     /// Only these targets: networks in CIDR form and names, `*.example.com` for all below.
@@ -374,7 +376,7 @@ impl fmt::Display for Rate {
 }
 
 macro_rules! as_json_string {
-    ($($name:ident: $example:literal),+) => {$(
+    ($($name:ident: $schema:tt),+ $(,)?) => {$(
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -395,85 +397,19 @@ macro_rules! as_json_string {
                 stringify!($name).into()
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "examples": [$example]})
+                let mut schema = json_schema!($schema);
+                schema.insert("type".to_owned(), "string".into());
+                schema
             }
         }
     )+};
 }
-as_json_string!(Scope: "jobs:write", RegionPattern: "eu-*", TargetPattern: "10.0.0.0/8", Rate: "60/m");
+as_json_string!(
+    Scope: {"enum": (Scope::ALL)},
+    RegionPattern: {"pattern": "^([a-z0-9][a-z0-9-]{0,62}|([a-z0-9][a-z0-9-]{0,61})?[*])$", "examples": ["eu-*"]},
+    TargetPattern: {"minLength": 1, "maxLength": 256, "examples": ["10.0.0.0/8"]},
+    Rate: {"pattern": "^[1-9][0-9]{0,6}/[smh]$", "examples": ["60/m"]},
+);
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_judged_by_names_and_addresses_by_networks() {
-        let targets: Targets = "10.0.0.0/8,*.example.com,2001:db8::/32".parse().unwrap();
-        assert!(targets.allow_name("a.example.com") && !targets.allow_name("example.com") && !targets.allow_name("aexample.com"));
-        assert!(targets.allow_literal("10.1.2.3".parse().unwrap()) && !targets.allow_literal("11.1.2.3".parse().unwrap()));
-        assert!(targets.allow_resolved("::ffff:10.1.2.3".parse().unwrap()) && !targets.allow_resolved("192.0.2.1".parse().unwrap()));
-        assert!(targets.allow_resolved("2001:db8::9".parse().unwrap()));
-        let all: Targets = "0.0.0.0/0".parse().unwrap();
-        assert!(all.allow_literal("192.0.2.1".parse().unwrap()) && all.allow_name("any.example"));
-        let names: Targets = "*.example.com".parse().unwrap();
-        assert!(!names.allow_literal("10.0.0.1".parse().unwrap()) && names.allow_resolved("10.0.0.1".parse().unwrap()));
-    }
-
-    #[test]
-    fn what_cannot_be_understood_is_refused() {
-        for text in ["", "10.0.0.0/33", "*", "*.", "a b", "10.0.0.0/x", "::/129"] {
-            assert!(text.parse::<TargetPattern>().is_err(), "{text}");
-        }
-        for text in ["", "10", "0/s", "10/d", "x/m", "-1/s"] {
-            assert!(text.parse::<Rate>().is_err(), "{text}");
-        }
-        for text in ["", "eu.*", "EU", "*eu", "eu*x", "-*"] {
-            assert!(text.parse::<RegionPattern>().is_err(), "{text}");
-        }
-        assert_eq!(
-            "jobs:wirte".parse::<Scope>().unwrap_err().split(';').nth(1),
-            Some(
-                " did you mean `jobs:write`? the scopes are jobs:write, jobs:read, nodes:read, nodes:write, keys:write, audit:read, admin"
-            )
-        );
-    }
-
-    #[test]
-    fn a_region_pattern_is_a_name_or_its_beginning() {
-        let region: Region = "eu-central".parse().unwrap();
-        for (pattern, matches) in [("eu-central", true), ("eu-*", true), ("*", true), ("us-*", false), ("eu", false)] {
-            assert_eq!(pattern.parse::<RegionPattern>().unwrap().matches(&region), matches, "{pattern}");
-        }
-    }
-
-    #[test]
-    fn limits_given_on_are_never_wider() {
-        let limits = |json: &str| serde_json::from_str::<Limits>(json).unwrap();
-        let outer = limits(r#"{"tools":["echo"],"regions":["eu-*"],"targets":["10.0.0.0/8","*.example.com"],"rate":"60/m"}"#);
-        for narrower in [
-            r#"{}"#,
-            r#"{"regions":["eu-central","eu-w*"]}"#,
-            r#"{"targets":["10.1.0.0/16","a.example.com"]}"#,
-            r#"{"targets":["10.1.2.3","*.b.example.com"]}"#,
-            r#"{"rate":"30/m"}"#,
-            r#"{"rate":"60/h"}"#,
-        ] {
-            let inner = limits(narrower).under(&outer).unwrap();
-            assert!(inner.tools.is_some() && inner.regions.is_some() && inner.targets.is_some() && inner.rate.is_some(), "{narrower}");
-        }
-        for (wider, pointer) in [
-            (r#"{"regions":["e*"]}"#, "/regions"),
-            (r#"{"regions":["us-east"]}"#, "/regions"),
-            (r#"{"targets":["10.0.0.0/7","a.example.com"]}"#, "/targets"),
-            (r#"{"targets":["10.1.0.0/16"]}"#, "/targets"),
-            (r#"{"targets":["a.example.com"]}"#, "/targets"),
-            (r#"{"targets":["10.1.0.0/16","example.com"]}"#, "/targets"),
-            (r#"{"rate":"61/m"}"#, "/rate"),
-            (r#"{"rate":"2/s"}"#, "/rate"),
-        ] {
-            assert_eq!(limits(wider).under(&outer).unwrap_err().pointer, pointer, "{wider}");
-        }
-        assert_eq!(limits(r#"{"rate":"60/m"}"#).under(&limits(r#"{"rate":"1/s"}"#)).unwrap_err().pointer, "/rate");
-        assert_eq!(limits(r#"{"targets":[]}"#).check().unwrap_err().pointer, "/targets");
-    }
-}
+mod tests;

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use probeops_shared::host::DnsName;
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::timestamp::Timestamp;
-use probeops_shared::tools::dns::{AttemptResult, Dns, DnsAttempt, DnsReport, DnsServer, DnsTimings, Transport};
+use probeops_shared::tools::dns::report::{AttemptResult, DnsAttempt, DnsReport, DnsServer, DnsTimings};
+use probeops_shared::tools::dns::{Dns, Transport};
 use probeops_shared::tools::network::ms;
 use tokio::time::Instant;
 

@@ -9,6 +9,7 @@ use probeops_shared::tools::network::{Family, RESOLUTION_MAX, ms};
 
 use crate::executors::{Context, denied};
 use crate::policy::Touch;
+use crate::policy::surroundings::Surroundings;
 
 /// Who judges what the principal may be pointed at, in messages.
 const PRINCIPAL: &str = "the caller's own target limits";
@@ -25,28 +26,35 @@ pub(super) struct Reached {
 impl Context {
     /// The address of `host` to touch on `port`.
     pub(super) async fn reach(&self, host: &Host, port: Option<u16>, family: Family) -> Result<Reached, Failure> {
-        let (candidates, resolved_in) = match host {
-            Host::Address(address) => (vec![address.to_canonical()], None),
-            Host::Name(name) => {
-                self.permit_name(name)?;
-                self.node.policy.check_endpoint_name(name, port).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
-                let (addresses, took) = self.resolve(name).await?;
-                (addresses, Some(took))
-            }
-        };
+        let look = self.node.lookout.look(&self.node.policy, &self.node.resolver);
+        let (surroundings, candidates) = tokio::join!(look, self.candidates(host, port));
+        let (candidates, resolved_in) = candidates?;
         let mut wanted = candidates.iter().copied().filter(|address| family.includes(*address)).peekable();
         if wanted.peek().is_none() {
             return Err(unresolved(host, family, &candidates));
         }
         let mut denials = Vec::new();
         for address in wanted {
-            match self.permit_address(host, address, port).await {
+            match self.permit_address(host, address, port, &surroundings) {
                 Ok(()) => return Ok(Reached { address, resolve_ms: resolved_in.map(ms) }),
                 Err(rule) if host.address().is_some() => denials.push(format!("{host}: {rule}")),
                 Err(rule) => denials.push(format!("{host} ({address}): {rule}")),
             }
         }
         Err(denied(&denials.join("; ")))
+    }
+
+    /// The addresses of a host that may be asked for, and how long its name took to resolve.
+    async fn candidates(&self, host: &Host, port: Option<u16>) -> Result<(Vec<IpAddr>, Option<Duration>), Failure> {
+        match host {
+            Host::Address(address) => Ok((vec![address.to_canonical()], None)),
+            Host::Name(name) => {
+                self.permit_name(name)?;
+                self.node.policy.check_endpoint_name(name, port).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
+                let (addresses, took) = self.resolve(name).await?;
+                Ok((addresses, Some(took)))
+            }
+        }
     }
 
     /// Whether a name may be asked for at all; for tools that only ask.
@@ -67,7 +75,7 @@ impl Context {
         self.node.policy.check_name(name).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))
     }
 
-    async fn permit_address(&self, host: &Host, address: IpAddr, port: Option<u16>) -> Result<(), String> {
+    fn permit_address(&self, host: &Host, address: IpAddr, port: Option<u16>, surroundings: &Surroundings) -> Result<(), String> {
         let named = host.address().is_none();
         let included = |targets: &probeops_shared::access::Targets| {
             if named { targets.allow_resolved(address) } else { targets.allow_literal(address) }
@@ -75,9 +83,8 @@ impl Context {
         if self.targets.as_ref().is_some_and(|targets| !included(targets)) {
             return Err(format!("{PRINCIPAL} do not include it"));
         }
-        let surroundings = self.node.lookout.look(&self.node.policy, &self.node.resolver).await;
         let touch = Touch { address, port, named };
-        self.node.policy.check_address(touch, &surroundings).map_err(|rule| format!("this node's policy: {rule}"))
+        self.node.policy.check_address(touch, surroundings).map_err(|rule| format!("this node's policy: {rule}"))
     }
 
     async fn resolve(&self, name: &str) -> Result<(Vec<IpAddr>, Duration), Failure> {

@@ -8,9 +8,12 @@ use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use probeops_shared::tools::dns::{AttemptResult, Transport};
+use probeops_shared::tools::dns::Transport;
+use probeops_shared::tools::dns::report::AttemptResult;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+
+use crate::net::words;
 
 /// The largest message (a length of 16 bits over TCP, the largest datagram over UDP).
 const MESSAGE_BYTES_MAX: usize = 65_535;
@@ -41,7 +44,7 @@ impl From<io::Error> for NoAnswer {
             ErrorKind::ConnectionRefused => (AttemptResult::Refused, None),
             ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => (AttemptResult::Closed, None),
             ErrorKind::TimedOut => (AttemptResult::Timeout, None),
-            _ => (AttemptResult::Unreachable, Some(error.to_string())),
+            _ => (AttemptResult::Unreachable, Some(words(&error))),
         };
         Self { result, detail }
     }

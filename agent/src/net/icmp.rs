@@ -14,17 +14,18 @@ mod sequence;
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use probeops_shared::tools::network::{Family, IcmpMessage};
 use probeops_shared::tools::ping::PingMethod;
-use socket2::{SockRef, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use surge_ping::{Client, Config, ICMP, IcmpPacket, PingIdentifier, PingSequence, SurgeError};
 
 use errors::Errors;
 use sequence::Sequence;
+
+use crate::net::words;
 
 /// Room for the replies of a burst of 10,000 small packets, as far as the system lets us have it (`net.core.rmem_max`).
 const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
@@ -36,7 +37,10 @@ const ECHO_REPLY_V6: u8 = 129;
 
 /// The ICMP sockets of this process: one for each family and time to live in use.
 #[derive(Debug, Default)]
-pub(crate) struct Icmp(Mutex<HashMap<(Family, Option<u8>), Weak<IcmpSocket>>>);
+pub(crate) struct Icmp(Mutex<HashMap<Kind, Weak<IcmpSocket>>>);
+
+/// Which packets a socket sends: of which family, with which time to live.
+type Kind = (Family, Option<u8>);
 
 /// A socket to send echo requests from.
 pub(crate) struct IcmpSocket {
@@ -77,6 +81,12 @@ pub(crate) enum Echo {
     NotSent(String),
 }
 
+/// Opens a socket of either kind, only to see whether this process may.
+pub(crate) fn try_open() -> io::Result<()> {
+    let open = |kind| Socket::new(Domain::IPV4, kind, Some(Protocol::ICMPV4)).map(drop);
+    open(Type::DGRAM).or_else(|_| open(Type::RAW))
+}
+
 impl Icmp {
     /// The socket for an address, opened unless it is in use already. It is closed when the last run that holds it is over.
     pub(crate) fn socket(&self, address: IpAddr, ttl: Option<u8>) -> io::Result<Arc<IcmpSocket>> {
@@ -105,8 +115,9 @@ impl IcmpSocket {
         } else {
             (PingMethod::IcmpDatagram, Some(Errors::watch(socket, family)?))
         };
-        let sequence = Mutex::new(Sequence::starting_at(rand::random()));
-        Ok(Self { client, method, family, identifier: next_identifier(), sequence, errors })
+        // By chance, so that other programs and sockets we have closed hardly have the same: a raw socket sees the replies to all of them.
+        let (identifier, sequence) = (PingIdentifier(rand::random()), Mutex::new(Sequence::starting_at(rand::random())));
+        Ok(Self { client, method, family, identifier, sequence, errors })
     }
 
     /// With which kind of socket.
@@ -120,7 +131,7 @@ impl IcmpSocket {
         for _ in 0..SEND_ATTEMPTS {
             match self.attempt(address, payload, patience).await {
                 Ok(echo) => return echo,
-                Err(error) => last = error.to_string(),
+                Err(error) => last = words(&error),
             }
         }
         Echo::NotSent(last)
@@ -169,14 +180,6 @@ impl IcmpSocket {
             },
         }
     }
-}
-
-/// On raw sockets the identifier tells our replies from those of other programs and of sockets we have closed.
-fn next_identifier() -> PingIdentifier {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    #[expect(clippy::cast_possible_truncation, reason = "any sixteen bits will do to tell two agents on one machine apart")]
-    let process = std::process::id() as u16;
-    PingIdentifier(process.rotate_left(8).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed)))
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// Where clouds serve credentials to whoever asks from inside, beyond 169.254.0.0/16 and fe80::/10 which are denied as a whole: Alibaba,
+/// Where clouds serve credentials to whoever asks from inside, beyond 169.254.0.0/16 and `fe80::/10` which are denied as a whole: Alibaba,
 /// Azure, Oracle; Amazon, Google.
 const METADATA_V4: [Ipv4Addr; 3] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
 const METADATA_V6: [Ipv6Addr; 2] = [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];

@@ -179,7 +179,7 @@ pub(super) struct Ports {
 }
 
 impl Ports {
-    pub(super) fn contains(&self, port: u16) -> bool {
+    pub(super) fn contains(self, port: u16) -> bool {
         (self.first..=self.last).contains(&port)
     }
 

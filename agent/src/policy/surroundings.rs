@@ -13,7 +13,7 @@ use crate::policy::{Endpoint, Policy};
 use crate::resolve::Resolver;
 
 /// How long what was found out is taken to be true.
-const FRESH_FOR: Duration = Duration::from_secs(60);
+const FRESH_FOR: Duration = Duration::from_mins(1);
 /// How long finding out may hold up a run; what is not found out by then is asked for again after [`FRESH_FOR`].
 const FOUND_WITHIN: Duration = Duration::from_secs(2);
 

@@ -6,7 +6,7 @@
 mod claims;
 mod keyset;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -48,38 +48,44 @@ struct Header {
 impl Verifier {
     /// Reads the keys, and reads the JWKS file again whenever it changes.
     pub(super) fn start(settings: &JwtSettings, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
-        let (keys, watched) = match &settings.keys {
-            JwtKeys::Jwks(path) => (keyset::read_jwks(path)?, Some(path.clone())),
-            JwtKeys::Hs256SecretFile(path) => (keyset::read_secret(path)?, None),
-        };
-        let verifier = Self::new(keys, &settings.issuer, &settings.audience);
-        if let Some(path) = watched {
-            drop(tasks.spawn(stop.clone().run_until_cancelled_owned(verifier.clone().follow(path))));
+        match &settings.keys {
+            JwtKeys::Hs256SecretFile(path) => Ok(Self::new(keyset::read_secret(path)?, &settings.issuer, &settings.audience)),
+            JwtKeys::Jwks(path) => {
+                // Before reading: a change while we read is then a change still to be seen.
+                let stamp = Stamp::of(path);
+                let verifier = Self::new(keyset::read_jwks(path)?, &settings.issuer, &settings.audience);
+                let following = verifier.clone().follow(path.clone(), stamp);
+                drop(tasks.spawn(stop.clone().run_until_cancelled_owned(following)));
+                Ok(verifier)
+            }
         }
-        Ok(verifier)
     }
 
     fn new(keys: KeySet, issuer: &str, audience: &str) -> Self {
         Self { keys: Arc::new(RwLock::new(Arc::new(keys))), issuer: issuer.into(), audience: audience.into() }
     }
 
-    /// Reads the file again whenever it changes; one that cannot be used leaves the keys as they are.
-    async fn follow(self, path: PathBuf) {
-        let mut last = Stamp::of(&path).await;
+    /// Looks at the file again and again.
+    async fn follow(self, path: PathBuf, mut seen: Stamp) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            let now = Stamp::of(&path).await;
-            if now == last {
-                continue;
+            self.read_if_changed(&path, &mut seen);
+        }
+    }
+
+    /// Reads the file again if it has changed; one that cannot be used leaves the keys as they are.
+    fn read_if_changed(&self, path: &Path, seen: &mut Stamp) {
+        let now = Stamp::of(path);
+        if now == *seen {
+            return;
+        }
+        *seen = now;
+        match keyset::read_jwks(path) {
+            Ok(keys) => {
+                tracing::info!(keys = keys.len(), file = %path.display(), "the keys that check JWTs were read again");
+                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
             }
-            last = now;
-            match keyset::read_jwks(&path) {
-                Ok(keys) => {
-                    tracing::info!(keys = keys.len(), file = %path.display(), "the keys that check JWTs were read again");
-                    *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-                }
-                Err(error) => tracing::error!("{error}; the keys read before stay in use"),
-            }
+            Err(error) => tracing::error!("{error}; the keys read before stay in use"),
         }
     }
 

@@ -15,7 +15,7 @@ use probeops_shared::ids::NodeId;
 use probeops_shared::problem::Code;
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
-use schemars::JsonSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Broker;
@@ -70,6 +70,18 @@ impl FromStr for Cursor {
         let parsed =
             text.split_once('.').and_then(|(sequence, index)| Some(Self { sequence: sequence.parse().ok()?, index: index.parse().ok()? }));
         parsed.ok_or_else(|| "must be a cursor as an earlier answer gave it in `next`, such as 1200.3".to_owned())
+    }
+}
+
+impl JsonSchema for Cursor {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Cursor".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "pattern": "^[0-9]{1,19}[.][0-9]{1,9}$"})
     }
 }
 

@@ -10,7 +10,7 @@ use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 
 use crate::App;
-use crate::audit::reader::{Filter, Page};
+use crate::audit::reader::{Cursor, Filter, Page};
 use crate::problem::{Problem, success};
 use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
 use crate::routes::query::{PageLimit, Query};
@@ -28,7 +28,7 @@ const QUERY: [Parameter; 9] = [
     Parameter { name: "verdict", description: "Only what ended so.", schema: schema::<Verdict> },
     Parameter { name: "request_id", description: "Only of this request or job; the runs of a job belong to it.", schema: schema::<String> },
     Parameter { name: "limit", description: "How many records at most.", schema: schema::<PageLimit> },
-    Parameter { name: "cursor", description: "Where to go on: `next` of the page before.", schema: schema::<String> },
+    Parameter { name: "cursor", description: "Where to go on: `next` of the page before.", schema: schema::<Cursor> },
 ];
 
 pub(super) fn operations() -> Vec<Operation> {

@@ -108,4 +108,25 @@ mod tests {
             assert!(uuid::Uuid::try_parse(&of(bad)).is_ok_and(|id| id.get_version_num() == 7));
         }
     }
+
+    #[test]
+    fn a_panic_becomes_a_problem_that_says_where_to_look() {
+        let mut response = panicked(&"index out of bounds", "r-1");
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        let Raised(problem) = response.extensions_mut().remove::<Raised>().unwrap();
+        assert!(problem.code() == Code::Internal && !problem.detail().contains("bounds"), "{problem}");
+    }
+
+    #[test]
+    fn refusals_are_recorded_and_reading_what_is_not_there_is_not() {
+        for (method, status, recorded) in [
+            (Method::GET, StatusCode::UNAUTHORIZED, true),
+            (Method::GET, StatusCode::FORBIDDEN, true),
+            (Method::GET, StatusCode::NOT_FOUND, false),
+            (Method::POST, StatusCode::BAD_REQUEST, true),
+            (Method::DELETE, StatusCode::NOT_FOUND, true),
+        ] {
+            assert_eq!(is_recorded(&method, status), recorded, "{method} {status}");
+        }
+    }
 }

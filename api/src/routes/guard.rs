@@ -1,5 +1,7 @@
 //! Before every handler: who asks, whether he may, and whether he asks for something that exists.
 
+use std::sync::Arc;
+
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
 use axum::middleware::Next;
@@ -13,7 +15,7 @@ use crate::routes::operation::{Needs, Parameter};
 use crate::routes::query::Query;
 
 /// What one operation asks of a request.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Gate {
     pub(super) app: App,
     pub(super) needs: Needs,
@@ -31,7 +33,7 @@ impl<S: Sync> FromRequestParts<S> for Who {
     }
 }
 
-pub(super) async fn guard(State(gate): State<Gate>, mut request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let who = match gate.needs {
         Needs::Nothing => None,
         Needs::Credential | Needs::Scope(_) => match gate.app.access.principal(request.headers()).await {

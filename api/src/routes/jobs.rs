@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::{LOCATION, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
@@ -23,6 +23,7 @@ use crate::problem::{Asked, Problem, success};
 use crate::routes::body::JsonBody;
 use crate::routes::guard::Who;
 use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
+use crate::routes::path_id::PathId;
 
 /// The fields of a job's request.
 pub(crate) const JOB_FIELDS: [&str; 5] = ["tool", "target", "parameters", "from", "timeout_ms"];
@@ -85,7 +86,7 @@ async fn submit(State(app): State<App>, Who(principal): Who, headers: HeaderMap,
     }
 }
 
-async fn read(State(app): State<App>, Who(principal): Who, Path(id): Path<String>) -> Result<Json<JobDocument>, Problem> {
+async fn read(State(app): State<App>, Who(principal): Who, PathId(id): PathId) -> Result<Json<JobDocument>, Problem> {
     let id: JobId = id.parse().map_err(|detail: String| Problem::new(Code::NotFound, detail))?;
     app.jobs.get(&principal, id).await.map(Json)
 }

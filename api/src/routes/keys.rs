@@ -1,10 +1,11 @@
 //! API keys.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use probeops_shared::access::{Limits, Scope};
+use probeops_shared::bounded::shown;
 use probeops_shared::invalid::Invalid;
 use probeops_shared::json;
 use probeops_shared::problem::Code;
@@ -21,6 +22,7 @@ use crate::routes::frame::CurrentRequest;
 use crate::routes::guard::Who;
 use crate::routes::nodes::PAGING;
 use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
+use crate::routes::path_id::PathId;
 use crate::routes::query::{Query, page};
 
 const NEEDS: Needs = Needs::Scope(&[Scope::KeysWrite]);
@@ -134,7 +136,7 @@ async fn revoke(
     State(app): State<App>,
     Who(principal): Who,
     current: CurrentRequest,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     NoBody: NoBody,
 ) -> Result<Json<KeyView>, Problem> {
     let shown: String = id.chars().take(64).collect();
@@ -154,8 +156,16 @@ async fn revoke(
 
 fn parse(body: &[u8]) -> Result<KeyRequest, Problem> {
     let fields = json::parse_object(body, &FIELDS).map_err(Problem::invalid)?;
-    if let Some(Value::Object(limits)) = fields.get("limits") {
-        json::refuse_unknown(limits, "limit", &LIMIT_FIELDS).map_err(|invalid| Problem::invalid(invalid.under("/limits")))?;
+    match fields.get("limits") {
+        None => {}
+        Some(Value::Object(limits)) => {
+            json::refuse_unknown(limits, "limit", &LIMIT_FIELDS).map_err(|invalid| Problem::invalid(invalid.under("/limits")))?;
+        }
+        // Serde would read a list as the fields in their order.
+        Some(other) => {
+            let detail = format!("must be an object with {}, not {}", LIMIT_FIELDS.join(", "), shown(other));
+            return Err(Problem::invalid(Invalid::new("/limits", detail)));
+        }
     }
     let mut request: KeyRequest = json::typed(Value::Object(fields)).map_err(Problem::invalid)?;
     check_name(&request.name).map_err(|detail| Problem::invalid(Invalid::new("/name", detail)))?;
@@ -227,6 +237,7 @@ mod tests {
             r#"{"name":"n","scopes":["admin"],"limits":{"regoins":["eu"]}}"#,
             "/limits/regoins: unknown limit `regoins`; did you mean `regions`?",
         );
+        refuses(r#"{"name":"n","scopes":["admin"],"limits":[null]}"#, "/limits: must be an object with tools");
         refuses(r#"{"name":"n","scopes":["admin"],"limits":{"targets":[]}}"#, "/limits/targets: is an empty list");
         refuses(r#"{"name":"n","scopes":["admin"],"limits":{"rate":"fast"}}"#, "/limits/rate");
         assert_eq!(parse(br#"{"name":"n","scopes":["admin","admin"]}"#).unwrap().scopes, [Scope::Admin]);

@@ -1,7 +1,7 @@
 //! Regions and nodes: who there is, and taking nodes out of service.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use probeops_shared::access::Scope;
 use probeops_shared::ids::NodeId;
 use probeops_shared::problem::Code;
@@ -16,6 +16,7 @@ use crate::routes::body::NoBody;
 use crate::routes::frame::CurrentRequest;
 use crate::routes::guard::Who;
 use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
+use crate::routes::path_id::PathId;
 use crate::routes::query::{PageLimit, Query, page};
 
 /// Query parameters of lists that are read in pages.
@@ -148,7 +149,7 @@ async fn list_nodes(State(app): State<App>, Who(principal): Who, query: Query) -
     Ok(Json(NodeList { nodes, next }))
 }
 
-async fn read_node(State(app): State<App>, Who(principal): Who, Path(id): Path<String>) -> Result<Json<Node>, Problem> {
+async fn read_node(State(app): State<App>, Who(principal): Who, PathId(id): PathId) -> Result<Json<Node>, Problem> {
     find(&app, &principal, &id).map(Json)
 }
 
@@ -156,7 +157,7 @@ async fn drain(
     State(app): State<App>,
     Who(principal): Who,
     current: CurrentRequest,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     NoBody: NoBody,
 ) -> Result<Json<NodeChanged>, Problem> {
     let about = Asked { target: target(&id), ..Asked::default() };
@@ -172,7 +173,7 @@ async fn revoke(
     State(app): State<App>,
     Who(principal): Who,
     current: CurrentRequest,
-    Path(id): Path<String>,
+    PathId(id): PathId,
     NoBody: NoBody,
 ) -> Result<Json<NodeChanged>, Problem> {
     let about = Asked { target: target(&id), ..Asked::default() };

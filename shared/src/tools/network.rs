@@ -6,6 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::host::Host;
+use crate::invalid::Invalid;
 use crate::tools::choice::choice;
 
 /// The longest a node tries to find the addresses of a name.
@@ -30,6 +32,18 @@ impl Family {
     /// The family of an address.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Refuses a literal address of the other family.
+    pub(crate) fn check(self, host: &Host) -> Result<(), Invalid> {
+        match host.address() {
+            Some(address) if !self.includes(address.to_canonical()) => {
+                let detail =
+                    format!("{address} is an IPv{} address; leave `family` out, or set it to \"any\"", Self::of(address.to_canonical()));
+                Err(Invalid::new("/parameters/family", detail))
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// Whether the address is of this family.
@@ -75,42 +89,55 @@ impl IcmpMessage {
 
 /// The words that ping(8) has for it.
 fn meaning(family: Family, kind: u8, code: u8) -> String {
-    let words = match (family, kind, code) {
-        (Family::V6, 1, 0) => "Destination unreachable: No route",
-        (Family::V6, 1, 1) => "Destination unreachable: Administratively prohibited",
-        (Family::V6, 1, 2) => "Destination unreachable: Beyond scope of source address",
-        (Family::V6, 1, 3) => "Destination unreachable: Address unreachable",
-        (Family::V6, 1, 4) => "Destination unreachable: Port unreachable",
-        (Family::V6, 1, 5) => "Destination unreachable: Source address failed ingress/egress policy",
-        (Family::V6, 1, 6) => "Destination unreachable: Reject route to destination",
-        (Family::V6, 2, _) => "Packet too big",
-        (Family::V6, 3, 0) => "Time exceeded: Hop limit",
-        (Family::V6, 3, 1) => "Time exceeded: Defragmentation failure",
-        (Family::V6, 4, _) => "Parameter problem",
-        (Family::V4 | Family::Any, 3, 0) => "Destination Net Unreachable",
-        (Family::V4 | Family::Any, 3, 1) => "Destination Host Unreachable",
-        (Family::V4 | Family::Any, 3, 2) => "Destination Protocol Unreachable",
-        (Family::V4 | Family::Any, 3, 3) => "Destination Port Unreachable",
-        (Family::V4 | Family::Any, 3, 4) => "Frag needed and DF set",
-        (Family::V4 | Family::Any, 3, 5) => "Source Route Failed",
-        (Family::V4 | Family::Any, 3, 6) => "Destination Net Unknown",
-        (Family::V4 | Family::Any, 3, 7) => "Destination Host Unknown",
-        (Family::V4 | Family::Any, 3, 8) => "Source Host Isolated",
-        (Family::V4 | Family::Any, 3, 9) => "Destination Net Prohibited",
-        (Family::V4 | Family::Any, 3, 10) => "Destination Host Prohibited",
-        (Family::V4 | Family::Any, 3, 11) => "Destination Net Unreachable for Type of Service",
-        (Family::V4 | Family::Any, 3, 12) => "Destination Host Unreachable for Type of Service",
-        (Family::V4 | Family::Any, 3, 13) => "Packet filtered",
-        (Family::V4 | Family::Any, 3, 14) => "Precedence Violation",
-        (Family::V4 | Family::Any, 3, 15) => "Precedence Cutoff",
-        (Family::V4 | Family::Any, 4, _) => "Source Quench",
-        (Family::V4 | Family::Any, 5, _) => "Redirect",
-        (Family::V4 | Family::Any, 11, 0) => "Time to live exceeded",
-        (Family::V4 | Family::Any, 11, 1) => "Frag reassembly time exceeded",
-        (Family::V4 | Family::Any, 12, _) => "Parameter problem",
-        _ => return format!("ICMP type {kind}, code {code}"),
+    let words = match family {
+        Family::V6 => meaning_v6(kind, code),
+        Family::V4 | Family::Any => meaning_v4(kind, code),
     };
-    words.to_owned()
+    words.map_or_else(|| format!("ICMP type {kind}, code {code}"), str::to_owned)
+}
+
+fn meaning_v6(kind: u8, code: u8) -> Option<&'static str> {
+    Some(match (kind, code) {
+        (1, 0) => "Destination unreachable: No route",
+        (1, 1) => "Destination unreachable: Administratively prohibited",
+        (1, 2) => "Destination unreachable: Beyond scope of source address",
+        (1, 3) => "Destination unreachable: Address unreachable",
+        (1, 4) => "Destination unreachable: Port unreachable",
+        (1, 5) => "Destination unreachable: Source address failed ingress/egress policy",
+        (1, 6) => "Destination unreachable: Reject route to destination",
+        (2, _) => "Packet too big",
+        (3, 0) => "Time exceeded: Hop limit",
+        (3, 1) => "Time exceeded: Defragmentation failure",
+        (4, _) => "Parameter problem",
+        _ => return None,
+    })
+}
+
+fn meaning_v4(kind: u8, code: u8) -> Option<&'static str> {
+    Some(match (kind, code) {
+        (3, 0) => "Destination Net Unreachable",
+        (3, 1) => "Destination Host Unreachable",
+        (3, 2) => "Destination Protocol Unreachable",
+        (3, 3) => "Destination Port Unreachable",
+        (3, 4) => "Frag needed and DF set",
+        (3, 5) => "Source Route Failed",
+        (3, 6) => "Destination Net Unknown",
+        (3, 7) => "Destination Host Unknown",
+        (3, 8) => "Source Host Isolated",
+        (3, 9) => "Destination Net Prohibited",
+        (3, 10) => "Destination Host Prohibited",
+        (3, 11) => "Destination Net Unreachable for Type of Service",
+        (3, 12) => "Destination Host Unreachable for Type of Service",
+        (3, 13) => "Packet filtered",
+        (3, 14) => "Precedence Violation",
+        (3, 15) => "Precedence Cutoff",
+        (4, _) => "Source Quench",
+        (5, _) => "Redirect",
+        (11, 0) => "Time to live exceeded",
+        (11, 1) => "Frag reassembly time exceeded",
+        (12, _) => "Parameter problem",
+        _ => return None,
+    })
 }
 
 /// A measured duration in milliseconds, to the microsecond: more digits would only be noise.

@@ -1,6 +1,7 @@
 //! `ping`: ICMP echo.
 
-use std::fmt::Write as _;
+mod output;
+
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -16,10 +17,6 @@ use crate::tools::{Class, Tool};
 
 /// The longest a run may be planned to take.
 const RUN_MAX: Duration = Duration::from_mins(5);
-/// What an ICMP echo adds to its payload.
-const ICMP_HEADER_BYTES: u64 = 8;
-/// What IPv4 adds to that.
-const IPV4_HEADER_BYTES: u64 = 20;
 
 /// Send ICMP echo requests to a host and time the replies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -35,6 +32,7 @@ pub struct Ping {
     pub payload_bytes: Bounded<0, 1_472, 56>,
     /// After how many routers a request is dropped (time to live, hop limit); the node's own default unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<u8>", range(min = 1, max = 255))]
     pub ttl: Option<Bounded<1, 255, 64>>,
     /// Which kind of address to use where the name has both.
     pub family: Family,
@@ -187,7 +185,8 @@ impl Tool for Ping {
     type Target = Host;
     type Report = PingReport;
 
-    fn check(&self, _target: &Host) -> Result<(), Invalid> {
+    fn check(&self, target: &Host) -> Result<(), Invalid> {
+        self.family.check(target)?;
         let (longest, most) = (self.longest(), RUN_MAX);
         if longest <= most {
             return Ok(());
@@ -207,66 +206,8 @@ impl Tool for Ping {
     }
 
     fn output(&self, target: &Host, report: &PingReport) -> String {
-        let icmp_bytes = report.payload_bytes + ICMP_HEADER_BYTES;
-        let mut text = match report.address {
-            IpAddr::V4(address) => {
-                format!("PING {target} ({address}) {}({}) bytes of data.\n", report.payload_bytes, icmp_bytes + IPV4_HEADER_BYTES)
-            }
-            IpAddr::V6(address) => format!("PING {target} ({address}) {} data bytes\n", report.payload_bytes),
-        };
-        for packet in &report.packets {
-            text.push_str(&packet_line(packet, icmp_bytes));
-        }
-        text.push_str(&closing(target, &report.stats));
-        text
+        output::of(target, report)
     }
-}
-
-fn packet_line(packet: &PingPacket, icmp_bytes: u64) -> String {
-    let seq = packet.seq;
-    let from = packet.from.map_or_else(|| "?".to_owned(), |from| from.to_string());
-    match (packet.status, packet.rtt_ms) {
-        (PacketStatus::Reply, rtt_ms) => {
-            let bytes = packet.bytes.unwrap_or(icmp_bytes);
-            let ttl = packet.ttl.map_or_else(String::new, |ttl| format!(" ttl={ttl}"));
-            let time = rtt_ms.map_or_else(String::new, |rtt_ms| format!(" time={} ms", rtt(rtt_ms)));
-            format!("{bytes} bytes from {from}: icmp_seq={seq}{ttl}{time}\n")
-        }
-        (PacketStatus::Timeout, _) => format!("no answer for icmp_seq={seq}\n"),
-        (PacketStatus::Error, _) => match (&packet.icmp, &packet.error) {
-            (Some(icmp), _) => format!("From {from} icmp_seq={seq} {}\n", icmp.meaning),
-            (None, error) => format!("ping: icmp_seq={seq} not sent: {}\n", error.as_deref().unwrap_or("unknown error")),
-        },
-    }
-}
-
-/// Three significant digits, as ping(8) prints a round trip.
-fn rtt(rtt_ms: f64) -> String {
-    let digits = match rtt_ms {
-        100.0.. => 0,
-        10.0.. => 1,
-        1.0.. => 2,
-        _ => 3,
-    };
-    format!("{rtt_ms:.digits$}")
-}
-
-fn closing(target: &Host, stats: &PingStats) -> String {
-    let errors = if stats.errors > 0 { format!(", +{} errors", stats.errors) } else { String::new() };
-    let loss = stats.loss_pct.map_or_else(String::new, |loss_pct| format!(", {} packet loss", percent(loss_pct)));
-    let mut text = format!(
-        "\n--- {target} ping statistics ---\n{} packets transmitted, {} received{errors}{loss}, time {:.0}ms\n",
-        stats.sent, stats.received, stats.elapsed_ms
-    );
-    if let (Some(min), Some(avg), Some(max), Some(mdev)) = (stats.rtt_min_ms, stats.rtt_avg_ms, stats.rtt_max_ms, stats.rtt_mdev_ms) {
-        let _ = writeln!(text, "rtt min/avg/max/mdev = {min:.3}/{avg:.3}/{max:.3}/{mdev:.3} ms");
-    }
-    text
-}
-
-/// Six significant digits at most, as ping(8) prints a loss.
-fn percent(number: f64) -> String {
-    format!("{}%", rounded(number))
 }
 
 #[cfg(test)]
@@ -359,6 +300,8 @@ mod tests {
         assert_eq!(invalid.pointer, "/parameters/interval_ms");
         assert!(invalid.detail.contains("would take 992 s"), "{invalid}");
         assert_eq!(spec(json!({"count": 0})).unwrap_err().pointer, "/parameters/count");
+        let other = Spec::parse(ToolName::Ping, "::1", json!({"family": "4"}).as_object().unwrap().clone()).unwrap_err();
+        assert_eq!(other.to_string(), "/parameters/family: ::1 is an IPv6 address; leave `family` out, or set it to \"any\"");
         assert_eq!(spec(json!({"ttl": 256})).unwrap_err().pointer, "/parameters/ttl");
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
+use crate::invalid::Invalid;
 use crate::tools::choice::choice;
 use crate::tools::network::{BUDGET_SLACK, Family, IcmpMessage, RESOLUTION_MAX};
 use crate::tools::{Class, Tool};
@@ -85,6 +86,10 @@ impl Tool for Tcp {
     type Target = Host;
     type Report = TcpReport;
 
+    fn check(&self, target: &Host) -> Result<(), Invalid> {
+        self.family.check(target)
+    }
+
     fn budget(&self) -> Duration {
         let listening = if self.banner { self.banner_wait_ms.ms() } else { Duration::ZERO };
         RESOLUTION_MAX + self.timeout.duration() + listening + BUDGET_SLACK
@@ -149,6 +154,6 @@ mod tests {
     #[test]
     fn the_budget_covers_the_banner_only_when_it_is_asked_for() {
         let with = Tcp { banner: true, ..Tcp::default() };
-        assert_eq!(with.budget() - Tcp::default().budget(), Duration::from_secs(2));
+        assert_eq!(with.budget(), Tcp::default().budget() + Duration::from_secs(2));
     }
 }

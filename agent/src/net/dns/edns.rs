@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use probeops_shared::tools::dns::DnsOption;
+use probeops_shared::tools::dns::report::DnsOption;
 
 /// Option codes (IANA "DNS EDNS0 Option Codes").
 const NSID: u16 = 3;

@@ -7,8 +7,9 @@ use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, Query as Ask
 use hickory_proto::rr::{Name, RecordType as AskedType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use probeops_shared::host::DnsName;
+use probeops_shared::tools::dns::Dns;
 use probeops_shared::tools::dns::record_type::RecordType;
-use probeops_shared::tools::dns::{Dns, DnsCode, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsResponse};
+use probeops_shared::tools::dns::report::{DnsCode, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsResponse};
 
 use super::edns;
 use super::rdata::{name_text, presentation};

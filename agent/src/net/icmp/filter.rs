@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use probeops_shared::tools::network::Family;
 use socket2::{SockFilter, SockRef};
 
-/// Load a byte at a fixed place; at a place after the length in the index register; that length from an IPv4 header (linux/bpf_common.h).
+/// Load a byte at a fixed place; at a place after the length in the index register; that length from an IPv4 header (`linux/bpf_common.h`).
 const LOAD_BYTE_AT: u16 = 0x30;
 const LOAD_BYTE_AFTER: u16 = 0x50;
 const INDEX_IPV4_HEADER: u16 = 0xb1;

@@ -1,5 +1,6 @@
 //! The keys that check JWTs: a JWKS file, or one shared secret.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -59,9 +60,8 @@ impl KeySet {
 pub(super) struct Stamp(Option<(SystemTime, u64, u64)>);
 
 impl Stamp {
-    pub(super) async fn of(path: &Path) -> Self {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = tokio::fs::metadata(path).await.ok();
+    pub(super) fn of(path: &Path) -> Self {
+        let metadata = std::fs::metadata(path).ok();
         Self(metadata.and_then(|metadata| Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))))
     }
 }

@@ -227,3 +227,21 @@ fn a_key_file_that_cannot_be_right_is_refused() {
     other["alg"] = "RS512".into();
     refuses(json!({"keys": [other]}), "no key for signatures");
 }
+
+#[test]
+fn a_key_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing() {
+    let path = std::env::temp_dir().join(format!("probeops-jwks-{}", std::process::id()));
+    let write = |jwks: &str| std::fs::write(&path, jwks).unwrap();
+    write(&json!({"keys": [EDDSA.public]}).to_string());
+    let verifier = Verifier::new(keyset::read_jwks(&path).unwrap(), ISSUER, AUDIENCE);
+    let mut seen = Stamp::of(&path);
+    let (old, new) = (signed(&claims()), signed_as(&ES256, Some("ec"), &claims()));
+    assert!(verifier.identify(&old).is_ok() && verifier.identify(&new).is_err());
+    write(&json!({"keys": [EDDSA.public, ES256.public]}).to_string());
+    verifier.read_if_changed(&path, &mut seen);
+    assert!(verifier.identify(&old).is_ok() && verifier.identify(&new).is_ok());
+    write("{");
+    verifier.read_if_changed(&path, &mut seen);
+    assert!(verifier.identify(&old).is_ok() && verifier.identify(&new).is_ok());
+    std::fs::remove_file(&path).unwrap();
+}

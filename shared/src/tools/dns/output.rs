@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::{AttemptResult, DnsAttempt, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsReport, DnsResponse, Transport};
+use super::Transport;
+use super::report::{AttemptResult, DnsAttempt, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsReport, DnsResponse};
 
 /// In which columns dig begins TTL, class, type and data; a tabulator is eight wide.
 const COLUMNS: [usize; 4] = [24, 32, 40, 48];
@@ -60,13 +61,13 @@ fn answer(response: &DnsResponse) -> String {
     }
     if !response.questions.is_empty() {
         text.push_str(";; QUESTION SECTION:\n");
-        response.questions.iter().for_each(|question| text.push_str(&question_line(question)));
+        text.extend(response.questions.iter().map(question_line));
         text.push('\n');
     }
     for (title, records) in [("ANSWER", &response.answer), ("AUTHORITY", &response.authority), ("ADDITIONAL", &response.additional)] {
         if !records.is_empty() {
             let _ = writeln!(text, ";; {title} SECTION:");
-            records.iter().for_each(|record| text.push_str(&record_line(record)));
+            text.extend(records.iter().map(record_line));
             text.push('\n');
         }
     }
@@ -151,7 +152,7 @@ impl Line {
 mod tests {
     use super::*;
     use crate::timestamp::Timestamp;
-    use crate::tools::dns::{DnsCode, DnsOption, DnsServer, DnsTimings};
+    use crate::tools::dns::report::{DnsCode, DnsOption, DnsServer, DnsTimings};
 
     fn record(name: &str, kind: &str, value: &str) -> DnsRecord {
         DnsRecord { name: name.to_owned(), ttl_s: 300, class: "IN".to_owned(), kind: kind.to_owned(), value: value.to_owned() }

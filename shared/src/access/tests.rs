@@ -1,0 +1,72 @@
+//! Scopes and limits.
+
+use super::*;
+
+#[test]
+fn names_are_judged_by_names_and_addresses_by_networks() {
+    let targets: Targets = "10.0.0.0/8,*.example.com,2001:db8::/32".parse().unwrap();
+    assert!(targets.allow_name("a.example.com") && !targets.allow_name("example.com") && !targets.allow_name("aexample.com"));
+    assert!(targets.allow_literal("10.1.2.3".parse().unwrap()) && !targets.allow_literal("11.1.2.3".parse().unwrap()));
+    assert!(targets.allow_resolved("::ffff:10.1.2.3".parse().unwrap()) && !targets.allow_resolved("192.0.2.1".parse().unwrap()));
+    assert!(targets.allow_resolved("2001:db8::9".parse().unwrap()));
+    let all: Targets = "0.0.0.0/0".parse().unwrap();
+    assert!(all.allow_literal("192.0.2.1".parse().unwrap()) && all.allow_name("any.example"));
+    let names: Targets = "*.example.com".parse().unwrap();
+    assert!(!names.allow_literal("10.0.0.1".parse().unwrap()) && names.allow_resolved("10.0.0.1".parse().unwrap()));
+}
+
+#[test]
+fn what_cannot_be_understood_is_refused() {
+    for text in ["", "10.0.0.0/33", "*", "*.", "a b", "10.0.0.0/x", "::/129"] {
+        assert!(text.parse::<TargetPattern>().is_err(), "{text}");
+    }
+    for text in ["", "10", "0/s", "10/d", "x/m", "-1/s"] {
+        assert!(text.parse::<Rate>().is_err(), "{text}");
+    }
+    for text in ["", "eu.*", "EU", "*eu", "eu*x", "-*"] {
+        assert!(text.parse::<RegionPattern>().is_err(), "{text}");
+    }
+    assert_eq!(
+        "jobs:wirte".parse::<Scope>().unwrap_err().split(';').nth(1),
+        Some(" did you mean `jobs:write`? the scopes are jobs:write, jobs:read, nodes:read, nodes:write, keys:write, audit:read, admin")
+    );
+}
+
+#[test]
+fn a_region_pattern_is_a_name_or_its_beginning() {
+    let region: Region = "eu-central".parse().unwrap();
+    for (pattern, matches) in [("eu-central", true), ("eu-*", true), ("*", true), ("us-*", false), ("eu", false)] {
+        assert_eq!(pattern.parse::<RegionPattern>().unwrap().matches(&region), matches, "{pattern}");
+    }
+}
+
+#[test]
+fn limits_given_on_are_never_wider() {
+    let limits = |json: &str| serde_json::from_str::<Limits>(json).unwrap();
+    let outer = limits(r#"{"tools":["echo"],"regions":["eu-*"],"targets":["10.0.0.0/8","*.example.com"],"rate":"60/m"}"#);
+    for narrower in [
+        "{}",
+        r#"{"regions":["eu-central","eu-w*"]}"#,
+        r#"{"targets":["10.1.0.0/16","a.example.com"]}"#,
+        r#"{"targets":["10.1.2.3","*.b.example.com"]}"#,
+        r#"{"rate":"30/m"}"#,
+        r#"{"rate":"60/h"}"#,
+    ] {
+        let inner = limits(narrower).under(&outer).unwrap();
+        assert!(inner.tools.is_some() && inner.regions.is_some() && inner.targets.is_some() && inner.rate.is_some(), "{narrower}");
+    }
+    for (wider, pointer) in [
+        (r#"{"regions":["e*"]}"#, "/regions"),
+        (r#"{"regions":["us-east"]}"#, "/regions"),
+        (r#"{"targets":["10.0.0.0/7","a.example.com"]}"#, "/targets"),
+        (r#"{"targets":["10.1.0.0/16"]}"#, "/targets"),
+        (r#"{"targets":["a.example.com"]}"#, "/targets"),
+        (r#"{"targets":["10.1.0.0/16","example.com"]}"#, "/targets"),
+        (r#"{"rate":"61/m"}"#, "/rate"),
+        (r#"{"rate":"2/s"}"#, "/rate"),
+    ] {
+        assert_eq!(limits(wider).under(&outer).unwrap_err().pointer, pointer, "{wider}");
+    }
+    assert_eq!(limits(r#"{"rate":"60/m"}"#).under(&limits(r#"{"rate":"1/s"}"#)).unwrap_err().pointer, "/rate");
+    assert_eq!(limits(r#"{"targets":[]}"#).check().unwrap_err().pointer, "/targets");
+}
