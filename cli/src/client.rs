@@ -1,0 +1,241 @@
+//! The HTTP API, asked from the command line.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use probeops_shared::invalid::Invalid;
+use probeops_shared::problem::Code;
+use serde::Deserialize;
+use serde_json::Value;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+
+use crate::exit::{Exit, Failed};
+
+/// How long it may take to reach the API.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The largest answer that is read, in bytes: a hundred outcomes of 256 KiB each.
+const ANSWER_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// How much of an answer that is not the API's is shown.
+const FOREIGN_CHARS_MAX: usize = 120;
+/// Where `up` says under which address its API answers.
+pub const URL_FILE: &str = "url";
+/// Where `up` keeps the first key.
+pub const KEY_FILE: &str = "admin.key";
+/// Where `up` keeps everything unless told otherwise.
+pub const DATA_DEFAULT: &str = ".probeops";
+
+/// Which API to ask, and as whom.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ClientArgs {
+    /// The API's address; a running local `probeops up` unless given
+    #[arg(long, env = "PROBEOPS_URL", value_name = "URL", help_heading = "API")]
+    url: Option<String>,
+    /// A file with the API key or JWT; the variable PROBEOPS_TOKEN may hold it instead
+    #[arg(long, env = "PROBEOPS_TOKEN_FILE", value_name = "FILE", help_heading = "API")]
+    token_file: Option<PathBuf>,
+    /// The authority that signed the API's certificate (PEM), if it is a private one
+    #[arg(long, env = "PROBEOPS_API_CA", value_name = "FILE", help_heading = "API")]
+    ca: Option<PathBuf>,
+    /// The data folder of a local `probeops up`
+    #[arg(long, env = "PROBEOPS_DATA", value_name = "DIR", default_value = DATA_DEFAULT, help_heading = "API")]
+    data: PathBuf,
+}
+
+/// The API, and a credential for it.
+#[derive(Debug)]
+pub struct Client {
+    agent: ureq::Agent,
+    url: String,
+    token: String,
+}
+
+/// What the API answered.
+#[derive(Debug)]
+pub struct Answer {
+    /// Its status, below 400.
+    pub status: u16,
+    /// Its body.
+    pub body: Value,
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    code: Code,
+    detail: String,
+    #[serde(default)]
+    errors: Vec<Invalid>,
+    #[serde(default)]
+    request_id: Option<String>,
+}
+
+impl Client {
+    /// Finds out whom to ask and as whom.
+    pub fn open(args: &ClientArgs) -> Result<Self, Failed> {
+        let variable = std::env::var("PROBEOPS_TOKEN").ok().filter(|token| !token.trim().is_empty());
+        let (url, local) = match &args.url {
+            Some(url) => (url.clone(), false),
+            None => (local_url(&args.data)?, true),
+        };
+        let token = match (&args.token_file, variable) {
+            (Some(file), _) => read_line(file)?,
+            (None, Some(token)) => token.trim().to_owned(),
+            // The local key is for the local API: it is never sent anywhere else.
+            (None, None) if local => read_line(&args.data.join(KEY_FILE))?,
+            (None, None) => return Err(Failed::usage(format!("no credential for {url}: set PROBEOPS_TOKEN, or give --token-file FILE"))),
+        };
+        Self::new(&url, token, args.ca.as_deref())
+    }
+
+    /// An API at a known address.
+    pub fn new(url: &str, token: String, ca: Option<&Path>) -> Result<Self, Failed> {
+        let url = url.trim_end_matches('/').to_owned();
+        if !(url.starts_with("http://") || url.starts_with("https://")) {
+            return Err(Failed::usage(format!("`{url}` is not an address of the API; it begins with http:// or https://")));
+        }
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Failed::usage("the credential is not one line of printable characters; it should be an API key (pk_…) or a JWT"));
+        }
+        let mut tls = TlsConfig::builder();
+        if let Some(ca) = ca {
+            tls = tls.root_certs(roots(ca)?);
+        }
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT_TIMEOUT))
+            // A redirect would take the credential and the request elsewhere.
+            .max_redirects(0)
+            .user_agent(format!("probeops/{}", probeops_shared::VERSION))
+            .tls_config(tls.build());
+        Ok(Self { agent: config.build().new_agent(), url, token })
+    }
+
+    /// Reads. `query` is encoded here.
+    pub fn get(&self, path: &str, query: &[(&str, String)], patience: Duration) -> Result<Answer, Failed> {
+        let mut request = self.agent.get(format!("{}{path}", self.url)).header("authorization", format!("Bearer {}", self.token));
+        for (name, value) in query {
+            request = request.query(name, value);
+        }
+        let sent = request.config().timeout_global(Some(patience)).build().call();
+        self.answer(sent)
+    }
+
+    /// Posts JSON.
+    pub fn post(&self, path: &str, body: &Value, patience: Duration) -> Result<Answer, Failed> {
+        let request = self.agent.post(format!("{}{path}", self.url));
+        let request = request.header("authorization", format!("Bearer {}", self.token)).header("content-type", "application/json");
+        let sent = request.config().timeout_global(Some(patience)).build().send(body.to_string());
+        self.answer(sent)
+    }
+
+    fn answer(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Answer, Failed> {
+        let unreachable = |error: ureq::Error| Failed::new(Exit::Transport, format!("cannot reach the API at {}: {error}", self.url));
+        let mut response = sent.map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let bytes = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(unreachable)?;
+        read_answer(&self.url, status, &bytes)
+    }
+}
+
+fn read_answer(url: &str, status: u16, bytes: &[u8]) -> Result<Answer, Failed> {
+    let foreign = || {
+        let text = String::from_utf8_lossy(bytes);
+        let shown: String = crate::terminal::plain(text.trim()).chars().take(FOREIGN_CHARS_MAX).collect();
+        Failed::new(Exit::Transport, format!("{url} does not answer as a ProbeOps API would (status {status}): {shown}"))
+    };
+    if status >= 300 {
+        let problem: Problem = serde_json::from_slice(bytes).map_err(|_| foreign())?;
+        return Err(Failed::new(Exit::of_problem(problem.code), crate::terminal::plain(&problem.to_string())));
+    }
+    Ok(Answer { status, body: serde_json::from_slice(bytes).map_err(|_| foreign())? })
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.code.as_str(), self.detail)?;
+        for invalid in &self.errors {
+            // A problem with one error often repeats it in its detail.
+            if invalid.to_string() != self.detail && invalid.detail != self.detail {
+                write!(f, "\n  {invalid}")?;
+            } else if !invalid.pointer.is_empty() && !self.detail.contains(&invalid.pointer) {
+                write!(f, "\n  at {}", invalid.pointer)?;
+            }
+        }
+        match (&self.request_id, self.code) {
+            (Some(id), Code::Internal | Code::Unavailable) => write!(f, "\n  request {id}"),
+            (Some(_) | None, _) => Ok(()),
+        }
+    }
+}
+
+/// The address of the API of a local `up`.
+fn local_url(data: &Path) -> Result<String, Failed> {
+    let file = data.join(URL_FILE);
+    let none = || {
+        Failed::usage(format!(
+            "no API is given: set PROBEOPS_URL (or --url), or start a local one with `probeops up` (there is no {})",
+            file.display()
+        ))
+    };
+    match std::fs::read_to_string(&file) {
+        Ok(url) => Ok(url.trim().to_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Err(none()),
+        Err(error) => Err(Failed::usage(format!("cannot read {}: {error}", file.display()))),
+    }
+}
+
+fn read_line(file: &Path) -> Result<String, Failed> {
+    let text = std::fs::read_to_string(file).map_err(|error| Failed::usage(format!("cannot read the credential {}: {error}", file.display())))?;
+    Ok(text.trim().to_owned())
+}
+
+fn roots(ca: &Path) -> Result<RootCerts, Failed> {
+    let unusable = |why: String| Failed::usage(format!("cannot use the authority {}: {why}", ca.display()));
+    let pem = std::fs::read(ca).map_err(|error| unusable(error.to_string()))?;
+    let mut certificates: Vec<Certificate<'static>> = Vec::new();
+    for item in ureq::tls::parse_pem(&pem) {
+        if let PemItem::Certificate(certificate) = item.map_err(|error| unusable(error.to_string()))? {
+            certificates.push(certificate);
+        }
+    }
+    if certificates.is_empty() {
+        return Err(unusable("it holds no PEM certificate".to_owned()));
+    }
+    Ok(RootCerts::new_with_certs(&certificates))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn fails(status: u16, body: &str, exit: Exit, text: &str) {
+        let failed = read_answer("http://a", status, body.as_bytes()).unwrap_err();
+        assert_eq!((failed.exit, failed.text.as_str()), (exit, text));
+    }
+
+    #[test]
+    fn a_problem_is_printed_with_its_pointers() {
+        fails(
+            400,
+            r#"{"code":"invalid","detail":"the request is malformed","errors":[{"pointer":"/from","detail":"is missing"}]}"#,
+            Exit::Usage,
+            "invalid: the request is malformed\n  /from: is missing",
+        );
+        fails(403, r#"{"code":"forbidden","detail":"needs scope jobs:write"}"#, Exit::Access, "forbidden: needs scope jobs:write");
+        fails(503, r#"{"code":"unavailable","detail":"no broker","request_id":"r"}"#, Exit::Transport, "unavailable: no broker\n  request r");
+    }
+
+    #[test]
+    fn an_answer_of_something_else_is_named_as_such() {
+        fails(502, "<html>Bad Gateway</html>", Exit::Transport, "http://a does not answer as a ProbeOps API would (status 502): <html>Bad Gateway</html>");
+        fails(200, "ok", Exit::Transport, "http://a does not answer as a ProbeOps API would (status 200): ok");
+    }
+
+    #[test]
+    fn an_address_or_credential_that_cannot_be_right_is_refused_before_anything_is_sent() {
+        assert!(Client::new("localhost:8080", "pk_x".to_owned(), None).unwrap_err().text.contains("begins with http://"));
+        assert!(Client::new("http://a", "two\nlines".to_owned(), None).unwrap_err().text.contains("one line"));
+        assert!(Client::new("https://a", "pk_x".to_owned(), Some(Path::new("/nowhere.pem"))).unwrap_err().text.contains("/nowhere.pem"));
+    }
+}

@@ -1,0 +1,7 @@
+//! The `probeops` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    probeops::main()
+}

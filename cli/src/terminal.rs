@@ -1,0 +1,79 @@
+//! What people read: lines on standard output and standard error, and tables.
+
+use std::fmt::Display;
+use std::io::Write;
+
+use serde::Serialize;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Form {
+    /// For people.
+    #[default]
+    Text,
+    /// JSON, as the API answers.
+    Json,
+}
+
+/// Writes a line to standard output. A reader that has gone away (`| head`) wants no more, which is not an error.
+pub fn say(line: impl Display) {
+    let mut out = std::io::stdout().lock();
+    drop(writeln!(out, "{line}").and_then(|()| out.flush()));
+}
+
+/// Writes a line to standard error.
+pub fn note(line: impl Display) {
+    drop(writeln!(std::io::stderr().lock(), "{line}"));
+}
+
+/// Any value as indented JSON.
+pub fn pretty(value: &impl Serialize) -> String {
+    // Serialising plain data cannot fail.
+    serde_json::to_string_pretty(value).unwrap_or_default()
+}
+
+/// Text from elsewhere without anything that a terminal would obey.
+pub fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\t' => plain.push(character),
+            control if control.is_control() => plain.extend(control.escape_unicode()),
+            other => plain.push(other),
+        }
+    }
+    plain
+}
+
+/// Columns under their headings, each as wide as it must be; the last one is not padded.
+pub fn table<const COLUMNS: usize>(headings: [&str; COLUMNS], rows: &[[String; COLUMNS]]) -> String {
+    let mut widths = headings.map(|heading| heading.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: &[String; COLUMNS]| {
+        let padded: Vec<String> = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let mut lines = vec![line(&headings.map(str::to_owned))];
+    lines.extend(rows.iter().map(line));
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_as_wide_as_its_cells() {
+        let rows = [["demo-eu".to_owned(), "x".to_owned()], ["n".to_owned(), String::new()]];
+        assert_eq!(table(["NODE", "TOOLS"], &rows), "NODE     TOOLS\ndemo-eu  x\nn");
+    }
+
+    #[test]
+    fn nothing_printed_steers_the_terminal() {
+        assert_eq!(plain("a\u{1b}[2Jb\n\tc"), "a\\u{1b}[2Jb\n\tc");
+    }
+}

@@ -1,0 +1,202 @@
+//! A tool's options as flags, made from their JSON Schema.
+
+use clap::builder::{BoolValueParser, PossibleValuesParser, StringValueParser, TypedValueParser, ValueParser};
+use clap::{Arg, ArgAction, ArgMatches};
+use probeops_shared::tools::ToolName;
+use serde_json::{Map, Value};
+
+/// The flags of a tool's options.
+pub fn flags(tool: ToolName) -> Vec<Arg> {
+    tool.option_properties().iter().map(|(name, property)| flag(name, property)).collect()
+}
+
+/// The options that were given.
+pub fn given(tool: ToolName, matches: &ArgMatches) -> Map<String, Value> {
+    let value = |name: &String| matches.get_one::<Value>(name).map(|value| (name.clone(), value.clone()));
+    tool.option_names().iter().filter_map(value).collect()
+}
+
+/// What kind of value an option takes.
+#[derive(Clone, Debug, PartialEq)]
+enum Kind {
+    /// Yes or no.
+    Flag,
+    /// A whole number between two others.
+    Whole { min: u64, max: u64 },
+    /// A number between two others.
+    Number { min: f64, max: f64 },
+    /// One of these words.
+    Choice(Vec<String>),
+    /// Text that the tool itself understands.
+    Text,
+}
+
+fn flag(name: &str, property: &Value) -> Arg {
+    let kind = kind(property).unwrap_or(Kind::Text);
+    let arg = Arg::new(name.to_owned()).long(name.replace('_', "-")).help(help(property, &kind)).action(ArgAction::Set);
+    match kind {
+        // `--banner` is enough to say yes; `--banner=false` undoes a default of yes.
+        Kind::Flag => {
+            let parser = BoolValueParser::new().map(Value::from);
+            arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL").value_parser(parser)
+        }
+        Kind::Whole { min, max } => arg.value_name("NUMBER").allow_negative_numbers(true).value_parser(whole(min, max)),
+        Kind::Number { min, max } => arg.value_name(unit(property)).allow_negative_numbers(true).value_parser(number(min, max)),
+        Kind::Choice(words) => arg.value_name("WORD").value_parser(PossibleValuesParser::new(words).map(Value::from)),
+        Kind::Text => arg.value_name("TEXT").value_parser(StringValueParser::new().map(Value::from)),
+    }
+}
+
+/// Numbers that are not whole are durations in seconds, by DESIGN of the wire.
+fn unit(property: &Value) -> &'static str {
+    if description(property).contains("second") { "SECONDS" } else { "NUMBER" }
+}
+
+fn whole(min: u64, max: u64) -> ValueParser {
+    ValueParser::from(move |text: &str| {
+        let number = text.parse().ok().filter(|number| (min..=max).contains(number));
+        number.map(Value::from).ok_or_else(|| format!("must be a whole number from {min} to {max}"))
+    })
+}
+
+fn number(min: f64, max: f64) -> ValueParser {
+    ValueParser::from(move |text: &str| {
+        // A whole number stays one, so that the request reads as it was typed.
+        let given = text.parse::<u64>().map(Value::from).or_else(|_| text.parse::<f64>().map(Value::from));
+        let number = given.ok().filter(|value| value.as_f64().is_some_and(|number| (min..=max).contains(&number)));
+        number.ok_or_else(|| format!("must be a number from {min} to {max}"))
+    })
+}
+
+/// Reads an option's schema; `None` for a form that no tool of the catalogue uses yet.
+fn kind(property: &Value) -> Option<Kind> {
+    let alternatives = ["oneOf", "anyOf"].into_iter().find_map(|key| property.get(key)?.as_array());
+    let schemas: Vec<&Value> = alternatives.map_or_else(|| vec![property], |list| list.iter().collect());
+    let schemas: Vec<&Value> = schemas.into_iter().filter(|schema| types(schema) != ["null"]).collect();
+    let words: Vec<String> = schemas.iter().flat_map(|schema| words(schema)).collect();
+    let open = schemas.iter().any(|schema| schema.get("const").is_none() && schema.get("enum").is_none());
+    if !words.is_empty() && !open {
+        return Some(Kind::Choice(words));
+    }
+    let of_type = |wanted: &str| schemas.iter().find(|schema| types(schema).contains(&wanted));
+    if of_type("string").is_some() {
+        return Some(Kind::Text);
+    }
+    if of_type("boolean").is_some() {
+        return Some(Kind::Flag);
+    }
+    if let Some(schema) = of_type("integer") {
+        let bound = |key: &str| schema.get(key).and_then(Value::as_u64);
+        return Some(Kind::Whole { min: bound("minimum").unwrap_or(0), max: bound("maximum").unwrap_or(u64::MAX) });
+    }
+    let schema = of_type("number")?;
+    let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
+    Some(Kind::Number { min: bound("minimum").unwrap_or(0.0), max: bound("maximum").unwrap_or(f64::MAX) })
+}
+
+fn types(schema: &Value) -> Vec<&str> {
+    match schema.get("type") {
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).collect(),
+        Some(_) | None => Vec::new(),
+    }
+}
+
+fn words(schema: &Value) -> Vec<String> {
+    let constant = schema.get("const").into_iter();
+    let listed = schema.get("enum").and_then(Value::as_array).into_iter().flatten();
+    constant.chain(listed).filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
+fn description(property: &Value) -> &str {
+    property.get("description").and_then(Value::as_str).unwrap_or_default()
+}
+
+fn help(property: &Value, kind: &Kind) -> String {
+    // In a doc comment a single line break is a space.
+    let text = description(property).split("\n\n").map(|paragraph| paragraph.replace('\n', " ")).collect::<Vec<_>>().join("\n");
+    let text = text.trim_end_matches('.');
+    let mut notes = Vec::new();
+    match kind {
+        Kind::Whole { min, max } => notes.push(format!("{min} to {max}")),
+        Kind::Number { min, max } => notes.push(format!("{min} to {max}")),
+        Kind::Flag | Kind::Choice(_) | Kind::Text => {}
+    }
+    match property.get("default") {
+        Some(Value::String(word)) if !word.is_empty() => notes.push(format!("default: {word}")),
+        Some(value @ (Value::Number(_) | Value::Bool(true))) => notes.push(format!("default: {value}")),
+        Some(_) | None => {}
+    }
+    if notes.is_empty() { text.to_owned() } else { format!("{text} [{}]", notes.join("; ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Command;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_option_of_every_tool_is_a_flag_with_its_description() {
+        for tool in ToolName::ALL {
+            let flags = flags(*tool);
+            let properties = tool.option_properties();
+            assert_eq!(flags.len(), properties.len());
+            for (name, property) in properties {
+                let flag = flags.iter().find(|flag| flag.get_id().as_str() == name).unwrap();
+                assert_eq!(flag.get_long().unwrap(), name.replace('_', "-"));
+                let first_words: Vec<&str> = description(&property).split_whitespace().take(3).collect();
+                let help = flag.get_help().unwrap().to_string();
+                assert!(help.starts_with(first_words.join(" ").trim_end_matches('.')), "{tool} --{name}: {help}");
+                assert!(kind(&property).is_some(), "{tool} --{name} has a schema that makes no flag: {property}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_default_is_accepted_by_its_own_flag() {
+        for tool in ToolName::ALL {
+            for (name, value) in tool.default_parameters() {
+                let text = match &value {
+                    Value::String(text) => text.clone(),
+                    Value::Null => continue,
+                    other => other.to_string(),
+                };
+                let matches = Command::new("t").args(flags(*tool)).try_get_matches_from(["t", &format!("--{}={text}", name.replace('_', "-"))]);
+                assert_eq!(given(*tool, &matches.unwrap()).get(&name), Some(&value), "{tool} --{name}");
+            }
+        }
+    }
+
+    #[track_caller]
+    fn reads(property: &Value, argument: &str, value: Option<Value>) {
+        let matches = Command::new("t").arg(flag("an_option", property)).try_get_matches_from(["t", argument]);
+        assert_eq!(matches.ok().and_then(|matches| matches.get_one::<Value>("an_option").cloned()), value, "{argument}");
+    }
+
+    #[test]
+    fn a_schema_decides_what_a_flag_accepts() {
+        let count = json!({"type": "integer", "minimum": 1, "maximum": 100, "default": 4});
+        reads(&count, "--an-option=4", Some(json!(4)));
+        for bad in ["--an-option=0", "--an-option=101", "--an-option=1.5", "--an-option=-1", "--an-option=x", "--an-option", "--an_option=4"] {
+            reads(&count, bad, None);
+        }
+        let seconds = json!({"type": "number", "minimum": 0.1, "maximum": 30.0});
+        reads(&seconds, "--an-option=0.5", Some(json!(0.5)));
+        reads(&seconds, "--an-option=5", Some(json!(5)));
+        reads(&seconds, "--an-option=31", None);
+        reads(&seconds, "--an-option=NaN", None);
+        let family = json!({"oneOf": [{"type": "string", "const": "any"}, {"type": "string", "enum": ["4", "6"]}]});
+        reads(&family, "--an-option=6", Some(json!("6")));
+        reads(&family, "--an-option=5", None);
+        let optional = json!({"type": ["integer", "null"], "minimum": 1, "maximum": 255});
+        reads(&optional, "--an-option=64", Some(json!(64)));
+        let nullable = json!({"anyOf": [{"type": "integer", "minimum": 1, "maximum": 255}, {"type": "null"}]});
+        reads(&nullable, "--an-option=256", None);
+        reads(&nullable, "--an-option=255", Some(json!(255)));
+        reads(&json!({"type": "boolean"}), "--an-option", Some(json!(true)));
+        reads(&json!({"type": "boolean"}), "--an-option=false", Some(json!(false)));
+        reads(&json!({"type": ["string", "integer"]}), "--an-option=TYPE65", Some(json!("TYPE65")));
+    }
+}

@@ -1,0 +1,96 @@
+//! The first jobs of a new fabric: the line to paste, and the two that `--once` runs.
+
+use std::path::Path;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use probeops_nats::connect::{Link, connect};
+use probeops_nats::layout::files;
+use probeops_nats::permissions::Role;
+use probeops_shared::ids::{Caller, Region, ReplyToken};
+use probeops_shared::job::{GRACE, Job};
+use probeops_shared::outcome::{Outcome, Status};
+use probeops_shared::subjects;
+use probeops_shared::tools::ToolName;
+use serde_json::{Value, json};
+
+use crate::client::Client;
+use crate::control::Control;
+use crate::exit::Failed;
+use crate::terminal::{pretty, say};
+use crate::up::quoted;
+
+/// How long a job over HTTP may take.
+const HTTP_WITHIN: Duration = Duration::from_secs(60);
+/// How long the service's credential lasts.
+const SERVICE_LIFETIME: Duration = Duration::from_mins(5);
+/// Where both jobs go.
+const TARGET: &str = "127.0.0.1";
+
+/// The job over HTTP: ping where a node announced it, else a connection to the API itself.
+fn first_job(url: &str, nodes: &[Value]) -> Value {
+    let announces = |node: &&Value, tool: &str| node["beat"]["tools"].as_array().is_some_and(|tools| tools.iter().any(|name| name == tool));
+    let region = |node: &Value| node["region"].clone();
+    match nodes.iter().find(|node| announces(node, ToolName::Ping.as_str())) {
+        Some(node) => json!({"tool": ToolName::Ping, "target": TARGET, "from": region(node), "parameters": {"count": 2}}),
+        None => json!({"tool": ToolName::Tcp, "target": TARGET, "from": nodes.first().map(region), "parameters": {"port": port_of(url)}}),
+    }
+}
+
+fn port_of(url: &str) -> u16 {
+    url.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default()
+}
+
+/// The same as a line for a shell.
+pub(super) fn curl(url: &str, key_file: &Path, nodes: &[Value]) -> String {
+    let (body, key_file) = (first_job(url, nodes), quoted(key_file));
+    format!("curl -s {url}/v1/jobs -H \"authorization: Bearer $(cat {key_file})\" -H 'content-type: application/json' -d '{body}'")
+}
+
+/// Runs one job over HTTP and one straight over NATS and prints both outcomes in full.
+pub(super) async fn run(control: &Control, url: &str, nodes: &[Value]) -> Result<(), Failed> {
+    let step = |name: &'static str| move |error: Failed| Failed::work(format!("step `{name}` failed: {error}"));
+    over_http(control, url, nodes).await.map_err(step("a job over HTTP"))?;
+    over_nats(control, url, nodes).await.map_err(step("a job straight over NATS"))
+}
+
+async fn over_http(control: &Control, url: &str, nodes: &[Value]) -> Result<(), Failed> {
+    let key = files::read_if_exists(&control.layout.admin_key()).map_err(|error| Failed::work(format!("{error:#}")))?.unwrap_or_default();
+    let client = Client::new(url, key.trim().to_owned(), None)?;
+    let body = first_job(url, nodes);
+    let answer = tokio::task::spawn_blocking(move || client.post("/v1/jobs", &body, HTTP_WITHIN)).await.map_err(Failed::work)??;
+    say(pretty(&answer.body));
+    let outcome = &answer.body["results"][0];
+    if outcome["status"] == "success" { Ok(()) } else { Err(Failed::work(format!("its outcome is {}", outcome["failure"]))) }
+}
+
+async fn over_nats(control: &Control, url: &str, nodes: &[Value]) -> Result<(), Failed> {
+    let region = nodes.first().and_then(|node| node["region"].as_str()).unwrap_or_default();
+    let region: Region = region.parse().map_err(Failed::work)?;
+    let name: Caller = "first-service".parse().map_err(Failed::work)?;
+    let role = Role::Service { name: name.clone(), regions: vec![region.clone()], tools: vec![ToolName::Tcp], nodes: Vec::new() };
+    let creds = control.layout.service_creds(&name);
+    control.vault.mint_to(&creds, &role, SERVICE_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
+    let link = Link { servers: control.servers.clone(), ca: control.ca(), creds: creds.clone() };
+    let (client, _events) = connect(&link, "first service", &role.inbox_prefix()).await.map_err(Failed::work)?;
+    std::fs::remove_file(&creds).map_err(|error| Failed::work(format!("cannot remove {}: {error}", creds.display())))?;
+    let message = json!({"tool": ToolName::Tcp, "target": TARGET, "parameters": {"port": port_of(url), "timeout": 2}}).to_string();
+    let job = Job::parse(message.as_bytes()).map_err(|rejected| Failed::work(rejected.invalid))?;
+    let token = ReplyToken::new();
+    let mut answers = client.subscribe(subjects::reply(&name, token, subjects::ANY)).await.map_err(Failed::work)?;
+    let (subject, reply) = (subjects::job(&region, ToolName::Tcp, &name), subjects::reply(&name, token, subjects::NO_RESPONDERS));
+    client.publish_with_reply(subject, reply, job.to_bytes().into()).await.map_err(Failed::work)?;
+    let patience = job.spec.budget() + GRACE;
+    let answer = tokio::time::timeout(patience, answers.next()).await;
+    let answer = answer.map_err(|_| Failed::work(format!("no answer within {} ms", patience.as_millis())))?;
+    let answer = answer.ok_or_else(|| Failed::work("the connection ended before the answer"))?;
+    if let Some(status) = answer.status {
+        return Err(Failed::work(format!("the broker answers {status}: no node of {region} listens")));
+    }
+    let outcome: Outcome = serde_json::from_slice(&answer.payload).map_err(|error| Failed::work(format!("the outcome cannot be read: {error}")))?;
+    say(pretty(&outcome));
+    match (outcome.status, outcome.failure) {
+        (Status::Success, _) => Ok(()),
+        (Status::Failed, failure) => Err(Failed::work(format!("its outcome is {}", failure.map_or_else(String::new, |failure| failure.to_string())))),
+    }
+}
