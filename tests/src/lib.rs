@@ -1,1 +1,9 @@
-//! tests
+//! What the system tests and the benchmarks share: the whole fabric as separate processes, and somebody who calls it.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on must say so and stop")]
+
+pub mod fabric;
+pub mod http;
+pub mod identity;
+mod process;
+pub mod wire;

@@ -1,0 +1,198 @@
+//! The benchmarks: ProbeOps beside what it is compared with, in one run, as ratios.
+//!
+//! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `memory`, `size`, `smoke` or `all`.
+
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+mod load;
+mod relay;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::rc::Rc;
+use std::time::Duration;
+
+use anyhow::{Context, bail, ensure};
+use probeops_tests::fabric::{Agent, Api, Fabric, free_port};
+
+use crate::load::{Measured, Question};
+
+/// How many connections ask at once when throughput is measured.
+const CONNECTIONS: usize = 64;
+/// How often both sides are measured, one after the other.
+const ROUNDS: usize = 5;
+/// How long one side is measured in one round.
+const ROUND: Duration = Duration::from_secs(4);
+/// The same, when only to see that it works.
+const SMOKE_ROUND: Duration = Duration::from_millis(500);
+/// How long a process is left alone before its memory is read.
+const SETTLED: Duration = Duration::from_secs(12);
+
+fn main() -> anyhow::Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["throughput"] => throughput(ROUNDS, ROUND),
+        ["latency"] => latency(ROUNDS, ROUND),
+        ["memory"] => memory(),
+        ["size"] => size(),
+        ["smoke"] => {
+            throughput(1, SMOKE_ROUND)?;
+            latency(1, SMOKE_ROUND)
+        }
+        ["all"] => {
+            throughput(ROUNDS, ROUND)?;
+            latency(ROUNDS, ROUND)?;
+            memory()?;
+            size()
+        }
+        // The other side, as processes of its own.
+        ["respond", broker] => runtime()?.block_on(relay::respond(broker)),
+        ["relay", broker, listen] => runtime()?.block_on(relay::serve(broker, listen.parse()?)),
+        _ => bail!("name a benchmark: throughput, latency, memory, size, smoke or all"),
+    }
+}
+
+/// Jobs per second through the whole path: HTTP, key, limits, TLS to the broker, an agent, job state, audit.
+fn throughput(rounds: usize, round: Duration) -> anyhow::Result<()> {
+    let (ours, bare) = compare(CONNECTIONS, rounds, round)?;
+    let (ours_median, bare_median) = (median(&ours, |measured| measured.per_second), median(&bare, |measured| measured.per_second));
+    println!("throughput, {CONNECTIONS} connections, median of {rounds} interleaved rounds of {} s", round.as_secs_f64());
+    println!("  ProbeOps {ours_median:>8.0} jobs/s   p50 {:.2} ms", median(&ours, |measured| measured.p50_ms));
+    println!("  bare     {bare_median:>8.0} jobs/s   p50 {:.2} ms", median(&bare, |measured| measured.p50_ms));
+    println!("  ratio    {:>8.2}", ours_median / bare_median);
+    Ok(())
+}
+
+/// What the path adds for one who asks one question after the other.
+fn latency(rounds: usize, round: Duration) -> anyhow::Result<()> {
+    let (ours, bare) = compare(1, rounds, round)?;
+    let (ours_ms, bare_ms) = (median(&ours, |measured| measured.p50_ms), median(&bare, |measured| measured.p50_ms));
+    println!("latency, 1 connection, median of {rounds} interleaved rounds of {} s", round.as_secs_f64());
+    println!("  ProbeOps p50 {ours_ms:.3} ms   p99 {:.3} ms", median(&ours, |measured| measured.p99_ms));
+    println!("  bare     p50 {bare_ms:.3} ms   p99 {:.3} ms", median(&bare, |measured| measured.p99_ms));
+    println!("  added    p50 {:.3} ms", ours_ms - bare_ms);
+    Ok(())
+}
+
+fn compare(connections: usize, rounds: usize, round: Duration) -> anyhow::Result<(Vec<Measured>, Vec<Measured>)> {
+    let ours = Ours::start();
+    let bare = Bare::start(&ours)?;
+    let runtime = runtime()?;
+    let (mut of_ours, mut of_bare) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        of_bare.push(runtime.block_on(load::run(&bare.question(), connections, round)).context("the bare relay")?);
+        of_ours.push(runtime.block_on(load::run(&ours.question()?, connections, round)).context("ProbeOps")?);
+    }
+    Ok((of_ours, of_bare))
+}
+
+/// What an agent and an API hold when nobody asks anything.
+fn memory() -> anyhow::Result<()> {
+    let ours = Ours::start();
+    std::thread::sleep(SETTLED);
+    let (agent, api) = (resident_mib(ours.agent.process_id())?, resident_mib(ours.api.process_id())?);
+    println!("memory, idle, resident\n  agent {agent:.1} MiB\n  API   {api:.1} MiB");
+    Ok(())
+}
+
+/// How large the agent is as it is shipped.
+fn size() -> anyhow::Result<()> {
+    let built = Command::new(env!("CARGO")).args(["build", "--profile", "dist", "-p", "probeops-agent"]).status()?;
+    ensure!(built.success(), "the agent cannot be built");
+    let own = std::env::current_exe()?;
+    let target = own.ancestors().nth(2).context("no target folder")?;
+    let bytes = std::fs::metadata(target.join("dist/probeops-agent"))?.len();
+    println!("size, profile dist\n  probeops-agent {bytes} bytes");
+    Ok(())
+}
+
+fn resident_mib(process_id: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(Path::new("/proc").join(process_id.to_string()).join("status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse()?;
+    Ok(kib / 1024.0)
+}
+
+/// One API, one agent, one broker with everything on.
+struct Ours {
+    agent: Rc<Agent>,
+    api: Api,
+    fabric: Fabric,
+}
+
+impl Ours {
+    fn start() -> Self {
+        let fabric = Fabric::start();
+        let api = fabric.api();
+        let agent = fabric.agent("bench-1", "eu");
+        api.wait_for_nodes(1);
+        Self { agent, api, fabric: fabric }
+    }
+
+    fn question(&self) -> anyhow::Result<Question> {
+        let address: SocketAddr = self.api.url().trim_start_matches("http://").parse()?;
+        let body = br#"{"tool":"echo","target":"bench","from":"eu"}"#;
+        let token = Some(self.api.admin_key().to_owned());
+        Ok(Question { address, path: "/v1/jobs", body: body.as_slice().into(), token, expect: "\"status\":\"success\"" })
+    }
+}
+
+/// A bare server, a bare relay, a bare responder.
+struct Bare {
+    listen: SocketAddr,
+    children: Vec<Child>,
+}
+
+impl Bare {
+    fn start(ours: &Ours) -> anyhow::Result<Self> {
+        let (broker, listen) = (free_port(), free_port());
+        let url = format!("nats://{broker}");
+        let own = std::env::current_exe()?;
+        let mut bare = Self { listen, children: Vec::new() };
+        let mut server = Command::new(ours.fabric.nats_server());
+        bare.children.push(server.args(["-a", "127.0.0.1", "-p", &broker.port().to_string(), "-l", "/dev/null"]).spawn()?);
+        wait_for(broker)?;
+        bare.children.push(Command::new(&own).args(["respond", &url]).spawn()?);
+        bare.children.push(Command::new(&own).args(["relay", &url, &listen.to_string()]).spawn()?);
+        wait_for(listen)?;
+        Ok(bare)
+    }
+
+    fn question(&self) -> Question {
+        let body = br#"{"tool":"echo","target":"bench","from":"eu"}"#;
+        Question { address: self.listen, path: "/relay", body: body.as_slice().into(), token: None, expect: "echo" }
+    }
+}
+
+impl Drop for Bare {
+    fn drop(&mut self) {
+        for child in &mut self.children {
+            // Ours, by its own id; it may have ended already.
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+fn wait_for(address: SocketAddr) -> anyhow::Result<()> {
+    const TRIES: u32 = 400;
+    for _ in 0..TRIES {
+        if std::net::TcpStream::connect(address).is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(25));
+    }
+    bail!("nobody listens on {address}")
+}
+
+fn median(rounds: &[Measured], of: impl Fn(&Measured) -> f64) -> f64 {
+    let mut figures: Vec<f64> = rounds.iter().map(of).collect();
+    figures.sort_by(f64::total_cmp);
+    figures.get(figures.len() / 2).copied().unwrap_or_default()
+}
+
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Runtime::new()
+}

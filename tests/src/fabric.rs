@@ -1,0 +1,526 @@
+//! The whole fabric: a real broker with TLS and credentials, APIs and agents as processes of their own.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use probeops_api::access::keys::{NewKey, mint};
+use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
+use probeops_nats::connect::{Link, connect};
+use probeops_nats::layout::Layout;
+use probeops_nats::permissions::Role;
+use probeops_nats::vault::Vault;
+use probeops_nats::server::Search;
+use probeops_nats::{process, streams, tls};
+use probeops_shared::access::{Limits, Scope};
+use probeops_shared::ids::{Caller as CallerName, NodeId, Region};
+use probeops_shared::registry::NodeGrant;
+use probeops_shared::subjects::storage;
+use probeops_shared::timestamp::Timestamp;
+use probeops_shared::tools::ToolName;
+use serde_json::{Value, json};
+
+use crate::http::Caller;
+use crate::process::{HANG, LOOK_EVERY, Process};
+
+/// How long the credentials of a test last.
+const LIFETIME: Duration = Duration::from_hours(1);
+
+/// A broker, and everything that is started on it.
+#[derive(Debug)]
+pub struct Fabric {
+    folder: Folder,
+    layout: Layout,
+    vault: Vault,
+    runtime: tokio::runtime::Runtime,
+    broker: Option<Process>,
+    nats_server: PathBuf,
+    listen: SocketAddr,
+    websocket: SocketAddr,
+    admin_key: String,
+    apis: RefCell<usize>,
+    /// Agents live as long as the fabric, unless a test ends them.
+    agents: RefCell<Vec<Rc<Agent>>>,
+}
+
+/// What an agent may be told; the default is as `up` tells its own.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    /// Another address of the broker.
+    pub server: Option<String>,
+    /// Another authority.
+    pub ca: Option<PathBuf>,
+    /// The tools it is granted.
+    pub tools: Vec<&'static str>,
+    /// Name servers.
+    pub resolvers: Option<String>,
+    /// Light slots.
+    pub slots_light: Option<usize>,
+    /// Probe slots.
+    pub slots_probe: Option<usize>,
+    /// Whether its policy allows loopback.
+    pub allow_loopback: bool,
+    /// Whether to wait until it is ready.
+    pub wait_ready: bool,
+}
+
+impl Default for AgentOptions {
+    fn default() -> Self {
+        let tools = ToolName::ALL.iter().map(|tool| tool.as_str()).collect();
+        Self { server: None, ca: None, tools, resolvers: None, slots_light: None, slots_probe: None, allow_loopback: true, wait_ready: true }
+    }
+}
+
+/// What an API may be told.
+#[derive(Clone, Debug, Default)]
+pub struct ApiOptions {
+    /// Who checks JWTs.
+    pub jwks: Option<PathBuf>,
+    /// Their issuer.
+    pub jwt_issuer: Option<String>,
+    /// Their audience.
+    pub jwt_audience: Option<String>,
+}
+
+/// A service's credential.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Its `.creds` file.
+    pub creds: PathBuf,
+}
+
+/// An API.
+#[derive(Debug)]
+pub struct Api {
+    process: RefCell<Process>,
+    url: String,
+    admin_key: String,
+}
+
+/// An agent.
+#[derive(Debug)]
+pub struct Agent {
+    process: RefCell<Process>,
+}
+
+impl Fabric {
+    /// Starts a broker with everything in it, and nobody on it.
+    pub fn start() -> Self {
+        process::install_tls_provider();
+        let folder = Folder::new();
+        let layout = Layout::new(folder.0.join("data"));
+        let vault = Vault::open_or_create(&layout).expect("keys");
+        let certificate = tls::ensure(&layout, &[]).expect("a certificate");
+        let search = Search::usual(std::env::var_os("NATS_SERVER").map(PathBuf::from), &layout);
+        let nats_server = search.find_or_fetch(&|_progress| ()).unwrap_or_else(|error| panic!("{error}")).path;
+        let (listen, websocket, monitoring) = (free_port(), free_port(), free_port());
+        let mut settings = ServerSettings::in_layout(&layout, &certificate, listen);
+        settings.websocket = Some(WebSocket { listen: websocket, tls: TlsEnd::Server });
+        settings.monitoring_port = Some(monitoring.port());
+        settings.write(&vault, &layout.server_conf()).expect("server.conf");
+        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+        let mut fabric =
+            Self { folder, layout, vault, runtime, broker: None, nats_server, listen, websocket, admin_key: String::new(), apis: RefCell::default(), agents: RefCell::default() };
+        fabric.start_broker();
+        let servers = [fabric.url()];
+        let ca = fabric.ca();
+        let provisioned = streams::provision(&fabric.layout, &fabric.vault, &servers, Some(&ca));
+        fabric.runtime.block_on(provisioned).unwrap_or_else(|error| panic!("cannot provision: {error:#}"));
+        fabric.admin_key = fabric.first_key();
+        fabric
+    }
+
+    fn start_broker(&mut self) {
+        let mut command = Command::new(&self.nats_server);
+        command.arg("-c").arg(self.layout.server_conf());
+        self.broker = Some(Process::start("broker", &self.folder.0, command));
+        let started = Instant::now();
+        while std::net::TcpStream::connect(self.listen).is_err() {
+            assert!(started.elapsed() < HANG, "the broker does not listen: {}", self.broker.as_ref().expect("just started").log());
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Kills the broker and starts it again on the same data and ports.
+    pub fn restart_broker(&mut self) {
+        self.broker = None;
+        self.start_broker();
+    }
+
+    /// The broker's address.
+    pub fn url(&self) -> String {
+        format!("tls://{}", self.listen)
+    }
+
+    /// Where it listens.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// The broker's WebSocket address.
+    pub fn wss_url(&self) -> String {
+        format!("wss://{}", self.websocket)
+    }
+
+    /// The broker's authority.
+    pub fn ca(&self) -> PathBuf {
+        self.layout.ca_certificate()
+    }
+
+    /// The server program that is used.
+    pub fn nats_server(&self) -> &Path {
+        &self.nats_server
+    }
+
+    /// The data folder.
+    pub fn data(&self) -> &Path {
+        self.layout.root()
+    }
+
+    /// Writes a file for a test.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.folder.0.join(name);
+        std::fs::write(&path, content).expect("a file");
+        path
+    }
+
+    /// Starts an API of its own name and waits until it is ready.
+    pub fn api(&self) -> Api {
+        self.api_with(ApiOptions::default())
+    }
+
+    /// Starts an API with these options.
+    pub fn api_with(&self, options: ApiOptions) -> Api {
+        let number = self.apis.replace_with(|count| *count + 1);
+        let creds = self.folder.0.join(format!("api-{number}"));
+        std::fs::create_dir_all(&creds).expect("a folder");
+        let collector: CallerName = format!("collector-{number}").parse().expect("a name");
+        for (file, role) in [
+            ("api", Role::Api { caller: CallerName::new_api() }),
+            ("collector", Role::Collector { name: collector }),
+            ("acknowledger", Role::Acknowledger),
+            ("auditor", Role::Auditor),
+        ] {
+            self.vault.mint_to(&creds.join(format!("{file}.creds")), &role, LIFETIME).expect("a credential");
+        }
+        let address = free_port();
+        let mut command = program();
+        command.arg("api").args(["--http", &address.to_string(), "--servers", &self.url()]);
+        command.arg("--ca").arg(self.ca()).arg("--creds").arg(&creds).arg("--vault").arg(self.data());
+        for (flag, value) in [("--jwt-issuer", &options.jwt_issuer), ("--jwt-audience", &options.jwt_audience)] {
+            command.args(value.iter().flat_map(|value| [flag, value]));
+        }
+        if let Some(jwks) = &options.jwks {
+            command.arg("--jwks").arg(jwks);
+        }
+        let process = RefCell::new(Process::start(&format!("api-{number}"), &self.folder.0, command));
+        let api = Api { process, url: format!("http://{address}"), admin_key: self.admin_key.clone() };
+        api.wait_until("it is ready", || Caller::new(&api.url, None, None).try_get("/readyz").is_ok_and(|answer| answer.status == 200));
+        api.wait_until("it knows the first key", || api.admin().get("/v1/tools").status == 200);
+        api
+    }
+
+    /// Grants and starts an agent that may run every tool, on loopback too, and waits until it is ready.
+    pub fn agent(&self, id: &str, region: &str) -> Rc<Agent> {
+        self.agent_with(id, region, AgentOptions::default())
+    }
+
+    /// Grants and starts an agent.
+    pub fn agent_with(&self, id: &str, region: &str, options: AgentOptions) -> Rc<Agent> {
+        let (node, region): (NodeId, Region) = (id.parse().expect("an id"), region.parse().expect("a region"));
+        let tools: Vec<ToolName> = options.tools.iter().map(|tool| tool.parse().expect("a tool")).collect();
+        let role = Role::Node { node: node.clone(), region: region.clone(), tools: tools.clone() };
+        let minted = self.vault.mint_to(&self.layout.node_creds(&node), &role, LIFETIME).expect("a credential");
+        let (created_at, expires_at) = (Timestamp::now(), minted.expires_at);
+        let grant = NodeGrant { id: node, region, tools, public_key: minted.public_key, created_at, expires_at, revoked_at: None };
+        self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
+        self.start_agent(id, &options)
+    }
+
+    /// Starts an agent again that ended.
+    pub fn agent_again(&self, id: &str) -> Rc<Agent> {
+        self.start_agent(id, &AgentOptions::default())
+    }
+
+    /// Starts an agent with the credential that was made for it before.
+    pub fn agent_with_credential(&self, id: &str, options: AgentOptions) -> Rc<Agent> {
+        self.start_agent(id, &options)
+    }
+
+    fn start_agent(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {
+        let creds = self.layout.node_creds(&id.parse().expect("an id"));
+        let policy = self.file(&format!("{id}-policy.toml"), if options.allow_loopback { "allow_loopback = true\n" } else { "" });
+        let mut command = program();
+        command.arg("agent").arg("--servers").arg(options.server.clone().unwrap_or_else(|| self.url()));
+        command.arg("--ca").arg(options.ca.clone().unwrap_or_else(|| self.ca())).arg("--creds").arg(creds).arg("--policy").arg(policy);
+        command.args(options.resolvers.iter().flat_map(|resolvers| ["--resolvers", resolvers]));
+        for (flag, slots) in [("--slots-light", options.slots_light), ("--slots-probe", options.slots_probe)] {
+            command.args(slots.iter().flat_map(|slots| [flag.to_owned(), slots.to_string()]));
+        }
+        let mut process = Process::start(&format!("agent-{id}"), &self.folder.0, command);
+        if options.wait_ready {
+            process.wait_for_log("the agent is ready");
+        }
+        let agent = Rc::new(Agent { process: RefCell::new(process) });
+        self.agents.borrow_mut().push(Rc::clone(&agent));
+        agent
+    }
+
+    /// Makes a service's credential.
+    pub fn service(&self, name: &str, regions: &[&str], tools: &[&str], nodes: &[&str]) -> Service {
+        let caller: CallerName = name.parse().expect("a name");
+        let creds = self.layout.service_creds(&caller);
+        let role = Role::Service {
+            name: caller,
+            regions: regions.iter().map(|region| region.parse().expect("a region")).collect(),
+            tools: tools.iter().map(|tool| tool.parse().expect("a tool")).collect(),
+            nodes: nodes.iter().map(|node| node.parse().expect("a node")).collect(),
+        };
+        self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
+        Service { name: name.to_owned(), creds }
+    }
+
+    /// A connection with a credential, as any client makes it.
+    pub fn connect(&self, creds: &Path) -> async_nats::Client {
+        self.block_on(async {
+            let options = async_nats::ConnectOptions::with_credentials_file(creds).await.expect("a credential");
+            options.add_root_certificates(self.ca()).require_tls(true).connect(self.url()).await.expect("the broker")
+        })
+    }
+
+    /// Runs what is asynchronous to its end.
+    pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    /// Revokes a node's credential on the broker.
+    pub fn revoke(&self, public_key: &str) {
+        let servers = [self.url()];
+        let revoked = probeops_nats::revoke::revoke(&self.layout, &servers, Some(self.ca()), public_key);
+        self.runtime.block_on(revoked).unwrap_or_else(|error| panic!("cannot revoke: {error:#}"));
+    }
+
+    /// The first key, as `up` makes it.
+    fn first_key(&self) -> String {
+        let scopes = vec![Scope::Admin];
+        let minted = mint(NewKey { name: "test".to_owned(), scopes, limits: Limits::default(), created_by: "test".to_owned() });
+        self.put(storage::KEYS, &minted.record.id, &serde_json::to_value(&minted.record).expect("JSON"));
+        minted.key
+    }
+
+    /// Writes an entry of a bucket, as the command line does.
+    fn put(&self, bucket: &str, key: &str, value: &Value) {
+        let caller = CallerName::new_api();
+        let role = Role::Api { caller: caller.clone() };
+        let creds = self.folder.0.join(format!("{caller}.creds"));
+        self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
+        let link = Link { servers: vec![self.url()], ca: Some(self.ca()), creds };
+        self.runtime.block_on(async {
+            let (client, _events) = connect(&link, "test", &role.inbox_prefix()).await.expect("the broker");
+            let bucket = async_nats::jetstream::new(client).get_key_value(bucket).await.expect("the bucket");
+            bucket.put(key, value.to_string().into()).await.expect("an entry");
+        });
+    }
+}
+
+impl Api {
+    /// Its address.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Its process id.
+    pub fn process_id(&self) -> u32 {
+        self.process.borrow().id()
+    }
+
+    /// Somebody with the first key.
+    pub fn admin(&self) -> Caller {
+        self.caller(&self.admin_key)
+    }
+
+    /// The first key.
+    pub fn admin_key(&self) -> &str {
+        &self.admin_key
+    }
+
+    /// Somebody with this token.
+    pub fn caller(&self, token: &str) -> Caller {
+        Caller::new(&self.url, Some(token), None)
+    }
+
+    /// Makes a key.
+    #[track_caller]
+    pub fn key(&self, request: &Value) -> String {
+        let made = self.admin().post("/v1/keys", request).expect(201);
+        let key = made["key"].as_str().expect("the key").to_owned();
+        self.wait_until("the new key is known", || self.caller(&key).get("/v1/tools").status != 401);
+        key
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        self.process.borrow().signal(Signal::SIGKILL);
+        self.process.borrow_mut().wait();
+    }
+
+    /// Asks it to stop, and returns its exit code.
+    pub fn stop(&self) -> Option<i32> {
+        self.process.borrow().signal(Signal::SIGTERM);
+        self.process.borrow_mut().wait().code()
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.borrow().log()
+    }
+
+    /// Waits until so many nodes are online.
+    #[track_caller]
+    pub fn wait_for_nodes(&self, count: usize) {
+        self.wait_until(&format!("{count} nodes are online"), || {
+            let nodes = self.admin().get("/v1/nodes").expect(200);
+            nodes["nodes"].as_array().is_some_and(|nodes| nodes.iter().filter(|node| node["online"] == json!(true)).count() >= count)
+        });
+    }
+
+    /// Waits until it is so.
+    #[track_caller]
+    pub fn wait_until(&self, what: &str, so: impl Fn() -> bool) {
+        let started = Instant::now();
+        while !so() {
+            assert!(started.elapsed() < HANG, "not after {HANG:?}: {what}");
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// The records of the trail for a filter, once there are at least so many.
+    #[track_caller]
+    pub fn wait_for_audit(&self, filter: &str, count: usize) -> Vec<Value> {
+        let found = RefCell::new(Vec::new());
+        self.wait_until(&format!("{count} audit records with {filter}"), || {
+            *found.borrow_mut() = self.audit(filter);
+            found.borrow().len() >= count
+        });
+        found.into_inner()
+    }
+
+    /// One record of the trail for each of these requests, once they are all there.
+    #[track_caller]
+    pub fn wait_for_audit_of(&self, request_ids: &BTreeSet<&str>, filter: &str) -> Vec<Value> {
+        let found = RefCell::new(Vec::new());
+        self.wait_until(&format!("audit records of {} requests", request_ids.len()), || {
+            let mut records = self.audit(filter);
+            records.retain(|record| record["request_id"].as_str().is_some_and(|id| request_ids.contains(id)));
+            let seen: BTreeSet<&str> = records.iter().filter_map(|record| record["request_id"].as_str()).collect();
+            let complete = seen.len() == request_ids.len();
+            *found.borrow_mut() = records;
+            complete
+        });
+        found.into_inner()
+    }
+
+    /// All records of the trail for a filter, page by page.
+    fn audit(&self, filter: &str) -> Vec<Value> {
+        let mut records = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let page = self.admin().get(&format!("/v1/audit?limit=1000&{filter}{cursor}")).expect(200);
+            records.extend(page["records"].as_array().cloned().unwrap_or_default());
+            match page["next"].as_str() {
+                Some(next) => cursor = format!("&cursor={next}"),
+                None => return records,
+            }
+        }
+    }
+}
+
+impl Agent {
+    /// Its process id.
+    pub fn process_id(&self) -> u32 {
+        self.process.borrow().id()
+    }
+
+    /// Ends it at once.
+    pub fn kill(&self) {
+        self.process.borrow().signal(Signal::SIGKILL);
+        self.process.borrow_mut().wait();
+    }
+
+    /// Asks it to stop.
+    pub fn terminate(&self) {
+        self.process.borrow().signal(Signal::SIGTERM);
+    }
+
+    /// Waits until it ends by itself, and returns its exit code.
+    pub fn wait(&self) -> Option<i32> {
+        self.process.borrow_mut().wait().code()
+    }
+
+    /// Holds it still.
+    pub fn pause(&self) {
+        self.process.borrow().signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.process.borrow().signal(Signal::SIGCONT);
+    }
+
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.borrow().log()
+    }
+
+    /// Waits until it has logged this.
+    pub fn wait_for_log(&self, words: &str) {
+        self.process.borrow_mut().wait_for_log(words);
+    }
+}
+
+/// The `probeops` program: beside the test that runs, or as named by `PROBEOPS_PROGRAM`.
+pub fn program() -> Command {
+    #[expect(clippy::disallowed_methods, reason = "the one setting of the tests")]
+    let named = std::env::var_os("PROBEOPS_PROGRAM").map(PathBuf::from);
+    let path = named.unwrap_or_else(|| {
+        let own = std::env::current_exe().expect("our own path");
+        let folder = own.ancestors().find(|folder| folder.join("fabric").is_file());
+        folder.map(|folder| folder.join("fabric")).unwrap_or_else(|| panic!("no program `fabric` beside {}; run cargo test --workspace", own.display()))
+    });
+    let mut command = Command::new(path);
+    // Settings of whoever runs the tests are not the test's.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PROBEOPS_")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// A port that is free now.
+pub fn free_port() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
+}
+
+/// A folder that goes with its owner.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = std::env::temp_dir().join(format!("probeops-test-{:016x}", rand::random::<u64>()));
+        std::fs::create_dir_all(&path).expect("a folder");
+        Self(path)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.0));
+    }
+}

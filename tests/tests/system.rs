@@ -1,0 +1,14 @@
+//! The system, as its users run it: a real nats-server, the real programs as separate processes, real sockets.
+
+mod system {
+    mod access;
+    mod audit;
+    mod bad_input;
+    mod direct;
+    mod failover;
+    mod lifecycle;
+    mod replicas;
+    mod tidy;
+    mod tools;
+    mod wss;
+}

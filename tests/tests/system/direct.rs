@@ -1,0 +1,132 @@
+//! Jobs published straight to the broker, by any client that holds a service's credential.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use async_nats::{Client, HeaderMap, StatusCode};
+use futures_util::StreamExt;
+use probeops_tests::fabric::Fabric;
+use serde_json::{Value, json};
+
+/// Only a hang takes this long.
+const HANG: Duration = Duration::from_secs(60);
+
+/// What came back on a reply subject, and from whom.
+struct Answer {
+    responder: String,
+    status: Option<StatusCode>,
+    body: Value,
+}
+
+/// A service with its connection.
+struct Publisher<'a> {
+    fabric: &'a Fabric,
+    name: &'a str,
+    client: Client,
+}
+
+impl<'a> Publisher<'a> {
+    fn new(fabric: &'a Fabric, name: &'a str, tools: &[&str], nodes: &[&str]) -> Self {
+        let service = fabric.service(name, &["eu"], tools, nodes);
+        Self { fabric, name, client: fabric.connect(&service.creds) }
+    }
+
+    /// Publishes and reads the one answer.
+    fn ask(&self, subject: &str, body: &[u8], headers: HeaderMap) -> Answer {
+        self.fabric.block_on(async {
+            let inbox = format!("_INBOX.{}.{:032x}", self.name, rand::random::<u128>());
+            let mut answers = self.client.subscribe(format!("{inbox}.*")).await.unwrap();
+            let (subject, body) = (subject.to_owned(), body.to_vec().into());
+            self.client.publish_with_reply_and_headers(subject, format!("{inbox}._"), headers, body).await.unwrap();
+            let message = tokio::time::timeout(HANG, answers.next()).await.expect("an answer").expect("an open subscription");
+            let responder = message.subject.rsplit('.').next().unwrap_or_default().to_owned();
+            Answer { responder, status: message.status, body: serde_json::from_slice(&message.payload).unwrap_or(Value::Null) }
+        })
+    }
+}
+
+fn job(tool: &str, target: &str) -> Vec<u8> {
+    json!({"request_id": "r-1", "tool": tool, "target": target, "parameters": {"timeout": 2}}).to_string().into_bytes()
+}
+
+fn unix_ms() -> i64 {
+    i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
+}
+
+fn deadline(at: &str) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    headers.insert("Probe-Deadline", at);
+    headers
+}
+
+#[test]
+fn one_question_gets_one_outcome_from_a_node_the_broker_vouches_for() {
+    let fabric = Fabric::start();
+    let service = Publisher::new(&fabric, "billing", &["echo", "tcp"], &["d-1"]);
+    let nobody = service.ask("job.v1.eu.echo.billing", &job("echo", "x"), HeaderMap::new());
+    assert_eq!((nobody.responder.as_str(), nobody.status), ("_", Some(StatusCode::NO_RESPONDERS)));
+    fabric.agent("d-1", "eu");
+    let answer = service.ask("job.v1.eu.echo.billing", &job("echo", "x"), HeaderMap::new());
+    assert_eq!(answer.responder, "d-1");
+    assert_eq!(answer.body["status"], "success", "{}", answer.body);
+    assert_eq!(answer.body["request_id"], "r-1");
+    assert_eq!(answer.body["node"], json!({"id": "d-1", "region": "eu"}));
+    let direct = service.ask("node.v1.d-1.job.tcp.billing", &job("tcp", "127.0.0.1"), HeaderMap::new());
+    assert_eq!(direct.body["status"], "success", "{}", direct.body);
+}
+
+#[test]
+fn what_is_wrong_with_a_published_job_is_answered_too() {
+    let fabric = Fabric::start();
+    fabric.agent("d-1", "eu");
+    let service = Publisher::new(&fabric, "billing", &["echo", "tcp"], &[]);
+    let huge = format!("{{\"request_id\":\"{}\"}}", "x".repeat(70_000));
+    let table: [(&str, &[u8], HeaderMap, &str, &str); 9] = [
+        ("echo", b"ping 127.0.0.1", HeaderMap::new(), "invalid", "not JSON"),
+        ("echo", huge.as_bytes(), HeaderMap::new(), "invalid", "at most 65536 bytes"),
+        ("echo", &job("tcp", "127.0.0.1"), HeaderMap::new(), "invalid", "its subject for `echo`"),
+        ("echo", br#"{"tool":"echo","parameters":{"timeuot":1}}"#, HeaderMap::new(), "invalid", "did you mean `timeout`?"),
+        ("echo", br#"{"tool":"echo","request_id":"a b"}"#, HeaderMap::new(), "invalid", "request id"),
+        ("echo", &job("echo", "x"), deadline(&(unix_ms() - 1000).to_string()), "expired", "deadline passed"),
+        ("echo", &job("echo", "x"), deadline(&(unix_ms() + 86_400_000).to_string()), "invalid", "at most"),
+        ("echo", &job("echo", "x"), deadline("tomorrow"), "invalid", "milliseconds since 1970"),
+        ("tcp", &job("tcp", "169.254.169.254"), HeaderMap::new(), "denied", "169.254.169.254"),
+    ];
+    for (tool, body, headers, kind, words) in table {
+        let answer = service.ask(&format!("job.v1.eu.{tool}.billing"), body, headers);
+        assert_eq!(answer.body["failure"]["kind"], kind, "{}", answer.body);
+        assert!(answer.body["failure"]["detail"].as_str().unwrap_or_default().contains(words), "{}", answer.body);
+    }
+}
+
+#[test]
+fn a_job_without_a_reply_subject_of_its_caller_is_not_run() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    fabric.agent("d-1", "eu");
+    let service = Publisher::new(&fabric, "billing", &["echo"], &[]);
+    fabric.block_on(async {
+        service.client.publish("job.v1.eu.echo.billing", job("echo", "no-reply").into()).await.unwrap();
+        for foreign in ["_INBOX.other.abc._", "job.v1.eu.echo.other", "_INBOX.billing.a.b._", "$JS.API.STREAM.DELETE.AUDIT"] {
+            service.client.publish_with_reply("job.v1.eu.echo.billing", foreign, job("echo", "foreign").into()).await.unwrap();
+        }
+    });
+    // Each is in the trail as denied, and none as finished.
+    let records = api.wait_for_audit("principal=billing", 5);
+    for record in &records {
+        assert_eq!(record["verdict"], "denied", "{record}");
+        assert!(record["detail"].as_str().unwrap_or_default().contains("reply subject"), "{record}");
+    }
+}
+
+#[test]
+fn two_callers_with_the_same_request_id_get_their_own() {
+    let fabric = Fabric::start();
+    fabric.agent("d-1", "eu");
+    let (one, two) = (Publisher::new(&fabric, "one", &["echo"], &[]), Publisher::new(&fabric, "two", &["echo"], &[]));
+    for _ in 0..50 {
+        for (service, target) in [(&one, "first"), (&two, "second")] {
+            let subject = format!("job.v1.eu.echo.{}", service.name);
+            assert_eq!(service.ask(&subject, &job("echo", target), HeaderMap::new()).body["target"], target);
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! How agents end, and what they do when the broker or the network is gone.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use probeops_tests::fabric::{AgentOptions, Fabric};
+use probeops_tests::wire::Wire;
+use serde_json::json;
+
+#[test]
+fn a_revoked_node_is_cut_off_at_once_and_says_why() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    let agent = fabric.agent("v-1", "eu");
+    api.wait_for_nodes(1);
+    assert_eq!(api.admin().post("/v1/nodes/v-2/revoke", &json!({})).expect(404)["code"], "no_such_node");
+    api.admin().post("/v1/nodes/v-1/revoke", &json!({})).expect(200);
+    assert_eq!(agent.wait(), Some(78), "{}", agent.log());
+    assert!(agent.log().contains("has been revoked"), "{}", agent.log());
+    api.wait_until("the roster shows it", || api.admin().get("/v1/nodes/v-1").expect(200)["revoked"] == json!(true));
+    assert_eq!(api.admin().job("echo", "x", "node:v-1", &json!({})).status, 404);
+    let again = fabric.agent_with_credential("v-1", AgentOptions { wait_ready: false, ..AgentOptions::default() });
+    assert_eq!(again.wait(), Some(78), "{}", again.log());
+}
+
+#[test]
+fn a_node_told_to_stop_finishes_what_runs_and_takes_nothing_new() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    let agent = fabric.agent("s-1", "eu");
+    api.wait_for_nodes(1);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let caller = api.admin();
+    let running = std::thread::spawn(move || {
+        caller.job("tcp", "127.0.0.1", "eu", &json!({"port": port, "banner": true, "banner_wait_ms": 3000})).outcome()
+    });
+    // The run has begun when its connection is there.
+    let (_stream, _) = silent.accept().unwrap();
+    agent.terminate();
+    let outcome = running.join().unwrap();
+    assert_eq!((&outcome["status"], &outcome["report"]["state"]), (&json!("success"), &json!("open")), "{outcome}");
+    assert_eq!(agent.wait(), Some(0), "{}", agent.log());
+    api.wait_until("the roster knows", || api.admin().get("/v1/nodes/s-1").expect(200)["online"] == json!(false));
+    assert_eq!(api.admin().job("echo", "x", "eu", &json!({})).expect(503)["code"], "no_node_available");
+    api.wait_for_audit("tool=tcp&verdict=finished", 1);
+}
+
+#[test]
+fn a_node_whose_link_is_cut_costs_no_job_and_comes_back_by_itself() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    let wire = Wire::to(fabric.listen());
+    fabric.agent("c-1", "eu");
+    fabric.agent("c-2", "eu");
+    fabric.agent_with("c-3", "eu", AgentOptions { server: Some(format!("tls://{}", wire.address())), ..AgentOptions::default() });
+    api.wait_for_nodes(3);
+    wire.cut();
+    for number in 0..100 {
+        let outcome = api.admin().job("echo", &format!("cut {number}"), "eu", &json!({})).outcome();
+        assert_eq!(outcome["status"], "success", "{outcome}");
+        assert_ne!(outcome["node"]["id"], "c-3", "{outcome}");
+    }
+    api.wait_until("c-3 answers again", || {
+        let answer = api.admin().job("echo", "x", "node:c-3", &json!({}));
+        std::thread::sleep(Duration::from_millis(500));
+        answer.status == 200 && answer.body["results"][0]["status"] == "success"
+    });
+}
+
+#[test]
+fn a_drained_node_says_so_and_is_not_asked_any_more() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    fabric.agent("d-1", "eu");
+    fabric.agent("d-2", "eu");
+    api.wait_for_nodes(2);
+    api.admin().post("/v1/nodes/d-1/drain", &json!({})).expect(200);
+    api.wait_until("the roster knows", || api.admin().get("/v1/nodes/d-1").expect(200)["beat"]["draining"] == json!(true));
+    for _ in 0..20 {
+        assert_eq!(api.admin().job("echo", "x", "eu", &json!({})).outcome()["node"]["id"], "d-2");
+    }
+}
+
+#[test]
+fn a_full_node_says_busy_and_another_takes_the_job() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    let one_slot = || AgentOptions { slots_probe: Some(1), ..AgentOptions::default() };
+    fabric.agent_with("b-1", "eu", one_slot());
+    fabric.agent_with("b-2", "eu", one_slot());
+    api.wait_for_nodes(2);
+    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = silent.local_addr().unwrap().port();
+    let listen = json!({"port": port, "banner": true, "banner_wait_ms": 4000});
+    let (caller, parameters) = (api.admin(), listen.clone());
+    let first = std::thread::spawn(move || caller.job("tcp", "127.0.0.1", "node:b-1", &parameters).outcome());
+    let (_stream, _) = silent.accept().unwrap();
+    let elsewhere = api.admin().job("tcp", "127.0.0.1", "eu", &json!({"port": port})).outcome();
+    assert_eq!((&elsewhere["status"], &elsewhere["node"]["id"]), (&json!("success"), &json!("b-2")), "{elsewhere}");
+    let busy = api.admin().job("tcp", "127.0.0.1", "node:b-1", &json!({"port": port})).outcome();
+    assert_eq!(busy["failure"]["kind"], "busy", "{busy}");
+    assert_eq!(first.join().unwrap()["status"], "success");
+}

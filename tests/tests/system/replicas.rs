@@ -1,0 +1,58 @@
+//! Two APIs, one truth: any of them answers for any job.
+
+use probeops_tests::fabric::Fabric;
+use serde_json::json;
+
+#[test]
+fn a_job_posted_on_one_api_is_read_on_another_and_on_one_started_later() {
+    let fabric = Fabric::start();
+    let (first, second) = (fabric.api(), fabric.api());
+    fabric.agent("r-1", "eu");
+    first.wait_for_nodes(1);
+    second.wait_for_nodes(1);
+    let key = first.key(&json!({"name": "one", "scopes": ["jobs:write", "jobs:read"]}));
+    let other = first.key(&json!({"name": "two", "scopes": ["jobs:write", "jobs:read"]}));
+    let posted = first.caller(&key).job("echo", "replicas", "eu", &json!({})).expect(200);
+    let path = format!("/v1/jobs/{}", posted["id"].as_str().unwrap());
+    second.wait_until("the key is known", || second.caller(&key).get("/v1/tools").status == 200);
+    assert_eq!(second.caller(&key).get(&path).expect(200), posted);
+    second.wait_until("the other key is known", || second.caller(&other).get("/v1/tools").status == 200);
+    assert_eq!(second.caller(&other).get(&path).expect(404)["code"], "not_found");
+    first.kill();
+    let third = fabric.api();
+    assert_eq!(third.caller(&key).get(&path).expect(200), posted);
+    assert_eq!(second.caller(&key).get(&path).expect(200), posted);
+}
+
+#[test]
+fn a_job_from_several_places_has_one_shape_on_every_api() {
+    let fabric = Fabric::start();
+    let (first, second) = (fabric.api(), fabric.api());
+    fabric.agent("r-1", "eu");
+    fabric.agent("r-2", "us");
+    first.wait_for_nodes(2);
+    second.wait_for_nodes(2);
+    let body = json!({"tool": "echo", "target": "x", "from": ["eu", "us", "node:r-1"]});
+    let posted = first.admin().post("/v1/jobs", &body).expect(200);
+    let ran_by: Vec<_> = posted["results"].as_array().unwrap().iter().map(|outcome| outcome["node"]["id"].clone()).collect();
+    assert_eq!(ran_by, ["r-1", "r-2", "r-1"]);
+    assert_eq!(posted["from"], json!(["eu", "us", "node:r-1"]));
+    let path = format!("/v1/jobs/{}", posted["id"].as_str().unwrap());
+    let admin = second.admin();
+    second.wait_until("the job is finished there", || admin.get(&path).expect(200)["status"] == "finished");
+    assert_eq!(admin.get(&path).expect(200), posted);
+}
+
+#[test]
+fn a_revoked_key_is_refused_at_once_everywhere() {
+    let fabric = Fabric::start();
+    let (first, second) = (fabric.api(), fabric.api());
+    let made = first.admin().post("/v1/keys", &json!({"name": "short", "scopes": ["jobs:read"]})).expect(201);
+    let key = made["key"].as_str().unwrap().to_owned();
+    second.wait_until("the key is known", || second.caller(&key).get("/v1/tools").status == 200);
+    let revoked = first.admin().delete(&format!("/v1/keys/{}", made["id"].as_str().unwrap()));
+    assert!([200, 204].contains(&revoked.status), "{}", revoked.text);
+    for api in [&first, &second] {
+        api.wait_until("the key is refused", || api.caller(&key).get("/v1/tools").status == 401);
+    }
+}
