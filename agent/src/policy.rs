@@ -2,7 +2,7 @@
 //!
 //! The owner's file always wins; callers and the control plane can only narrow it. Addresses are judged as they will really be connected to,
 //! after a name was resolved, in every disguise. `rules` is the file, `reserved` what is denied without one, `endpoints` the node's own
-//! servers, [`surroundings`] what changes while the node runs: its addresses and those of its servers.
+//! servers, `surroundings` what changes while the node runs: its addresses and those of its servers.
 
 mod endpoints;
 mod reserved;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tokio::process::{Child as Process, Command};
+use tokio::process::{Child as Process, ChildStdin, Command};
 
 use crate::exit::Failed;
 
@@ -28,6 +28,8 @@ const VARIABLES_OF_OURS: [&str; 6] =
 pub struct Child {
     name: String,
     process: Process,
+    /// Its end is the program's word to stop. Kept apart, because waiting for a process closes the end that it holds itself.
+    _lifeline: Option<ChildStdin>,
     log: PathBuf,
 }
 
@@ -42,7 +44,7 @@ impl Child {
         for variable in VARIABLES_OF_OURS {
             command.env_remove(variable);
         }
-        let process = command
+        let mut process = command
             .args(arguments)
             .arg("--stop-with-stdin")
             .stdin(Stdio::piped())
@@ -53,12 +55,8 @@ impl Child {
             .kill_on_drop(true)
             .spawn()
             .map_err(|error| failed(&format!("start {name}"), error))?;
-        Ok(Self { name: name.to_owned(), process, log })
-    }
-
-    /// What it is called.
-    pub fn name(&self) -> &str {
-        &self.name
+        let lifeline = process.stdin.take();
+        Ok(Self { name: name.to_owned(), process, _lifeline: lifeline, log })
     }
 
     /// Waits until it ends.
