@@ -40,7 +40,7 @@ impl Program {
         };
         let ended = runtime.block_on(async {
             let stop = process::stop_signal().map_err(|error| format!("cannot listen to signals: {error}"))?;
-            crate::run(settings, stop).await
+            Box::pin(crate::run(settings, stop)).await
         });
         match ended {
             Ok(()) => ExitCode::SUCCESS,

@@ -14,8 +14,8 @@ use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
 use probeops_nats::connect::{Link, connect};
 use probeops_nats::layout::Layout;
 use probeops_nats::permissions::Role;
-use probeops_nats::vault::Vault;
 use probeops_nats::server::Search;
+use probeops_nats::vault::Vault;
 use probeops_nats::{process, streams, tls};
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{Caller as CallerName, NodeId, Region};
@@ -72,7 +72,16 @@ pub struct AgentOptions {
 impl Default for AgentOptions {
     fn default() -> Self {
         let tools = ToolName::ALL.iter().map(|tool| tool.as_str()).collect();
-        Self { server: None, ca: None, tools, resolvers: None, slots_light: None, slots_probe: None, allow_loopback: true, wait_ready: true }
+        Self {
+            server: None,
+            ca: None,
+            tools,
+            resolvers: None,
+            slots_light: None,
+            slots_probe: None,
+            allow_loopback: true,
+            wait_ready: true,
+        }
     }
 }
 
@@ -126,8 +135,19 @@ impl Fabric {
         settings.monitoring_port = Some(monitoring.port());
         settings.write(&vault, &layout.server_conf()).expect("server.conf");
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        let mut fabric =
-            Self { folder, layout, vault, runtime, broker: None, nats_server, listen, websocket, admin_key: String::new(), apis: RefCell::default(), agents: RefCell::default() };
+        let mut fabric = Self {
+            folder,
+            layout,
+            vault,
+            runtime,
+            broker: None,
+            nats_server,
+            listen,
+            websocket,
+            admin_key: String::new(),
+            apis: RefCell::default(),
+            agents: RefCell::default(),
+        };
         fabric.start_broker();
         let servers = [fabric.url()];
         let ca = fabric.ca();
@@ -193,11 +213,11 @@ impl Fabric {
 
     /// Starts an API of its own name and waits until it is ready.
     pub fn api(&self) -> Api {
-        self.api_with(ApiOptions::default())
+        self.api_with(&ApiOptions::default())
     }
 
     /// Starts an API with these options.
-    pub fn api_with(&self, options: ApiOptions) -> Api {
+    pub fn api_with(&self, options: &ApiOptions) -> Api {
         let number = self.apis.replace_with(|count| *count + 1);
         let creds = self.folder.0.join(format!("api-{number}"));
         std::fs::create_dir_all(&creds).expect("a folder");
@@ -229,11 +249,11 @@ impl Fabric {
 
     /// Grants and starts an agent that may run every tool, on loopback too, and waits until it is ready.
     pub fn agent(&self, id: &str, region: &str) -> Rc<Agent> {
-        self.agent_with(id, region, AgentOptions::default())
+        self.agent_with(id, region, &AgentOptions::default())
     }
 
     /// Grants and starts an agent.
-    pub fn agent_with(&self, id: &str, region: &str, options: AgentOptions) -> Rc<Agent> {
+    pub fn agent_with(&self, id: &str, region: &str, options: &AgentOptions) -> Rc<Agent> {
         let (node, region): (NodeId, Region) = (id.parse().expect("an id"), region.parse().expect("a region"));
         let tools: Vec<ToolName> = options.tools.iter().map(|tool| tool.parse().expect("a tool")).collect();
         let role = Role::Node { node: node.clone(), region: region.clone(), tools: tools.clone() };
@@ -241,7 +261,7 @@ impl Fabric {
         let (created_at, expires_at) = (Timestamp::now(), minted.expires_at);
         let grant = NodeGrant { id: node, region, tools, public_key: minted.public_key, created_at, expires_at, revoked_at: None };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
-        self.start_agent(id, &options)
+        self.start_agent(id, options)
     }
 
     /// Starts an agent again that ended.
@@ -250,8 +270,8 @@ impl Fabric {
     }
 
     /// Starts an agent with the credential that was made for it before.
-    pub fn agent_with_credential(&self, id: &str, options: AgentOptions) -> Rc<Agent> {
-        self.start_agent(id, &options)
+    pub fn agent_with_credential(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {
+        self.start_agent(id, options)
     }
 
     fn start_agent(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {
@@ -487,12 +507,11 @@ impl Agent {
 
 /// The `probeops` program: beside the test that runs, or as named by `PROBEOPS_PROGRAM`.
 pub fn program() -> Command {
-    #[expect(clippy::disallowed_methods, reason = "the one setting of the tests")]
     let named = std::env::var_os("PROBEOPS_PROGRAM").map(PathBuf::from);
     let path = named.unwrap_or_else(|| {
         let own = std::env::current_exe().expect("our own path");
-        let folder = own.ancestors().find(|folder| folder.join("fabric").is_file());
-        folder.map(|folder| folder.join("fabric")).unwrap_or_else(|| panic!("no program `fabric` beside {}; run cargo test --workspace", own.display()))
+        let beside = own.ancestors().map(|folder| folder.join("fabric")).find(|program| program.is_file());
+        beside.unwrap_or_else(|| panic!("no program `fabric` beside {}; run cargo test --workspace", own.display()))
     });
     let mut command = Command::new(path);
     // Settings of whoever runs the tests are not the test's.

@@ -1,6 +1,6 @@
 //! What the system tests and the benchmarks share: the whole fabric as separate processes, and somebody who calls it.
 
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on must say so and stop")]
+#![expect(clippy::panic, reason = "a test that cannot go on must say so and stop")]
 
 pub mod fabric;
 pub mod http;

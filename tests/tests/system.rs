@@ -1,5 +1,7 @@
 //! The system, as its users run it: a real nats-server, the real programs as separate processes, real sockets.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on must say so and stop")]
+
 mod system {
     mod access;
     mod audit;

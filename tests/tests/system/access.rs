@@ -20,8 +20,9 @@ fn tokens_of_the_configured_issuer_are_accepted_and_nothing_else() {
     let fabric = Fabric::start();
     let issuer = Issuer::new();
     let jwks = fabric.file("jwks.json", &issuer.jwks().to_string());
-    let options = ApiOptions { jwks: Some(jwks), jwt_issuer: Some("https://id.example".to_owned()), jwt_audience: Some("probeops".to_owned()), ..ApiOptions::default() };
-    let api = fabric.api_with(options);
+    let options =
+        ApiOptions { jwks: Some(jwks), jwt_issuer: Some("https://id.example".to_owned()), jwt_audience: Some("probeops".to_owned()) };
+    let api = fabric.api_with(&options);
     fabric.agent("j-1", "eu");
     api.wait_for_nodes(1);
     let good = api.caller(&issuer.sign(&claims())).job("echo", "jwt", "eu", &json!({})).expect(200);
@@ -35,7 +36,12 @@ fn tokens_of_the_configured_issuer_are_accepted_and_nothing_else() {
         let header = data_encoding(r#"{"alg":"none","typ":"JWT"}"#);
         format!("{header}.{}.", data_encoding(&claims().to_string()))
     };
-    let by_public_key = encode(&Header { kid: Some(issuer.kid()), ..Header::new(Algorithm::HS256) }, &claims(), &EncodingKey::from_secret(&issuer.public_bytes())).unwrap();
+    let by_public_key = encode(
+        &Header { kid: Some(issuer.kid()), ..Header::new(Algorithm::HS256) },
+        &claims(),
+        &EncodingKey::from_secret(&issuer.public_bytes()),
+    )
+    .unwrap();
     let table = [
         ("nonsense", "neither an api key"),
         ("a.b.c", "jwt"),

@@ -57,7 +57,11 @@ fn each_mistake_in_a_job_is_named_with_its_place() {
         row(ping(&json!({"count": null})), "/parameters/count", "not null"),
         row(ping(&json!({"cuont": 4})), "/parameters/cuont", "did you mean `count`?"),
         row(ping(&json!([])), "/parameters", "must be an object"),
-        row(json!({"tool": "pnig", "target": "127.0.0.1", "from": "eu"}), "/tool", "did you mean `ping`? the tools are echo, ping, dns, tcp"),
+        row(
+            json!({"tool": "pnig", "target": "127.0.0.1", "from": "eu"}),
+            "/tool",
+            "did you mean `ping`? the tools are echo, ping, dns, tcp",
+        ),
         row(json!({"target": "127.0.0.1", "from": "eu"}), "/tool", "missing"),
         row(json!({"tool": 7, "from": "eu"}), "/tool", "must be a string, not 7"),
         row(json!({"tool": "ping", "target": "127.0.0.1"}), "/from", "from"),

@@ -25,17 +25,19 @@ struct Load {
 impl Load {
     fn start(caller: &Caller) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
-        let askers = (0..ASKERS).map(|_| {
-            let (caller, stop) = (caller.clone(), Arc::clone(&stop));
-            std::thread::spawn(move || {
-                let mut documents = Vec::new();
-                while !stop.load(Ordering::Relaxed) {
-                    documents.push(caller.job("echo", "load", "eu", &json!({})).expect(200));
-                    std::thread::sleep(PAUSE);
-                }
-                documents
+        let askers = (0..ASKERS)
+            .map(|_| {
+                let (caller, stop) = (caller.clone(), Arc::clone(&stop));
+                std::thread::spawn(move || {
+                    let mut documents = Vec::new();
+                    while !stop.load(Ordering::Relaxed) {
+                        documents.push(caller.job("echo", "load", "eu", &json!({})).expect(200));
+                        std::thread::sleep(PAUSE);
+                    }
+                    documents
+                })
             })
-        }).collect();
+            .collect();
         Self { stop, askers }
     }
 
@@ -64,7 +66,8 @@ fn nodes_of(documents: &[Value]) -> BTreeMap<String, usize> {
 /// No run in the trail began later than grace after its job was accepted.
 fn none_started_late(api: &Api, documents: &[Value]) {
     const GRACE_MS: i128 = 5_000;
-    let created: BTreeMap<&str, i128> = documents.iter().filter_map(|document| Some((document["id"].as_str()?, ms(&document["created_at"])))).collect();
+    let created: BTreeMap<&str, i128> =
+        documents.iter().filter_map(|document| Some((document["id"].as_str()?, ms(&document["created_at"])))).collect();
     let runs = api.wait_for_audit_of(&created.keys().copied().collect(), "verdict=finished");
     for run in &runs {
         let id = run["request_id"].as_str().expect("an id");
@@ -91,10 +94,14 @@ fn three_nodes() -> (Fabric, Api, Vec<Rc<Agent>>) {
 fn a_thousand_jobs_spread_over_three_nodes() {
     let (_fabric, api, _agents) = three_nodes();
     let caller = api.admin();
-    let askers: Vec<_> = (0..ASKERS).map(|_| {
-        let caller = caller.clone();
-        std::thread::spawn(move || (0..1000 / ASKERS).map(|_| caller.job("echo", "spread", "eu", &json!({})).expect(200)).collect::<Vec<_>>())
-    }).collect();
+    let askers: Vec<_> = (0..ASKERS)
+        .map(|_| {
+            let caller = caller.clone();
+            std::thread::spawn(move || {
+                (0..1000 / ASKERS).map(|_| caller.job("echo", "spread", "eu", &json!({})).expect(200)).collect::<Vec<_>>()
+            })
+        })
+        .collect();
     let documents: Vec<Value> = askers.into_iter().flat_map(|asker| asker.join().unwrap()).collect();
     let nodes = nodes_of(&documents);
     assert_eq!(documents.len(), 1000);

@@ -19,7 +19,7 @@ fn a_revoked_node_is_cut_off_at_once_and_says_why() {
     assert!(agent.log().contains("has been revoked"), "{}", agent.log());
     api.wait_until("the roster shows it", || api.admin().get("/v1/nodes/v-1").expect(200)["revoked"] == json!(true));
     assert_eq!(api.admin().job("echo", "x", "node:v-1", &json!({})).status, 404);
-    let again = fabric.agent_with_credential("v-1", AgentOptions { wait_ready: false, ..AgentOptions::default() });
+    let again = fabric.agent_with_credential("v-1", &AgentOptions { wait_ready: false, ..AgentOptions::default() });
     assert_eq!(again.wait(), Some(78), "{}", again.log());
 }
 
@@ -53,7 +53,7 @@ fn a_node_whose_link_is_cut_costs_no_job_and_comes_back_by_itself() {
     let wire = Wire::to(fabric.listen());
     fabric.agent("c-1", "eu");
     fabric.agent("c-2", "eu");
-    fabric.agent_with("c-3", "eu", AgentOptions { server: Some(format!("tls://{}", wire.address())), ..AgentOptions::default() });
+    fabric.agent_with("c-3", "eu", &AgentOptions { server: Some(format!("tls://{}", wire.address())), ..AgentOptions::default() });
     api.wait_for_nodes(3);
     wire.cut();
     for number in 0..100 {
@@ -87,8 +87,8 @@ fn a_full_node_says_busy_and_another_takes_the_job() {
     let fabric = Fabric::start();
     let api = fabric.api();
     let one_slot = || AgentOptions { slots_probe: Some(1), ..AgentOptions::default() };
-    fabric.agent_with("b-1", "eu", one_slot());
-    fabric.agent_with("b-2", "eu", one_slot());
+    fabric.agent_with("b-1", "eu", &one_slot());
+    fabric.agent_with("b-2", "eu", &one_slot());
     api.wait_for_nodes(2);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = silent.local_addr().unwrap().port();

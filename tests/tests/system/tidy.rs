@@ -16,7 +16,11 @@ const LAYERS: [(&str, &[&str]); 6] = [
 /// What only certain files may say, and why it is theirs.
 const HOMES: [(&str, &[&str], &str); 5] = [
     ("tokio", &["nats/", "agent/", "api/", "cli/", "tests/"], "shared is words, without a runtime"),
-    ("StatusCode::", &["api/src/problem.rs", "api/src/server", "api/src/broker/replies.rs", "agent/", "nats/", "tests/"], "statuses are picked in one file"),
+    (
+        "StatusCode::",
+        &["api/src/problem.rs", "api/src/server", "api/src/broker/replies.rs", "agent/", "nats/", "tests/"],
+        "statuses are picked in one file",
+    ),
     ("\"job.v1.", &["shared/src/subjects.rs", "tests/"], "subjects are spelled in one file"),
     ("\"node.v1.", &["shared/src/subjects.rs", "tests/"], "subjects are spelled in one file"),
     ("\"_INBOX", &["shared/src/subjects.rs", "tests/"], "subjects are spelled in one file"),

@@ -88,8 +88,8 @@ fn each_kind_of_failure_is_told_apart() {
     // A name server that never answers.
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
     let resolver = silent.local_addr().unwrap().to_string();
-    fabric.agent_with("k-1", "eu", AgentOptions { resolvers: Some(resolver), slots_light: Some(1), ..AgentOptions::default() });
-    fabric.agent_with("k-2", "narrow", AgentOptions { tools: vec!["echo"], ..AgentOptions::default() });
+    fabric.agent_with("k-1", "eu", &AgentOptions { resolvers: Some(resolver), slots_light: Some(1), ..AgentOptions::default() });
+    fabric.agent_with("k-2", "narrow", &AgentOptions { tools: vec!["echo"], ..AgentOptions::default() });
     api.wait_for_nodes(2);
     let admin = api.admin();
     assert_eq!(admin.job("tcp", "169.254.169.254", "eu", &json!({})).failure_kind(), "denied");

@@ -128,7 +128,7 @@ impl Ours {
         let api = fabric.api();
         let agent = fabric.agent("bench-1", "eu");
         api.wait_for_nodes(1);
-        Self { agent, api, fabric: fabric }
+        Self { agent, api, fabric }
     }
 
     fn question(&self) -> anyhow::Result<Question> {
