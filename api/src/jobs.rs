@@ -210,7 +210,7 @@ impl Jobs {
             drop(room);
             let finished_at = Some(Timestamp::now());
             let document = JobDocument { status: JobStatus::Finished, finished_at, results: outcomes, ..document };
-            jobs.0.store.put(&document).await;
+            jobs.0.store.put(&document);
             // The caller may be gone.
             drop(sender.send(document));
         }));
@@ -318,16 +318,14 @@ fn check_target(principal: &Principal, spec: &Spec) -> Result<(), Problem> {
 /// How long a node may wait with starting: grace, or what `timeout_ms` leaves for it beside the budget.
 fn start_within(timeout: Option<Duration>, budget: Duration) -> Result<Duration, Problem> {
     let Some(timeout) = timeout else { return Ok(GRACE) };
-    match timeout.checked_sub(budget).filter(|left| !left.is_zero()) {
-        Some(left) => Ok(left.min(GRACE)),
-        None => {
-            let (timeout_ms, budget_ms) = (timeout.as_millis(), budget.as_millis());
-            let detail = format!(
-                "{timeout_ms} ms is too short: this tool with these parameters may take {budget_ms} ms (lower `timeout`, `count` or `interval_ms`, or allow more than {budget_ms})"
-            );
-            Err(Problem::new(Code::Invalid, "timeout_ms is smaller than the tool's budget").at(Invalid::new("/timeout_ms", detail)))
-        }
+    if let Some(left) = timeout.checked_sub(budget).filter(|left| !left.is_zero()) {
+        return Ok(left.min(GRACE));
     }
+    let (timeout_ms, budget_ms) = (timeout.as_millis(), budget.as_millis());
+    let detail = format!(
+        "{timeout_ms} ms is too short: this tool with these parameters may take {budget_ms} ms (lower `timeout`, `count` or `interval_ms`, or allow more than {budget_ms})"
+    );
+    Err(Problem::new(Code::Invalid, "timeout_ms is smaller than the tool's budget").at(Invalid::new("/timeout_ms", detail)))
 }
 
 fn document(principal: &Principal, request: &JobRequest) -> JobDocument {

@@ -57,7 +57,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     // Bound first: a port in use is known before the broker is asked for anything.
     let listener = server::Listener::bind(&settings.listen).await?;
     let roster = Roster::default();
-    let Some(broker) = stop.run_until_cancelled(Box::pin(Broker::start(settings.links.clone(), roster.clone(), &tasks, &ended))).await else {
+    let Some(broker) = stop.run_until_cancelled(Box::pin(Broker::start(settings.links.clone(), roster.clone(), &tasks, &ended))).await
+    else {
         return Ok(());
     };
     let broker = broker?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
-use axum::http::{Method, StatusCode};
+use axum::http::Method;
 use probeops_shared::job::DEADLINE_MAX;
 use probeops_shared::problem::Code;
 use probeops_shared::tools::{Spec, ToolName};
@@ -12,7 +12,7 @@ use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use crate::jobs::Selector;
-use crate::problem::{PROBLEM_JSON, ProblemDocument, status};
+use crate::problem::{PROBLEM_JSON, ProblemDocument, status, success};
 use crate::routes::operation::{Needs, Operation};
 use crate::routes::{SELECTORS_MAX, operations};
 
@@ -129,7 +129,7 @@ fn described(operation: &Operation, problem: &Schema, schemas: &mut SchemaGenera
     for answer in answers {
         let schema = (answer.schema)(schemas);
         let mut headers = json!({"X-Request-Id": header("RequestId")});
-        if matches!(answer.status, StatusCode::CREATED | StatusCode::ACCEPTED) {
+        if matches!(answer.status, success::CREATED | success::ACCEPTED) {
             headers["Location"] = header("Location");
         }
         let content = json!({"application/json": {"schema": schema}});

@@ -22,7 +22,7 @@ const PAGE_RECORDS_MAX: usize = 100;
 /// Show who asked what, and what was done, newest first
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:\n  probeops audit --since 1h\n  probeops audit --node fra-1 --verdict denied -o json")]
-pub struct AuditArgs {
+pub(crate) struct AuditArgs {
     /// Only what happened since: a time (2026-01-31T12:00:00Z) or how long ago (90s, 15m, 2h, 7d)
     #[arg(long, value_name = "WHEN", value_parser = when)]
     since: Option<Timestamp>,
@@ -55,7 +55,7 @@ pub struct AuditArgs {
 }
 
 /// Prints the trail.
-pub fn run(args: &AuditArgs) -> Result<(), Failed> {
+pub(crate) fn run(args: &AuditArgs) -> Result<(), Failed> {
     let client = Client::open(&args.client)?;
     let wanted = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let mut records: Vec<Value> = Vec::new();

@@ -19,19 +19,19 @@ const ANSWER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// How much of an answer that is not the API's is shown.
 const FOREIGN_CHARS_MAX: usize = 120;
 /// Where `up` says under which address its API answers.
-pub const URL_FILE: &str = "url";
+pub(crate) const URL_FILE: &str = "url";
 /// Where `up` keeps the first key.
-pub const KEY_FILE: &str = "admin.key";
+pub(crate) const KEY_FILE: &str = "admin.key";
 /// Where `up` keeps everything unless told otherwise.
-pub const DATA_DEFAULT: &str = ".probeops";
+pub(crate) const DATA_DEFAULT: &str = ".probeops";
 
 /// Which API to ask, and as whom.
 #[derive(Args, Clone, Debug, Default)]
-pub struct ClientArgs {
+pub(crate) struct ClientArgs {
     /// The API's address; a running local `probeops up` unless given
     #[arg(long, env = "PROBEOPS_URL", value_name = "URL", help_heading = "API")]
     url: Option<String>,
-    /// A file with the API key or JWT; the variable PROBEOPS_TOKEN may hold it instead
+    /// A file with the API key or JWT; the variable `PROBEOPS_TOKEN` may hold it instead
     #[arg(long, env = "PROBEOPS_TOKEN_FILE", value_name = "FILE", help_heading = "API")]
     token_file: Option<PathBuf>,
     /// The authority that signed the API's certificate (PEM), if it is a private one
@@ -44,7 +44,7 @@ pub struct ClientArgs {
 
 /// The API, and a credential for it.
 #[derive(Debug)]
-pub struct Client {
+pub(crate) struct Client {
     agent: ureq::Agent,
     url: String,
     token: String,
@@ -52,9 +52,7 @@ pub struct Client {
 
 /// What the API answered.
 #[derive(Debug)]
-pub struct Answer {
-    /// Its status, below 400.
-    pub status: u16,
+pub(crate) struct Answer {
     /// Its body.
     pub body: Value,
 }
@@ -71,7 +69,7 @@ struct Problem {
 
 impl Client {
     /// Finds out whom to ask and as whom.
-    pub fn open(args: &ClientArgs) -> Result<Self, Failed> {
+    pub(crate) fn open(args: &ClientArgs) -> Result<Self, Failed> {
         let variable = std::env::var("PROBEOPS_TOKEN").ok().filter(|token| !token.trim().is_empty());
         let (url, local) = match &args.url {
             Some(url) => (url.clone(), false),
@@ -88,7 +86,7 @@ impl Client {
     }
 
     /// An API at a known address.
-    pub fn new(url: &str, token: String, ca: Option<&Path>) -> Result<Self, Failed> {
+    pub(crate) fn new(url: &str, token: String, ca: Option<&Path>) -> Result<Self, Failed> {
         let url = url.trim_end_matches('/').to_owned();
         if !(url.starts_with("http://") || url.starts_with("https://")) {
             return Err(Failed::usage(format!("`{url}` is not an address of the API; it begins with http:// or https://")));
@@ -111,7 +109,7 @@ impl Client {
     }
 
     /// Reads. `query` is encoded here.
-    pub fn get(&self, path: &str, query: &[(&str, String)], patience: Duration) -> Result<Answer, Failed> {
+    pub(crate) fn get(&self, path: &str, query: &[(&str, String)], patience: Duration) -> Result<Answer, Failed> {
         let mut request = self.agent.get(format!("{}{path}", self.url)).header("authorization", format!("Bearer {}", self.token));
         for (name, value) in query {
             request = request.query(name, value);
@@ -121,7 +119,7 @@ impl Client {
     }
 
     /// Posts JSON.
-    pub fn post(&self, path: &str, body: &Value, patience: Duration) -> Result<Answer, Failed> {
+    pub(crate) fn post(&self, path: &str, body: &Value, patience: Duration) -> Result<Answer, Failed> {
         let request = self.agent.post(format!("{}{path}", self.url));
         let request = request.header("authorization", format!("Bearer {}", self.token)).header("content-type", "application/json");
         let sent = request.config().timeout_global(Some(patience)).build().send(body.to_string());
@@ -147,7 +145,7 @@ fn read_answer(url: &str, status: u16, bytes: &[u8]) -> Result<Answer, Failed> {
         let problem: Problem = serde_json::from_slice(bytes).map_err(|_| foreign())?;
         return Err(Failed::new(Exit::of_problem(problem.code), crate::terminal::plain(&problem.to_string())));
     }
-    Ok(Answer { status, body: serde_json::from_slice(bytes).map_err(|_| foreign())? })
+    Ok(Answer { body: serde_json::from_slice(bytes).map_err(|_| foreign())? })
 }
 
 impl std::fmt::Display for Problem {
@@ -185,7 +183,8 @@ fn local_url(data: &Path) -> Result<String, Failed> {
 }
 
 fn read_line(file: &Path) -> Result<String, Failed> {
-    let text = std::fs::read_to_string(file).map_err(|error| Failed::usage(format!("cannot read the credential {}: {error}", file.display())))?;
+    let text =
+        std::fs::read_to_string(file).map_err(|error| Failed::usage(format!("cannot read the credential {}: {error}", file.display())))?;
     Ok(text.trim().to_owned())
 }
 
@@ -223,12 +222,22 @@ mod tests {
             "invalid: the request is malformed\n  /from: is missing",
         );
         fails(403, r#"{"code":"forbidden","detail":"needs scope jobs:write"}"#, Exit::Access, "forbidden: needs scope jobs:write");
-        fails(503, r#"{"code":"unavailable","detail":"no broker","request_id":"r"}"#, Exit::Transport, "unavailable: no broker\n  request r");
+        fails(
+            503,
+            r#"{"code":"unavailable","detail":"no broker","request_id":"r"}"#,
+            Exit::Transport,
+            "unavailable: no broker\n  request r",
+        );
     }
 
     #[test]
     fn an_answer_of_something_else_is_named_as_such() {
-        fails(502, "<html>Bad Gateway</html>", Exit::Transport, "http://a does not answer as a ProbeOps API would (status 502): <html>Bad Gateway</html>");
+        fails(
+            502,
+            "<html>Bad Gateway</html>",
+            Exit::Transport,
+            "http://a does not answer as a ProbeOps API would (status 502): <html>Bad Gateway</html>",
+        );
         fails(200, "ok", Exit::Transport, "http://a does not answer as a ProbeOps API would (status 200): ok");
     }
 

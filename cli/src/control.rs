@@ -29,7 +29,7 @@ const WRITES_MAX: u32 = 5;
 
 /// Where the keys are, and the broker they are for.
 #[derive(Args, Clone, Debug)]
-pub struct DataArgs {
+pub(crate) struct DataArgs {
     /// The data folder of `probeops up` or `probeops init`
     #[arg(long, env = "PROBEOPS_DATA", value_name = "DIR", default_value = DATA_DEFAULT)]
     pub data: PathBuf,
@@ -40,7 +40,7 @@ pub struct DataArgs {
 
 /// The keys of a data folder.
 #[derive(Debug)]
-pub struct Control {
+pub(crate) struct Control {
     /// The folder.
     pub layout: Layout,
     /// Its keys.
@@ -51,7 +51,7 @@ pub struct Control {
 
 impl Control {
     /// Opens a data folder that has keys.
-    pub fn open(args: &DataArgs) -> Result<Self, Failed> {
+    pub(crate) fn open(args: &DataArgs) -> Result<Self, Failed> {
         let layout = Layout::new(&args.data);
         let vault = Vault::open(&layout).map_err(|error| Failed::work(format!("{error:#}")))?;
         let servers = if args.servers.is_empty() { read_servers(&layout)? } else { args.servers.clone() };
@@ -59,7 +59,7 @@ impl Control {
     }
 
     /// A connection for one command.
-    pub async fn session(&self) -> Result<Session, Failed> {
+    pub(crate) async fn session(&self) -> Result<Session, Failed> {
         let role = Role::Api { caller: Caller::new_api() };
         let creds = self.layout.creds(&format!("command-{}", role.name()));
         self.vault.mint_to(&creds, &role, COMMAND_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
@@ -74,32 +74,36 @@ impl Control {
     }
 
     /// The broker's authority, where it is our own.
-    pub fn ca(&self) -> Option<PathBuf> {
+    pub(crate) fn ca(&self) -> Option<PathBuf> {
         Some(self.layout.ca_certificate()).filter(|ca| ca.exists())
     }
 }
 
 /// A connection of one command.
 #[derive(Debug)]
-pub struct Session {
+pub(crate) struct Session {
     caller: String,
     jetstream: jetstream::Context,
 }
 
 impl Session {
     /// A bucket.
-    pub async fn bucket(&self, name: &str) -> Result<Store, Failed> {
-        self.jetstream.get_key_value(name).await.map_err(|error| Failed::new(Exit::Transport, format!("bucket {name} cannot be used: {error}")))
+    pub(crate) async fn bucket(&self, name: &str) -> Result<Store, Failed> {
+        self.jetstream
+            .get_key_value(name)
+            .await
+            .map_err(|error| Failed::new(Exit::Transport, format!("bucket {name} cannot be used: {error}")))
     }
 
     /// An entry, if there is one.
-    pub async fn read<T: DeserializeOwned>(&self, bucket: &str, key: &str) -> Result<Option<T>, Failed> {
-        let value = self.bucket(bucket).await?.get(key).await.map_err(|error| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}")))?;
+    pub(crate) async fn read<T: DeserializeOwned>(&self, bucket: &str, key: &str) -> Result<Option<T>, Failed> {
+        let value =
+            self.bucket(bucket).await?.get(key).await.map_err(|error| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}")))?;
         value.map(|value| parsed(bucket, key, &value)).transpose()
     }
 
     /// All entries of a bucket, by key.
-    pub async fn read_all<T: DeserializeOwned>(&self, bucket: &str) -> Result<Vec<T>, Failed> {
+    pub(crate) async fn read_all<T: DeserializeOwned>(&self, bucket: &str) -> Result<Vec<T>, Failed> {
         use futures_util::TryStreamExt;
         let store = self.bucket(bucket).await?;
         let failed = |error: String| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}"));
@@ -114,14 +118,19 @@ impl Session {
     }
 
     /// Writes an entry.
-    pub async fn write(&self, bucket: &str, key: &str, value: &impl Serialize) -> Result<(), Failed> {
+    pub(crate) async fn write(&self, bucket: &str, key: &str, value: &impl Serialize) -> Result<(), Failed> {
         let body = serde_json::to_vec(value).map_err(Failed::work)?;
         let written = self.bucket(bucket).await?.put(key, body.into()).await;
         written.map(drop).map_err(|error| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}")))
     }
 
     /// Changes an entry that there must be; what others write meanwhile is kept.
-    pub async fn change<T: DeserializeOwned + Serialize>(&self, bucket: &str, key: &str, change: impl Fn(&mut T)) -> Result<T, Failed> {
+    pub(crate) async fn change<T: DeserializeOwned + Serialize>(
+        &self,
+        bucket: &str,
+        key: &str,
+        change: impl Fn(&mut T),
+    ) -> Result<T, Failed> {
         let store = self.bucket(bucket).await?;
         let failed = |error: String| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}"));
         for _ in 0..WRITES_MAX {
@@ -138,7 +147,7 @@ impl Session {
     }
 
     /// Puts what was done into the audit trail, and waits until it is there.
-    pub async fn record(&self, target: &str, detail: String) -> Result<(), Failed> {
+    pub(crate) async fn record(&self, target: &str, detail: String) -> Result<(), Failed> {
         let record = Record {
             time: Timestamp::now(),
             verdict: Verdict::Changed,
@@ -154,7 +163,11 @@ impl Session {
         };
         let body = serde_json::to_vec(&[record]).map_err(Failed::work)?;
         let failed = |error: String| Failed::new(Exit::Transport, format!("it is done, but the audit trail could not be told: {error}"));
-        let sent = self.jetstream.publish(subjects::audit("command", &self.caller), body.into()).await.map_err(|error| failed(error.to_string()))?;
+        let sent = self
+            .jetstream
+            .publish(subjects::audit("command", &self.caller), body.into())
+            .await
+            .map_err(|error| failed(error.to_string()))?;
         sent.await.map(drop).map_err(|error| failed(error.to_string()))
     }
 }
@@ -164,7 +177,7 @@ fn parsed<T: DeserializeOwned>(bucket: &str, key: &str, value: &[u8]) -> Result<
 }
 
 /// Says in the data folder where the broker is.
-pub fn write_servers(layout: &Layout, servers: &[String]) -> Result<(), Failed> {
+pub(crate) fn write_servers(layout: &Layout, servers: &[String]) -> Result<(), Failed> {
     let path = layout.root().join(SERVERS_FILE);
     files::write(&path, format!("{}\n", servers.join("\n")).as_bytes(), Secrecy::Public).map_err(|error| Failed::work(format!("{error:#}")))
 }
@@ -184,7 +197,7 @@ fn shown(path: &Path) -> String {
 }
 
 /// Runs what is asynchronous in a command that is not.
-pub fn block_on<T>(future: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
+pub(crate) fn block_on<T>(future: impl Future<Output = Result<T, Failed>>) -> Result<T, Failed> {
     probeops_nats::process::install_tls_provider();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(|error| Failed::work(format!("cannot start: {error}")))?.block_on(future)

@@ -6,7 +6,7 @@ use probeops_shared::problem::Code;
 
 /// Exit codes; `--help` explains them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Exit {
+pub(crate) enum Exit {
     /// The tool found nothing good (every packet lost, port refused, no such name), or a command could not do its work.
     Failed,
     /// The command line or the request is wrong.
@@ -17,25 +17,22 @@ pub enum Exit {
     Access,
     /// No node matches.
     NoNode,
-    /// A program of ours ended with its own code.
-    Other(u8),
 }
 
 impl Exit {
     /// The number the shell sees.
-    pub fn code(self) -> u8 {
+    pub(crate) fn code(self) -> u8 {
         match self {
             Self::Failed => 1,
             Self::Usage => 2,
             Self::Transport => 3,
             Self::Access => 4,
             Self::NoNode => 5,
-            Self::Other(code) => code,
         }
     }
 
     /// The code for a problem of the HTTP API.
-    pub fn of_problem(code: Code) -> Self {
+    pub(crate) fn of_problem(code: Code) -> Self {
         match code {
             Code::Unauthorized | Code::Forbidden => Self::Access,
             Code::NoSuchRegion | Code::NoSuchNode | Code::NoNodeAvailable => Self::NoNode,
@@ -53,7 +50,7 @@ impl Exit {
 
 /// Why a command did not do its work.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failed {
+pub(crate) struct Failed {
     /// How to end.
     pub exit: Exit,
     /// What went wrong and what would help.
@@ -62,17 +59,17 @@ pub struct Failed {
 
 impl Failed {
     /// A failure that ends with this code.
-    pub fn new(exit: Exit, text: impl Into<String>) -> Self {
+    pub(crate) fn new(exit: Exit, text: impl Into<String>) -> Self {
         Self { exit, text: text.into() }
     }
 
     /// The work could not be done.
-    pub fn work(text: impl fmt::Display) -> Self {
+    pub(crate) fn work(text: impl fmt::Display) -> Self {
         Self::new(Exit::Failed, text.to_string())
     }
 
     /// The command line is wrong.
-    pub fn usage(text: impl fmt::Display) -> Self {
+    pub(crate) fn usage(text: impl fmt::Display) -> Self {
         Self::new(Exit::Usage, text.to_string())
     }
 }
@@ -86,7 +83,7 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 /// What `probeops --help` says of exit codes.
-pub const EXIT_CODES: &str = "\
+pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0   done; a tool found what it looked for
   1   a tool found nothing good (all packets lost, port not open, no such name), or the work could not be done

@@ -12,12 +12,12 @@ const GRACE: Duration = Duration::from_secs(15);
 const CUT_SHORT: i32 = 1;
 
 /// Tells this process to stop, as by SIGTERM, when its standard input ends.
-pub fn hold() {
+pub(crate) fn hold() {
     // The thread lives as long as the process, and ends it.
     drop(std::thread::spawn(|| {
         let mut buffer = [0; 64];
         while std::io::stdin().read(&mut buffer).is_ok_and(|read| read > 0) {}
-        drop(kill(Pid::this(), Signal::SIGTERM));
+        let _ = kill(Pid::this(), Signal::SIGTERM);
         std::thread::sleep(GRACE);
         std::process::exit(CUT_SHORT);
     }));

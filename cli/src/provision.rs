@@ -25,8 +25,10 @@ use crate::terminal::say;
 
 /// Make keys, a TLS authority and the broker's configuration in a data folder; the broker is started with it afterwards
 #[derive(Args, Debug)]
-#[command(after_help = "Example:\n  probeops init --data /data --listen 0.0.0.0:4222 --name broker.example\n  nats-server --config /data/broker/server.conf\n  probeops provision --data /data")]
-pub struct InitArgs {
+#[command(
+    after_help = "Example:\n  probeops init --data /data --listen 0.0.0.0:4222 --name broker.example\n  nats-server --config /data/broker/server.conf\n  probeops provision --data /data"
+)]
+pub(crate) struct InitArgs {
     /// The data folder
     #[arg(long, env = "PROBEOPS_DATA", value_name = "DIR", default_value = crate::client::DATA_DEFAULT)]
     pub data: PathBuf,
@@ -53,7 +55,7 @@ pub struct InitArgs {
 /// Prepare a running broker: accounts, streams, buckets, the first key, credentials of the API and of named nodes. Doing it again renews the
 /// credentials and changes nothing else
 #[derive(Args, Debug)]
-pub struct ProvisionArgs {
+pub(crate) struct ProvisionArgs {
     /// A node to grant all tools, as ID=REGION; its credential is nodes/ID.creds in the data folder
     #[arg(long = "node", value_name = "ID=REGION", value_parser = node)]
     pub nodes: Vec<(NodeId, Region)>,
@@ -67,7 +69,7 @@ fn node(text: &str) -> Result<(NodeId, Region), String> {
 }
 
 /// Runs `init`.
-pub fn init(args: &InitArgs) -> Result<(), Failed> {
+pub(crate) fn init(args: &InitArgs) -> Result<(), Failed> {
     let failed = |error: anyhow::Error| Failed::work(format!("{error:#}"));
     let layout = Layout::new(&args.data);
     let vault = Vault::open_or_create(&layout).map_err(failed)?;
@@ -87,7 +89,7 @@ pub fn init(args: &InitArgs) -> Result<(), Failed> {
 }
 
 /// Runs `provision`.
-pub fn provision(args: &ProvisionArgs) -> Result<(), Failed> {
+pub(crate) fn provision(args: &ProvisionArgs) -> Result<(), Failed> {
     block_on(async {
         let control = Control::open(&args.data)?;
         everything(&control, &args.nodes, CREDENTIAL_LIFETIME).await?;
@@ -97,7 +99,7 @@ pub fn provision(args: &ProvisionArgs) -> Result<(), Failed> {
 }
 
 /// Brings a running broker and the data folder to where everything can start.
-pub async fn everything(control: &Control, nodes: &[(NodeId, Region)], lifetime: Duration) -> Result<(), Failed> {
+pub(crate) async fn everything(control: &Control, nodes: &[(NodeId, Region)], lifetime: Duration) -> Result<(), Failed> {
     let ca = control.ca();
     let provisioned = streams::provision(&control.layout, &control.vault, &control.servers, ca.as_deref()).await;
     provisioned.map_err(|error| Failed::work(format!("the broker cannot be provisioned: {error:#}")))?;
@@ -111,10 +113,11 @@ pub async fn everything(control: &Control, nodes: &[(NodeId, Region)], lifetime:
 }
 
 /// Makes or renews the credentials of the API's connections.
-pub fn credentials(control: &Control, lifetime: Duration) -> Result<(), Failed> {
+pub(crate) fn credentials(control: &Control, lifetime: Duration) -> Result<(), Failed> {
     // A replica keeps its name: those who wait for its answers do not notice a renewal.
     let caller = named(control, "api").filter(Caller::is_api).unwrap_or_else(Caller::new_api);
-    let collector = named(control, "collector").map_or_else(|| format!("collector-{:08x}", rand::random::<u32>()).parse().map_err(Failed::work), Ok)?;
+    let collector =
+        named(control, "collector").map_or_else(|| format!("collector-{:08x}", rand::random::<u32>()).parse().map_err(Failed::work), Ok)?;
     let roles = [
         ("api", Role::Api { caller }),
         ("collector", Role::Collector { name: collector }),
@@ -141,7 +144,8 @@ async fn first_key(control: &Control, session: &crate::control::Session) -> Resu
             return Ok(());
         }
     }
-    let new = NewKey { name: "admin".to_owned(), scopes: vec![Scope::Admin], limits: Limits::default(), created_by: "provisioning".to_owned() };
+    let new =
+        NewKey { name: "admin".to_owned(), scopes: vec![Scope::Admin], limits: Limits::default(), created_by: "provisioning".to_owned() };
     let minted = mint(new);
     session.write(storage::KEYS, &minted.record.id, &minted.record).await?;
     files::write(&path, format!("{}\n", minted.key).as_bytes(), Secrecy::Secret).map_err(|error| Failed::work(format!("{error:#}")))

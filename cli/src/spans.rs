@@ -5,7 +5,7 @@ use std::time::Duration;
 const DAY_S: u64 = 86_400;
 
 /// Reads one.
-pub fn parse(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse(text: &str) -> Result<Duration, String> {
     let read = || {
         let (count, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
         let unit_s = match unit {
@@ -22,7 +22,7 @@ pub fn parse(text: &str) -> Result<Duration, String> {
 }
 
 /// Writes one in the largest unit that divides it.
-pub fn shown(span: Duration) -> String {
+pub(crate) fn shown(span: Duration) -> String {
     let seconds = span.as_secs();
     let units = [(DAY_S, "d"), (3600, "h"), (60, "m")];
     let unit = units.into_iter().find(|(unit_s, _)| seconds > 0 && seconds.is_multiple_of(*unit_s));

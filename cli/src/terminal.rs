@@ -7,7 +7,7 @@ use serde::Serialize;
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Form {
+pub(crate) enum Form {
     /// For people.
     #[default]
     Text,
@@ -16,24 +16,24 @@ pub enum Form {
 }
 
 /// Writes a line to standard output. A reader that has gone away (`| head`) wants no more, which is not an error.
-pub fn say(line: impl Display) {
+pub(crate) fn say(line: impl Display) {
     let mut out = std::io::stdout().lock();
     drop(writeln!(out, "{line}").and_then(|()| out.flush()));
 }
 
 /// Writes a line to standard error.
-pub fn note(line: impl Display) {
+pub(crate) fn note(line: impl Display) {
     drop(writeln!(std::io::stderr().lock(), "{line}"));
 }
 
 /// Any value as indented JSON.
-pub fn pretty(value: &impl Serialize) -> String {
+pub(crate) fn pretty(value: &impl Serialize) -> String {
     // Serialising plain data cannot fail.
     serde_json::to_string_pretty(value).unwrap_or_default()
 }
 
 /// Text from elsewhere without anything that a terminal would obey.
-pub fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
@@ -46,7 +46,7 @@ pub fn plain(text: &str) -> String {
 }
 
 /// Columns under their headings, each as wide as it must be; the last one is not padded.
-pub fn table<const COLUMNS: usize>(headings: [&str; COLUMNS], rows: &[[String; COLUMNS]]) -> String {
+pub(crate) fn table<const COLUMNS: usize>(headings: [&str; COLUMNS], rows: &[[String; COLUMNS]]) -> String {
     let mut widths = headings.map(|heading| heading.chars().count());
     for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {

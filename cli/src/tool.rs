@@ -22,7 +22,7 @@ const NETWORK_MARGIN: Duration = Duration::from_secs(10);
 const POLL_EVERY: Duration = Duration::from_secs(1);
 
 /// The subcommand of a tool.
-pub fn command(tool: ToolName) -> Command {
+pub(crate) fn command(tool: ToolName) -> Command {
     let name = tool.as_str();
     let example = tool.example_target();
     let target = Arg::new("TARGET").help("Whom to point it at").required(needs_target(tool)).value_parser(clap::value_parser!(String));
@@ -45,12 +45,14 @@ pub fn command(tool: ToolName) -> Command {
         .args([target, from, output])
         .next_help_heading(format!("Options of {name}"))
         .args(options::flags(tool))
-        .after_help(format!("Examples:\n  probeops {name} {example} --from eu-central\n  probeops {name} {example} --from eu-central,node:fra-1 -o json"));
+        .after_help(format!(
+            "Examples:\n  probeops {name} {example} --from eu-central\n  probeops {name} {example} --from eu-central,node:fra-1 -o json"
+        ));
     ClientArgs::augment_args(command)
 }
 
 /// Runs a tool, prints what came of it, and says how to end.
-pub fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
+pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
     let target = matches.get_one::<String>("TARGET").cloned().unwrap_or_default();
     let parameters = options::given(tool, matches);
     // What the API would refuse is refused here, in the same words, without asking it.
@@ -80,7 +82,10 @@ fn finished(client: &Client, body: &Value, budget: Duration) -> Result<Value, Fa
         let id = answer.body.get("id").and_then(Value::as_str).unwrap_or_default().to_owned();
         if begun.elapsed() > patience {
             let waited = begun.elapsed().as_secs();
-            return Err(Failed::new(Exit::Transport, format!("job {id} is still running after {waited} s; look again with GET /v1/jobs/{id}")));
+            return Err(Failed::new(
+                Exit::Transport,
+                format!("job {id} is still running after {waited} s; look again with GET /v1/jobs/{id}"),
+            ));
         }
         std::thread::sleep(POLL_EVERY);
         answer = client.get(&format!("/v1/jobs/{id}"), &[], NETWORK_MARGIN)?;

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-pub use settings::UpArgs;
+pub(crate) use settings::UpArgs;
 
 use crate::client::{Client, URL_FILE};
 use crate::control::{Control, write_servers};
@@ -36,7 +36,8 @@ use crate::up::settings::Settings;
 /// The two demo nodes and their regions.
 const DEMO_NODES: [(&str, &str); 2] = [("demo-eu-1", "demo-eu"), ("demo-us-1", "demo-us")];
 /// What the demo nodes' owner allows.
-const DEMO_POLICY: &str = "# The policy of the two demo agents. It allows loopback, so that the first run works without a network.\nallow_loopback = true\n";
+const DEMO_POLICY: &str =
+    "# The policy of the two demo agents. It allows loopback, so that the first run works without a network.\nallow_loopback = true\n";
 /// Where the broker's ports are kept for the next start.
 const PORTS_FILE: &str = "ports.json";
 /// How long everything may take until it is ready.
@@ -51,7 +52,7 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(70);
 const API_PATIENCE: Duration = Duration::from_secs(90);
 
 /// Runs `up`.
-pub fn run(args: UpArgs) -> Result<(), Failed> {
+pub(crate) fn run(args: UpArgs) -> Result<(), Failed> {
     process::install_tls_provider();
     let Some(settings) = args.settings()? else { return Ok(()) };
     process::start_log(settings.log_format);
@@ -76,6 +77,7 @@ async fn up(settings: Settings) -> Result<(), Failed> {
     done
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what map_err calls")]
 fn unusable(error: anyhow::Error) -> Failed {
     Failed::work(format!("{error:#}"))
 }
@@ -138,10 +140,25 @@ impl Fabric {
         files::write(&layout.root().join(URL_FILE), self.url.as_bytes(), Secrecy::Public).map_err(unusable)?;
         let common = |program: &str| -> Vec<OsString> {
             let servers = self.control.servers.join(",");
-            vec![program.into(), "--servers".into(), servers.into(), "--ca".into(), layout.ca_certificate().into(), "--log-format".into(), "json".into()]
+            vec![
+                program.into(),
+                "--servers".into(),
+                servers.into(),
+                "--ca".into(),
+                layout.ca_certificate().into(),
+                "--log-format".into(),
+                "json".into(),
+            ]
         };
         let mut api = common("api");
-        api.extend(["--http".into(), http.to_string().into(), "--creds".into(), layout.creds_dir().into(), "--vault".into(), layout.root().into()]);
+        api.extend([
+            "--http".into(),
+            http.to_string().into(),
+            "--creds".into(),
+            layout.creds_dir().into(),
+            "--vault".into(),
+            layout.root().into(),
+        ]);
         self.api = Some(Child::start("api", &api, &logs)?);
         for (id, _) in demo_nodes()? {
             let mut agent = common("agent");
@@ -198,7 +215,11 @@ impl Fabric {
             }
             if started.elapsed() > READY_WITHIN {
                 let logs = self.control.layout.root().join("log");
-                return Err(Failed::work(format!("not ready after {} s; what the programs say is in {}", READY_WITHIN.as_secs(), logs.display())));
+                return Err(Failed::work(format!(
+                    "not ready after {} s; what the programs say is in {}",
+                    READY_WITHIN.as_secs(),
+                    logs.display()
+                )));
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
@@ -210,7 +231,10 @@ impl Fabric {
         say(format!("key   {}", key_file.display()));
         say("Try it:");
         say(format!("  {}", first_jobs::curl(&self.url, &key_file, nodes)));
-        say(format!("The two demo agents ({}) allow loopback as a target, so that this works without a network; other agents do not.", demo_ids()));
+        say(format!(
+            "The two demo agents ({}) allow loopback as a target, so that this works without a network; other agents do not.",
+            demo_ids()
+        ));
         for lacks in nodes.iter().filter_map(|node| node["beat"]["unavailable"].as_array()).flatten().take(1) {
             let text = |name: &str| lacks[name].as_str().unwrap_or_default().to_owned();
             say(format!("{} is not possible here: {}. To allow it: {}", text("tool"), text("missing"), text("grant")));

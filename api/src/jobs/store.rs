@@ -52,7 +52,7 @@ impl Store {
     }
 
     /// Writes a finished job soon.
-    pub(crate) async fn put(&self, document: &JobDocument) {
+    pub(crate) fn put(&self, document: &JobDocument) {
         for entry in entries(document) {
             if self.queue.try_send(entry).is_err() {
                 let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;

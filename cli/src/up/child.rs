@@ -25,7 +25,7 @@ const VARIABLES_OF_OURS: [&str; 6] =
 
 /// A running program. Dropping it ends the program.
 #[derive(Debug)]
-pub struct Child {
+pub(super) struct Child {
     name: String,
     process: Process,
     /// Its end is the program's word to stop. Kept apart, because waiting for a process closes the end that it holds itself.
@@ -35,7 +35,7 @@ pub struct Child {
 
 impl Child {
     /// Starts this very executable as another of its programs; `arguments` begin with the subcommand.
-    pub fn start(name: &str, arguments: &[OsString], log_dir: &Path) -> Result<Self, Failed> {
+    pub(super) fn start(name: &str, arguments: &[OsString], log_dir: &Path) -> Result<Self, Failed> {
         let log = log_dir.join(format!("{name}.log"));
         let failed = |what: &str, error: std::io::Error| Failed::work(format!("cannot {what}: {error}"));
         let output = open_log(&log).map_err(|error| failed(&format!("write the log {}", log.display()), error))?;
@@ -60,15 +60,15 @@ impl Child {
     }
 
     /// Waits until it ends.
-    pub async fn ended(&mut self) -> Ended {
+    pub(super) async fn ended(&mut self) -> Ended {
         let status = self.process.wait().await;
-        Ended { name: self.name.clone(), code: status.as_ref().ok().and_then(ExitStatus::code), status: shown(status), log: self.log.clone() }
+        Ended { name: self.name.clone(), status: shown(status), log: self.log.clone() }
     }
 
     /// Tells it to stop, and ends it if it has not within `patience`.
-    pub async fn stop(mut self, patience: Duration) {
+    pub(super) async fn stop(mut self, patience: Duration) {
         if let Some(pid) = self.process.id().and_then(|pid| i32::try_from(pid).ok()) {
-            drop(kill(Pid::from_raw(pid), Signal::SIGTERM));
+            let _ = kill(Pid::from_raw(pid), Signal::SIGTERM);
         }
         if tokio::time::timeout(patience, self.process.wait()).await.is_err() {
             tracing::warn!("{} did not stop within {} s and is killed", self.name, patience.as_secs());
@@ -79,18 +79,16 @@ impl Child {
 
 /// How a program ended that nobody had told to.
 #[derive(Clone, Debug)]
-pub struct Ended {
+pub(super) struct Ended {
     /// What it is called.
     pub name: String,
-    /// Its exit code; absent when a signal ended it.
-    pub code: Option<i32>,
     status: String,
     log: PathBuf,
 }
 
 impl Ended {
     /// The end of its log.
-    pub fn last_lines(&self) -> String {
+    pub(super) fn last_lines(&self) -> String {
         tail(&self.log).unwrap_or_default()
     }
 }
@@ -133,10 +131,10 @@ mod tests {
     fn the_end_of_a_log_is_a_few_lines_and_harmless() {
         let dir = TestDir::new();
         let log = dir.path().join("a.log");
-        std::fs::write(&log, (0..5000).map(|line| format!("line {line}\n")).collect::<String>() + "\u{1b}[31mred\n").unwrap();
+        std::fs::write(&log, "line\n".repeat(5000) + "\u{1b}[31mred\n").unwrap();
         let tail = tail(&log).unwrap();
         assert_eq!(tail.lines().count(), TAIL_LINES);
-        assert!(tail.ends_with("line 4999\n\\u{1b}[31mred"), "{tail}");
+        assert!(tail.ends_with("line\n\\u{1b}[31mred"), "{tail}");
     }
 
     #[test]

@@ -87,10 +87,13 @@ async fn over_nats(control: &Control, url: &str, nodes: &[Value]) -> Result<(), 
     if let Some(status) = answer.status {
         return Err(Failed::work(format!("the broker answers {status}: no node of {region} listens")));
     }
-    let outcome: Outcome = serde_json::from_slice(&answer.payload).map_err(|error| Failed::work(format!("the outcome cannot be read: {error}")))?;
+    let outcome: Outcome =
+        serde_json::from_slice(&answer.payload).map_err(|error| Failed::work(format!("the outcome cannot be read: {error}")))?;
     say(pretty(&outcome));
     match (outcome.status, outcome.failure) {
         (Status::Success, _) => Ok(()),
-        (Status::Failed, failure) => Err(Failed::work(format!("its outcome is {}", failure.map_or_else(String::new, |failure| failure.to_string())))),
+        (Status::Failed, failure) => {
+            Err(Failed::work(format!("its outcome is {}", failure.map_or_else(String::new, |failure| failure.to_string()))))
+        }
     }
 }

@@ -7,13 +7,15 @@ use crate::exit::Failed;
 const SETTING: &str = "/proc/sys/net/ipv4/ping_group_range";
 
 /// Adds our group to those that may ping. Needs root; does nothing if it is there already.
-pub fn allow() -> Result<(), Failed> {
+pub(super) fn allow() -> Result<(), Failed> {
     let group = nix::unistd::getegid().as_raw();
     let text = std::fs::read_to_string(SETTING).map_err(|error| Failed::work(format!("cannot read {SETTING}: {error}")))?;
     let Some(range) = widened(&text, group) else { return Ok(()) };
     let command = format!("sysctl -w net.ipv4.ping_group_range=\"{range}\"");
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failed::usage(format!("--allow-ping changes a setting of this machine and needs root; run `sudo {command}` and leave the flag out")));
+        return Err(Failed::usage(format!(
+            "--allow-ping changes a setting of this machine and needs root; run `sudo {command}` and leave the flag out"
+        )));
     }
     std::fs::write(Path::new(SETTING), &range).map_err(|error| Failed::work(format!("cannot do what `{command}` does: {error}")))?;
     tracing::info!("did what `{command}` does");

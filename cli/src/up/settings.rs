@@ -28,13 +28,13 @@ Examples:
   probeops up
   probeops up --once                                   # two jobs, printed in full, exit 0 or 1
   probeops up --broker 0.0.0.0:4222 --name broker.lan  # agents on other machines can connect")]
-pub struct UpArgs {
+pub(crate) struct UpArgs {
     #[command(flatten)]
     given: Given,
     /// Run one job over HTTP and one straight over NATS, print both, and stop
     #[arg(long)]
     once: bool,
-    /// Let this user's group send pings (net.ipv4.ping_group_range); needs root
+    /// Let this user's group send pings (`net.ipv4.ping_group_range`); needs root
     #[arg(long)]
     allow_ping: bool,
     /// A settings file (TOML); flags and environment win over it
@@ -139,9 +139,17 @@ impl Given {
         let http = address("http", self.http.as_deref(), http_default)?;
         let broker = address("broker", self.broker.as_deref(), BROKER_DEFAULT)?;
         if !http.ip().is_loopback() {
-            return Err(format!("http: {http} can be reached by others, and `up` serves clear text; start `probeops api` with --tls-cert and --tls-key instead"));
+            return Err(format!(
+                "http: {http} can be reached by others, and `up` serves clear text; start `probeops api` with --tls-cert and --tls-key instead"
+            ));
         }
-        let credential_lifetime = match self.credential_lifetime.as_deref().map(spans::parse).transpose().map_err(|detail| format!("credential_lifetime: {detail}"))? {
+        let credential_lifetime = match self
+            .credential_lifetime
+            .as_deref()
+            .map(spans::parse)
+            .transpose()
+            .map_err(|detail| format!("credential_lifetime: {detail}"))?
+        {
             None => CREDENTIAL_LIFETIME,
             Some(lifetime) if !lifetime.is_zero() && lifetime <= CREDENTIAL_LIFETIME => lifetime,
             Some(_) => return Err("credential_lifetime: credentials last from 1s to 30d".to_owned()),
@@ -167,7 +175,10 @@ impl Settings {
         }
         match std::net::TcpListener::bind(self.http) {
             Ok(_free) => Ok(self.http),
-            Err(error) => Err(Failed::work(format!("the API cannot listen on {}: {error}; stop what listens there, or choose another with --http", self.http))),
+            Err(error) => Err(Failed::work(format!(
+                "the API cannot listen on {}: {error}; stop what listens there, or choose another with --http",
+                self.http
+            ))),
         }
     }
 }

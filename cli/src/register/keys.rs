@@ -1,0 +1,102 @@
+//! `probeops keys`: who may ask the HTTP API.
+
+use clap::{Args, Subcommand};
+use probeops_api::access::keys::{KeyRecord, KeyView, NewKey, check_name, mint};
+use probeops_shared::access::{Limits, Rate, RegionPattern, Scope, TargetPattern, Targets};
+use probeops_shared::subjects::storage;
+use probeops_shared::timestamp::Timestamp;
+use probeops_shared::tools::ToolName;
+
+use crate::control::{Control, DataArgs, block_on};
+use crate::exit::Failed;
+use crate::register::{ListArgs, joined, list};
+use crate::terminal::{note, say};
+
+/// Make, list and revoke keys of the HTTP API; works while the broker runs
+#[derive(Debug, Subcommand)]
+pub(crate) enum Keys {
+    /// Make a key; it is printed once
+    #[command(after_help = "Example:\n  probeops keys add n8n --scopes jobs:write,jobs:read --regions 'eu-*' --rate 60/m")]
+    Add(KeyAdd),
+    /// List them, without the keys themselves
+    List(ListArgs),
+    /// Revoke a key, on every API at once
+    Revoke(KeyRevoke),
+}
+
+/// What a new key is.
+#[derive(Args, Debug)]
+pub(crate) struct KeyAdd {
+    /// What it is for
+    name: String,
+    /// What it may do: jobs:write, jobs:read, nodes:read, nodes:write, keys:write, audit:read, admin
+    #[arg(long, value_delimiter = ',', required = true)]
+    scopes: Vec<Scope>,
+    /// Only these tools
+    #[arg(long, value_delimiter = ',')]
+    tools: Vec<ToolName>,
+    /// Only these regions; `eu-*` means all that begin so
+    #[arg(long, value_delimiter = ',')]
+    regions: Vec<RegionPattern>,
+    /// Only these targets: networks (10.0.0.0/8) and names (`*.example.com`)
+    #[arg(long, value_delimiter = ',')]
+    targets: Vec<TargetPattern>,
+    /// At most so many runs: 10/s, 60/m, 1000/h
+    #[arg(long)]
+    rate: Option<Rate>,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Which key.
+#[derive(Args, Debug)]
+pub(crate) struct KeyRevoke {
+    /// Its id, as `keys list` shows it
+    id: String,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Runs a `keys` command.
+pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
+    match command {
+        Keys::Add(args) => block_on(async {
+            check_name(&args.name).map_err(Failed::usage)?;
+            let limits = Limits {
+                tools: given(args.tools),
+                regions: given(args.regions),
+                targets: given(args.targets).map(Targets),
+                rate: args.rate,
+            };
+            let session = Control::open(&args.data)?.session().await?;
+            let minted = mint(NewKey { name: args.name, scopes: args.scopes, limits, created_by: "command".to_owned() });
+            session.write(storage::KEYS, &minted.record.id, &minted.record).await?;
+            session.record(&minted.record.id, format!("key made: {}", minted.record.name)).await?;
+            note("The key is shown once and kept nowhere:");
+            say(minted.key);
+            Ok(())
+        }),
+        Keys::List(args) => block_on(async {
+            let records: Vec<KeyRecord> = Control::open(&args.data)?.session().await?.read_all(storage::KEYS).await?;
+            let views: Vec<KeyView> = records.iter().map(KeyView::from).collect();
+            let rows = |key: &KeyView| {
+                let state = if key.revoked_at.is_some() { "revoked" } else { "good" };
+                [key.id.clone(), key.name.clone(), joined(&key.scopes), key.created_at.to_string(), state.to_owned()]
+            };
+            list(args.output, ["KEY", "NAME", "SCOPES", "MADE", "STATE"], &views, "keys", rows);
+            Ok(())
+        }),
+        Keys::Revoke(args) => block_on(async {
+            let session = Control::open(&args.data)?.session().await?;
+            session.change(storage::KEYS, &args.id, |key: &mut KeyRecord| key.revoked_at = Some(Timestamp::now())).await?;
+            session.record(&args.id, "key revoked".to_owned()).await?;
+            say(format!("key {} is revoked", args.id));
+            Ok(())
+        }),
+    }
+}
+
+/// What was not given does not limit.
+fn given<T>(list: Vec<T>) -> Option<Vec<T>> {
+    Some(list).filter(|list| !list.is_empty())
+}

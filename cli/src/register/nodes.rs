@@ -1,0 +1,124 @@
+//! `probeops nodes`: who may be asked.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use probeops_nats::permissions::Role;
+use probeops_nats::vault::CREDENTIAL_LIFETIME;
+use probeops_shared::ids::{NodeId, Region};
+use probeops_shared::registry::NodeGrant;
+use probeops_shared::subjects::storage;
+use probeops_shared::timestamp::Timestamp;
+use probeops_shared::tools::ToolName;
+
+use crate::control::{Control, DataArgs, block_on};
+use crate::exit::Failed;
+use crate::register::{ListArgs, joined, list, refuse_second, revoke, state};
+use crate::terminal::say;
+
+/// Grant, list and revoke nodes; works while the broker runs
+#[derive(Debug, Subcommand)]
+pub(crate) enum Nodes {
+    /// Make a credential for an agent on another machine
+    #[command(after_help = "Example:\n  probeops nodes add fra-1 --region eu-central --tools echo,ping,dns,tcp")]
+    Add(NodeAdd),
+    /// List those that were granted
+    List(ListArgs),
+    /// Take a credential back; its agent is cut off at once
+    Revoke(NodeRevoke),
+}
+
+/// What a new node is.
+#[derive(Args, Debug)]
+pub(crate) struct NodeAdd {
+    /// Its id, unique in the fabric
+    id: NodeId,
+    /// Its region
+    #[arg(long)]
+    region: Region,
+    /// What it may run
+    #[arg(long, value_delimiter = ',', required = true)]
+    tools: Vec<ToolName>,
+    /// Where the credential is written [default: nodes/ID.creds in the data folder]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Make it again for a node that has one
+    #[arg(long)]
+    renew: bool,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Which node.
+#[derive(Args, Debug)]
+pub(crate) struct NodeRevoke {
+    /// Its id
+    id: NodeId,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Runs a `nodes` command.
+pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
+    match command {
+        Nodes::Add(args) => block_on(add_node(args)),
+        Nodes::List(args) => block_on(async {
+            let grants: Vec<NodeGrant> = Control::open(&args.data)?.session().await?.read_all(storage::NODES).await?;
+            let rows = |grant: &NodeGrant| {
+                [grant.id.to_string(), grant.region.to_string(), joined(&grant.tools), state(grant.expires_at, grant.revoked_at)]
+            };
+            list(args.output, ["NODE", "REGION", "TOOLS", "STATE"], &grants, "nodes", rows);
+            Ok(())
+        }),
+        Nodes::Revoke(args) => block_on(async {
+            let control = Control::open(&args.data)?;
+            let session = control.session().await?;
+            let grant: Option<NodeGrant> = session.read(storage::NODES, args.id.as_str()).await?;
+            let grant = grant
+                .ok_or_else(|| Failed::usage(format!("there is no node `{}`; `probeops nodes list` shows those there are", args.id)))?;
+            revoke(&control, &grant.public_key).await?;
+            session.change(storage::NODES, args.id.as_str(), |grant: &mut NodeGrant| grant.revoked_at = Some(Timestamp::now())).await?;
+            session.record(args.id.as_str(), "node revoked".to_owned()).await?;
+            say(format!("node {} is revoked; its agent is cut off and exits 78", args.id));
+            Ok(())
+        }),
+    }
+}
+
+async fn add_node(args: NodeAdd) -> Result<(), Failed> {
+    let control = Control::open(&args.data)?;
+    let session = control.session().await?;
+    let held: Option<NodeGrant> = session.read(storage::NODES, args.id.as_str()).await?;
+    refuse_second(held.is_some_and(|grant| grant.revoked_at.is_none()), args.renew, "node", args.id.as_str())?;
+    let path = args.out.unwrap_or_else(|| control.layout.node_creds(&args.id));
+    let grant = grant_node(&control, &args.id, &args.region, &args.tools, &path, CREDENTIAL_LIFETIME)?;
+    session.write(storage::NODES, args.id.as_str(), &grant).await?;
+    session.record(args.id.as_str(), format!("node granted: region {}, tools {}", args.region, joined(&args.tools))).await?;
+    say(format!("{} holds the credential of node {} until {}", path.display(), args.id, grant.expires_at));
+    say(format!("Copy it and {} to its machine and start there:", control.layout.ca_certificate().display()));
+    say(format!("  probeops-agent --servers {} --ca ca.pem --creds {}.creds", control.servers.join(","), args.id));
+    Ok(())
+}
+
+/// Makes a node's credential at `path` and says what was granted.
+pub(crate) fn grant_node(
+    control: &Control,
+    id: &NodeId,
+    region: &Region,
+    tools: &[ToolName],
+    path: &Path,
+    lifetime: Duration,
+) -> Result<NodeGrant, Failed> {
+    let role = Role::Node { node: id.clone(), region: region.clone(), tools: tools.to_vec() };
+    let minted = control.vault.mint_to(path, &role, lifetime).map_err(|error| Failed::work(format!("{error:#}")))?;
+    Ok(NodeGrant {
+        id: id.clone(),
+        region: region.clone(),
+        tools: tools.to_vec(),
+        public_key: minted.public_key,
+        created_at: Timestamp::now(),
+        expires_at: minted.expires_at,
+        revoked_at: None,
+    })
+}

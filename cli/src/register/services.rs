@@ -1,0 +1,133 @@
+//! `probeops services`: who may publish jobs straight to the broker.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use probeops_nats::permissions::Role;
+use probeops_nats::vault::CREDENTIAL_LIFETIME;
+use probeops_shared::ids::{API_CALLER_PREFIX, Caller, NodeId, Region};
+use probeops_shared::registry::ServiceGrant;
+use probeops_shared::subjects::{self, storage};
+use probeops_shared::timestamp::Timestamp;
+use probeops_shared::tools::ToolName;
+
+use crate::control::{Control, DataArgs, block_on};
+use crate::exit::Failed;
+use crate::register::{ListArgs, joined, list, refuse_second, revoke, state};
+use crate::terminal::say;
+
+/// Grant, list and revoke services that publish jobs straight to the broker; works while the broker runs
+#[derive(Debug, Subcommand)]
+pub(crate) enum Services {
+    /// Make a credential for a service
+    #[command(after_help = "Example:\n  probeops services add billing --regions eu-central --tools ping,tcp")]
+    Add(ServiceAdd),
+    /// List those that were granted
+    List(ListArgs),
+    /// Take a credential back; its connections are cut at once
+    Revoke(ServiceRevoke),
+}
+
+/// What a new service is.
+#[derive(Args, Debug)]
+pub(crate) struct ServiceAdd {
+    /// Its name: the last token of its jobs' subjects
+    name: Caller,
+    /// Where it may ask
+    #[arg(long, value_delimiter = ',', required = true)]
+    regions: Vec<Region>,
+    /// What it may ask for
+    #[arg(long, value_delimiter = ',', required = true)]
+    tools: Vec<ToolName>,
+    /// Whom it may ask by id
+    #[arg(long, value_delimiter = ',')]
+    nodes: Vec<NodeId>,
+    /// Where the credential is written [default: services/NAME.creds in the data folder]
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Make it again for a service that has one
+    #[arg(long)]
+    renew: bool,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Which service.
+#[derive(Args, Debug)]
+pub(crate) struct ServiceRevoke {
+    /// Its name
+    name: Caller,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Runs a `services` command.
+pub(crate) fn services(command: Services) -> Result<(), Failed> {
+    match command {
+        Services::Add(args) => block_on(add_service(args)),
+        Services::List(args) => block_on(async {
+            let grants: Vec<ServiceGrant> = Control::open(&args.data)?.session().await?.read_all(storage::SERVICES).await?;
+            let rows = |grant: &ServiceGrant| {
+                [
+                    grant.name.to_string(),
+                    joined(&grant.regions),
+                    joined(&grant.tools),
+                    joined(&grant.nodes),
+                    state(grant.expires_at, grant.revoked_at),
+                ]
+            };
+            list(args.output, ["SERVICE", "REGIONS", "TOOLS", "NODES", "STATE"], &grants, "services", rows);
+            Ok(())
+        }),
+        Services::Revoke(args) => block_on(async {
+            let control = Control::open(&args.data)?;
+            let session = control.session().await?;
+            let grant: Option<ServiceGrant> = session.read(storage::SERVICES, args.name.as_str()).await?;
+            let missing = || Failed::usage(format!("there is no service `{}`; `probeops services list` shows those there are", args.name));
+            revoke(&control, &grant.ok_or_else(missing)?.public_key).await?;
+            session
+                .change(storage::SERVICES, args.name.as_str(), |grant: &mut ServiceGrant| grant.revoked_at = Some(Timestamp::now()))
+                .await?;
+            session.record(args.name.as_str(), "service revoked".to_owned()).await?;
+            say(format!("service {} is revoked; its connections are cut", args.name));
+            Ok(())
+        }),
+    }
+}
+
+async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
+    if args.name.is_api() {
+        return Err(Failed::usage(format!(
+            "`{}` begins with `{API_CALLER_PREFIX}`, which is kept for replicas of the API; choose another name",
+            args.name
+        )));
+    }
+    let control = Control::open(&args.data)?;
+    let session = control.session().await?;
+    let held: Option<ServiceGrant> = session.read(storage::SERVICES, args.name.as_str()).await?;
+    refuse_second(held.is_some_and(|grant| grant.revoked_at.is_none()), args.renew, "service", args.name.as_str())?;
+    let path = args.out.unwrap_or_else(|| control.layout.service_creds(&args.name));
+    let role =
+        Role::Service { name: args.name.clone(), regions: args.regions.clone(), tools: args.tools.clone(), nodes: args.nodes.clone() };
+    let minted = control.vault.mint_to(&path, &role, CREDENTIAL_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
+    let (created_at, expires_at) = (Timestamp::now(), minted.expires_at);
+    let grant = ServiceGrant {
+        name: args.name.clone(),
+        regions: args.regions,
+        tools: args.tools,
+        nodes: args.nodes,
+        public_key: minted.public_key,
+        created_at,
+        expires_at,
+        revoked_at: None,
+    };
+    session.write(storage::SERVICES, args.name.as_str(), &grant).await?;
+    session
+        .record(args.name.as_str(), format!("service granted: regions {}, tools {}", joined(&grant.regions), joined(&grant.tools)))
+        .await?;
+    say(format!("{} holds the credential of service {} until {expires_at}", path.display(), args.name));
+    let (region, tool) =
+        (grant.regions.first().map_or_else(String::new, ToString::to_string), grant.tools.first().map_or("ping", |tool| tool.as_str()));
+    say(format!("It publishes to {} and answers come to {}", subjects::job(&region, tool, &args.name), subjects::replies(&args.name)));
+    Ok(())
+}
