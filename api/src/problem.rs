@@ -136,6 +136,11 @@ impl Problem {
         self.asked.as_deref().cloned().unwrap_or_default()
     }
 
+    /// Whether the request was about something that exists.
+    pub(crate) fn names_something(&self) -> bool {
+        self.asked.is_some()
+    }
+
     /// The answer: a whole one once it is known what the client accepts and how the request is called.
     pub(crate) fn answer(&self, accept: Option<&str>, request_id: &str) -> Response {
         let status = status(self.code);

@@ -8,7 +8,7 @@ use std::time::Instant;
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{ACCEPT, CACHE_CONTROL};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
@@ -45,7 +45,7 @@ pub(super) async fn frame(State(audit): State<Audit>, mut request: Request, next
     if let Some(Raised(problem)) = response.extensions_mut().remove::<Raised>() {
         let who = response.extensions().get::<Who>().map(|who| who.0.name.clone());
         let request = format!("{method} {}", uri.path());
-        if is_recorded(&method, response.status()) {
+        if is_recorded(&method, &problem) {
             audit.refused(&Refusal { principal: who.as_deref(), request_id: &id, request: &request, problem: &problem });
         }
         log(&problem, &request, who.as_deref(), &id);
@@ -73,9 +73,10 @@ fn accepted(headers: &HeaderMap) -> Option<String> {
     (!given.is_empty()).then(|| given.join(","))
 }
 
-/// Whoever was refused for his credential is recorded, and every attempt to change something or to run a job.
-fn is_recorded(method: &Method, status: StatusCode) -> bool {
-    matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) || !(method.is_safe())
+/// Whoever was refused for who he is or for what he asked about is recorded, and every attempt to change something or to run a job.
+fn is_recorded(method: &Method, problem: &Problem) -> bool {
+    let refused = matches!(problem.code(), Code::Unauthorized | Code::Forbidden);
+    refused || problem.names_something() || !method.is_safe()
 }
 
 fn log(problem: &Problem, request: &str, principal: Option<&str>, id: &str) {
@@ -95,6 +96,7 @@ fn panicked(panic: &(dyn Any + Send), id: &str) -> Response {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::problem::Asked;
 
     #[test]
     fn a_sane_request_id_is_kept_and_any_other_replaced() {
@@ -112,21 +114,24 @@ mod tests {
     #[test]
     fn a_panic_becomes_a_problem_that_says_where_to_look() {
         let mut response = panicked(&"index out of bounds", "r-1");
-        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(response.status().is_server_error());
         let Raised(problem) = response.extensions_mut().remove::<Raised>().unwrap();
         assert!(problem.code() == Code::Internal && !problem.detail().contains("bounds"), "{problem}");
     }
 
     #[test]
     fn refusals_are_recorded_and_reading_what_is_not_there_is_not() {
-        for (method, status, recorded) in [
-            (Method::GET, StatusCode::UNAUTHORIZED, true),
-            (Method::GET, StatusCode::FORBIDDEN, true),
-            (Method::GET, StatusCode::NOT_FOUND, false),
-            (Method::POST, StatusCode::BAD_REQUEST, true),
-            (Method::DELETE, StatusCode::NOT_FOUND, true),
+        let asked = Asked { target: "job:somebody-else's".to_owned(), ..Asked::default() };
+        for (method, problem, recorded) in [
+            (Method::GET, Problem::new(Code::Unauthorized, ""), true),
+            (Method::GET, Problem::new(Code::Forbidden, ""), true),
+            (Method::GET, Problem::new(Code::NotFound, ""), false),
+            (Method::GET, Problem::new(Code::NotFound, "").asked(asked), true),
+            (Method::POST, Problem::new(Code::Invalid, ""), true),
+            (Method::POST, Problem::new(Code::RateLimited, ""), true),
+            (Method::DELETE, Problem::new(Code::NotFound, ""), true),
         ] {
-            assert_eq!(is_recorded(&method, status), recorded, "{method} {status}");
+            assert_eq!(is_recorded(&method, &problem), recorded, "{method} {problem}");
         }
     }
 }
