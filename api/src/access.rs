@@ -25,6 +25,7 @@ use crate::config::JwtSettings;
 use crate::problem::Problem;
 
 pub use principal::{Identity, Principal};
+pub use rate::Allowance;
 
 /// Longer credentials are not looked at.
 const CREDENTIAL_BYTES_MAX: usize = 8 * 1024;

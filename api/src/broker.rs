@@ -177,6 +177,8 @@ impl Broker {
 
     /// Tells a node to take no new jobs, and waits until it says that it heard.
     pub async fn drain(&self, node: &NodeId) -> Result<(), Problem> {
+        // Kept by a client that is not connected, it would drain the node long after we said that it cannot be done.
+        self.ready().map_err(|why| Problem::new(Code::Unavailable, why))?;
         let subject = subjects::node_control(node, Verb::Drain.as_str(), &self.0.caller);
         let (sender, mut answers) = mpsc::channel(1);
         let waiting = self.0.replies.wait(1, sender);

@@ -99,6 +99,8 @@ fn made(operations: &[Operation]) -> Value {
             "headers": {
                 "RequestId": {"description": "The request's id: the one sent, or a new one.", "schema": {"type": "string"}},
                 "RetryAfter": {"description": "When to try again, in seconds.", "schema": {"type": "integer", "minimum": 1}},
+                "RateLimitPolicy": {"description": "How many runs in how many seconds, where your credential is limited.", "schema": {"type": "string"}, "example": "\"runs\";q=60;w=60"},
+                "RateLimit": {"description": "How many runs are left, and in how many seconds all are possible again.", "schema": {"type": "string"}, "example": "\"runs\";r=58;t=2"},
                 "Location": {"description": "Where it is.", "schema": {"type": "string", "format": "uri-reference"}},
                 "Challenge": {"description": "What kind of credential is wanted, and what is wrong with this one.", "schema": {"type": "string"}},
             },
@@ -132,6 +134,12 @@ fn described(operation: &Operation, problem: &Schema, schemas: &mut SchemaGenera
         if matches!(answer.status, success::CREATED | success::ACCEPTED) {
             headers["Location"] = header("Location");
         }
+        if answer.status == success::ACCEPTED {
+            headers["Retry-After"] = header("RetryAfter");
+        }
+        if operation.problems.contains(&Code::RateLimited) {
+            add_rate(&mut headers);
+        }
         let content = json!({"application/json": {"schema": schema}});
         responses
             .insert(answer.status.as_str().to_owned(), json!({"description": answer.description, "headers": headers, "content": content}));
@@ -163,7 +171,7 @@ fn described_scope(description: &str, needs: Needs) -> String {
 
 /// The problems an operation can have, by status: its own, and those that its needs and its method bring.
 fn problems(operation: &Operation) -> BTreeMap<u16, Vec<Code>> {
-    let mut codes = vec![Code::Invalid, Code::Internal];
+    let mut codes = vec![Code::Invalid, Code::UriTooLong, Code::HeadersTooLarge, Code::Internal];
     codes.extend_from_slice(operation.problems);
     match operation.needs {
         Needs::Nothing => {}
@@ -192,11 +200,19 @@ fn refused(status: u16, codes: &[Code], problem: &Schema) -> Value {
     if matches!(status, 429 | 503) {
         headers["Retry-After"] = header("RetryAfter");
     }
+    if codes.contains(&Code::RateLimited) {
+        add_rate(&mut headers);
+    }
     if status == 401 {
         headers["WWW-Authenticate"] = header("Challenge");
     }
     let content = json!({PROBLEM_JSON: {"schema": problem}, "application/json": {"schema": problem}});
     json!({"description": words.join(", "), "headers": headers, "content": content})
+}
+
+fn add_rate(headers: &mut Value) {
+    headers["RateLimit-Policy"] = header("RateLimitPolicy");
+    headers["RateLimit"] = header("RateLimit");
 }
 
 fn header(name: &str) -> Value {

@@ -15,6 +15,8 @@ use probeops_shared::problem::Code;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::access::Allowance;
+
 /// When to try again after a problem that passes by itself and does not say when.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
@@ -27,6 +29,7 @@ pub struct Problem {
     retry_after: Option<Duration>,
     challenge: Option<Challenge>,
     asked: Option<Box<Asked>>,
+    allowance: Option<Allowance>,
 }
 
 /// What a 401 or 403 tells a client about its credential (RFC 6750).
@@ -74,7 +77,7 @@ pub struct ProblemDocument {
 impl Problem {
     /// A problem of this kind.
     pub fn new(code: Code, detail: impl Into<String>) -> Self {
-        Self { code, detail: detail.into(), errors: Vec::new(), retry_after: None, challenge: None, asked: None }
+        Self { code, detail: detail.into(), errors: Vec::new(), retry_after: None, challenge: None, asked: None, allowance: None }
     }
 
     /// A request that is malformed in this way.
@@ -111,6 +114,13 @@ impl Problem {
     #[must_use]
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
+        self
+    }
+
+    /// Says what is left of the rate that it met.
+    #[must_use]
+    pub fn allowance(mut self, allowance: Allowance) -> Self {
+        self.allowance = Some(allowance);
         self
     }
 
@@ -163,6 +173,7 @@ impl Problem {
     }
 
     fn add_headers(&self, headers: &mut HeaderMap) {
+        headers.extend(self.allowance.iter().flat_map(Allowance::headers));
         let passes = matches!(status(self.code), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if let Some(after) = self.retry_after.or_else(|| passes.then_some(RETRY_AFTER_DEFAULT)) {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(after)));
@@ -220,6 +231,8 @@ pub(crate) fn status(code: Code) -> StatusCode {
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::Conflict => StatusCode::CONFLICT,
+        Code::UriTooLong => StatusCode::URI_TOO_LONG,
+        Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
         Code::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
         Code::RateLimited => StatusCode::TOO_MANY_REQUESTS,
@@ -250,6 +263,8 @@ fn title(code: Code) -> &'static str {
         Code::NoSuchNode => "No such node",
         Code::NoNodeAvailable => "No node available",
         Code::MethodNotAllowed => "Method not allowed",
+        Code::UriTooLong => "Path and query too long",
+        Code::HeadersTooLarge => "Headers too large",
         Code::TooLarge => "Body too large",
         Code::UnsupportedMediaType => "Unsupported media type",
         Code::RequestTimeout => "The request took too long to arrive",

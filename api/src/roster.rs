@@ -121,6 +121,11 @@ impl Roster {
         })
     }
 
+    /// The region that a node was granted.
+    pub(crate) fn region(&self, node: &NodeId) -> Option<Region> {
+        self.read(|inner| inner.granted.get(node).map(|grant| grant.region.clone()))
+    }
+
     /// Whether any node was ever granted the region.
     pub(crate) fn knows_region(&self, region: &Region) -> bool {
         self.read(|inner| inner.granted.values().any(|grant| grant.region == *region && grant.revoked_at.is_none()))

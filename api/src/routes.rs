@@ -25,6 +25,7 @@ use crate::problem::Problem;
 use crate::routes::guard::Gate;
 use crate::routes::operation::Operation;
 
+pub(crate) use frame::HEADERS_BYTES_MAX;
 #[cfg(test)]
 pub(crate) use jobs::JOB_FIELDS;
 pub(crate) use jobs::SELECTORS_MAX;

@@ -13,22 +13,25 @@ use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::Listen;
+use crate::jobs::WAIT_MAX;
+use crate::routes::HEADERS_BYTES_MAX;
 
 /// How long a TLS handshake, and the first bytes of a connection, may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long the head of a request may take to arrive, and how long a connection may idle between two.
 const HEAD_WITHIN: Duration = Duration::from_secs(30);
-/// How large the head of a request may be.
-const HEAD_BYTES_MAX: u32 = 32 * 1024;
+/// How large the head of a request may be for it to be read at all; from half of it on, it is refused in our own words.
+const HEAD_BYTES_MAX: usize = 2 * HEADERS_BYTES_MAX;
 /// How many requests one HTTP/2 connection may have going on.
 const STREAMS_MAX: u32 = 128;
 /// How much of bodies one HTTP/2 connection may send ahead.
@@ -37,8 +40,10 @@ const WINDOW_BYTES: u32 = 256 * 1024;
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// After this long a connection ends as soon as its requests are answered; the client makes a new one.
 const CONNECTION_AGE_MAX: Duration = Duration::from_hours(1);
-/// How long requests may go on after the API was told to stop.
-const STOP_WITHIN: Duration = Duration::from_secs(30);
+/// How long a connection may go on after it was told to end: a call that waits for its job, and the way of its answer.
+const END_WITHIN: Duration = WAIT_MAX.saturating_add(Duration::from_secs(10));
+/// How long a client may leave what we send it unread before its connection is cut.
+const UNREAD_WITHIN: Duration = Duration::from_secs(30);
 /// The wait after the system would not give another connection.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How a client that speaks HTTP/2 without TLS begins.
@@ -97,10 +102,11 @@ impl Listener {
         tracing::info!("listening on {}", self.url());
         let connections = TaskTracker::new();
         let room = Arc::new(Semaphore::new(self.connections_max));
-        let http = Http { builder: builder(&connections), router, stop: stop.clone() };
+        let crowd = Arc::new(Notify::new());
+        let http = Http { builder: builder(&connections), router, stop: stop.clone(), crowd: Arc::clone(&crowd) };
         loop {
             let accepted = tokio::select! {
-                accepted = accept(&self.socket, &room) => accepted,
+                accepted = accept(&self.socket, &room, &crowd) => accepted,
                 () = stop.cancelled() => break,
             };
             if let Some((stream, place)) = accepted {
@@ -113,17 +119,23 @@ impl Listener {
         }
         drop(self.socket);
         connections.close();
-        if timeout(STOP_WITHIN, connections.wait()).await.is_err() {
-            let (open, stop_s) = (connections.len(), STOP_WITHIN.as_secs());
-            tracing::warn!(open, "some connections did not end within {stop_s} s and are cut");
+        if timeout(END_WITHIN, connections.wait()).await.is_err() {
+            let (open, end_s) = (connections.len(), END_WITHIN.as_secs());
+            tracing::warn!(open, "some connections did not end within {end_s} s and are cut");
         }
         Ok(())
     }
 }
 
-/// The next connection, once there is room for it; until then the system lets clients wait.
-async fn accept(socket: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let place = Arc::clone(room).acquire_owned().await.ok()?;
+/// The next connection, once there is room for it; until then the system lets clients wait. When there is none, those who ask nothing are sent
+/// away: whoever only holds connections keeps nobody out.
+async fn accept(socket: &TcpListener, room: &Arc<Semaphore>, crowd: &Notify) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    let place = if let Ok(place) = Arc::clone(room).try_acquire_owned() {
+        place
+    } else {
+        crowd.notify_waiters();
+        Arc::clone(room).acquire_owned().await.ok()?
+    };
     match socket.accept().await {
         Ok((stream, _)) => Some((stream, place)),
         // The client has gone already.
@@ -142,10 +154,10 @@ fn builder(connections: &TaskTracker) -> Builder<Owner> {
         .http1()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_WITHIN)
-        .max_buf_size(usize::try_from(HEAD_BYTES_MAX).unwrap_or(usize::MAX))
+        .max_buf_size(HEAD_BYTES_MAX)
         .http2()
         .timer(TokioTimer::new())
-        .max_header_list_size(HEAD_BYTES_MAX)
+        .max_header_list_size(u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX))
         .max_concurrent_streams(STREAMS_MAX)
         .initial_connection_window_size(WINDOW_BYTES)
         .keep_alive_interval(PING_EVERY)
@@ -169,12 +181,15 @@ struct Http {
     builder: Builder<Owner>,
     router: Router,
     stop: CancellationToken,
+    /// Tells every connection that others wait.
+    crowd: Arc<Notify>,
 }
 
 impl Http {
     async fn connection(self, stream: TcpStream, tls: Option<TlsAcceptor>) {
         // Answers are small and whole: waiting to fill packets only delays them.
-        if let Err(error) = stream.set_nodelay(true) {
+        let prepared = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_WITHIN)));
+        if let Err(error) = prepared {
             tracing::debug!(%error, "a connection was gone before it was served");
             return;
         }
@@ -203,15 +218,18 @@ impl Http {
         };
         let service = TowerToHyperService::new(self.router);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        let told_to_end = async {
+            tokio::select! {
+                () = self.stop.cancelled() => {}
+                () = self.crowd.notified() => {}
+                () = sleep(CONNECTION_AGE_MAX) => {}
+            }
+        };
         let ended = tokio::select! {
             ended = &mut connection => ended,
-            () = self.stop.cancelled() => {
+            () = told_to_end => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-            () = sleep(CONNECTION_AGE_MAX) => {
-                connection.as_mut().graceful_shutdown();
-                timeout(STOP_WITHIN, connection).await.unwrap_or(Ok(()))
+                timeout(END_WITHIN, connection).await.unwrap_or(Ok(()))
             }
         };
         if let Err(error) = ended {

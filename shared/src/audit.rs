@@ -47,9 +47,9 @@ pub struct Record {
 pub enum Verdict {
     /// The API accepted a job.
     Accepted,
-    /// The API refused a request, or changed something about access (a key, a node).
+    /// The API refused a request.
     Refused,
-    /// An operator's action was carried out.
+    /// The API changed something about access: a key was made or revoked, a node drained or revoked.
     Changed,
     /// A node finished a run.
     Finished,

@@ -141,12 +141,23 @@ impl<'de> Visitor<'de> for StrictValue {
         let mut object = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
             if object.contains_key(&key) {
-                return Err(de::Error::custom(format!("field `{key}` is given twice")));
+                // Refused as the value, so that the error points at the field and not at what it is in.
+                return entries.next_value_seed(Repeated(&key));
             }
             let Strict(value) = entries.next_value()?;
             object.insert(key, value);
         }
         Ok(object.into())
+    }
+}
+
+/// The value of a field that has one already.
+struct Repeated<'a>(&'a str);
+
+impl<'de> DeserializeSeed<'de> for Repeated<'_> {
+    type Value = Value;
+    fn deserialize<D: de::Deserializer<'de>>(self, _: D) -> Result<Value, D::Error> {
+        Err(de::Error::custom(format!("field `{}` is given twice", self.0)))
     }
 }
 
@@ -171,8 +182,8 @@ mod tests {
 
     #[test]
     fn a_repeated_key_is_refused_where_it_stands() {
-        refuses("{\"a\":1,\"a\":2}", "", "`a` is given twice");
-        refuses("{\"a\":{\"b\":1,\"b\":2}}", "/a", "`b` is given twice");
+        refuses("{\"a\":1,\"a\":2}", "/a", "`a` is given twice");
+        refuses("{\"a\":[{\"b\":1,\"b\":2}]}", "/a/0/b", "`b` is given twice");
     }
 
     #[test]

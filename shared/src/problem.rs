@@ -23,6 +23,10 @@ pub enum Code {
     NoNodeAvailable,
     /// The path exists, but not with this method.
     MethodNotAllowed,
+    /// The path and query are too long.
+    UriTooLong,
+    /// The headers are too large, or too many.
+    HeadersTooLarge,
     /// The body is too large.
     TooLarge,
     /// The body is not JSON by its content type.
@@ -41,7 +45,7 @@ pub enum Code {
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Invalid,
         Self::Unauthorized,
         Self::Forbidden,
@@ -50,6 +54,8 @@ impl Code {
         Self::NoSuchNode,
         Self::NoNodeAvailable,
         Self::MethodNotAllowed,
+        Self::UriTooLong,
+        Self::HeadersTooLarge,
         Self::TooLarge,
         Self::UnsupportedMediaType,
         Self::RequestTimeout,
@@ -70,6 +76,8 @@ impl Code {
             Self::NoSuchNode => "no_such_node",
             Self::NoNodeAvailable => "no_node_available",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::UriTooLong => "uri_too_long",
+            Self::HeadersTooLarge => "headers_too_large",
             Self::TooLarge => "too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::RequestTimeout => "request_timeout",

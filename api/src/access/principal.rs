@@ -8,7 +8,7 @@ use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
 use probeops_shared::tools::ToolName;
 
-use crate::access::rate::{Rates, Taken};
+use crate::access::rate::{Allowance, Rates, Taken};
 use crate::problem::Problem;
 
 /// Who a credential names, and what he may.
@@ -56,22 +56,22 @@ impl Principal {
     }
 
     /// Refuses a region outside the limits.
-    pub fn check_region(&self, region: &Region) -> Result<(), Problem> {
+    pub fn check_region(&self, region: &Region, pointer: &str) -> Result<(), Problem> {
         match &self.limits.regions {
-            Some(regions) if !regions.iter().any(|pattern| pattern.matches(region)) => Err(outside("regions", regions, region, "/from")),
+            Some(regions) if !regions.iter().any(|pattern| pattern.matches(region)) => Err(outside("regions", regions, region, pointer)),
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Takes so many runs from the rate, or says when there will be enough.
-    pub fn take(&self, runs: usize) -> Result<(), Problem> {
-        let Some(rate) = self.limits.rate else { return Ok(()) };
+    /// Takes so many runs from the rate and says what is left, or when there will be enough.
+    pub fn take(&self, runs: usize) -> Result<Option<Allowance>, Problem> {
+        let Some(rate) = self.limits.rate else { return Ok(None) };
         match self.rates.take(&self.name, rate, runs) {
-            Taken::Now => Ok(()),
-            Taken::Later(after) => {
+            Taken::Now(allowance) => Ok(Some(allowance)),
+            Taken::Later(after, allowance) => {
                 let detail =
                     format!("your credential is limited to {rate} runs; {runs} more are possible in {} ms", after.as_millis().max(1));
-                Err(Problem::new(Code::RateLimited, detail).retry_after(after))
+                Err(Problem::new(Code::RateLimited, detail).retry_after(after).allowance(allowance))
             }
             Taken::Never => {
                 let detail = format!("your credential is limited to {rate} runs; a job with {runs} runs goes beyond that at any time");
@@ -123,8 +123,8 @@ mod tests {
         let limited = principal(&[Scope::JobsWrite], r#"{"tools":[],"regions":["eu-*"],"rate":"2/h"}"#);
         let tool = limited.check_tool(ToolName::Echo).unwrap_err();
         assert_eq!(tool.code(), Code::Forbidden);
-        assert!(limited.check_region(&"eu-central".parse().unwrap()).is_ok());
-        let region = limited.check_region(&"us-east".parse().unwrap()).unwrap_err();
+        assert!(limited.check_region(&"eu-central".parse().unwrap(), "/from").is_ok());
+        let region = limited.check_region(&"us-east".parse().unwrap(), "/from").unwrap_err();
         assert_eq!(region.detail(), "your credential is limited to the regions eu-*; `us-east` is none of them");
         assert!(limited.take(2).is_ok());
         assert_eq!(limited.take(1).unwrap_err().code(), Code::RateLimited);

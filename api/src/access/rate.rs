@@ -8,7 +8,9 @@ use std::num::NonZeroU32;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use axum::http::{HeaderName, HeaderValue};
 use governor::clock::{Clock, DefaultClock};
+use governor::middleware::StateInformationMiddleware;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use probeops_shared::access::Rate;
 
@@ -17,7 +19,11 @@ const PRINCIPALS_MAX: usize = 20_000;
 /// How many different rates are remembered, in the same way.
 const RATES_MAX: usize = 1_000;
 
-type Limiter = DefaultKeyedRateLimiter<String>;
+/// What a rate allows, and what is left of it (draft-ietf-httpapi-ratelimit-headers).
+const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
+const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
+
+type Limiter = DefaultKeyedRateLimiter<String, StateInformationMiddleware>;
 
 /// What is left.
 #[derive(Default)]
@@ -29,13 +35,35 @@ impl std::fmt::Debug for Rates {
     }
 }
 
+/// What a principal has left of its rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allowance {
+    rate: Rate,
+    left: u32,
+}
+
+impl Allowance {
+    /// What is told of it: the rate, how many runs are left, and in how many seconds all are possible again.
+    pub fn headers(&self) -> [(HeaderName, HeaderValue); 2] {
+        let Self { rate, left } = self;
+        let (each, spent) = (rate.window / rate.count.max(1), rate.count.saturating_sub(*left));
+        let whole_in = each.saturating_mul(spent);
+        let whole_in_s = whole_in.as_secs() + u64::from(whole_in.subsec_nanos() > 0);
+        let policy = format!("\"runs\";q={};w={}", rate.count, rate.window.as_secs());
+        let state = format!("\"runs\";r={left};t={whole_in_s}");
+        // Digits, letters and quotes always make a header.
+        let value = |text: String| HeaderValue::try_from(text).unwrap_or_else(|_| HeaderValue::from_static(""));
+        [(RATE_LIMIT_POLICY, value(policy)), (RATE_LIMIT, value(state))]
+    }
+}
+
 /// What became of an attempt to take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Taken {
-    /// They are taken.
-    Now,
+    /// They are taken, and so much is left.
+    Now(Allowance),
     /// There are not enough until then; none is taken.
-    Later(Duration),
+    Later(Duration, Allowance),
     /// There will never be so many at once.
     Never,
 }
@@ -43,8 +71,7 @@ pub(super) enum Taken {
 impl Rates {
     /// Takes `runs` from what the principal has left.
     pub(super) fn take(&self, principal: &str, rate: Rate, runs: usize) -> Taken {
-        let Some(runs) = u32::try_from(runs).ok().map(NonZeroU32::new) else { return Taken::Never };
-        let Some(runs) = runs else { return Taken::Now };
+        let Some(runs) = u32::try_from(runs).ok().and_then(NonZeroU32::new) else { return Taken::Never };
         let mut limiters = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if limiters.len() >= RATES_MAX {
             limiters.retain(|_, limiter| {
@@ -56,20 +83,30 @@ impl Rates {
                 limiters.clear();
             }
         }
-        let limiter = limiters.entry((rate.count, rate.window)).or_insert_with(|| RateLimiter::keyed(quota(rate)));
+        let limiter = limiters.entry((rate.count, rate.window)).or_insert_with(|| limiter_of(rate));
         if limiter.len() >= PRINCIPALS_MAX {
             limiter.retain_recent();
             if limiter.len() > PRINCIPALS_MAX / 2 {
                 tracing::warn!(principals = limiter.len(), %rate, "too many principals draw on one rate at once; all start afresh");
-                *limiter = RateLimiter::keyed(quota(rate));
+                *limiter = limiter_of(rate);
             }
         }
         match limiter.check_key_n(&principal.to_owned(), runs) {
-            Ok(Ok(())) => Taken::Now,
-            Ok(Err(not_until)) => Taken::Later(not_until.wait_time_from(DefaultClock::default().now())),
+            Ok(Ok(state)) => Taken::Now(Allowance { rate, left: state.remaining_burst_capacity() }),
+            Ok(Err(not_until)) => {
+                let after = not_until.wait_time_from(DefaultClock::default().now());
+                let each = quota(rate).replenish_interval();
+                let lacking = after.as_nanos().div_ceil(each.as_nanos().max(1));
+                let left = runs.get().saturating_sub(u32::try_from(lacking).unwrap_or(u32::MAX));
+                Taken::Later(after, Allowance { rate, left })
+            }
             Err(_never) => Taken::Never,
         }
     }
+}
+
+fn limiter_of(rate: Rate) -> Limiter {
+    RateLimiter::keyed(quota(rate)).with_middleware()
 }
 
 fn quota(rate: Rate) -> Quota {
@@ -87,13 +124,23 @@ mod tests {
     fn a_principal_gets_his_rate_at_once_and_then_waits() {
         let rates = Rates::default();
         let rate: Rate = "3/h".parse().unwrap();
-        assert_eq!(rates.take("key:a", rate, 0), Taken::Now);
-        assert_eq!(rates.take("key:a", rate, 2), Taken::Now);
-        let Taken::Later(after) = rates.take("key:a", rate, 2) else { panic!("two of one") };
+        assert_eq!(rates.take("key:a", rate, 2), Taken::Now(Allowance { rate, left: 1 }));
+        let Taken::Later(after, left) = rates.take("key:a", rate, 2) else { panic!("two of one") };
         assert!(after > Duration::from_mins(19) && after <= Duration::from_mins(20), "{after:?}");
-        assert_eq!(rates.take("key:a", rate, 1), Taken::Now, "the refused attempt took nothing");
-        assert_eq!(rates.take("key:b", rate, 3), Taken::Now, "each principal has his own");
+        assert_eq!(left, Allowance { rate, left: 1 });
+        assert_eq!(rates.take("key:a", rate, 1), Taken::Now(Allowance { rate, left: 0 }), "the refused attempt took nothing");
+        assert_eq!(rates.take("key:b", rate, 3), Taken::Now(Allowance { rate, left: 0 }), "each principal has his own");
         assert_eq!(rates.take("key:b", rate, 4), Taken::Never);
+    }
+
+    #[test]
+    fn what_is_left_is_told_in_two_headers() {
+        let rate: Rate = "60/m".parse().unwrap();
+        let told = |left: u32| Allowance { rate, left }.headers().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap()));
+        assert_eq!(told(60), ["ratelimit-policy: \"runs\";q=60;w=60", "ratelimit: \"runs\";r=60;t=0"]);
+        assert_eq!(told(58)[1], "ratelimit: \"runs\";r=58;t=2");
+        let slow = Allowance { rate: "7/s".parse().unwrap(), left: 0 };
+        assert_eq!(slow.headers()[1].1, "\"runs\";r=0;t=1");
     }
 
     #[test]

@@ -3,12 +3,14 @@
 //! Diagnostics only read, so running one twice is harmless; answering twice is not, and does not happen: the first final answer of any
 //! attempt is the outcome, and whatever else was accepted is cancelled.
 
+mod follow;
+
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use probeops_shared::ids::{NodeId, Region, RequestId};
-use probeops_shared::job::{Event, GRACE, SILENCE_MAX, header};
+use probeops_shared::job::{SILENCE_MAX, header};
 use probeops_shared::outcome::{Failure, FailureKind, Outcome};
 use probeops_shared::subjects;
 use probeops_shared::timestamp::Timestamp;
@@ -110,18 +112,6 @@ struct Attempt<'a> {
     over: bool,
 }
 
-/// What to do after an answer.
-enum Step {
-    /// This is the outcome.
-    Final(Box<Outcome>),
-    /// A node has begun.
-    Accepted(u32),
-    /// The attempt is over.
-    Over(u32),
-    /// A node that has begun goes on.
-    Alive(u32),
-}
-
 impl<'a> Dispatch<'a> {
     async fn outcome(&mut self) -> Outcome {
         for number in 1..=ATTEMPTS_MAX {
@@ -188,133 +178,6 @@ impl<'a> Dispatch<'a> {
         }
     }
 
-    /// Follows an attempt (and hears the older ones) until there is an outcome or no hope for it.
-    async fn follow(&mut self, number: u32) -> Option<Outcome> {
-        let accept_within = self.accept_within();
-        let mut step = tokio::time::timeout(accept_within, self.next(number)).await;
-        loop {
-            match step {
-                Ok(Some(Step::Final(outcome))) => return Some(*outcome),
-                Ok(Some(Step::Accepted(accepted))) => match self.accompany(accepted).await {
-                    Some(outcome) => return Some(outcome),
-                    None => return None,
-                },
-                Ok(Some(Step::Alive(_))) => step = tokio::time::timeout(accept_within, self.next(number)).await,
-                // Over, the connection is gone, or silence.
-                Ok(Some(Step::Over(_)) | None) | Err(_) => return None,
-            }
-        }
-    }
-
-    /// Stays with a run that a node has begun.
-    async fn accompany(&mut self, accepted: u32) -> Option<Outcome> {
-        let patience_ends = Instant::now() + self.run.budget + GRACE;
-        let mut silent_at = Instant::now() + SILENCE_MAX;
-        let mut epoch = self.link.borrow().epoch;
-        loop {
-            let until = if self.link.borrow().connected { patience_ends.min(silent_at) } else { patience_ends };
-            let mut link = self.link.clone();
-            let step = tokio::select! {
-                step = tokio::time::timeout_at(until.into(), self.next_of_any()) => step,
-                // The node answers when it is back, too: a new connection starts a new silence.
-                reconnected = link.wait_for(|state| state.connected && state.epoch != epoch) => {
-                    epoch = reconnected.map_or(epoch, |state| state.epoch);
-                    silent_at = Instant::now() + SILENCE_MAX;
-                    continue;
-                }
-            };
-            match step {
-                Ok(Step::Final(outcome)) => return Some(*outcome),
-                Ok(Step::Over(over)) if over == accepted => return None,
-                Ok(Step::Accepted(other)) if other != accepted => self.cancel_attempt(other).await,
-                Ok(Step::Alive(alive)) if alive == accepted => silent_at = Instant::now() + SILENCE_MAX,
-                Ok(Step::Over(_) | Step::Accepted(_) | Step::Alive(_)) => {}
-                Err(_silent) => {
-                    let node = self.attempt(accepted).and_then(|attempt| attempt.accepted_by.clone());
-                    let who = node.as_ref().map_or_else(|| "the node".to_owned(), |node| format!("node {node}"));
-                    let failure = Failure::new(FailureKind::Lost, format!("{who} accepted the job and then fell silent"));
-                    self.refusal = Some(self.failed(failure));
-                    self.tried.extend(node);
-                    return None;
-                }
-            }
-        }
-    }
-
-    /// The next thing that matters while waiting for `number` to be accepted; none when the connection goes.
-    async fn next(&mut self, number: u32) -> Option<Step> {
-        let mut link = self.link.clone();
-        loop {
-            let step = tokio::select! {
-                step = self.next_of_any() => step,
-                _ = link.wait_for(|state| !state.connected) => return None,
-            };
-            match step {
-                Step::Over(over) if over != number => {}
-                step => return Some(step),
-            }
-        }
-    }
-
-    async fn next_of_any(&mut self) -> Step {
-        loop {
-            // Never closed: the dispatch holds a sender itself.
-            if let Some(answer) = self.answers.recv().await
-                && let Some(step) = self.judge(answer)
-            {
-                return step;
-            }
-        }
-    }
-
-    fn judge(&mut self, answer: Answer) -> Option<Step> {
-        let number = answer.attempt;
-        let Some(node) = answer.node else {
-            self.nobody_since.get_or_insert_with(Instant::now);
-            self.attempt(number)?.over = true;
-            return Some(Step::Over(number));
-        };
-        self.nobody_since = None;
-        match answer.event {
-            Event::Accepted => {
-                self.attempt(number)?.accepted_by = Some(node);
-                Some(Step::Accepted(number))
-            }
-            Event::Alive => Some(Step::Alive(number)),
-            Event::Outcome => {
-                self.attempt(number)?.over = true;
-                let mut outcome: Outcome = match serde_json::from_slice(&answer.payload) {
-                    Ok(outcome) => outcome,
-                    Err(error) => {
-                        tracing::error!(job.id = %self.run.request_id, %node, %error, "an outcome cannot be read");
-                        self.tried.push(node);
-                        return Some(Step::Over(number));
-                    }
-                };
-                // The broker attests the node; what the message calls itself does not count.
-                if let Some(named) = &mut outcome.node {
-                    named.id = node.clone();
-                }
-                if self.is_final(outcome.failure_kind()) {
-                    return Some(Step::Final(Box::new(outcome)));
-                }
-                self.tried.push(node);
-                self.refusal = Some(outcome);
-                Some(Step::Over(number))
-            }
-        }
-    }
-
-    /// Whether another node, or the same one later, could do better.
-    fn is_final(&self, failure: Option<FailureKind>) -> bool {
-        let any_node = matches!(self.run.to, Destination::Region(_));
-        match failure {
-            Some(FailureKind::Busy) => false,
-            Some(FailureKind::Draining | FailureKind::Denied | FailureKind::Unsupported) => !any_node,
-            _ => true,
-        }
-    }
-
     fn accept_within(&self) -> Duration {
         let Destination::Region(region) = &self.run.to else { return ACCEPT_WITHIN };
         let candidates = self.broker.roster().candidates(region, self.run.tool);
@@ -346,16 +209,6 @@ impl<'a> Dispatch<'a> {
 
     fn failed(&self, failure: Failure) -> Outcome {
         Outcome::failed(self.run.request_id.clone(), self.run.tool.as_str(), self.run.target.clone(), failure)
-    }
-
-    async fn cancel_attempt(&mut self, number: u32) {
-        let node = self.attempt(number).and_then(|attempt| {
-            attempt.over = true;
-            attempt.accepted_by.clone()
-        });
-        if let Some(node) = node {
-            cancel(&self.broker.0.client, &self.broker.0.caller, &node, &self.run.request_id).await;
-        }
     }
 
     async fn cancel_the_rest(&self, outcome: &Outcome) {

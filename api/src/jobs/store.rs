@@ -18,7 +18,7 @@ use tokio::sync::{OnceCell, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{JobDocument, JobStatus};
+use super::JobDocument;
 use probeops_shared::outcome::Outcome;
 
 /// How many documents wait to be written; more are dropped and counted.
@@ -53,23 +53,30 @@ impl Store {
 
     /// Writes a finished job soon.
     pub(crate) fn put(&self, document: &JobDocument) {
-        for entry in entries(document) {
-            if self.queue.try_send(entry).is_err() {
-                let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
-                if dropped.is_power_of_two() {
-                    tracing::error!(dropped, "finished jobs could not be kept: the broker stores them more slowly than they finish");
-                }
+        self.put_entry(state(document));
+    }
+
+    /// Writes what came of one of a job's runs soon. A job with one run has it inside its state, at its end.
+    pub(crate) fn put_outcome(&self, document: &JobDocument, index: usize, outcome: &Outcome) {
+        if document.from.len() > 1 {
+            self.put_entry((subjects::job_run(document.id, index), serde_json::to_vec(outcome).unwrap_or_default().into()));
+        }
+    }
+
+    fn put_entry(&self, entry: Entry) {
+        if self.queue.try_send(entry).is_err() {
+            let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
+            if dropped.is_power_of_two() {
+                tracing::error!(dropped, "finished jobs could not be kept: the broker stores them more slowly than they finish");
             }
         }
     }
 
     /// Writes a job and waits until it is stored.
     pub(crate) async fn put_now(&self, document: &JobDocument) -> Result<(), String> {
-        for (subject, payload) in entries(document) {
-            let sent = self.jetstream.publish(subject, payload).await.map_err(|error| error.to_string())?;
-            sent.await.map_err(|error| error.to_string())?;
-        }
-        Ok(())
+        let (subject, payload) = state(document);
+        let sent = self.jetstream.publish(subject, payload).await.map_err(|error| error.to_string())?;
+        sent.await.map(drop).map_err(|error| error.to_string())
     }
 
     /// Reads a job. One that was just accepted elsewhere is waited for, a little.
@@ -114,20 +121,15 @@ impl Store {
     }
 }
 
-/// A document as it lies in the stream: one run's outcome inside it, several beside it, because together they may exceed one message.
-fn entries(document: &JobDocument) -> Vec<Entry> {
-    let written = |value: &JobDocument| Bytes::from(serde_json::to_vec(value).unwrap_or_default());
-    let state = subjects::job_state(document.id);
-    if document.from.len() == 1 || document.status == JobStatus::Running {
-        return vec![(state, written(document))];
+/// A document as it lies in the stream: one run's outcome inside it, several beside it, because together they may exceed one message. They are
+/// written before it, so who reads `finished` finds every outcome.
+fn state(document: &JobDocument) -> Entry {
+    let written = |document: &JobDocument| Bytes::from(serde_json::to_vec(document).unwrap_or_default());
+    let subject = subjects::job_state(document.id);
+    if document.from.len() == 1 {
+        return (subject, written(document));
     }
-    let runs = document
-        .results
-        .iter()
-        .enumerate()
-        .map(|(index, outcome)| (subjects::job_run(document.id, index), Bytes::from(serde_json::to_vec(outcome).unwrap_or_default())));
-    // The state comes last: who reads `finished` finds every outcome.
-    runs.chain([(state, written(&JobDocument { results: Vec::new(), ..document.clone() }))]).collect()
+    (subject, written(&JobDocument { results: Vec::new(), ..document.clone() }))
 }
 
 async fn write(jetstream: Context, mut entries: mpsc::Receiver<Entry>, stop: CancellationToken) {

@@ -144,4 +144,12 @@ mod tests {
         announced.insert(CONTENT_LENGTH, larger.len().into());
         assert_eq!(read(Body::from(larger), &announced).await.unwrap_err().code(), Code::TooLarge);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_never_ends_is_given_up() {
+        let pieces = futures_util::stream::once(async { Ok::<_, std::io::Error>(Bytes::from_static(b"{")) });
+        let endless = Body::from_stream(futures_util::StreamExt::chain(pieces, futures_util::stream::pending()));
+        let problem = read(endless, &HeaderMap::new()).await.unwrap_err();
+        assert_eq!((problem.code(), problem.detail()), (Code::RequestTimeout, "the body did not arrive within 10 s"));
+    }
 }

@@ -21,6 +21,14 @@ use crate::routes::guard::Who;
 
 /// The header with a request's id, in and out.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// W3C trace context, in and out.
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// The longest path with its query.
+const TARGET_BYTES_MAX: usize = 8 * 1024;
+/// The largest headers, names and values together. The listener lets twice as much through, so that most who exceed it are told in our words.
+pub(crate) const HEADERS_BYTES_MAX: usize = 32 * 1024;
+/// The most headers; the listener itself refuses more than a hundred.
+const HEADERS_MAX: usize = 80;
 
 /// The id of the request being answered.
 #[derive(Clone, Debug)]
@@ -40,8 +48,11 @@ pub(super) async fn frame(State(audit): State<Audit>, mut request: Request, next
     let accept = accepted(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
     request.extensions_mut().insert(CurrentRequest(Arc::clone(&id)));
-    let answered = AssertUnwindSafe(next.run(request)).catch_unwind().await;
-    let mut response = answered.unwrap_or_else(|panic| panicked(&*panic, &id));
+    let traceparent = traceparent(request.headers());
+    let mut response = match check_size(&request) {
+        Ok(()) => caught(next.run(request), &id).await,
+        Err(problem) => problem.into_response(),
+    };
     if let Some(Raised(problem)) = response.extensions_mut().remove::<Raised>() {
         let who = response.extensions().get::<Who>().map(|who| who.0.name.clone());
         let request = format!("{method} {}", uri.path());
@@ -58,8 +69,40 @@ pub(super) async fn frame(State(audit): State<Audit>, mut request: Request, next
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(X_REQUEST_ID, id);
     }
+    if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::try_from(text).ok()) {
+        headers.insert(TRACEPARENT, traceparent);
+    }
     tracing::debug!(request.id = %id, status = response.status().as_u16(), elapsed_ms = began.elapsed().as_secs_f64() * 1000.0, "{method} {}", uri.path());
     response
+}
+
+/// The trace context if it has the form that W3C gives it; anything else is none.
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
+    let text = headers.get(TRACEPARENT)?.to_str().ok()?;
+    let parts: Vec<&str> = text.split('-').collect();
+    let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
+    let hex = text.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    let named = parts.iter().skip(1).take(2).all(|id| id.bytes().any(|byte| byte != b'0'));
+    (hex && lengths == [2, 32, 16, 2] && named && !text.starts_with("ff")).then(|| text.to_owned())
+}
+
+/// Refuses a path or headers that nothing of ours needs.
+fn check_size(request: &Request) -> Result<(), Problem> {
+    let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+    if target > TARGET_BYTES_MAX {
+        let detail = format!("path and query have {target} bytes; at most {TARGET_BYTES_MAX} are read");
+        return Err(Problem::new(Code::UriTooLong, detail));
+    }
+    let headers = request.headers();
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if bytes > HEADERS_BYTES_MAX || headers.len() > HEADERS_MAX {
+        let detail = format!(
+            "there are {} headers with {bytes} bytes; at most {HEADERS_MAX} with {HEADERS_BYTES_MAX} bytes are read",
+            headers.len()
+        );
+        return Err(Problem::new(Code::HeadersTooLarge, detail));
+    }
+    Ok(())
 }
 
 /// The caller's own id if it is a sane one, else a new one.
@@ -87,6 +130,11 @@ fn log(problem: &Problem, request: &str, principal: Option<&str>, id: &str) {
     }
 }
 
+/// What a handler answers, or that it panicked.
+async fn caught(answer: impl Future<Output = Response>, id: &str) -> Response {
+    AssertUnwindSafe(answer).catch_unwind().await.unwrap_or_else(|panic| panicked(&*panic, id))
+}
+
 fn panicked(panic: &(dyn Any + Send), id: &str) -> Response {
     let text = panic.downcast_ref::<&str>().copied().or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(request.id = id, "a handler panicked: {}", text.unwrap_or("it did not say why"));
@@ -111,12 +159,29 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_panic_becomes_a_problem_that_says_where_to_look() {
-        let mut response = panicked(&"index out of bounds", "r-1");
+    #[tokio::test]
+    async fn a_panic_becomes_a_problem_that_says_where_to_look() {
+        let handler = async { if true { panic!("index out of bounds") } else { Response::default() } };
+        let mut response = caught(handler, "r-1").await;
         assert!(response.status().is_server_error());
         let Raised(problem) = response.extensions_mut().remove::<Raised>().unwrap();
         assert!(problem.code() == Code::Internal && !problem.detail().contains("bounds"), "{problem}");
+    }
+
+    #[test]
+    fn a_trace_context_is_passed_on_only_in_its_own_form() {
+        let of = |value: &'static str| traceparent(&HeaderMap::from_iter([(TRACEPARENT, value.parse().unwrap())]));
+        assert!(of("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").is_some());
+        for bad in [
+            "",
+            "00-x-y-01",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
+            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+        ] {
+            assert!(of(bad).is_none(), "{bad}");
+        }
     }
 
     #[test]

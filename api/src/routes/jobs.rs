@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::HeaderMap;
 use axum::http::header::{LOCATION, RETRY_AFTER};
-use axum::http::{HeaderMap, HeaderName};
 use axum::response::{IntoResponse, Response};
 use probeops_shared::access::Scope;
 use probeops_shared::bounded::shown;
@@ -17,10 +17,11 @@ use probeops_shared::problem::Code;
 use serde_json::{Map, Value};
 
 use crate::App;
-use crate::jobs::{JobDocument, JobRequest, Selector, Submitted};
+use crate::jobs::{JobDocument, JobRequest, JobStatus, Selector, Submitted};
 use crate::openapi::job_request_schema;
 use crate::problem::{Asked, Problem, success};
 use crate::routes::body::JsonBody;
+use crate::routes::frame;
 use crate::routes::guard::Who;
 use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
 use crate::routes::path_id::PathId;
@@ -31,8 +32,6 @@ pub(crate) const JOB_FIELDS: [&str; 5] = ["tool", "target", "parameters", "from"
 pub(crate) const SELECTORS_MAX: usize = 100;
 /// When to ask again for a job that goes on, in seconds.
 const ASK_AGAIN_S: u64 = 1;
-/// W3C trace context.
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 pub(super) fn operations() -> Vec<Operation> {
     vec![
@@ -77,13 +76,18 @@ async fn submit(State(app): State<App>, Who(principal): Who, headers: HeaderMap,
         Ok(request) => app.jobs.submit(&principal, request).await,
         Err(problem) => Err(problem),
     };
-    match submitted.map_err(|problem| problem.asked(asked))? {
-        Submitted::Finished(document) => Ok(Json(document).into_response()),
-        Submitted::Running(document) => {
+    let Submitted { document, allowance } = submitted.map_err(|problem| problem.asked(asked))?;
+    let mut response = match document.status {
+        JobStatus::Finished => Json(document).into_response(),
+        JobStatus::Running => {
             let headers = [(LOCATION, format!("/v1/jobs/{}", document.id)), (RETRY_AFTER, ASK_AGAIN_S.to_string())];
-            Ok((success::ACCEPTED, headers, Json(document)).into_response())
+            (success::ACCEPTED, headers, Json(document)).into_response()
         }
+    };
+    if let Some(allowance) = allowance {
+        response.headers_mut().extend(allowance.headers());
     }
+    Ok(response)
 }
 
 async fn read(State(app): State<App>, Who(principal): Who, PathId(id): PathId) -> Result<Json<JobDocument>, Problem> {
@@ -101,7 +105,7 @@ fn asked(fields: &Map<String, Value>) -> Asked {
 fn request(fields: &mut Map<String, Value>, headers: &HeaderMap) -> Result<JobRequest, Problem> {
     let (from, timeout) = (selectors(fields.get("from")), timeout(fields.get("timeout_ms")));
     match (job::spec(fields), from, timeout) {
-        (Ok(spec), Ok(from), Ok(timeout)) => Ok(JobRequest { spec, from, timeout, traceparent: traceparent(headers) }),
+        (Ok(spec), Ok(from), Ok(timeout)) => Ok(JobRequest { spec, from, timeout, traceparent: frame::traceparent(headers) }),
         (spec, from, timeout) => {
             let errors: Vec<Invalid> = [spec.err(), from.err(), timeout.err()].into_iter().flatten().collect();
             let detail = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
@@ -141,14 +145,6 @@ fn timeout(given: Option<&Value>) -> Result<Option<Duration>, Invalid> {
     let timeout_ms = value.as_u64().filter(|timeout_ms| (1..=longest_ms).contains(timeout_ms));
     let wants = || format!("must be a whole number of milliseconds from 1 to {longest_ms}, not {}", shown(value));
     timeout_ms.map(|timeout_ms| Some(Duration::from_millis(timeout_ms))).ok_or_else(|| Invalid::new("/timeout_ms", wants()))
-}
-
-/// The trace context if it has the form that W3C gives it; anything else is none.
-fn traceparent(headers: &HeaderMap) -> Option<String> {
-    let text = headers.get(TRACEPARENT)?.to_str().ok()?;
-    let lengths: Vec<usize> = text.split('-').map(str::len).collect();
-    let hex = text.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-    (hex && lengths == [2, 32, 16, 2] && !text.starts_with("ff")).then(|| text.to_owned())
 }
 
 #[cfg(test)]
@@ -201,20 +197,6 @@ mod tests {
         let problem = parse(r#"{"tool":"echo","parameters":{"timeout":0},"from":"eu.x","timeout_ms":0}"#).unwrap_err();
         for pointer in ["/parameters/timeout: ", "/from: ", "/timeout_ms: "] {
             assert!(problem.detail().contains(pointer), "{problem}");
-        }
-    }
-
-    #[test]
-    fn a_trace_context_is_passed_on_only_in_its_own_form() {
-        let of = |value: &'static str| traceparent(&HeaderMap::from_iter([(TRACEPARENT, value.parse().unwrap())]));
-        assert!(of("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").is_some());
-        for bad in [
-            "",
-            "00-x-y-01",
-            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-        ] {
-            assert!(of(bad).is_none(), "{bad}");
         }
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn operations() -> Vec<Operation> {
             id: "createKey",
             summary: "Make an API key",
             description: "The key is shown in this answer and never again; only a hash of it is kept. It gets no scope that your own credential \
-                          lacks, and what its limits leave open is limited as you are, unless you are an admin.",
+                          lacks, and what its limits leave open is limited as you are. Who is limited by `rate` makes no keys that run jobs.",
             query: &[],
             body: Some(schema::<KeyRequest>),
             answers: vec![Answer { status: success::CREATED, description: "The key.", schema: schema::<KeyCreated> }],
@@ -182,22 +182,23 @@ fn parse(body: &[u8]) -> Result<KeyRequest, Problem> {
     Ok(request)
 }
 
-/// What the maker may give.
+/// What the maker may give: no scope he lacks, and nothing beyond his own limits, admin or not.
 fn granted(maker: &Principal, request: KeyRequest) -> Result<NewKey, Problem> {
     let KeyRequest { name, scopes, limits } = request;
-    let created_by = maker.name.clone();
-    if maker.is_admin() {
-        return Ok(NewKey { name, scopes, limits, created_by });
-    }
     if let Some(lacking) = scopes.iter().find(|scope| !maker.has(**scope)) {
         let problem = Problem::new(Code::Forbidden, format!("you cannot give the scope `{lacking}`, because your own credential lacks it"));
         return Err(problem.at(Invalid::new("/scopes", format!("`{lacking}` goes beyond your own scopes"))));
+    }
+    let runs_jobs = scopes.iter().any(|scope| matches!(scope, Scope::JobsWrite | Scope::Admin));
+    if let (Some(rate), true) = (maker.limits.rate, runs_jobs) {
+        let detail = format!("your credential is limited by `rate` to {rate} runs; keys that run jobs would each have that much once more");
+        return Err(Problem::new(Code::Forbidden, detail).at(Invalid::new("/scopes", "outside the limit `rate`")));
     }
     let limits = limits.under(&maker.limits).map_err(|invalid| {
         let invalid = invalid.under("/limits");
         Problem::new(Code::Forbidden, invalid.to_string()).at(invalid)
     })?;
-    Ok(NewKey { name, scopes, limits, created_by })
+    Ok(NewKey { name, scopes, limits, created_by: maker.name.clone() })
 }
 
 /// Whoever may make a key may revoke it, and everybody his own.
@@ -244,18 +245,31 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gives_what_he_has_not_but_an_admin_gives_anything() {
-        let request = || parse(br#"{"name":"n","scopes":["jobs:write"]}"#).unwrap();
-        let lacking = granted(&maker(&[Scope::KeysWrite], "{}"), request()).unwrap_err();
-        assert_eq!(lacking.code(), Code::Forbidden);
-        let limited = maker(&[Scope::KeysWrite, Scope::JobsWrite], r#"{"regions":["eu-*"],"rate":"10/m"}"#);
-        let given = granted(&limited, request()).unwrap();
-        assert_eq!(given.limits, limited.limits, "what is left open is limited as the maker is");
-        let wider = parse(br#"{"name":"n","scopes":["jobs:write"],"limits":{"regions":["us-east"]}}"#).unwrap();
-        let problem = granted(&limited, wider.clone()).unwrap_err();
-        assert!(problem.code() == Code::Forbidden && problem.detail().starts_with("/limits/regions: goes beyond"), "{problem}");
-        let admin = maker(&[Scope::Admin], r#"{"regions":["eu-*"]}"#);
-        assert_eq!(granted(&admin, wider).unwrap().limits.rate, None);
+    fn nobody_gives_what_he_has_not() {
+        let request = |body: &str| parse(body.as_bytes()).unwrap();
+        let job_key = || request(r#"{"name":"n","scopes":["jobs:write"]}"#);
+        let both = [Scope::KeysWrite, Scope::JobsWrite];
+        assert_eq!(granted(&maker(&[Scope::KeysWrite], "{}"), job_key()).unwrap_err().code(), Code::Forbidden);
+        assert_eq!(granted(&maker(&both, "{}"), request(r#"{"name":"n","scopes":["admin"]}"#)).unwrap_err().code(), Code::Forbidden);
+        let wider = request(r#"{"name":"n","scopes":["jobs:write"],"limits":{"regions":["us-east"],"rate":"9/s"}}"#);
+        for scopes in [&both[..], &[Scope::Admin]] {
+            let limited = maker(scopes, r#"{"regions":["eu-*"]}"#);
+            let given = granted(&limited, job_key()).unwrap();
+            assert_eq!(given.limits, limited.limits, "what is left open is limited as the maker is");
+            let problem = granted(&limited, wider.clone()).unwrap_err();
+            assert!(problem.code() == Code::Forbidden && problem.detail().starts_with("/limits/regions: goes beyond"), "{problem}");
+        }
+        let anything = granted(&maker(&[Scope::Admin], "{}"), wider).unwrap();
+        assert_eq!(anything.limits.rate, Some("9/s".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_rate_is_not_multiplied_by_making_keys() {
+        let limited = maker(&[Scope::KeysWrite, Scope::JobsWrite, Scope::JobsRead], r#"{"rate":"10/m"}"#);
+        let ask = |scope: &str| granted(&limited, parse(format!(r#"{{"name":"n","scopes":["{scope}"]}}"#).as_bytes()).unwrap());
+        let problem = ask("jobs:write").unwrap_err();
+        assert!(problem.code() == Code::Forbidden && problem.detail().contains("limited by `rate` to 10/m"), "{problem}");
+        assert!(ask("jobs:read").is_ok(), "a key that runs nothing has no rate to multiply");
     }
 
     #[test]

@@ -77,11 +77,52 @@ async fn a_port_in_use_is_one_clear_line() {
 async fn a_head_that_is_too_large_is_refused() {
     let running = serve(Router::new(), None).await;
     let mut stream = TcpStream::connect(running.address).await.unwrap();
-    let head = format!("GET / HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "y".repeat(64 * 1024));
+    let begun = "GET / HTTP/1.1\r\nHost: x\r\nX: ";
+    // Not a byte more: what stays unread would reset the connection before the answer is seen.
+    let head = format!("{begun}{}", "y".repeat(HEAD_BYTES_MAX - begun.len()));
     drop(stream.write_all(head.as_bytes()).await);
     let mut answer = [0; 12];
     stream.read_exact(&mut answer).await.unwrap();
     assert_eq!(&answer, b"HTTP/1.1 431");
+}
+
+/// Asks on a connection that stays open, and reads the answer.
+async fn ask_and_stay(address: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+    let mut answer = Vec::new();
+    while !answer.ends_with(b"done") {
+        assert!(stream.read_buf(&mut answer).await.unwrap() > 0, "{}", String::from_utf8_lossy(&answer));
+    }
+    stream
+}
+
+#[tokio::test]
+async fn connections_that_ask_nothing_make_room_for_those_that_do() {
+    let running = serve(Router::new().route("/", get(async || "done")), None).await;
+    let mut idle = Vec::new();
+    for _ in 0..10 {
+        idle.push(ask_and_stay(running.address).await);
+    }
+    assert_eq!(all(idle.swap_remove(0)).await, "", "the oldest was sent away");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_head_that_never_ends_ends_its_connection() {
+    let running = serve(Router::new(), None).await;
+    let began = tokio::time::Instant::now();
+    let mut stream = TcpStream::connect(running.address).await.unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap();
+    all(stream).await;
+    assert!(began.elapsed() >= HEAD_WITHIN && began.elapsed() < HEAD_WITHIN * 2, "{:?}", began.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_says_nothing_ends() {
+    let running = serve(Router::new(), None).await;
+    let began = tokio::time::Instant::now();
+    all(TcpStream::connect(running.address).await.unwrap()).await;
+    assert!(began.elapsed() >= HANDSHAKE_WITHIN && began.elapsed() < HEAD_WITHIN, "{:?}", began.elapsed());
 }
 
 #[tokio::test]
@@ -110,6 +151,11 @@ async fn https_needs_a_certificate_and_a_key_that_belong_together() {
     let empty = TlsFiles { cert: write("empty.pem", "no certificate"), ..files.clone() };
     assert!(Listener::bind(&listen(Some(mismatch))).await.unwrap_err().contains("cannot be used together"));
     assert!(Listener::bind(&listen(Some(empty))).await.unwrap_err().contains("has no certificate in it"));
+    let absent = TlsFiles { key: folder.join("absent.pem"), ..files.clone() };
+    let error = Listener::bind(&listen(Some(absent))).await.unwrap_err();
+    assert!(error.contains("tls_key: no private key can be read from") && error.contains("absent.pem"), "{error}");
+    let swapped = TlsFiles { key: files.cert.clone(), ..files.clone() };
+    assert!(Listener::bind(&listen(Some(swapped))).await.unwrap_err().contains("tls_key: no private key can be read from"));
 
     let running = serve(Router::new().route("/", get(async || "secret")), Some(files)).await;
     let mut roots = RootCertStore::empty();

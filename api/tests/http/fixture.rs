@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use ureq::http::{HeaderMap, Request};
 
 /// How long anything in a test may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 /// The wait between two looks at something that is about to happen.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 
@@ -38,6 +38,7 @@ pub(crate) struct Fabric {
     layout: Layout,
     vault: Vault,
     servers: Vec<String>,
+    settings: ServerSettings,
     running: Option<Running>,
 }
 
@@ -91,28 +92,47 @@ impl Fabric {
         streams::provision(&layout, &vault, &servers, Some(&layout.ca_certificate())).await.unwrap();
         let admin =
             mint(NewKey { name: "admin".to_owned(), scopes: vec![Scope::Admin], created_by: "test".to_owned(), ..NewKey::default() });
-        let fabric = Self { admin: admin.key, layout, vault, servers, running: Some(running) };
+        let fabric = Self { admin: admin.key, layout, vault, servers, settings, running: Some(running) };
         fabric.keep(storage::KEYS, &admin.record.id, &admin.record).await;
+        fabric.grant("fra-1", "eu-central").await;
+        fabric
+    }
+
+    /// Grants a node `echo`, as the operator's command does.
+    pub(crate) async fn grant(&self, id: &str, region: &str) {
         let grant = NodeGrant {
-            id: "fra-1".parse().unwrap(),
-            region: "eu-central".parse().unwrap(),
+            id: id.parse().unwrap(),
+            region: region.parse().unwrap(),
             tools: vec![ToolName::Echo],
             public_key: "U".to_owned(),
             created_at: Timestamp::now(),
             expires_at: Timestamp::now(),
             revoked_at: None,
         };
-        fabric.keep(storage::NODES, "fra-1", &grant).await;
-        fabric
+        self.keep(storage::NODES, id, &grant).await;
+    }
+
+    /// A connection with a credential for this role.
+    pub(crate) async fn connect(&self, role: &Role) -> async_nats::Client {
+        let creds = self.layout.creds(&role.name());
+        self.vault.mint_to(&creds, role, CREDENTIAL_LIFETIME).unwrap();
+        let link = Link { servers: self.servers.clone(), ca: Some(self.layout.ca_certificate()), creds };
+        connect(&link, &role.name(), &role.inbox_prefix()).await.unwrap().0
+    }
+
+    pub(crate) async fn stop_broker(&mut self) {
+        self.running.take().unwrap().stop().await.unwrap();
+    }
+
+    pub(crate) async fn start_broker(&mut self) {
+        let conf = self.layout.server_conf();
+        let started = supervise::start(&program(&self.layout), &conf, &self.settings, &self.layout.server_stderr()).await;
+        self.running = Some(started.unwrap());
     }
 
     /// Writes to a bucket as the operator's command does.
     async fn keep(&self, bucket: &str, key: &str, value: &impl Serialize) {
-        let role = Role::Api { caller: Caller::new_api() };
-        let creds = self.layout.creds(&role.name());
-        self.vault.mint_to(&creds, &role, CREDENTIAL_LIFETIME).unwrap();
-        let link = Link { servers: self.servers.clone(), ca: Some(self.layout.ca_certificate()), creds };
-        let (client, _events) = connect(&link, &role.name(), &role.inbox_prefix()).await.unwrap();
+        let client = self.connect(&Role::Api { caller: Caller::new_api() }).await;
         let bucket = async_nats::jetstream::new(client).get_key_value(bucket).await.unwrap();
         bucket.put(key, serde_json::to_vec(value).unwrap().into()).await.unwrap();
     }
@@ -150,7 +170,9 @@ impl Fabric {
     }
 
     pub(crate) async fn stop(mut self) {
-        self.running.take().unwrap().stop().await.unwrap();
+        if let Some(running) = self.running.take() {
+            running.stop().await.unwrap();
+        }
         std::fs::remove_dir_all(self.layout.root()).unwrap();
     }
 }
@@ -159,6 +181,10 @@ impl Api {
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         self.running.await.unwrap().unwrap();
+    }
+
+    pub(crate) fn stop_token(&self) -> CancellationToken {
+        self.stop.clone()
     }
 
     /// Asks; an API that does not answer yet has the status 0.

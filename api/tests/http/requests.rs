@@ -36,7 +36,7 @@ fn bodies() -> Vec<Case> {
         invalid(r#"{"tool":"echo","#, "", "ends too early"),
         invalid("ping", "", "not JSON"),
         invalid("[]", "", "must be a JSON object, not a list"),
-        invalid(r#"{"tool":"echo","tool":"echo"}"#, "", "`tool` is given twice"),
+        invalid(r#"{"tool":"echo","tool":"echo"}"#, "/tool", "`tool` is given twice"),
         invalid(r#"{"tool":"echo","from":"eu-central","count":1}"#, "/count", "unknown field `count`"),
         invalid(r#"{"tool":"ehco","from":"eu-central"}"#, "/tool", "did you mean `echo`?"),
         invalid(

@@ -1,0 +1,179 @@
+//! What comes back for the attempts of a run, and what it means.
+
+use std::time::Instant;
+
+use probeops_shared::ids::NodeId;
+use probeops_shared::job::{Event, GRACE, SILENCE_MAX};
+use probeops_shared::outcome::{Failure, FailureKind, NodeRef, Outcome};
+
+use super::{Destination, Dispatch};
+use crate::broker::replies::{Answer, cancel};
+
+/// What to do after an answer.
+enum Step {
+    /// This is the outcome.
+    Final(Box<Outcome>),
+    /// A node has begun, or goes on.
+    Running(u32),
+    /// The attempt is over.
+    Over(u32),
+}
+
+impl Dispatch<'_> {
+    /// Follows an attempt (and hears the older ones) until there is an outcome or no hope for it.
+    pub(super) async fn follow(&mut self, number: u32) -> Option<Outcome> {
+        match tokio::time::timeout(self.accept_within(), self.next(number)).await {
+            Ok(Some(Step::Final(outcome))) => Some(*outcome),
+            // An older attempt that was given up for its silence may turn out to run after all.
+            Ok(Some(Step::Running(running))) => self.accompany(running).await,
+            // Over, the connection is gone, or silence.
+            Ok(Some(Step::Over(_)) | None) | Err(_) => None,
+        }
+    }
+
+    /// Stays with a run that a node has begun.
+    async fn accompany(&mut self, running: u32) -> Option<Outcome> {
+        let patience_ends = Instant::now() + self.run.budget + GRACE;
+        let mut silent_at = Instant::now() + SILENCE_MAX;
+        let mut link = self.link.clone();
+        let mut connected = *link.borrow_and_update();
+        loop {
+            // Without a connection silence says nothing.
+            let until = if connected.connected { patience_ends.min(silent_at) } else { patience_ends };
+            let step = tokio::select! {
+                step = tokio::time::timeout_at(until.into(), self.next_of_any()) => step,
+                Ok(()) = link.changed() => {
+                    // The node keeps what it has to say until it is back, too: a new connection starts a new silence.
+                    let now = *link.borrow_and_update();
+                    if now.connected && now.epoch != connected.epoch {
+                        silent_at = Instant::now() + SILENCE_MAX;
+                    }
+                    connected = now;
+                    continue;
+                }
+            };
+            match step {
+                Ok(Step::Final(outcome)) => return Some(*outcome),
+                Ok(Step::Over(over)) if over == running => return None,
+                Ok(Step::Running(alive)) if alive == running => silent_at = Instant::now() + SILENCE_MAX,
+                Ok(Step::Running(other)) => self.cancel_attempt(other, running).await,
+                Ok(Step::Over(_)) => {}
+                Err(_silent) => {
+                    self.give_up_silent(running);
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Remembers that the node which had begun says nothing any more.
+    fn give_up_silent(&mut self, running: u32) {
+        let node = self.attempt(running).and_then(|attempt| attempt.accepted_by.clone());
+        let who = node.as_ref().map_or_else(|| "the node".to_owned(), |node| format!("node {node}"));
+        self.refusal = Some(self.failed(Failure::new(FailureKind::Lost, format!("{who} accepted the job and then fell silent"))));
+        self.tried.extend(node);
+    }
+
+    /// The next thing that matters while waiting for `number` to be accepted; none when the connection goes.
+    async fn next(&mut self, number: u32) -> Option<Step> {
+        let mut link = self.link.clone();
+        loop {
+            let step = tokio::select! {
+                step = self.next_of_any() => step,
+                _ = link.wait_for(|state| !state.connected) => return None,
+            };
+            match step {
+                Step::Over(over) if over != number => {}
+                step => return Some(step),
+            }
+        }
+    }
+
+    async fn next_of_any(&mut self) -> Step {
+        loop {
+            // Never closed: the dispatch holds a sender itself.
+            if let Some(answer) = self.answers.recv().await
+                && let Some(step) = self.judge(answer)
+            {
+                return step;
+            }
+        }
+    }
+
+    fn judge(&mut self, answer: Answer) -> Option<Step> {
+        let number = answer.attempt;
+        let Some(node) = answer.node else {
+            self.nobody_since.get_or_insert_with(Instant::now);
+            self.attempt(number)?.over = true;
+            return Some(Step::Over(number));
+        };
+        self.nobody_since = None;
+        match answer.event {
+            Event::Accepted | Event::Alive => {
+                let attempt = self.attempt(number)?;
+                attempt.accepted_by = Some(node);
+                (!attempt.over).then_some(Step::Running(number))
+            }
+            Event::Outcome => {
+                self.attempt(number)?.over = true;
+                let Some(outcome) = self.read(node.clone(), &answer.payload) else {
+                    self.tried.push(node);
+                    return Some(Step::Over(number));
+                };
+                if self.is_final(outcome.failure_kind()) {
+                    return Some(Step::Final(Box::new(outcome)));
+                }
+                self.tried.push(node);
+                self.refusal = Some(outcome);
+                Some(Step::Over(number))
+            }
+        }
+    }
+
+    /// An outcome as its node gave it. The broker attests the node, and we know what we asked: what the message says of those does not count.
+    fn read(&self, node: NodeId, payload: &[u8]) -> Option<Outcome> {
+        let given: Outcome = serde_json::from_slice(payload)
+            .inspect_err(|error| tracing::error!(job.id = %self.run.request_id, %node, %error, "an outcome cannot be read"))
+            .ok()?;
+        let region = self.broker.roster().region(&node).or_else(|| given.node.as_ref().map(|node| node.region.clone()));
+        Some(Outcome {
+            request_id: self.run.request_id.clone(),
+            tool: self.run.tool.as_str().to_owned(),
+            target: self.run.target.clone(),
+            node: region.map(|region| NodeRef { id: node, region }),
+            ..given
+        })
+    }
+
+    /// Whether there is no point in asking another node, or the same one later.
+    fn is_final(&self, failure: Option<FailureKind>) -> bool {
+        let any_node = matches!(self.run.to, Destination::Region(_));
+        let Some(failure) = failure else { return true };
+        match failure {
+            // Cancelled: not by us, who would not listen any more; the agent stops, or it dropped an older attempt of this run.
+            FailureKind::Busy | FailureKind::Cancelled => false,
+            FailureKind::Draining | FailureKind::Denied | FailureKind::Unsupported => !any_node,
+            FailureKind::Invalid
+            | FailureKind::Expired
+            | FailureKind::TimedOut
+            | FailureKind::Unresolved
+            | FailureKind::Limited
+            | FailureKind::Internal
+            | FailureKind::Unavailable
+            | FailureKind::Lost => true,
+        }
+    }
+
+    /// Cancels an attempt that began beside the one that is `kept`. On the same node the newer has replaced the older already, and a cancel would
+    /// meet the one that is wanted.
+    async fn cancel_attempt(&mut self, number: u32, kept: u32) {
+        let kept_by = self.attempt(kept).and_then(|attempt| attempt.accepted_by.clone());
+        let node = self.attempt(number).and_then(|attempt| {
+            attempt.over = true;
+            attempt.accepted_by.clone()
+        });
+        if let Some(node) = node.filter(|node| Some(node) != kept_by.as_ref()) {
+            cancel(&self.broker.0.client, &self.broker.0.caller, &node, &self.run.request_id).await;
+        }
+    }
+}
