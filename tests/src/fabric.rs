@@ -94,6 +94,10 @@ pub struct ApiOptions {
     pub jwt_issuer: Option<String>,
     /// Their audience.
     pub jwt_audience: Option<String>,
+    /// A shared secret that checks them instead.
+    pub jwt_secret: Option<PathBuf>,
+    /// Certificate and key for HTTPS.
+    pub tls: Option<(PathBuf, PathBuf)>,
 }
 
 /// A service's credential.
@@ -110,6 +114,8 @@ pub struct Service {
 pub struct Api {
     process: RefCell<Process>,
     url: String,
+    /// Who signed its certificate, where it has one.
+    ca: Option<PathBuf>,
     admin_key: String,
 }
 
@@ -219,32 +225,50 @@ impl Fabric {
     /// Starts an API with these options.
     pub fn api_with(&self, options: &ApiOptions) -> Api {
         let number = self.apis.replace_with(|count| *count + 1);
-        let creds = self.folder.0.join(format!("api-{number}"));
+        let address = free_port();
+        let command = self.api_command(address, options);
+        let process = RefCell::new(Process::start(&format!("api-{number}"), &self.folder.0, command));
+        let (scheme, ca) = if options.tls.is_some() { ("https", Some(self.ca())) } else { ("http", None) };
+        let api = Api { process, url: format!("{scheme}://{address}"), ca, admin_key: self.admin_key.clone() };
+        api.wait_until("it is ready", || api.nobody().try_get("/readyz").is_ok_and(|answer| answer.status == 200));
+        api.wait_until("it knows the first key", || api.admin().get("/v1/tools").status == 200);
+        api
+    }
+
+    /// The command that starts an API, with credentials of its own.
+    pub fn api_command(&self, address: SocketAddr, options: &ApiOptions) -> Command {
+        let caller = CallerName::new_api();
+        let creds = self.folder.0.join(caller.as_str());
         std::fs::create_dir_all(&creds).expect("a folder");
-        let collector: CallerName = format!("collector-{number}").parse().expect("a name");
+        let collector: CallerName = caller.as_str().replace("api-", "collector-").parse().expect("a name");
         for (file, role) in [
-            ("api", Role::Api { caller: CallerName::new_api() }),
+            ("api", Role::Api { caller }),
             ("collector", Role::Collector { name: collector }),
             ("acknowledger", Role::Acknowledger),
             ("auditor", Role::Auditor),
         ] {
             self.vault.mint_to(&creds.join(format!("{file}.creds")), &role, LIFETIME).expect("a credential");
         }
-        let address = free_port();
         let mut command = program();
         command.arg("api").args(["--http", &address.to_string(), "--servers", &self.url()]);
         command.arg("--ca").arg(self.ca()).arg("--creds").arg(&creds).arg("--vault").arg(self.data());
         for (flag, value) in [("--jwt-issuer", &options.jwt_issuer), ("--jwt-audience", &options.jwt_audience)] {
             command.args(value.iter().flat_map(|value| [flag, value]));
         }
-        if let Some(jwks) = &options.jwks {
-            command.arg("--jwks").arg(jwks);
+        let (cert, key) = options.tls.clone().unzip();
+        let files =
+            [("--jwks", &options.jwks), ("--jwt-hs256-secret-file", &options.jwt_secret), ("--tls-cert", &cert), ("--tls-key", &key)];
+        for (flag, path) in files {
+            if let Some(path) = path {
+                command.arg(flag).arg(path);
+            }
         }
-        let process = RefCell::new(Process::start(&format!("api-{number}"), &self.folder.0, command));
-        let api = Api { process, url: format!("http://{address}"), admin_key: self.admin_key.clone() };
-        api.wait_until("it is ready", || Caller::new(&api.url, None, None).try_get("/readyz").is_ok_and(|answer| answer.status == 200));
-        api.wait_until("it knows the first key", || api.admin().get("/v1/tools").status == 200);
-        api
+        command
+    }
+
+    /// A certificate for this machine, and its key.
+    pub fn certificate(&self) -> (PathBuf, PathBuf) {
+        (self.layout.server_certificate(), self.layout.server_key())
     }
 
     /// Grants and starts an agent that may run every tool, on loopback too, and waits until it is ready.
@@ -373,7 +397,12 @@ impl Api {
 
     /// Somebody with this token.
     pub fn caller(&self, token: &str) -> Caller {
-        Caller::new(&self.url, Some(token), None)
+        Caller::new(&self.url, Some(token), self.ca.as_deref())
+    }
+
+    /// Somebody without a token.
+    pub fn nobody(&self) -> Caller {
+        Caller::new(&self.url, None, self.ca.as_deref())
     }
 
     /// Makes a key.

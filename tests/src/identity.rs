@@ -1,21 +1,54 @@
-//! An identity provider in a few lines: an Ed25519 key, its JWKS, and tokens signed with it.
+//! An identity provider in a few lines: a key, its JWKS, and tokens signed with it.
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use rcgen::{KeyPair, PKCS_ED25519};
+use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ED25519};
+use rsa::pkcs1::EncodeRsaPrivateKey;
+use rsa::traits::PublicKeyParts;
 use serde_json::{Value, json};
 
 /// Somebody who signs tokens.
-#[derive(Debug)]
 pub struct Issuer {
-    pair: KeyPair,
+    algorithm: Algorithm,
+    private: EncodingKey,
+    public: Value,
     kid: String,
 }
 
+impl std::fmt::Debug for Issuer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Issuer").field("algorithm", &self.algorithm).field("kid", &self.kid).finish_non_exhaustive()
+    }
+}
+
 impl Issuer {
-    /// One with a new key.
+    /// One with a new key for EdDSA.
     pub fn new() -> Self {
+        let pair = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
+        let public = json!({"kty": "OKP", "crv": "Ed25519", "x": base64url(pair.public_key_raw())});
+        Self::of(Algorithm::EdDSA, EncodingKey::from_ed_der(pair.serialized_der()), public)
+    }
+
+    /// One with a new key for ES256.
+    pub fn es256() -> Self {
+        let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).expect("a key");
+        let (x, y) = pair.public_key_raw().get(1..).expect("a point").split_at(32);
+        let public = json!({"kty": "EC", "crv": "P-256", "x": base64url(x), "y": base64url(y)});
+        Self::of(Algorithm::ES256, EncodingKey::from_ec_der(pair.serialized_der()), public)
+    }
+
+    /// One with a new key for RS256.
+    pub fn rs256() -> Self {
+        let pair = rsa::RsaPrivateKey::new(&mut rsa::rand_core::OsRng, 2048).expect("a key");
+        let public = json!({"kty": "RSA", "n": base64url(&pair.n().to_bytes_be()), "e": base64url(&pair.e().to_bytes_be())});
+        let private = EncodingKey::from_rsa_der(pair.to_pkcs1_der().expect("DER").as_bytes());
+        Self::of(Algorithm::RS256, private, public)
+    }
+
+    fn of(algorithm: Algorithm, private: EncodingKey, mut public: Value) -> Self {
         let kid = format!("{:016x}", rand::random::<u64>());
-        Self { pair: KeyPair::generate_for(&PKCS_ED25519).expect("a key"), kid }
+        public["kid"] = json!(kid);
+        public["use"] = json!("sig");
+        Self { algorithm, private, public, kid }
     }
 
     /// The id of its key.
@@ -23,15 +56,15 @@ impl Issuer {
         self.kid.clone()
     }
 
-    /// The public half, raw.
-    pub fn public_bytes(&self) -> Vec<u8> {
-        self.pair.public_key_raw().to_vec()
+    /// The public half as a JWK (RFC 7517).
+    pub fn jwk(&self) -> Value {
+        self.public.clone()
     }
 
-    /// The public half as a key set (RFC 7517, RFC 8037).
-    pub fn jwks(&self) -> Value {
-        let x = base64url(&self.public_bytes());
-        json!({"keys": [{"kty": "OKP", "crv": "Ed25519", "alg": "EdDSA", "use": "sig", "kid": self.kid, "x": x}]})
+    /// The public halves of several as a key set.
+    pub fn jwks(issuers: &[&Self]) -> Value {
+        let keys: Vec<Value> = issuers.iter().map(|issuer| issuer.jwk()).collect();
+        json!({"keys": keys})
     }
 
     /// A token with these claims.
@@ -41,8 +74,8 @@ impl Issuer {
 
     /// A token that names another key than it is signed with.
     pub fn sign_with_kid(&self, claims: &Value, kid: &str) -> String {
-        let header = Header { kid: Some(kid.to_owned()), ..Header::new(Algorithm::EdDSA) };
-        encode(&header, claims, &EncodingKey::from_ed_der(self.pair.serialized_der())).expect("a token")
+        let header = Header { kid: Some(kid.to_owned()), ..Header::new(self.algorithm) };
+        encode(&header, claims, &self.private).expect("a token")
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::fixture::{Answer, Api, Fabric};
+use crate::fixture::{Answer, Api, Ask, Fabric};
 use crate::node::{Ears, Node, header_of, request_id};
 
 const IN_LAB: &str = r#"{"tool":"echo","target":"x","from":"lab"}"#;
@@ -276,5 +276,35 @@ async fn a_job_that_outlives_its_call_is_read_while_it_goes_on() {
     assert_eq!(by, ["n-2", "n-1"], "in the order asked for");
     drop((fast, slow));
     other.stop().await;
+    end(fabric, api).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_of_a_rate_is_told_with_every_answer_and_the_trace_reaches_the_node() {
+    let (fabric, api) = fabric().await;
+    let mut node = Node::start(&fabric, &api, "n-1", (Ears::Group, 8)).await;
+    let limited = r#"{"name":"slow","scopes":["jobs:write"],"limits":{"rate":"2/h"}}"#;
+    let key = api.post(&fabric.admin, "/v1/keys", limited).await.body["key"].as_str().unwrap().to_owned();
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for left in ["1", "0"] {
+        let script = async {
+            let job = node.hears().await;
+            assert_eq!(header_of(&job, "traceparent"), trace);
+            node.succeeds(&job).await;
+        };
+        let headers = vec![("content-type", "application/json".to_owned()), ("traceparent", trace.to_owned())];
+        let token = Some(key.clone());
+        let ask = Ask { method: "POST", path: "/v1/jobs".to_owned(), token, headers, body: IN_LAB.as_bytes().to_vec() };
+        let (answer, ()) = tokio::join!(api.ask(ask), script);
+        assert_eq!((answer.status, answer.headers["traceparent"].to_str().unwrap()), (200, trace));
+        assert_eq!(answer.headers["ratelimit-policy"], "\"runs\";q=2;w=3600");
+        assert!(answer.headers["ratelimit"].to_str().unwrap().starts_with(&format!("\"runs\";r={left};t=")), "{answer:?}");
+    }
+    let refused = api.post(&key, "/v1/jobs", IN_LAB).await;
+    assert_eq!((refused.status, refused.body["code"].as_str()), (429, Some("rate_limited")), "{refused:?}");
+    let again: u64 = refused.headers["retry-after"].to_str().unwrap().parse().unwrap();
+    assert!((1..=1800).contains(&again), "{again}");
+    assert!(refused.headers["ratelimit"].to_str().unwrap().starts_with("\"runs\";r=0;t="), "{refused:?}");
+    drop(node);
     end(fabric, api).await;
 }

@@ -78,6 +78,11 @@ fn program(layout: &Layout) -> Program {
 
 impl Fabric {
     pub(crate) async fn start() -> Self {
+        // Boxed: tests hold it beside much else.
+        Box::pin(Self::begin()).await
+    }
+
+    async fn begin() -> Self {
         process::install_tls_provider();
         let folder = std::env::temp_dir().join(format!("probeops-api-{:016x}", rand::random::<u64>()));
         let layout = Layout::new(folder);

@@ -98,15 +98,15 @@ impl Node {
     }
 
     pub(crate) async fn succeeds(&self, job: &Message) {
-        self.says(job, "outcome", &self.outcome(job, json!({"status": "success", "report": {"by": self.id}}))).await;
+        self.says(job, "outcome", &self.outcome(job, &json!({"status": "success", "report": {"by": self.id}}))).await;
     }
 
     pub(crate) async fn fails(&self, job: &Message, kind: &str) {
         let failure = json!({"kind": kind, "detail": format!("{} says {kind}", self.id)});
-        self.says(job, "outcome", &self.outcome(job, json!({"status": "failed", "failure": failure}))).await;
+        self.says(job, "outcome", &self.outcome(job, &json!({"status": "failed", "failure": failure}))).await;
     }
 
-    fn outcome(&self, job: &Message, more: Value) -> Value {
+    fn outcome(&self, job: &Message, more: &Value) -> Value {
         let mut outcome = json!({
             "request_id": request_id(job), "tool": "echo", "target": "x", "output": "", "duration_ms": 1.0,
             "node": {"id": self.id, "region": "lab"},

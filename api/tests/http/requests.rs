@@ -71,6 +71,9 @@ fn paths() -> Vec<Case> {
         case(get("/v1/audit?verdit=denied"), 400, "invalid", "?verdit", "did you mean `verdict`?"),
         case(get("/v1/nodes?limit=0"), 400, "invalid", "?limit", "from 1 to 1000"),
         case(get("/v1/tools?x"), 400, "invalid", "?x", "there are none here"),
+        case(get(&format!("/v1/tools?{}", "x".repeat(9_000))), 414, "uri_too_long", "", "at most 8192 are read"),
+        case(Ask { headers: vec![("x-long", "x".repeat(40_000))], ..get("/v1/tools") }, 431, "headers_too_large", "", "with 32768 bytes"),
+        case(Ask { headers: vec![("x-many", "x".to_owned()); 85], ..get("/v1/tools") }, 431, "headers_too_large", "", "at most 80"),
     ]
 }
 
@@ -114,6 +117,12 @@ async fn a_client_gets_its_own_request_id_and_the_content_type_it_prefers() {
     assert_eq!((answer.status, answer.headers["content-type"].to_str().unwrap()), (401, "application/json"));
     assert_eq!((answer.headers["x-request-id"].to_str().unwrap(), &answer.body["request_id"]), ("n8n-7", &"n8n-7".into()));
     assert_eq!(answer.headers["www-authenticate"], "Bearer realm=\"probeops\"");
+    let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+    for (given, out) in [(trace, Some(trace)), ("00-x-y-01", None)] {
+        let answer = api.ask(Ask { headers: vec![("traceparent", given.to_owned())], ..get("/livez") }).await;
+        assert_eq!(answer.headers.get("traceparent").map(|value| value.to_str().unwrap()), out);
+        assert!(answer.headers.contains_key("x-request-id"), "{answer:?}");
+    }
     api.stop().await;
     fabric.stop().await;
 }
@@ -131,6 +140,33 @@ async fn what_there_is_can_be_read() {
     assert!(tools.body["tools"].as_array().unwrap().iter().any(|tool| tool["name"] == "echo" && tool["budget_ms"] == 5000));
     let document = api.until("/openapi.json", |answer| answer.status == 200).await;
     assert_eq!(document.body["openapi"], "3.1.0");
+    let described: Vec<String> = document.body["paths"]
+        .as_object()
+        .unwrap()
+        .iter()
+        .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase())))
+        .collect();
+    let mut named = [
+        "POST /v1/jobs",
+        "GET /v1/jobs/{id}",
+        "GET /v1/tools",
+        "GET /v1/regions",
+        "GET /v1/nodes",
+        "GET /v1/nodes/{id}",
+        "POST /v1/nodes/{id}/drain",
+        "POST /v1/nodes/{id}/revoke",
+        "POST /v1/keys",
+        "GET /v1/keys",
+        "DELETE /v1/keys/{id}",
+        "GET /v1/audit",
+        "GET /livez",
+        "GET /readyz",
+        "GET /openapi.json",
+    ];
+    named.sort_unstable_by_key(|route| route.split_once(' ').map(|(method, path)| (path, method)));
+    let mut described: Vec<&str> = described.iter().map(String::as_str).collect();
+    described.sort_unstable_by_key(|route| route.split_once(' ').map(|(method, path)| (path, method)));
+    assert_eq!(described, named, "these routes and no other");
     assert_eq!(api.until("/livez", |answer| answer.status == 200).await.body["status"], "alive");
     api.stop().await;
     fabric.stop().await;

@@ -22,6 +22,8 @@ fn accepted_refused_finished_and_denied_are_all_recorded() {
     assert_eq!((&finished["node"], &finished["tool"], &finished["target"]), (&json!("a-1"), &json!("echo"), &json!("fine")));
     assert!(finished["caller"].as_str().unwrap().starts_with("api-"), "{finished}");
     assert!(finished["principal"].as_str().unwrap().starts_with("key:"), "{finished}");
+    let accepted = of_job.iter().find(|record| record["verdict"] == "accepted").unwrap();
+    assert_eq!((&accepted["caller"], &accepted["principal"]), (&finished["caller"], &finished["principal"]), "{accepted}");
     let at_node = api.wait_for_audit("verdict=denied", 1);
     assert!(at_node[0]["detail"].as_str().unwrap().starts_with("denied:"), "{}", at_node[0]);
     let refused = api.wait_for_audit("verdict=refused", 1);

@@ -102,20 +102,26 @@ fn each_mistake_around_a_job_is_named() {
     let caller = api.admin();
     let good = json!({"tool": "echo", "from": "eu"}).to_string();
     let large = format!("{{\"tool\":\"{}\"}}", "x".repeat(70_000));
-    let table: [(&str, &[u8], u16, &str, &str); 9] = [
-        ("application/json", b"", 400, "invalid", "empty"),
-        ("application/json", b"{\"tool\":", 400, "invalid", "ends too early"),
-        ("application/json", b"ping", 400, "invalid", "not JSON"),
-        ("application/json", b"[1]", 400, "invalid", "must be a JSON object"),
-        ("application/json", b"{\"tool\":\"echo\",\"tool\":\"echo\"}", 400, "invalid", "`tool` is given twice"),
-        ("application/json", b"{\"tool\":\"echo\",\"x\":1}", 400, "invalid", "unknown field `x`"),
-        ("application/json", large.as_bytes(), 413, "too_large", "65536"),
-        ("text/plain", good.as_bytes(), 415, "unsupported_media_type", "application/json"),
-        ("application/x-www-form-urlencoded", good.as_bytes(), 415, "unsupported_media_type", "application/json"),
+    let json_type = "application/json";
+    // A pointer is where it is, and the whole body where it is everywhere; what is wrong with the headers is nowhere in the body.
+    let table: [(&str, &[u8], u16, &str, Option<&str>, &str); 11] = [
+        (json_type, b"", 400, "invalid", Some(""), "the body is empty"),
+        (json_type, b"{\"tool\":", 400, "invalid", Some(""), "ends too early"),
+        (json_type, b"ping", 400, "invalid", Some(""), "not JSON"),
+        (json_type, b"\xff\xfe", 400, "invalid", Some(""), "not JSON"),
+        (json_type, b"[1]", 400, "invalid", Some(""), "must be a JSON object"),
+        (json_type, b"{\"tool\":\"echo\",\"tool\":\"echo\"}", 400, "invalid", Some("/tool"), "`tool` is given twice"),
+        (json_type, b"{\"parameters\":{\"count\":1,\"count\":1}}", 400, "invalid", Some("/parameters/count"), "`count` is given twice"),
+        (json_type, b"{\"tool\":\"echo\",\"x\":1}", 400, "invalid", Some("/x"), "unknown field `x`"),
+        (json_type, large.as_bytes(), 413, "too_large", None, "larger than 65536 bytes"),
+        ("text/plain", good.as_bytes(), 415, "unsupported_media_type", None, "it must be application/json"),
+        ("application/x-www-form-urlencoded", good.as_bytes(), 415, "unsupported_media_type", None, "it must be application/json"),
     ];
-    for (content_type, body, status, code, words) in table {
-        check(&caller.post_raw("/v1/jobs", content_type, body, &[]), status, code, None, words);
+    for (content_type, body, status, code, pointer, words) in table {
+        check(&caller.post_raw("/v1/jobs", content_type, body, &[]), status, code, pointer, words);
     }
+    let packed = caller.post_raw("/v1/jobs", json_type, good.as_bytes(), &[("content-encoding", "gzip")]);
+    check(&packed, 415, "unsupported_media_type", None, "encoded as `gzip`");
     check(&caller.post_raw("/v1/jobs", "", good.as_bytes(), &[]), 415, "unsupported_media_type", None, "application/json");
     check(&caller.get("/v1/nothing"), 404, "not_found", None, "/v1/nothing");
     let wrong_method = caller.get("/v1/jobs");

@@ -18,6 +18,9 @@ fn a_job_posted_on_one_api_is_read_on_another_and_on_one_started_later() {
     assert_eq!(second.caller(&key).get(&path).expect(200), posted);
     second.wait_until("the other key is known", || second.caller(&other).get("/v1/tools").status == 200);
     assert_eq!(second.caller(&other).get(&path).expect(404)["code"], "not_found");
+    // Told nothing, and remembered.
+    let tried = second.wait_for_audit("verdict=refused", 1);
+    assert_eq!((&tried[0]["target"], &tried[0]["tool"]), (&json!(format!("job:{}", posted["id"].as_str().unwrap())), &json!("echo")));
     first.kill();
     let third = fabric.api();
     assert_eq!(third.caller(&key).get(&path).expect(200), posted);
