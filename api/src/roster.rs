@@ -67,7 +67,10 @@ pub struct RegionSummary {
     pub nodes: usize,
     /// How many of them are online.
     pub online: usize,
-    /// The tools that at least one of those online can run.
+    /// How many of those online take no new jobs.
+    #[serde(default)]
+    pub draining: usize,
+    /// The tools that at least one of those that take jobs can run.
     pub tools: Vec<ToolName>,
 }
 
@@ -102,12 +105,17 @@ impl Roster {
                     region: grant.region.clone(),
                     nodes: 0,
                     online: 0,
+                    draining: 0,
                     tools: Vec::new(),
                 });
                 summary.nodes += 1;
                 if let Some(present) = inner.online(grant) {
                     summary.online += 1;
-                    summary.tools.extend(&present.beat.tools);
+                    if present.beat.draining {
+                        summary.draining += 1;
+                    } else {
+                        summary.tools.extend(&present.beat.tools);
+                    }
                 }
             }
             regions

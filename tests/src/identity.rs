@@ -21,7 +21,7 @@ impl std::fmt::Debug for Issuer {
 }
 
 impl Issuer {
-    /// One with a new key for EdDSA.
+    /// One with a new Ed25519 key.
     pub fn new() -> Self {
         let pair = KeyPair::generate_for(&PKCS_ED25519).expect("a key");
         let public = json!({"kty": "OKP", "crv": "Ed25519", "x": base64url(pair.public_key_raw())});

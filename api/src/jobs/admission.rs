@@ -69,9 +69,10 @@ fn region_has(roster: &Roster, principal: &Principal, (region, tool): (&Region, 
     }
     let there = regions.iter().find(|summary| summary.region == *region);
     let tools = there.map(|summary| summary.tools.iter().map(ToString::to_string).collect::<Vec<_>>()).unwrap_or_default();
-    let online = there.map_or(0, |summary| summary.online);
+    let (online, draining) = there.map_or((0, 0), |summary| (summary.online, summary.draining));
+    let draining = if draining == 0 { String::new() } else { format!(" ({draining} of them draining)") };
     let detail = format!(
-        "no node of region {region} that can run {tool} is online; {online} of its nodes are, and {}",
+        "no node of region {region} that can run {tool} takes jobs now; {online} of its nodes are online{draining}, and {}",
         listed("they can run", &tools)
     );
     let absent = Problem::new(Code::NoNodeAvailable, detail).at(Invalid::new(pointer, "nobody there can run this now"));

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 
 use crate::fixture::{Answer, Api, Ask, Fabric};
 use crate::node::{Ears, Node, header_of, request_id};
 
 const IN_LAB: &str = r#"{"tool":"echo","target":"x","from":"lab"}"#;
 const PATIENT: &str = r#"{"tool":"echo","target":"x","from":"lab","parameters":{"timeout":30}}"#;
-/// Longer than an accepted run may be silent.
-const LONG_SILENCE: Duration = Duration::from_secs(6);
 
 async fn fabric() -> (Fabric, Api) {
     let fabric = Fabric::start().await;
@@ -196,7 +196,10 @@ async fn an_accepted_run_outlives_an_outage_of_the_broker() {
         fabric.stop_broker().await;
         api.until("/readyz", |answer| answer.status == 503).await;
         assert_eq!(api.until("/livez", |answer| answer.status == 200).await.body["status"], "alive");
-        tokio::time::sleep(LONG_SILENCE).await;
+        // It waits for the broker until its deadline, which is longer than an accepted run may be silent; then it is over for good.
+        let late = api.post(&admin, "/v1/jobs", IN_LAB).await;
+        assert_eq!(outcome(&late)["failure"]["kind"], "unavailable");
+        assert!(outcome(&late)["failure"]["detail"].as_str().unwrap().contains("the broker could not be reached in time"), "{late:?}");
         let refused = api.post(&admin, "/v1/nodes/n-1/drain", "").await;
         assert_eq!((refused.status, refused.body["code"].as_str()), (503, Some("unavailable")), "{refused:?}");
         fabric.start_broker().await;
@@ -211,9 +214,28 @@ async fn an_accepted_run_outlives_an_outage_of_the_broker() {
         let next = node.hears().await;
         assert!(next.subject.starts_with("job.v1."), "{}", next.subject);
         node.succeeds(&next).await;
+        request_id(&next)
     };
-    let (answer, ()) = tokio::join!(api.post(&admin, "/v1/jobs", IN_LAB), script);
-    assert_eq!(outcome(&answer)["status"], "success");
+    let (answer, ran) = tokio::join!(api.post(&admin, "/v1/jobs", IN_LAB), script);
+    assert_eq!((outcome(&answer)["status"].as_str(), answer.body["id"].as_str()), (Some("success"), Some(ran.as_str())));
+    drop(node);
+    end(fabric, api).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_that_hangs_up_finds_its_job_later() {
+    let (fabric, api) = fabric().await;
+    let mut node = Node::start(&fabric, &api, "n-1", (Ears::Group, 8)).await;
+    let mut caller = TcpStream::connect(api.base.strip_prefix("http://").unwrap()).await.unwrap();
+    let (admin, length) = (&fabric.admin, IN_LAB.len());
+    let head = format!("POST /v1/jobs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {admin}\r\ncontent-type: application/json\r\n");
+    caller.write_all(format!("{head}content-length: {length}\r\n\r\n{IN_LAB}").as_bytes()).await.unwrap();
+    let job = node.hears().await;
+    drop(caller);
+    node.succeeds(&job).await;
+    let path = format!("/v1/jobs/{}", request_id(&job));
+    let kept = api.until_as(admin, &path, |answer| answer.status == 200).await;
+    assert_eq!(outcome(&kept)["status"], "success");
     drop(node);
     end(fabric, api).await;
 }

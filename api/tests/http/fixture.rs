@@ -28,7 +28,7 @@ use tokio_util::sync::CancellationToken;
 use ureq::http::{HeaderMap, Request};
 
 /// How long anything in a test may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
 /// The wait between two looks at something that is about to happen.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 

@@ -57,8 +57,14 @@ fn paths() -> Vec<Case> {
     vec![
         case(job(r#"{"tool":"echo","from":"us-east"}"#), 404, "no_such_region", "/from", "the regions are: eu-central"),
         case(job(r#"{"tool":"echo","from":"node:ber-1"}"#), 404, "no_such_node", "/from", "the nodes are: fra-1"),
-        case(job(r#"{"tool":"echo","from":"eu-central"}"#), 503, "no_node_available", "", "0 of its nodes are"),
-        case(job(r#"{"tool":"echo","from":"node:fra-1"}"#), 503, "no_node_available", "", "not online"),
+        case(
+            job(r#"{"tool":"echo","from":"eu-central"}"#),
+            503,
+            "no_node_available",
+            "/from",
+            "takes jobs now; 0 of its nodes are online, and they can run: none",
+        ),
+        case(job(r#"{"tool":"echo","from":"node:fra-1"}"#), 503, "no_node_available", "/from", "not online"),
         case(get("/v1/nothing"), 404, "not_found", "", "there is nothing at `/v1/nothing`"),
         case(get("/"), 404, "not_found", "", "/openapi.json"),
         case(Ask { method: "PUT", ..get("/v1/keys") }, 405, "method_not_allowed", "", "PUT"),
@@ -133,7 +139,10 @@ async fn what_there_is_can_be_read() {
     let api = fabric.api(|_| {}).await;
     let read = async |path: &str| -> Answer { api.get(&fabric.admin, path).await };
     let regions = read("/v1/regions").await;
-    assert_eq!(regions.body, serde_json::json!({"regions": [{"region": "eu-central", "nodes": 1, "online": 0, "tools": []}]}));
+    assert_eq!(
+        regions.body,
+        serde_json::json!({"regions": [{"region": "eu-central", "nodes": 1, "online": 0, "draining": 0, "tools": []}]})
+    );
     let nodes = read("/v1/nodes").await;
     assert_eq!((&nodes.body["nodes"][0]["id"], nodes.body.get("next")), (&"fra-1".into(), None));
     let tools = read("/v1/tools").await;

@@ -1,8 +1,11 @@
 //! The audit trail, over HTTP.
 
-use serde_json::json;
+use std::time::Duration;
 
-use crate::fixture::Fabric;
+use futures_util::StreamExt;
+use serde_json::{Value, json};
+
+use crate::fixture::{Answer, Fabric};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_refused_and_what_is_changed_is_in_the_trail() {
@@ -42,6 +45,33 @@ async fn what_is_refused_and_what_is_changed_is_in_the_trail() {
     let next = page.body["next"].as_str().unwrap();
     let rest = api.get(&fabric.admin, &format!("/v1/audit?limit=3&cursor={next}")).await;
     assert_eq!((rest.body["records"].as_array().unwrap().len(), rest.body.get("next")), (1, None), "{rest:?}");
+    api.stop().await;
+    fabric.stop().await;
+}
+
+/// More than are recorded one by one.
+const STRANGERS: u64 = 400;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strangers_are_recorded_and_cannot_crowd_out_the_trail() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    let asks = (0..STRANGERS).map(|_| api.get("", "/v1/nodes"));
+    let answers = futures_util::stream::iter(asks).buffer_unordered(16).collect::<Vec<_>>().await;
+    assert!(answers.iter().all(|answer| answer.status == 401));
+    let told = |records: &[Value]| -> u64 {
+        let more =
+            records.iter().filter_map(|record| record["detail"].as_str()?.rsplit_once("; ")?.1.split_once(' ')?.0.parse::<u64>().ok());
+        more.sum::<u64>() + records.len() as u64
+    };
+    // What was only counted is told with the next that is recorded: so many a second are, so wait for the next second.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(api.get("", "/v1/nodes").await.status, 401);
+    let asked = STRANGERS + 1;
+    let all = |answer: &Answer| told(answer.body["records"].as_array().unwrap()) == asked;
+    let page = api.until_as(&fabric.admin, "/v1/audit?principal=-&limit=1000", all).await;
+    let records = page.body["records"].as_array().unwrap();
+    assert!(records.len() < usize::try_from(STRANGERS).unwrap(), "{} records of {asked} strangers", records.len());
     api.stop().await;
     fabric.stop().await;
 }
