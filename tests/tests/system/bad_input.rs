@@ -12,6 +12,9 @@ struct Row {
     words: &'static str,
 }
 
+/// Content type, body, and what must come of them: status, code, pointer, words.
+type Mistake<'a> = (&'a str, &'a [u8], u16, &'a str, Option<&'a str>, &'a str);
+
 fn row(body: Value, pointer: &'static str, words: &'static str) -> Row {
     Row { body, status: 400, code: "invalid", pointer, words }
 }
@@ -104,7 +107,7 @@ fn each_mistake_around_a_job_is_named() {
     let large = format!("{{\"tool\":\"{}\"}}", "x".repeat(70_000));
     let json_type = "application/json";
     // A pointer is where it is, and the whole body where it is everywhere; what is wrong with the headers is nowhere in the body.
-    let table: [(&str, &[u8], u16, &str, Option<&str>, &str); 11] = [
+    let table: [Mistake<'_>; 11] = [
         (json_type, b"", 400, "invalid", Some(""), "the body is empty"),
         (json_type, b"{\"tool\":", 400, "invalid", Some(""), "ends too early"),
         (json_type, b"ping", 400, "invalid", Some(""), "not JSON"),
