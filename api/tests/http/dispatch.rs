@@ -193,6 +193,12 @@ async fn an_accepted_run_outlives_an_outage_of_the_broker() {
     let script = async {
         let job = node.hears().await;
         node.accepts(&job).await;
+        // Answers of one node arrive in their order: when this one is there, the API knows of the other.
+        let quick = async {
+            let job = node.hears().await;
+            node.succeeds(&job).await;
+        };
+        tokio::join!(api.post(&admin, "/v1/jobs", IN_LAB), quick);
         fabric.stop_broker().await;
         api.until("/readyz", |answer| answer.status == 503).await;
         assert_eq!(api.until("/livez", |answer| answer.status == 200).await.body["status"], "alive");
