@@ -180,6 +180,11 @@ impl Fabric {
         self.start_broker();
     }
 
+    /// The broker's process id.
+    pub fn broker_process_id(&self) -> u32 {
+        self.broker.as_ref().expect("the broker runs").id()
+    }
+
     /// The broker's address.
     pub fn url(&self) -> String {
         format!("tls://{}", self.listen)

@@ -30,6 +30,8 @@ pub(crate) struct Question {
 /// What came of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Measured {
+    /// All answers, those of the warm-up too.
+    pub(crate) answers: usize,
     /// Answers for each second.
     pub(crate) per_second: f64,
     /// The median answer took this long, in milliseconds.
@@ -46,9 +48,11 @@ pub(crate) async fn run(question: &Question, connections: usize, duration: Durat
     for _ in 0..connections {
         askers.spawn(ask(question.clone(), counted_from, ends));
     }
-    let mut latencies = Vec::new();
+    let (mut latencies, mut answers) = (Vec::new(), 0);
     while let Some(asker) = askers.join_next().await {
-        latencies.extend(asker??);
+        let (of_asker, warm_up) = asker??;
+        answers += of_asker.len() + warm_up;
+        latencies.extend(of_asker);
     }
     ensure!(!latencies.is_empty(), "not one answer in {duration:?}");
     latencies.sort_unstable();
@@ -59,20 +63,21 @@ pub(crate) async fn run(question: &Question, connections: usize, duration: Durat
     };
     #[expect(clippy::cast_precision_loss, reason = "a count of answers")]
     let per_second = latencies.len() as f64 / duration.as_secs_f64();
-    Ok(Measured { per_second, p50_ms: at(0.5), p99_ms: at(0.99) })
+    Ok(Measured { answers, per_second, p50_ms: at(0.5), p99_ms: at(0.99) })
 }
 
-async fn ask(question: Question, counted_from: Instant, ends: Instant) -> anyhow::Result<Vec<Duration>> {
+/// The latencies that count, and how many answers came before.
+async fn ask(question: Question, counted_from: Instant, ends: Instant) -> anyhow::Result<(Vec<Duration>, usize)> {
     let stream = TcpStream::connect(question.address).await.context("cannot connect")?;
     stream.set_nodelay(true)?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let mut driving = JoinSet::new();
     driving.spawn(connection);
-    let mut latencies = Vec::new();
+    let (mut latencies, mut warm_up) = (Vec::new(), 0);
     loop {
         let started = Instant::now();
         if started >= ends {
-            return Ok(latencies);
+            return Ok((latencies, warm_up));
         }
         let mut request = Request::post(question.path).header("host", "bench").header("content-type", "application/json");
         if let Some(token) = &question.token {
@@ -85,6 +90,8 @@ async fn ask(question: Question, counted_from: Instant, ends: Instant) -> anyhow
         ensure!(status == StatusCode::OK && text.contains(question.expect), "answered {status}: {text}");
         if started >= counted_from {
             latencies.push(started.elapsed());
+        } else {
+            warm_up += 1;
         }
     }
 }

@@ -4,6 +4,7 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+mod cpu;
 mod load;
 mod relay;
 
@@ -57,10 +58,12 @@ fn main() -> anyhow::Result<()> {
 /// Jobs per second through the whole path: HTTP, key, limits, TLS to the broker, an agent, job state, audit.
 fn throughput(rounds: usize, round: Duration) -> anyhow::Result<()> {
     let (ours, bare) = compare(CONNECTIONS, rounds, round)?;
-    let (ours_median, bare_median) = (median(&ours, |measured| measured.per_second), median(&bare, |measured| measured.per_second));
+    let (ours_median, bare_median) =
+        (median(&ours.rounds, |measured| measured.per_second), median(&bare.rounds, |measured| measured.per_second));
     println!("throughput, {CONNECTIONS} connections, median of {rounds} interleaved rounds of {} s", round.as_secs_f64());
-    println!("  ProbeOps {ours_median:>8.0} jobs/s   p50 {:.2} ms", median(&ours, |measured| measured.p50_ms));
-    println!("  bare     {bare_median:>8.0} jobs/s   p50 {:.2} ms", median(&bare, |measured| measured.p50_ms));
+    for (name, side, per_second) in [("ProbeOps", &ours, ours_median), ("bare", &bare, bare_median)] {
+        println!("  {name:<8} {per_second:>8.0} jobs/s   p50 {:.2} ms   {}", median(&side.rounds, |measured| measured.p50_ms), side.cpu);
+    }
     println!("  ratio    {:>8.2}", ours_median / bare_median);
     Ok(())
 }
@@ -68,22 +71,36 @@ fn throughput(rounds: usize, round: Duration) -> anyhow::Result<()> {
 /// What the path adds for one who asks one question after the other.
 fn latency(rounds: usize, round: Duration) -> anyhow::Result<()> {
     let (ours, bare) = compare(1, rounds, round)?;
-    let (ours_ms, bare_ms) = (median(&ours, |measured| measured.p50_ms), median(&bare, |measured| measured.p50_ms));
+    let (ours_ms, bare_ms) = (median(&ours.rounds, |measured| measured.p50_ms), median(&bare.rounds, |measured| measured.p50_ms));
     println!("latency, 1 connection, median of {rounds} interleaved rounds of {} s", round.as_secs_f64());
-    println!("  ProbeOps p50 {ours_ms:.3} ms   p99 {:.3} ms", median(&ours, |measured| measured.p99_ms));
-    println!("  bare     p50 {bare_ms:.3} ms   p99 {:.3} ms", median(&bare, |measured| measured.p99_ms));
+    println!("  ProbeOps p50 {ours_ms:.3} ms   p99 {:.3} ms", median(&ours.rounds, |measured| measured.p99_ms));
+    println!("  bare     p50 {bare_ms:.3} ms   p99 {:.3} ms", median(&bare.rounds, |measured| measured.p99_ms));
     println!("  added    p50 {:.3} ms", ours_ms - bare_ms);
     Ok(())
 }
 
-fn compare(connections: usize, rounds: usize, round: Duration) -> anyhow::Result<(Vec<Measured>, Vec<Measured>)> {
+/// What one side did in all rounds.
+struct Side {
+    rounds: Vec<Measured>,
+    cpu: cpu::Spent,
+}
+
+fn compare(connections: usize, rounds: usize, round: Duration) -> anyhow::Result<(Side, Side)> {
     let ours = Ours::start();
     let bare = Bare::start(&ours)?;
     let runtime = runtime()?;
-    let (mut of_ours, mut of_bare) = (Vec::new(), Vec::new());
+    let side = |processes| Side { rounds: Vec::new(), cpu: cpu::Spent::by(processes) };
+    let (mut of_ours, mut of_bare) = (side(ours.processes()), side(bare.processes()));
+    let measure = |side: &mut Side, question: &Question| {
+        let before = side.cpu.begin()?;
+        let measured = runtime.block_on(load::run(question, connections, round))?;
+        side.cpu.end(&before, measured.answers)?;
+        side.rounds.push(measured);
+        anyhow::Ok(())
+    };
     for _ in 0..rounds {
-        of_bare.push(runtime.block_on(load::run(&bare.question(), connections, round)).context("the bare relay")?);
-        of_ours.push(runtime.block_on(load::run(&ours.question()?, connections, round)).context("ProbeOps")?);
+        measure(&mut of_bare, &bare.question()).context("the bare relay")?;
+        measure(&mut of_ours, &ours.question()?).context("ProbeOps")?;
     }
     Ok((of_ours, of_bare))
 }
@@ -131,6 +148,10 @@ impl Ours {
         Self { agent, api, fabric }
     }
 
+    fn processes(&self) -> Vec<(&'static str, u32)> {
+        vec![("api", self.api.process_id()), ("broker", self.fabric.broker_process_id()), ("agent", self.agent.process_id())]
+    }
+
     fn question(&self) -> anyhow::Result<Question> {
         let address: SocketAddr = self.api.url().trim_start_matches("http://").parse()?;
         let body = br#"{"tool":"echo","target":"bench","from":"eu"}"#;
@@ -142,7 +163,8 @@ impl Ours {
 /// A bare server, a bare relay, a bare responder.
 struct Bare {
     listen: SocketAddr,
-    children: Vec<Child>,
+    /// Broker, responder, relay.
+    children: [Child; 3],
 }
 
 impl Bare {
@@ -150,14 +172,19 @@ impl Bare {
         let (broker, listen) = (free_port(), free_port());
         let url = format!("nats://{broker}");
         let own = std::env::current_exe()?;
-        let mut bare = Self { listen, children: Vec::new() };
         let mut server = Command::new(ours.fabric.nats_server());
-        bare.children.push(server.args(["-a", "127.0.0.1", "-p", &broker.port().to_string(), "-l", "/dev/null"]).spawn()?);
+        let server = server.args(["-a", "127.0.0.1", "-p", &broker.port().to_string(), "-l", "/dev/null"]).spawn()?;
         wait_for(broker)?;
-        bare.children.push(Command::new(&own).args(["respond", &url]).spawn()?);
-        bare.children.push(Command::new(&own).args(["relay", &url, &listen.to_string()]).spawn()?);
+        let responder = Command::new(&own).args(["respond", &url]).spawn()?;
+        let relay = Command::new(&own).args(["relay", &url, &listen.to_string()]).spawn()?;
+        let bare = Self { listen, children: [server, responder, relay] };
         wait_for(listen)?;
         Ok(bare)
+    }
+
+    fn processes(&self) -> Vec<(&'static str, u32)> {
+        let [broker, responder, relay] = self.children.each_ref().map(Child::id);
+        vec![("relay", relay), ("broker", broker), ("responder", responder)]
     }
 
     fn question(&self) -> Question {
