@@ -14,6 +14,7 @@ use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::presence::{Beat, EventAck, EventKind};
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
+use serde::Deserialize;
 
 /// How long the broker may take to keep something.
 const KEPT_WITHIN: Duration = Duration::from_secs(5);
@@ -30,6 +31,13 @@ pub(crate) struct Collector {
     acknowledger: Client,
     /// The last beat written for each node: the start it belongs to, its number, and the entry's revision.
     written: HashMap<String, (Timestamp, u64, u64)>,
+}
+
+/// Whose an audit record says it is; the rest of it is passed on as it came.
+#[derive(Deserialize)]
+struct OfNode<'a> {
+    #[serde(borrow)]
+    node: std::borrow::Cow<'a, str>,
 }
 
 impl Collector {
@@ -112,10 +120,8 @@ impl Collector {
     }
 
     async fn keep_records(&self, node: &NodeId, message: &Message) -> Result<(), String> {
-        let records: Vec<serde_json::Value> =
-            serde_json::from_slice(&message.payload).map_err(|error| format!("not audit records: {error}"))?;
-        let foreign = records.iter().any(|record| record.get("node").and_then(serde_json::Value::as_str) != Some(node.as_str()));
-        if foreign {
+        let records: Vec<OfNode<'_>> = serde_json::from_slice(&message.payload).map_err(|error| format!("not audit records: {error}"))?;
+        if records.iter().any(|record| record.node != node.as_str()) {
             return Err("its audit records are not its own".to_owned());
         }
         let subject = subjects::audit(subjects::AUDIT_NODE, &self.name);

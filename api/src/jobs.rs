@@ -1,12 +1,14 @@
 //! Jobs: from a request to a document, and back from stream JOBS.
 
 mod admission;
+mod detachable;
 mod selector;
 mod store;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::{JobId, RequestId};
@@ -18,13 +20,14 @@ use probeops_shared::tools::Spec;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{Allowance, Principal};
 use crate::audit::Audit;
 use crate::broker::{Broker, Destination, Run};
+use crate::jobs::detachable::Detachable;
 use crate::jobs::store::Store;
 use crate::problem::{Asked, Problem};
 
@@ -32,6 +35,8 @@ pub use selector::Selector;
 
 /// The longest a call waits for its job.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Most documents fit into so many bytes.
+const DOCUMENT_BYTES_USUAL: usize = 1_000;
 /// How many runs this API has going on at once; each holds a task and a token.
 const RUNS_MAX: usize = 20_000;
 /// When a full API may have room again.
@@ -76,6 +81,18 @@ pub struct JobDocument {
     pub results: Vec<Outcome>,
 }
 
+impl JobDocument {
+    /// The document as JSON.
+    fn to_bytes(&self) -> Bytes {
+        // Plain data can always be written.
+        let mut written = Vec::with_capacity(DOCUMENT_BYTES_USUAL);
+        if let Err(error) = serde_json::to_writer(&mut written, self) {
+            tracing::error!(job.id = %self.id, %error, "a job could not be written");
+        }
+        written.into()
+    }
+}
+
 /// Whether a job goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -89,8 +106,12 @@ pub enum JobStatus {
 /// A job that was accepted.
 #[derive(Clone, Debug)]
 pub struct Submitted {
-    /// The job, finished or as far as it is.
-    pub document: JobDocument,
+    /// Its id.
+    pub id: JobId,
+    /// Whether it goes on.
+    pub status: JobStatus,
+    /// Its [`JobDocument`] as JSON, finished or as far as it is.
+    pub document: Bytes,
     /// What its principal has left of its rate; absent where it has none.
     pub allowance: Option<Allowance>,
 }
@@ -140,25 +161,24 @@ impl Jobs {
         }
         self.0.audit.record(accepted(&document, self.0.broker.caller().to_string()));
         let so_far = SoFar::of(runs.len());
-        let (sender, finished) = oneshot::channel();
         let (jobs, running, results) = (self.clone(), document.clone(), so_far.clone());
+        let counted = self.0.tasks.token();
         // The job outlives the call: a caller that hangs up finds it under its id.
-        drop(self.0.tasks.spawn(async move {
-            let document = jobs.run(document, &runs, keeping, &results).await;
-            drop(room);
-            // The caller may be gone.
-            drop(sender.send(document));
-        }));
-        let document = match tokio::time::timeout(WAIT_MAX, finished).await {
-            Ok(Ok(document)) => document,
-            Ok(Err(_gone)) => return Err(Problem::new(Code::Internal, "the job ended without an outcome")),
-            Err(_elapsed) => JobDocument { results: so_far.results(), ..running },
+        let mut job = Detachable::new(&self.0.tasks, async move {
+            let finished = jobs.run(document, &runs, keeping, &results).await;
+            drop((room, counted));
+            finished
+        });
+        let id = running.id;
+        let (status, document) = match tokio::time::timeout(WAIT_MAX, &mut job).await {
+            Ok(finished) => (JobStatus::Finished, finished),
+            Err(_elapsed) => (JobStatus::Running, JobDocument { results: so_far.results(), ..running }.to_bytes()),
         };
-        Ok(Submitted { document, allowance })
+        Ok(Submitted { id, status, document, allowance })
     }
 
-    /// Gets every run done, and keeps what comes of it.
-    async fn run(&self, document: JobDocument, runs: &[Run], keeping: Keeping, so_far: &SoFar) -> JobDocument {
+    /// Gets every run done, and keeps what comes of it; the finished document as JSON.
+    async fn run(&self, document: JobDocument, runs: &[Run], keeping: Keeping, so_far: &SoFar) -> Bytes {
         let results = join_all(runs.iter().enumerate().map(async |(index, run)| {
             let outcome = self.0.broker.dispatch(run).await;
             if keeping == Keeping::FromItsStart {
@@ -169,8 +189,9 @@ impl Jobs {
         }))
         .await;
         let document = JobDocument { status: JobStatus::Finished, finished_at: Some(Timestamp::now()), results, ..document };
-        self.0.store.put(&document);
-        document
+        let written = document.to_bytes();
+        self.0.store.put(&document, &written);
+        written
     }
 
     fn room_for(&self, runs: usize) -> Result<OwnedSemaphorePermit, Problem> {

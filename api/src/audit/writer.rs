@@ -1,5 +1,5 @@
-//! Writes records in groups: those that wait when the last acknowledgement arrives go as one message. So one message is on its way at a time,
-//! and the busier it gets, the larger they are.
+//! Writes records in groups: those that wait when the last acknowledgement arrives, and those of the next moment, go as one message. So one
+//! message is on its way at a time, and the busier it gets, the larger they are.
 
 use std::time::Duration;
 
@@ -14,6 +14,8 @@ use crate::broker::Broker;
 
 /// The category of what the API itself writes.
 const CATEGORY: &str = "api";
+/// How long the first record of a batch waits for company.
+const BATCH_WITHIN: Duration = Duration::from_millis(20);
 /// How often a message that the connected broker does not keep is tried.
 const TRIES_MAX: u32 = 10;
 /// The wait between two tries.
@@ -26,6 +28,7 @@ pub(super) async fn write(broker: Broker, mut records: mpsc::Receiver<Record>, s
     let mut batch = Vec::with_capacity(BATCH_MAX);
     let until_stopped = async {
         while records.recv_many(&mut batch, BATCH_MAX).await > 0 {
+            drop(tokio::time::timeout(BATCH_WITHIN, fill(&mut records, &mut batch)).await);
             keep(&broker, &batch).await;
             batch.clear();
         }
@@ -44,6 +47,16 @@ pub(super) async fn write(broker: Broker, mut records: mpsc::Receiver<Record>, s
     };
     if tokio::time::timeout(FLUSH_WITHIN, rest).await.is_err() {
         tracing::error!("audit records are lost: the broker did not keep what was left within {} s", FLUSH_WITHIN.as_secs());
+    }
+}
+
+/// Adds what comes until the batch is full.
+async fn fill(records: &mut mpsc::Receiver<Record>, batch: &mut Vec<Record>) {
+    while batch.len() < BATCH_MAX {
+        let room = BATCH_MAX - batch.len();
+        if records.recv_many(batch, room).await == 0 {
+            return;
+        }
     }
 }
 

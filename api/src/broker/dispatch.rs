@@ -93,8 +93,8 @@ impl Broker {
 struct Dispatch<'a> {
     broker: &'a Broker,
     run: &'a Run,
-    sender: mpsc::Sender<Answer>,
-    answers: mpsc::Receiver<Answer>,
+    sender: mpsc::Sender<Box<Answer>>,
+    answers: mpsc::Receiver<Box<Answer>>,
     link: watch::Receiver<LinkState>,
     attempts: Vec<Attempt<'a>>,
     /// Nodes that have refused or fallen silent.

@@ -21,10 +21,10 @@ pub(crate) struct Replies(Mutex<HashMap<ReplyToken, Waiter>>);
 #[derive(Debug)]
 struct Waiter {
     attempt: u32,
-    sender: mpsc::Sender<Answer>,
+    sender: mpsc::Sender<Box<Answer>>,
 }
 
-/// One answer to an attempt.
+/// One answer to an attempt. Boxed on its way: a queue is made for every job, with room for 32 of what it carries.
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// Which attempt.
@@ -39,7 +39,7 @@ pub(crate) struct Answer {
 
 impl Replies {
     /// Waits for answers to an attempt until the returned guard is dropped.
-    pub(crate) fn wait(&self, attempt: u32, sender: mpsc::Sender<Answer>) -> Waiting<'_> {
+    pub(crate) fn wait(&self, attempt: u32, sender: mpsc::Sender<Box<Answer>>) -> Waiting<'_> {
         let token = ReplyToken::new();
         self.lock().insert(token, Waiter { attempt, sender });
         Waiting { replies: self, token }
@@ -54,7 +54,7 @@ impl Replies {
             match (waiter, node) {
                 (Some((attempt, sender)), node) => {
                     // Full only when the waiter does not read: it has bounded patience and will end by itself.
-                    drop(sender.try_send(Answer { attempt, node, event, payload: message.payload }));
+                    drop(sender.try_send(Box::new(Answer { attempt, node, event, payload: message.payload })));
                 }
                 (None, Some(node)) if event == Event::Accepted => cancel_late(client, caller, &node, &message).await,
                 (None, _) => tracing::debug!(subject = %message.subject, "an answer came after its job was over"),

@@ -25,6 +25,8 @@ use probeops_shared::outcome::Outcome;
 const QUEUE_MAX: usize = 8_192;
 /// How many are written before one asks for its acknowledgement.
 const BATCH_MAX: usize = 256;
+/// How long the first document of a batch waits for company: many small writes cost the broker far more than a few large ones.
+const BATCH_WITHIN: Duration = Duration::from_millis(20);
 /// How often a batch whose last write was not acknowledged asks again.
 const TRIES_MAX: u32 = 3;
 /// A document this young may still be on its way to the stream.
@@ -51,9 +53,9 @@ impl Store {
         Self { jetstream, stream: OnceCell::new(), queue, dropped: Arc::default() }
     }
 
-    /// Writes a finished job soon.
-    pub(crate) fn put(&self, document: &JobDocument) {
-        self.put_entry(state(document));
+    /// Writes a finished job soon; `written` is all of it as JSON.
+    pub(crate) fn put(&self, document: &JobDocument, written: &Bytes) {
+        self.put_entry(state(document, || written.clone()));
     }
 
     /// Writes what came of one of a job's runs soon. A job with one run has it inside its state, at its end.
@@ -74,7 +76,7 @@ impl Store {
 
     /// Writes a job and waits until it is stored.
     pub(crate) async fn put_now(&self, document: &JobDocument) -> Result<(), String> {
-        let (subject, payload) = state(document);
+        let (subject, payload) = state(document, || document.to_bytes());
         let sent = self.jetstream.publish(subject, payload).await.map_err(|error| error.to_string())?;
         sent.await.map(drop).map_err(|error| error.to_string())
     }
@@ -123,13 +125,10 @@ impl Store {
 
 /// A document as it lies in the stream: one run's outcome inside it, several beside it, because together they may exceed one message. They are
 /// written before it, so who reads `finished` finds every outcome.
-fn state(document: &JobDocument) -> Entry {
-    let written = |document: &JobDocument| Bytes::from(serde_json::to_vec(document).unwrap_or_default());
-    let subject = subjects::job_state(document.id);
-    if document.from.len() == 1 {
-        return (subject, written(document));
-    }
-    (subject, written(&JobDocument { results: Vec::new(), ..document.clone() }))
+fn state(document: &JobDocument, written: impl FnOnce() -> Bytes) -> Entry {
+    let whole = document.from.len() == 1;
+    let payload = if whole { written() } else { JobDocument { results: Vec::new(), ..document.clone() }.to_bytes() };
+    (subjects::job_state(document.id), payload)
 }
 
 async fn write(jetstream: Context, mut entries: mpsc::Receiver<Entry>, stop: CancellationToken) {
@@ -143,10 +142,25 @@ async fn write(jetstream: Context, mut entries: mpsc::Receiver<Entry>, stop: Can
         if received == 0 {
             return;
         }
+        tokio::select! {
+            () = fill(&mut entries, &mut batch) => {}
+            () = tokio::time::sleep(BATCH_WITHIN) => {}
+            () = stop.cancelled() => {}
+        }
         if let Err(error) = write_batch(&jetstream, &batch).await {
             tracing::error!(jobs = batch.len(), %error, "finished jobs could not be kept");
         }
         batch.clear();
+    }
+}
+
+/// Adds what comes until the batch is full.
+async fn fill(entries: &mut mpsc::Receiver<Entry>, batch: &mut Vec<Entry>) {
+    while batch.len() < BATCH_MAX {
+        let room = BATCH_MAX - batch.len();
+        if entries.recv_many(batch, room).await == 0 {
+            return;
+        }
     }
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::HeaderMap;
-use axum::http::header::{LOCATION, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, LOCATION, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use probeops_shared::access::Scope;
 use probeops_shared::bounded::shown;
@@ -76,12 +76,13 @@ async fn submit(State(app): State<App>, Who(principal): Who, headers: HeaderMap,
         Ok(request) => app.jobs.submit(&principal, request).await,
         Err(problem) => Err(problem),
     };
-    let Submitted { document, allowance } = submitted.map_err(|problem| problem.asked(asked))?;
-    let mut response = match document.status {
-        JobStatus::Finished => Json(document).into_response(),
+    let Submitted { id, status, document, allowance } = submitted.map_err(|problem| problem.asked(asked))?;
+    let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+    let mut response = match status {
+        JobStatus::Finished => (json, document).into_response(),
         JobStatus::Running => {
-            let headers = [(LOCATION, format!("/v1/jobs/{}", document.id)), (RETRY_AFTER, ASK_AGAIN_S.to_string())];
-            (success::ACCEPTED, headers, Json(document)).into_response()
+            let headers = [(LOCATION, format!("/v1/jobs/{id}")), (RETRY_AFTER, ASK_AGAIN_S.to_string())];
+            (success::ACCEPTED, json, headers, document).into_response()
         }
     };
     if let Some(allowance) = allowance {

@@ -93,7 +93,7 @@ impl Dispatch<'_> {
         loop {
             // Never closed: the dispatch holds a sender itself.
             if let Some(answer) = self.answers.recv().await
-                && let Some(step) = self.judge(answer)
+                && let Some(step) = self.judge(*answer)
             {
                 return step;
             }
