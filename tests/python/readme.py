@@ -78,17 +78,16 @@ class Reader:
     def shell(self, text):
         """Pastes into a shell; only the port of the API is another."""
         text = text.replace("127.0.0.1:8080", self.http)
-        environment = {**self.environment, "PROBEOPS_URL": f"http://{self.http}"}
-        return self.run(["sh", "-ec", text], environment)
+        return self.run(["sh", "-ec", text])
 
     def python(self, text, *arguments):
         """Saves as a file and runs it."""
         path = self.folder / "ask.py"
         path.write_text(text)
-        return self.run([sys.executable, str(path), *arguments], self.environment)
+        return self.run([sys.executable, str(path), *arguments])
 
-    def run(self, command, environment):
-        return subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=HANG_S, check=False)
+    def run(self, command):
+        return subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=HANG_S, check=False)
 
 
 def succeeded(done):
