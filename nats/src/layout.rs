@@ -106,7 +106,7 @@ impl Layout {
         self.jwt_dir().join(format!("{name}.jwt"))
     }
 
-    /// Our own authority and the broker's certificate.
+    /// The authority's certificate, and the broker's with its private key: what a server needs, and no more.
     pub fn tls_dir(&self) -> PathBuf {
         self.root.join("tls")
     }
@@ -116,9 +116,9 @@ impl Layout {
         self.tls_dir().join("ca.pem")
     }
 
-    /// The authority's private key.
+    /// The authority's private key. It lies with those that sign, away from what servers read.
     pub fn ca_key(&self) -> PathBuf {
-        self.tls_dir().join("ca.key")
+        self.keys_dir().join("ca.key")
     }
 
     /// The broker's certificate.

@@ -62,6 +62,7 @@ impl ServerCertificate {
 pub fn ensure(layout: &Layout, names: &[String]) -> Result<ServerCertificate> {
     let names = all_names(names)?;
     files::make_dir(&layout.tls_dir())?;
+    files::make_dir(&layout.keys_dir())?;
     let (authority, issuer) = ensure_authority(layout)?;
     let made =
         ServerCertificate { certificate: layout.server_certificate(), key: layout.server_key(), authority: Some(layout.ca_certificate()) };
