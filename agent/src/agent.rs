@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::config::Settings;
 use crate::executors::Context;
 use crate::groups::{Advice, Groups};
+use crate::health::Health;
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::policy::Policy;
@@ -80,6 +81,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     for lacks in &unavailable {
         tracing::warn!(tool = %lacks.tool, "cannot run {}: {}; to grant it: {}", lacks.tool, lacks.missing, lacks.grant);
     }
+    let health = Health::begin(settings.health_file.clone()).map_err(AgentError::Start)?;
     let Some((client, events)) = connected(&link, &node, &stop).await? else { return Ok(()) };
     let slots = Slots::new(&BTreeMap::from([(Class::Light, settings.slots_light), (Class::Probe, settings.slots_probe)]));
     let worker = Arc::new(Worker {
@@ -97,7 +99,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         draining: AtomicBool::new(false),
         unanswerable: AtomicU64::new(0),
     });
-    let life = Life::begin(worker, client, settings.drain_timeout)
+    let life = Life::begin(worker, client, health, settings.drain_timeout)
         .await
         .map_err(|error| AgentError::Start(format!("cannot subscribe: {error}")))?;
     tracing::info!(node = %node.id, region = %node.region, tools = ?tools, "the agent is ready");
@@ -183,11 +185,16 @@ struct Life {
 }
 
 impl Life {
-    async fn begin(worker: Arc<Worker>, client: Client, drain_timeout: Duration) -> Result<Self, async_nats::SubscribeError> {
+    async fn begin(
+        worker: Arc<Worker>,
+        client: Client,
+        health: Health,
+        drain_timeout: Duration,
+    ) -> Result<Self, async_nats::SubscribeError> {
         let node = worker.node.clone();
         let (inbox, acknowledgements) = Inbox::open(client.clone(), &node.id).await?;
         let inbox = Arc::new(inbox);
-        let presence = Arc::new(Presence::new(Arc::clone(&worker), Arc::clone(&inbox)));
+        let presence = Arc::new(Presence::new(Arc::clone(&worker), Arc::clone(&inbox), health));
         let groups = Groups::new(client.clone(), node.clone(), worker.tools.clone());
         let (tasks, end, end_trail) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
         let direct = client.subscribe(subjects::node_all(&node.id)).await?;

@@ -48,6 +48,10 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_DRAIN_TIMEOUT_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_timeout_s: Option<u64>,
+    /// A file in which the agent says how it is, for --check-health; none unless given
+    #[arg(long, env = "PROBEOPS_HEALTH_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health_file: Option<PathBuf>,
     /// How log lines look: text or json [default: text on a terminal, else json]
     #[arg(long, env = "PROBEOPS_LOG_FORMAT", value_name = "FORMAT", value_parser = log_format)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -82,6 +86,8 @@ pub struct Settings {
     /// How long runs may go on after the agent was told to stop.
     #[serde(skip)]
     pub drain_timeout: Duration,
+    /// Where the agent says how it is.
+    pub health_file: Option<PathBuf>,
     /// How log lines look.
     pub log_format: Option<LogFormat>,
 }
@@ -99,6 +105,7 @@ impl Given {
             slots_light: self.slots_light.or(file.slots_light),
             slots_probe: self.slots_probe.or(file.slots_probe),
             drain_timeout_s: self.drain_timeout_s.or(file.drain_timeout_s),
+            health_file: self.health_file.or(file.health_file),
             log_format: self.log_format.or(file.log_format),
         }
     }
@@ -124,6 +131,7 @@ impl Given {
             slots_light: slots(self.slots_light, Class::Light, "slots_light")?,
             slots_probe: slots(self.slots_probe, Class::Probe, "slots_probe")?,
             drain_timeout: Duration::from_secs(self.drain_timeout_s.unwrap_or(DRAIN_TIMEOUT_S)),
+            health_file: self.health_file,
             log_format: self.log_format,
         })
     }

@@ -3,7 +3,7 @@
 //! # Layout
 //! - [`config`]: what the operator may set. [`agent`]: start, live, drain, stop.
 //! - `worker`: a message becomes a run, a run becomes an outcome. `runs`: what is running. `slots`: how much may run.
-//! - `groups`: which queue groups the node is in. `presence`: hello, beat, bye. `trail`: audit records until they are acknowledged.
+//! - `groups`: which queue groups the node is in. `presence`: hello, beat, bye. `health`: the same for the machine it is on. `trail`: audit records until they are acknowledged.
 //! - `outbox`: answers, kept over a reconnect. `inbox`: acknowledgements. `clock`: the control plane's time.
 //! - `executors`: one file a tool. [`policy`]: whom the owner lets it touch. `resolve`: names to addresses. `capability`: what it can run.
 //! - `net`: the operating system, thinly wrapped.
@@ -14,6 +14,7 @@ mod clock;
 pub mod config;
 mod executors;
 mod groups;
+mod health;
 mod inbox;
 mod net;
 mod outbox;

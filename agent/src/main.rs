@@ -14,6 +14,9 @@ use probeops_agent::program::Program;
 Start it with what `probeops nodes add` wrote:
   probeops-agent --servers tls://broker.example:4222 --ca ca.pem --creds fra-1.creds
 
+A container engine or service manager sees how it is where it is told a file:
+  probeops-agent --health-file /run/probeops/health …    and then    probeops-agent --health-file /run/probeops/health --check-health
+
 Exit codes: 0 told to stop and drained, 1 cannot start, 78 the broker refuses the credential (revoked or expired).
 Logs go to standard error; PROBEOPS_LOG=debug shows more."
 )]

@@ -11,6 +11,7 @@ use probeops_shared::timestamp::Timestamp;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::health::Health;
 use crate::inbox::Inbox;
 use crate::worker::Worker;
 
@@ -22,6 +23,7 @@ const UNACKNOWLEDGED_RETRY: Duration = Duration::from_secs(2);
 pub(crate) struct Presence {
     worker: Arc<Worker>,
     inbox: Arc<Inbox>,
+    health: Health,
     boot_id: String,
     started_at: Timestamp,
     counter: AtomicU64,
@@ -31,9 +33,9 @@ pub(crate) struct Presence {
 
 impl Presence {
     /// A voice for this start of the agent.
-    pub(crate) fn new(worker: Arc<Worker>, inbox: Arc<Inbox>) -> Self {
+    pub(crate) fn new(worker: Arc<Worker>, inbox: Arc<Inbox>, health: Health) -> Self {
         let boot_id = format!("{:016x}", rand::random::<u64>());
-        Self { worker, inbox, boot_id, started_at: Timestamp::now(), counter: AtomicU64::new(0), say_hello: Notify::new() }
+        Self { worker, inbox, health, boot_id, started_at: Timestamp::now(), counter: AtomicU64::new(0), say_hello: Notify::new() }
     }
 
     /// Beats until told to stop.
@@ -60,11 +62,13 @@ impl Presence {
             return false;
         };
         self.worker.clock.learn(sent, started.elapsed(), ack.time_unix_ms);
+        self.health.well();
         true
     }
 
     /// The last word; nobody waits for its answer.
     pub(crate) async fn bye(&self, client: &Client) {
+        self.health.ended();
         let (subject, payload) = self.message(EventKind::Bye);
         if let Err(error) = client.publish(subject, payload.into()).await {
             tracing::warn!(%error, "could not say bye");

@@ -10,6 +10,7 @@ use probeops_shared::settings;
 
 use crate::agent;
 use crate::config::{Given, Settings};
+use crate::health;
 
 /// How many threads a node needs: diagnostics wait more than they work.
 const WORKER_THREADS: usize = 2;
@@ -26,11 +27,17 @@ pub struct Program {
     /// Print the settings as they are after flags, environment, file and defaults, and stop
     #[arg(long)]
     pub print_config: bool,
+    /// Say whether the agent that writes --health-file is well, and stop: exit 0 if it is, else 1
+    #[arg(long)]
+    pub check_health: bool,
 }
 
 impl Program {
     /// Runs the agent until SIGTERM or SIGINT. Exit codes: 0 drained, 1 cannot start, 78 credential refused for good.
     pub fn run(self) -> ExitCode {
+        if self.check_health {
+            return self.checked();
+        }
         process::install_tls_provider();
         let settings = match self.settings() {
             Ok(Some(settings)) => settings,
@@ -50,6 +57,19 @@ impl Program {
         match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => complain(&error.to_string(), error.exit_code()),
+        }
+    }
+
+    /// Asks the file that a running agent writes.
+    fn checked(self) -> ExitCode {
+        let file: Result<Given, _> = settings::load_if_given(self.config.as_deref());
+        let checked = file.map_err(|error| error.to_string()).and_then(|file| {
+            let path = self.given.or(file).health_file;
+            health::check(&path.ok_or("no health file is given: set --health-file (PROBEOPS_HEALTH_FILE, `health_file` in the file)")?)
+        });
+        match checked {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(detail) => complain(&detail, 1),
         }
     }
 
