@@ -47,7 +47,7 @@ pub(crate) struct ClientArgs {
 pub(crate) struct Client {
     agent: ureq::Agent,
     url: String,
-    token: String,
+    token: Option<String>,
 }
 
 /// What the API answered.
@@ -87,12 +87,17 @@ impl Client {
 
     /// An API at a known address.
     pub(crate) fn new(url: &str, token: String, ca: Option<&Path>) -> Result<Self, Failed> {
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(Failed::usage("the credential is not one line of printable characters; it should be an API key (pk_…) or a JWT"));
+        }
+        Ok(Self { token: Some(token), ..Self::anonymous(url, ca)? })
+    }
+
+    /// An API that is asked what anybody may ask.
+    pub(crate) fn anonymous(url: &str, ca: Option<&Path>) -> Result<Self, Failed> {
         let url = url.trim_end_matches('/').to_owned();
         if !(url.starts_with("http://") || url.starts_with("https://")) {
             return Err(Failed::usage(format!("`{url}` is not an address of the API; it begins with http:// or https://")));
-        }
-        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            return Err(Failed::usage("the credential is not one line of printable characters; it should be an API key (pk_…) or a JWT"));
         }
         let mut tls = TlsConfig::builder();
         if let Some(ca) = ca {
@@ -105,12 +110,12 @@ impl Client {
             .max_redirects(0)
             .user_agent(format!("probeops/{}", probeops_shared::VERSION))
             .tls_config(tls.build());
-        Ok(Self { agent: config.build().new_agent(), url, token })
+        Ok(Self { agent: config.build().new_agent(), url, token: None })
     }
 
     /// Reads. `query` is encoded here.
     pub(crate) fn get(&self, path: &str, query: &[(&str, String)], patience: Duration) -> Result<Answer, Failed> {
-        let mut request = self.agent.get(format!("{}{path}", self.url)).header("authorization", format!("Bearer {}", self.token));
+        let mut request = self.authorized(self.agent.get(format!("{}{path}", self.url)));
         for (name, value) in query {
             request = request.query(name, value);
         }
@@ -120,10 +125,16 @@ impl Client {
 
     /// Posts JSON.
     pub(crate) fn post(&self, path: &str, body: &Value, patience: Duration) -> Result<Answer, Failed> {
-        let request = self.agent.post(format!("{}{path}", self.url));
-        let request = request.header("authorization", format!("Bearer {}", self.token)).header("content-type", "application/json");
+        let request = self.authorized(self.agent.post(format!("{}{path}", self.url))).header("content-type", "application/json");
         let sent = request.config().timeout_global(Some(patience)).build().send(body.to_string());
         self.answer(sent)
+    }
+
+    fn authorized<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
+        match &self.token {
+            Some(token) => request.header("authorization", format!("Bearer {token}")),
+            None => request,
+        }
     }
 
     fn answer(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Answer, Failed> {
@@ -167,7 +178,7 @@ impl std::fmt::Display for Problem {
 }
 
 /// The address of the API of a local `up`.
-fn local_url(data: &Path) -> Result<String, Failed> {
+pub(crate) fn local_url(data: &Path) -> Result<String, Failed> {
     let file = data.join(URL_FILE);
     let none = || {
         Failed::usage(format!(

@@ -1,7 +1,7 @@
 //! The command `probeops`: up, a subcommand a tool, nodes, services, keys, audit.
 //!
 //! # Layout
-//! - [`up`]: a whole fabric on this machine. `provision`: the same in two steps, for containers.
+//! - [`up`]: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
 //! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. Both ask the HTTP API, by `client`.
 //! - `register`: nodes, services and keys, with the keys of the data folder (`control`).
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
@@ -10,7 +10,9 @@ mod audit;
 mod client;
 mod control;
 mod exit;
+mod health;
 mod lifeline;
+mod nats_server;
 mod provision;
 mod register;
 mod spans;
@@ -54,6 +56,8 @@ enum Own {
     Audit(audit::AuditArgs),
     Init(provision::InitArgs),
     Provision(provision::ProvisionArgs),
+    Health(health::HealthArgs),
+    NatsServer(nats_server::NatsServerArgs),
     /// Run the API (the program probeops-api)
     Api(Held<probeops_api::program::Program>),
     /// Run an agent (the program probeops-agent)
@@ -118,6 +122,8 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::Audit(args) => audit::run(&args),
         Own::Init(args) => provision::init(&args),
         Own::Provision(args) => provision::provision(&args),
+        Own::Health(args) => health::run(&args),
+        Own::NatsServer(args) => nats_server::run(args),
         // Handled before: they end with exit codes of their own.
         Own::Api(_) | Own::Agent(_) => Ok(()),
     }

@@ -1,7 +1,7 @@
 //! One-shot preparation: keys and configuration before the broker starts, everything in it after.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -11,22 +11,25 @@ use probeops_nats::connect::Credential;
 use probeops_nats::layout::Layout;
 use probeops_nats::layout::files::{self, Secrecy};
 use probeops_nats::permissions::Role;
+use probeops_nats::tls::ServerCertificate;
 use probeops_nats::vault::{CREDENTIAL_LIFETIME, Vault};
 use probeops_nats::{streams, tls};
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{Caller, NodeId, Region};
+use probeops_shared::registry::NodeGrant;
 use probeops_shared::subjects::storage;
 use probeops_shared::tools::ToolName;
 
-use crate::control::{Control, DataArgs, block_on, write_servers};
+use crate::control::{Control, DataArgs, Session, block_on, write_servers};
 use crate::exit::Failed;
 use crate::register::grant_node;
-use crate::terminal::say;
+use crate::terminal::{note, say};
 
-/// Make keys, a TLS authority and the broker's configuration in a data folder; the broker is started with it afterwards
+/// Make keys, a TLS authority and the broker's configuration in a data folder; the broker is started with it afterwards. Doing it again
+/// writes the configuration anew and keeps the keys
 #[derive(Args, Debug)]
 #[command(
-    after_help = "Example:\n  probeops init --data /data --listen 0.0.0.0:4222 --name broker.example\n  nats-server --config /data/broker/server.conf\n  probeops provision --data /data"
+    after_help = "Example:\n  probeops init --data /data --listen 0.0.0.0:4222 --name broker.example\n  $(probeops nats-server) --config /data/broker/server.conf\n  probeops provision --data /data"
 )]
 pub(crate) struct InitArgs {
     /// The data folder
@@ -44,9 +47,18 @@ pub(crate) struct InitArgs {
     /// The loopback port of its health and figures
     #[arg(long, value_name = "PORT", default_value_t = 8222)]
     pub monitoring: u16,
-    /// Names and addresses under which it is reached, for its certificate
+    /// Names and addresses under which it is reached, for its certificate; the first is the one that `provision` uses
     #[arg(long = "name", value_name = "NAME")]
     pub names: Vec<String>,
+    /// A certificate made elsewhere (PEM, with those between it and its authority), in place of one of our own authority
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// The authority that signed it (PEM), where the systems of agents and services do not know it
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_ca: Option<PathBuf>,
     /// Log to standard error instead of a file
     #[arg(long)]
     pub log_to_stderr: bool,
@@ -59,6 +71,9 @@ pub(crate) struct ProvisionArgs {
     /// A node to grant all tools, as ID=REGION; its credential is nodes/ID.creds in the data folder
     #[arg(long = "node", value_name = "ID=REGION", value_parser = node)]
     pub nodes: Vec<(NodeId, Region)>,
+    /// Copy what each of these nodes needs to DIR/ID: its credential as node.creds, the broker's authority as ca.pem
+    #[arg(long, value_name = "DIR", requires = "nodes")]
+    pub hand_over: Option<PathBuf>,
     #[command(flatten)]
     pub data: DataArgs,
 }
@@ -73,7 +88,7 @@ pub(crate) fn init(args: &InitArgs) -> Result<(), Failed> {
     let failed = |error: anyhow::Error| Failed::work(format!("{error:#}"));
     let layout = Layout::new(&args.data);
     let vault = Vault::open_or_create(&layout).map_err(failed)?;
-    let certificate = tls::ensure(&layout, &args.names).map_err(failed)?;
+    let certificate = certificate(args, &layout).map_err(failed)?;
     let mut settings = ServerSettings::in_layout(&layout, &certificate, args.listen);
     let end = if args.websocket_behind_proxy { TlsEnd::Proxy } else { TlsEnd::Server };
     settings.websocket = args.websocket.map(|listen| WebSocket { listen, tls: end });
@@ -88,14 +103,58 @@ pub(crate) fn init(args: &InitArgs) -> Result<(), Failed> {
     Ok(())
 }
 
+/// The broker's certificate: the one that is given, else one of our own authority.
+fn certificate(args: &InitArgs, layout: &Layout) -> anyhow::Result<ServerCertificate> {
+    let (Some(certificate), Some(key)) = (&args.tls_cert, &args.tls_key) else { return tls::ensure(layout, &args.names) };
+    let (certificate, key) = (std::path::absolute(certificate)?, std::path::absolute(key)?);
+    let given = ServerCertificate::from_files(&certificate, &key, args.tls_ca.as_deref())?;
+    // What lies there is what clients are told to trust, so it has to be this certificate's authority and no other.
+    match given.authority.as_deref().map(files::read_if_exists).transpose()?.flatten() {
+        Some(authority) => files::write(&layout.ca_certificate(), authority.as_bytes(), Secrecy::Public)?,
+        None if layout.ca_certificate().exists() => std::fs::remove_file(layout.ca_certificate())?,
+        None => {}
+    }
+    Ok(given)
+}
+
 /// Runs `provision`.
 pub(crate) fn provision(args: &ProvisionArgs) -> Result<(), Failed> {
     block_on(async {
         let control = Control::open(&args.data)?;
-        everything(&control, &args.nodes, CREDENTIAL_LIFETIME).await?;
+        everything(&control, &[], CREDENTIAL_LIFETIME).await?;
+        let session = control.session().await?;
+        for (id, region) in &args.nodes {
+            grant_unless_revoked(&control, &session, id, region).await?;
+            if let Some(folder) = &args.hand_over {
+                hand_over(&control.layout, id, &folder.join(id.as_str())).map_err(|error| Failed::work(format!("{error:#}")))?;
+            }
+        }
         say(format!("the broker is provisioned; the first key is in {}", control.layout.admin_key().display()));
         Ok(())
     })
+}
+
+/// Grants a node, or renews its credential; what was taken back by hand is not given again by a machine.
+async fn grant_unless_revoked(control: &Control, session: &Session, id: &NodeId, region: &Region) -> Result<(), Failed> {
+    let held: Option<NodeGrant> = session.read(storage::NODES, id.as_str()).await?;
+    if held.is_some_and(|grant| grant.revoked_at.is_some()) {
+        note(format!("node {id} was revoked and stays so; `probeops nodes add {id} --renew` would grant it again"));
+        return Ok(());
+    }
+    let grant = grant_node(control, id, region, ToolName::ALL, &control.layout.node_creds(id), CREDENTIAL_LIFETIME)?;
+    session.write(storage::NODES, id.as_str(), &grant).await
+}
+
+/// Copies what a node needs to a folder that it can read, and nothing else.
+fn hand_over(layout: &Layout, id: &NodeId, folder: &Path) -> anyhow::Result<()> {
+    files::make_dir(folder)?;
+    let copies = [(layout.node_creds(id), "node.creds", Secrecy::Secret), (layout.ca_certificate(), "ca.pem", Secrecy::Public)];
+    for (from, name, secrecy) in copies {
+        if let Some(text) = files::read_if_exists(&from)? {
+            files::write(&folder.join(name), text.as_bytes(), secrecy)?;
+        }
+    }
+    Ok(())
 }
 
 /// Brings a running broker and the data folder to where everything can start.
@@ -135,7 +194,7 @@ fn named(control: &Control, role: &str) -> Option<Caller> {
 }
 
 /// Makes the first key, unless there is one that the broker knows.
-async fn first_key(control: &Control, session: &crate::control::Session) -> Result<(), Failed> {
+async fn first_key(control: &Control, session: &Session) -> Result<(), Failed> {
     let path = control.layout.admin_key();
     let held = files::read_if_exists(&path).map_err(|error| Failed::work(format!("{error:#}")))?;
     if let Some(id) = held.as_deref().and_then(|key| key.trim().strip_prefix("pk_")?.split('_').next()) {
