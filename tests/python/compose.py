@@ -219,6 +219,23 @@ def api_goes_away(host):
         raise Wrong(f"without its API the proxy answers {status} {kind} {problem}")
 
 
+def revoked_stays_revoked(host):
+    """A node taken back ends with 78, and the next start does not give it back."""
+    by_command = {container.service["command"][0]: container for container in host.containers.values() if container.service.get("command")}
+    agent, provision = by_command["agent"], by_command["provision"]
+    host.follow(f"docker compose exec {by_command['api'].name} probeops nodes revoke {agent.name}")
+    for _ in range(2):
+        code = agent.process.wait(timeout=ONE_SHOT_S)
+        if code != 78:
+            raise Wrong(f"{agent.name} was revoked and ended with {code}, not 78; it said:\n{agent.said()}")
+        provision.start()
+        await_condition(provision, "service_completed_successfully")
+        agent.start()
+    if f"node {agent.name} was revoked and stays so" not in provision.said():
+        raise Wrong(f"{provision.name} does not say that {agent.name} stays revoked; it said:\n{provision.said()}")
+    agent.process.wait(timeout=ONE_SHOT_S)
+
+
 def secrets_are_kept(containers):
     """No secret can be read by everybody, and no agent or proxy or broker sees a key that is not its own."""
     for container in containers.values():
@@ -272,6 +289,7 @@ def main(probeops, work):
     if host.ask(f"/v1/jobs/{job}")["id"] != job:
         raise Wrong("a job from before is not there with the same key, after all was stopped and started")
     examine(engine, host, file)
+    revoked_stays_revoked(host)
     down(containers)
     print("docker-compose.yml holds", flush=True)
 

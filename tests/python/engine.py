@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-CLONE_NEWNET, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 0x40000000, 24, 38
+CLONE_NEWNET, PR_SET_PDEATHSIG, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 0x40000000, 1, 24, 38
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NAME_SERVER = "127.0.0.11"
 POLL_S = 0.2
@@ -34,12 +34,19 @@ def isolate():
     """Starts this program again in namespaces of its own; whatever it leaves behind ends with it."""
     if os.geteuid() != 0:
         raise Wrong("this needs root, to make namespaces and to become each service's user: run it with sudo")
-    if os.environ.get("PROBEOPS_ISOLATED") != "1":
-        os.environ["PROBEOPS_ISOLATED"] = "1"
-        unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, *sys.argv]
-        os.execvp(unshare[0], unshare)
-    # Every signal that would end this one ends in the same place: the namespaces go, and everything in them.
+    if os.environ.get("PROBEOPS_ISOLATED") == "1":
+        return
+    unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, *sys.argv]
+    # However this process ends, killed included, that one does, and with it the first of its namespace, and so all in it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    inner = subprocess.Popen(
+        unshare, env={**os.environ, "PROBEOPS_ISOLATED": "1"}, preexec_fn=lambda: LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    )
+    try:
+        sys.exit(inner.wait())
+    finally:
+        inner.kill()
+        inner.wait()
 
 
 def command(*argv):
