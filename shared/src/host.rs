@@ -50,7 +50,7 @@ impl FromStr for Host {
         if let Ok(address) = text.parse() {
             return Ok(Self::Address(address));
         }
-        let name = ascii_name(text.strip_suffix('.').unwrap_or(text))?;
+        let name = ascii_name(text.strip_suffix('.').unwrap_or(text), &['-', '_'])?;
         let last = name.rsplit('.').next().unwrap_or_default();
         // What inet_aton(3) and browsers read as a number is no name, whatever its dots say.
         if last.bytes().all(|byte| byte.is_ascii_digit())
@@ -99,7 +99,8 @@ impl FromStr for DnsName {
         }
         match text {
             "." => Ok(Self::Name(String::new())),
-            _ => ascii_name(text.strip_suffix('.').unwrap_or(text)).map(Self::Name),
+            // Wildcards, and the delegations of parts of a reverse zone (RFC 2317).
+            _ => ascii_name(text.strip_suffix('.').unwrap_or(text), &['-', '_', '*', '/']).map(Self::Name),
         }
     }
 }
@@ -133,8 +134,8 @@ fn refuse_what_is_no_host(text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// The name in lower-case A-labels; every label 1 to 63 long, 253 in all.
-fn ascii_name(text: &str) -> Result<String, String> {
+/// The name in lower-case A-labels; every label 1 to 63 long, 253 in all, of letters, digits and `others`.
+fn ascii_name(text: &str, others: &[char]) -> Result<String, String> {
     let given = shown(&text.into());
     if text.is_ascii() && text.len() > NAME_LENGTH_MAX {
         return Err(format!("a name is at most {NAME_LENGTH_MAX} characters long, this one has {}", text.len()));
@@ -158,8 +159,9 @@ fn ascii_name(text: &str) -> Result<String, String> {
                 label.len()
             ));
         }
-        if let Some(odd) = label.chars().find(|c| !(c.is_ascii_alphanumeric() || *c == '-' || *c == '_')) {
-            return Err(format!("{given} has `{odd}` in it; a name is made of letters, digits, `-`, `_` and dots"));
+        if let Some(odd) = label.chars().find(|c| !(c.is_ascii_alphanumeric() || others.contains(c))) {
+            let others: Vec<String> = others.iter().map(|other| format!("`{other}`")).collect();
+            return Err(format!("{given} has `{odd}` in it; a name is made of letters, digits, {} and dots", others.join(", ")));
         }
     }
     Ok(name)
@@ -246,9 +248,15 @@ mod tests {
 
     #[test]
     fn dns_asks_for_names_that_are_no_hosts() {
-        for (text, printed) in
-            [(".", "."), ("_sip._tcp.example.com", "_sip._tcp.example.com"), ("com", "com"), ("192.0.2.1", "192.0.2.1"), ("a.1", "a.1")]
-        {
+        for (text, printed) in [
+            (".", "."),
+            ("_sip._tcp.example.com", "_sip._tcp.example.com"),
+            ("com", "com"),
+            ("192.0.2.1", "192.0.2.1"),
+            ("a.1", "a.1"),
+            ("*.example.com", "*.example.com"),
+            ("1.0/25.2.0.192.in-addr.arpa", "1.0/25.2.0.192.in-addr.arpa"),
+        ] {
             assert_eq!(text.parse::<DnsName>().unwrap().to_string(), printed);
         }
     }

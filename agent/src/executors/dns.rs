@@ -77,23 +77,25 @@ impl Run<'_> {
         let elapsed_ms = ms(started.elapsed());
         let read = answer.and_then(|answer| match message::read(&answer.bytes) {
             Ok(response) => Ok((answer, response)),
-            Err(detail) => Err(NoAnswer { result: AttemptResult::Malformed, detail: Some(detail) }),
+            Err(detail) => Err(NoAnswer { result: AttemptResult::Malformed, detail: Some(detail), connect: answer.connect }),
         });
-        let (result, detail) = match read {
+        let (result, detail, connect) = match read {
             Ok((answer, response)) => {
+                let connect = answer.connect;
                 let cut = response.flags.tc && transport == Transport::Udp;
                 self.note(server, transport, asked_at, Some(&answer));
                 (self.report.answered, self.report.response) = (true, Some(response));
-                (if cut { AttemptResult::Truncated } else { AttemptResult::Answered }, None)
+                (if cut { AttemptResult::Truncated } else { AttemptResult::Answered }, None, connect)
             }
-            Err(NoAnswer { result, detail }) => {
+            Err(NoAnswer { result, detail, connect }) => {
                 if !self.report.answered {
                     self.note(server, transport, asked_at, None);
                 }
-                (result, detail)
+                (result, detail, connect)
             }
         };
-        self.report.attempts.push(DnsAttempt { address: server.ip(), port: server.port(), transport, result, elapsed_ms, detail });
+        let (address, port, connect_ms) = (server.ip(), server.port(), connect.map(ms));
+        self.report.attempts.push(DnsAttempt { address, port, transport, result, elapsed_ms, connect_ms, detail });
     }
 
     fn note(&mut self, server: SocketAddr, transport: Transport, asked_at: Timestamp, answer: Option<&Answer>) {

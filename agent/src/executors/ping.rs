@@ -20,7 +20,8 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Ping, partia
     let ttl = options.ttl.and_then(|ttl| u8::try_from(ttl.get()).ok());
     let socket = context.node.icmp.socket(reached.address, ttl);
     let socket = socket.map_err(|error| broken(ToolName::Ping, "open an ICMP socket", &error))?;
-    let mut progress = Progress { reached, options, socket: &socket, started: Instant::now(), packets: Vec::new() };
+    let mut progress =
+        Progress { reached, options, socket: &socket, started: Instant::now(), sending: Duration::ZERO, packets: Vec::new() };
     partial.set(Found::of(options, target, &progress.report()));
     let payload: Vec<u8> = (0..=u8::MAX).cycle().take(options.payload_bytes.get_usize()).collect();
     let mut interval = tokio::time::interval(options.interval_ms.ms());
@@ -36,6 +37,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Ping, partia
             }
             _ = interval.tick(), if !left.is_empty() => {
                 if let Some(seq) = left.next() {
+                    progress.sending = progress.started.elapsed();
                     under_way.push(request(&socket, reached, seq, &payload, options.timeout.duration()));
                 }
             }
@@ -50,11 +52,15 @@ struct Progress<'a> {
     options: &'a Ping,
     socket: &'a IcmpSocket,
     started: Instant,
+    /// How long after that the last request left.
+    sending: Duration,
+    /// In the order of their answers.
     packets: Vec<PingPacket>,
 }
 
 impl Progress<'_> {
     fn report(&self) -> PingReport {
+        let stats = PingStats::of(&self.packets, ms(self.sending), ms(self.started.elapsed()));
         let mut packets = self.packets.clone();
         packets.sort_unstable_by_key(|packet| packet.seq);
         PingReport {
@@ -63,7 +69,7 @@ impl Progress<'_> {
             resolve_ms: self.reached.resolve_ms,
             method: self.socket.method(),
             payload_bytes: self.options.payload_bytes.get(),
-            stats: PingStats::of(&packets, ms(self.started.elapsed())),
+            stats,
             packets,
         }
     }

@@ -1,6 +1,8 @@
 //! Each executor against real sockets of this machine.
 
 mod dns_server;
+#[cfg(feature = "netns")]
+mod netns;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

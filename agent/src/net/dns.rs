@@ -12,6 +12,7 @@ use probeops_shared::tools::dns::Transport;
 use probeops_shared::tools::dns::report::AttemptResult;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::timeout_at;
 
 use crate::net::words;
 
@@ -36,6 +37,8 @@ pub(crate) struct NoAnswer {
     pub(crate) result: AttemptResult,
     /// More about it, where there is more.
     pub(crate) detail: Option<String>,
+    /// How long connecting took, where there was a connection.
+    pub(crate) connect: Option<Duration>,
 }
 
 impl From<io::Error> for NoAnswer {
@@ -46,7 +49,7 @@ impl From<io::Error> for NoAnswer {
             ErrorKind::TimedOut => (AttemptResult::Timeout, None),
             _ => (AttemptResult::Unreachable, Some(words(&error))),
         };
-        Self { result, detail }
+        Self { result, detail, connect: None }
     }
 }
 
@@ -58,13 +61,18 @@ pub(crate) async fn ask(
     is_answer: impl Fn(&[u8]) -> bool,
     patience: Duration,
 ) -> Result<Answer, NoAnswer> {
-    let asked = async {
-        match transport {
-            Transport::Udp => by_datagram(server, query, is_answer).await,
-            Transport::Tcp => by_connection(server, query, is_answer).await,
+    let silent = |connect| NoAnswer { result: AttemptResult::Timeout, detail: None, connect };
+    let deadline = tokio::time::Instant::now() + patience;
+    match transport {
+        Transport::Udp => timeout_at(deadline, by_datagram(server, query, is_answer)).await.unwrap_or_else(|_| Err(silent(None))),
+        Transport::Tcp => {
+            let started = Instant::now();
+            let stream = timeout_at(deadline, TcpStream::connect(server)).await.map_err(|_| silent(None))??;
+            let connect = Some(started.elapsed());
+            let asked = timeout_at(deadline, by_connection(stream, query, is_answer)).await.unwrap_or_else(|_| Err(silent(connect)));
+            asked.map(|answer| Answer { connect, ..answer }).map_err(|none| NoAnswer { connect, ..none })
         }
-    };
-    tokio::time::timeout(patience, asked).await.unwrap_or(Err(NoAnswer { result: AttemptResult::Timeout, detail: None }))
+    }
 }
 
 /// A socket of its own for each query: a random port, and nothing arrives but from the server (RFC 5452).
@@ -86,11 +94,8 @@ async fn by_datagram(server: SocketAddr, query: &[u8], is_answer: impl Fn(&[u8])
     }
 }
 
-async fn by_connection(server: SocketAddr, query: &[u8], is_answer: impl Fn(&[u8]) -> bool) -> Result<Answer, NoAnswer> {
+async fn by_connection(mut stream: TcpStream, query: &[u8], is_answer: impl Fn(&[u8]) -> bool) -> Result<Answer, NoAnswer> {
     let length = u16::try_from(query.len()).map_err(|_| io::Error::other("the query does not fit a message"))?;
-    let started = Instant::now();
-    let mut stream = TcpStream::connect(server).await?;
-    let connect = started.elapsed();
     let started = Instant::now();
     // In one write: some servers do not put a message together from two segments.
     stream.write_all(&[&length.to_be_bytes(), query].concat()).await?;
@@ -100,7 +105,7 @@ async fn by_connection(server: SocketAddr, query: &[u8], is_answer: impl Fn(&[u8
     let took = started.elapsed();
     if !is_answer(&bytes) {
         let detail = Some("it is not an answer to the question".to_owned());
-        return Err(NoAnswer { result: AttemptResult::Malformed, detail });
+        return Err(NoAnswer { result: AttemptResult::Malformed, detail, connect: None });
     }
-    Ok(Answer { bytes, connect: Some(connect), took })
+    Ok(Answer { bytes, connect: None, took })
 }

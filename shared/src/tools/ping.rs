@@ -134,17 +134,36 @@ pub struct PingStats {
     /// The standard deviation of the round trips, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_mdev_ms: Option<f64>,
+    /// How many replies came after the reply to a later request.
+    pub out_of_order: usize,
+    /// The mean difference between one round trip and the next, in milliseconds; absent with fewer than two replies.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_ms: Option<f64>,
+    /// From the first request until the last left, in milliseconds: the time that ping(8) prints.
+    pub sending_ms: f64,
     /// From the first request until the last was answered or given up, in milliseconds.
     pub elapsed_ms: f64,
 }
 
 impl PingStats {
-    /// Adds up.
-    pub fn of(packets: &[PingPacket], elapsed_ms: f64) -> Self {
+    /// Adds up packets in the order of their answers.
+    pub fn of(packets: &[PingPacket], sending_ms: f64, elapsed_ms: f64) -> Self {
         let count = |wanted: fn(&PingPacket) -> bool| packets.iter().filter(|packet| wanted(packet)).count();
         let sent = count(|packet| packet.error.is_none());
         let received = count(|packet| packet.status == PacketStatus::Reply);
-        let rtts: Vec<f64> = packets.iter().filter_map(|packet| packet.rtt_ms).collect();
+        let replies = || packets.iter().filter(|packet| packet.status == PacketStatus::Reply);
+        let mut latest = 0;
+        let out_of_order = replies()
+            .filter(|packet| {
+                let late = packet.seq < latest;
+                latest = latest.max(packet.seq);
+                late
+            })
+            .count();
+        let mut by_number: Vec<(u64, f64)> = replies().filter_map(|packet| Some((packet.seq, packet.rtt_ms?))).collect();
+        by_number.sort_unstable_by_key(|(seq, _)| *seq);
+        let rtts: Vec<f64> = by_number.into_iter().map(|(_, rtt_ms)| rtt_ms).collect();
+        let differences: Vec<f64> = rtts.iter().zip(rtts.iter().skip(1)).map(|(one, next)| (next - one).abs()).collect();
         let mean = |of: &dyn Fn(f64) -> f64| (!rtts.is_empty()).then(|| rtts.iter().map(|rtt| of(*rtt)).sum::<f64>() / number(rtts.len()));
         let avg = mean(&|rtt| rtt);
         Self {
@@ -156,6 +175,9 @@ impl PingStats {
             rtt_avg_ms: avg.map(rounded),
             rtt_max_ms: rtts.iter().copied().reduce(f64::max),
             rtt_mdev_ms: avg.and_then(|avg| mean(&|rtt| (rtt - avg).powi(2))).map(|variance| rounded(variance.sqrt())),
+            out_of_order,
+            jitter_ms: (!differences.is_empty()).then(|| rounded(differences.iter().sum::<f64>() / number(differences.len()))),
+            sending_ms,
             elapsed_ms,
         }
     }
@@ -241,27 +263,30 @@ mod tests {
     }
 
     fn report(packets: Vec<PingPacket>) -> PingReport {
-        let stats = PingStats::of(&packets, 1503.2);
+        let stats = PingStats::of(&packets, 1503.2, 2000.0);
         let method = PingMethod::IcmpDatagram;
         PingReport { address: ADDRESS, family: Family::V4, resolve_ms: None, method, payload_bytes: 56, packets, stats }
     }
 
     #[test]
     fn statistics_are_those_of_ping() {
-        let stats = PingStats::of(&[reply(1, 10.0), reply(2, 20.0), timeout(3), reply(4, 30.0)], 0.0);
+        let stats = PingStats::of(&[reply(2, 20.0), reply(1, 10.0), timeout(3), reply(4, 35.0)], 0.0, 0.0);
         assert_eq!((stats.sent, stats.received, stats.errors), (4, 3, 0));
         assert_eq!(
             (stats.loss_pct, stats.rtt_min_ms, stats.rtt_avg_ms, stats.rtt_max_ms),
-            (Some(25.0), Some(10.0), Some(20.0), Some(30.0))
+            (Some(25.0), Some(10.0), Some(21.667), Some(35.0))
         );
-        assert_eq!(stats.rtt_mdev_ms, Some(8.165));
+        assert_eq!((stats.rtt_mdev_ms, stats.jitter_ms, stats.out_of_order), (Some(10.274), Some(12.5), 1));
     }
 
     #[test]
     fn what_was_not_measured_is_absent() {
-        let stats = serde_json::to_value(PingStats::of(&[timeout(1), error(2, None)], 7.0)).unwrap();
-        assert_eq!(stats, json!({"sent": 1, "received": 0, "errors": 1, "loss_pct": 100.0, "elapsed_ms": 7.0}));
-        assert_eq!(PingStats::of(&[error(1, None)], 0.0).loss_pct, None);
+        let stats = serde_json::to_value(PingStats::of(&[timeout(1), error(2, None)], 5.0, 7.0)).unwrap();
+        assert_eq!(
+            stats,
+            json!({"sent": 1, "received": 0, "errors": 1, "loss_pct": 100.0, "out_of_order": 0, "sending_ms": 5.0, "elapsed_ms": 7.0})
+        );
+        assert_eq!(PingStats::of(&[error(1, None)], 0.0, 0.0).loss_pct, None);
         assert_eq!(serde_json::to_value(timeout(3)).unwrap(), json!({"seq": 3, "status": "timeout"}));
     }
 

@@ -100,7 +100,7 @@ impl Tool for Tcp {
         let host = if target.address().is_some() { target.to_string() } else { format!("{target} ({})", report.address) };
         let took = report.connect_ms.map_or_else(String::new, |connect_ms| format!(" in {connect_ms:.3} ms"));
         let mut text = match report.state {
-            PortState::Open => format!("Connection to {host} {port} port [tcp/*] succeeded{took}!\n"),
+            PortState::Open => format!("Connection to {host} {port} port [tcp/{}] succeeded{took}!\n", service(port)),
             PortState::Refused | PortState::Filtered | PortState::Unreachable => {
                 let reason = report.reason.as_deref().unwrap_or(report.state.as_str());
                 format!("nc: connect to {host} port {port} (tcp) failed{took}: {reason}\n")
@@ -119,6 +119,52 @@ impl Tool for Tcp {
             (None, _) => {}
         }
         text
+    }
+}
+
+/// The name that nc prints for a port: Debian's `/etc/services`, as far as people ask for.
+fn service(port: u16) -> &'static str {
+    match port {
+        21 => "ftp",
+        22 => "ssh",
+        23 => "telnet",
+        25 => "smtp",
+        53 => "domain",
+        80 => "http",
+        88 => "kerberos",
+        110 => "pop3",
+        111 => "sunrpc",
+        119 => "nntp",
+        139 => "netbios-ssn",
+        143 => "imap2",
+        179 => "bgp",
+        389 => "ldap",
+        443 => "https",
+        445 => "microsoft-ds",
+        465 => "submissions",
+        514 => "shell",
+        587 => "submission",
+        636 => "ldaps",
+        853 => "domain-s",
+        873 => "rsync",
+        993 => "imaps",
+        995 => "pop3s",
+        1433 => "ms-sql-s",
+        1883 => "mqtt",
+        2049 => "nfs",
+        3306 => "mysql",
+        3389 => "ms-wbt-server",
+        5060 => "sip",
+        5061 => "sip-tls",
+        5222 => "xmpp-client",
+        5432 => "postgresql",
+        5671 => "amqps",
+        5672 => "amqp",
+        6379 => "redis",
+        8080 => "http-alt",
+        8883 => "secure-mqtt",
+        9418 => "git",
+        _ => "*",
     }
 }
 
@@ -145,7 +191,10 @@ mod tests {
     fn output_reads_like_nc() {
         let (tcp, target) = (Tcp::default(), "example.com".parse().unwrap());
         let open = TcpReport { connect_ms: Some(1.5), banner: Some("SSH-2.0-x\\r\\n".to_owned()), ..report(PortState::Open) };
-        assert_eq!(tcp.output(&target, &open), "Connection to example.com (192.0.2.1) 22 port [tcp/*] succeeded in 1.500 ms!\nSSH-2.0-x\n");
+        assert_eq!(
+            tcp.output(&target, &open),
+            "Connection to example.com (192.0.2.1) 22 port [tcp/ssh] succeeded in 1.500 ms!\nSSH-2.0-x\n"
+        );
         let refused = TcpReport { connect_ms: Some(0.25), reason: Some("Connection refused".to_owned()), ..report(PortState::Refused) };
         let address = "192.0.2.1".parse().unwrap();
         assert_eq!(tcp.output(&address, &refused), "nc: connect to 192.0.2.1 port 22 (tcp) failed in 0.250 ms: Connection refused\n");

@@ -40,6 +40,8 @@ impl Query {
         let id = rand::random();
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = options.recursion;
+        // We understand the answer's `ad`, and a server sets it only for those who say so (RFC 6840, 5.7).
+        message.metadata.authentic_data = true;
         message.add_query(Asked::query(name.clone(), AskedType::from(kind.number())));
         if options.edns {
             let mut edns = Edns::new();

@@ -3,18 +3,23 @@
 //! RFC 1035 section 5 (names, strings), 3597 (unknown types), 4034 (DNSSEC), 5155 (NSEC3), 9460 (SVCB, HTTPS); each other type by its own RFC.
 //! The library that decodes messages prints for programmers; people compare what they see with dig.
 
+mod gateway;
 mod location;
+mod prefixes;
 mod reader;
 mod service;
 mod text;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use data_encoding::{BASE64, HEXLOWER, HEXUPPER};
 use probeops_shared::tools::dns::record_type::RecordType;
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use gateway::{ipsec, relay};
 use location::location;
+use prefixes::prefixes;
 use reader::Data;
 use service::service;
 pub(super) use text::name_text;
@@ -33,12 +38,14 @@ impl Data<'_> {
         Some(match kind.number() {
             1 => Ipv4Addr::from(<[u8; 4]>::try_from(self.bytes(4)?).ok()?).to_string(),
             28 => Ipv6Addr::from(<[u8; 16]>::try_from(self.bytes(16)?).ok()?).to_string(),
-            2 | 3 | 4 | 5 | 7 | 8 | 9 | 12 | 39 => self.name()?,
+            2 | 3 | 4 | 5 | 7 | 8 | 9 | 12 | 23 | 39 => self.name()?,
             6 => self.soa()?,
-            14 | 17 => format!("{} {}", self.name()?, self.name()?),
+            14 | 17 | 58 => format!("{} {}", self.name()?, self.name()?),
             15 | 18 | 21 | 36 | 107 => format!("{} {}", self.u16()?, self.name()?),
             26 => format!("{} {} {}", self.u16()?, self.name()?, self.name()?),
-            13 | 16 | 19 | 20 | 56 | 99 | 258 | 261 | 262 | 263 => self.strings()?,
+            11 => self.services()?,
+            22 => format!("0x{}", HEXLOWER.encode(&self.rest()?)),
+            13 | 16 | 19 | 20 | 27 | 56 | 99 | 258 | 261 | 262 | 263 => self.strings()?,
             29 => location(self)?,
             33 => format!("{} {} {} {}", self.u16()?, self.u16()?, self.u16()?, self.name()?),
             35 => format!("{} {} {} {} {} {}", self.u16()?, self.u16()?, self.string()?, self.string()?, self.string()?, self.name()?),
@@ -47,10 +54,13 @@ impl Data<'_> {
             44 => format!("{} {} {}", self.u8()?, self.u8()?, self.hex()?),
             24 | 46 => self.signature()?,
             47 => format!("{}{}", self.name()?, self.types()?),
-            25 | 48 | 60 => format!("{} {} {} {}", self.u16()?, self.u8()?, self.u8()?, self.base64()?),
+            42 => prefixes(self)?,
+            45 => ipsec(self)?,
+            25 | 48 | 57 | 60 => format!("{} {} {} {}", self.u16()?, self.u8()?, self.u8()?, self.base64()?),
             49 | 61 => self.base64()?,
             50 => format!("{} {} {} {} {}{}", self.u8()?, self.u8()?, self.u16()?, self.salt()?, self.hash()?, self.types()?),
             51 => format!("{} {} {} {}", self.u8()?, self.u8()?, self.u16()?, self.salt()?),
+            55 => self.identity()?,
             52 | 53 => format!("{} {} {} {}", self.u8()?, self.u8()?, self.u8()?, self.hex()?),
             62 => format!("{} {}{}", self.u32()?, self.u16()?, self.types()?),
             63 => format!("{} {} {} {}", self.u32()?, self.u8()?, self.u8()?, self.hex()?),
@@ -63,6 +73,12 @@ impl Data<'_> {
             }
             256 => format!("{} {} {}", self.u16()?, self.u16()?, quoted(&self.rest()?)),
             257 => self.authorization()?,
+            259 => {
+                let (enterprise, kind, location, media) = (self.u32()?, self.u32()?, self.u8()?, self.string()?);
+                let data = self.rest()?;
+                format!("{enterprise} {kind} {location} {media} {}", if data.is_empty() { "-".to_owned() } else { BASE64.encode(&data) })
+            }
+            260 => relay(self)?,
             _ => return None,
         })
     }
@@ -79,6 +95,28 @@ impl Data<'_> {
         let (expiration, inception) = (time_text(self.u32()?)?, time_text(self.u32()?)?);
         let (key_tag, signer) = (self.u16()?, self.name()?);
         Some(format!("{covered} {algorithm} {labels} {ttl_s} {expiration} {inception} {key_tag} {signer} {}", self.base64()?))
+    }
+
+    /// RFC 1035, 3.4.2: an address, a protocol, and a bit for each of its ports.
+    fn services(&mut self) -> Option<String> {
+        let address = Ipv4Addr::from(<[u8; 4]>::try_from(self.bytes(4)?).ok()?);
+        let protocol = self.u8()?;
+        let map = self.rest()?;
+        let open = |index: usize, byte: u8| (0..8).filter(move |bit| byte & (0x80 >> bit) != 0).map(move |bit| index * 8 + bit);
+        let ports: String = map.iter().enumerate().flat_map(|(index, byte)| open(index, *byte)).map(|port| format!(" {port}")).collect();
+        Some(format!("{address} {protocol}{ports}"))
+    }
+
+    /// RFC 8005, 5: an identity, its key, and where to meet it.
+    fn identity(&mut self) -> Option<String> {
+        let (identity_length, algorithm, key_length) = (usize::from(self.u8()?), self.u8()?, usize::from(self.u16()?));
+        let (identity, key) = (HEXUPPER.encode(&self.bytes(identity_length)?), BASE64.encode(&self.bytes(key_length)?));
+        let mut text = format!("{algorithm} {identity} {key}");
+        while self.left() > 0 {
+            text.push(' ');
+            text.push_str(&self.name()?);
+        }
+        Some(text)
     }
 
     /// RFC 8659, 4.1.

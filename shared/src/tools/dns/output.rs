@@ -12,7 +12,7 @@ const TAB: usize = 8;
 pub(super) fn of(report: &DnsReport) -> String {
     let mut text = String::new();
     for attempt in &report.attempts {
-        text.push_str(&attempted(attempt));
+        text.push_str(&attempted(report, attempt));
     }
     match &report.response {
         Some(response) => {
@@ -24,19 +24,36 @@ pub(super) fn of(report: &DnsReport) -> String {
     text
 }
 
-fn attempted(attempt: &DnsAttempt) -> String {
+fn attempted(report: &DnsReport, attempt: &DnsAttempt) -> String {
     let server = format!("{}#{}", attempt.address, attempt.port);
+    let detail = attempt.detail.as_deref();
     let what = match attempt.result {
         AttemptResult::Answered => return String::new(),
         AttemptResult::Truncated => return ";; Truncated, retrying in TCP mode.\n".to_owned(),
         AttemptResult::Timeout => "timed out",
         AttemptResult::Refused => "connection refused",
-        AttemptResult::Unreachable => "host unreachable",
+        AttemptResult::Unreachable => match detail {
+            Some("Network is unreachable") => "network unreachable",
+            Some("Permission denied" | "Operation not permitted") => "permission denied",
+            Some(_) | None => "host unreachable",
+        },
         AttemptResult::Closed => "end of file",
         AttemptResult::Malformed => "malformed message",
     };
-    let detail = attempt.detail.as_ref().map_or_else(String::new, |detail| format!(" ({detail})"));
-    format!(";; communications error to {server}: {what}{detail}\n")
+    let named = report.server.name.clone().unwrap_or_else(|| attempt.address.to_string());
+    let asked = report.question.name.strip_suffix('.').filter(|name| !name.is_empty()).unwrap_or(&report.question.name);
+    match (attempt.transport, attempt.connect_ms) {
+        (Transport::Tcp, None) => format!(";; Connection to {server}({named}) for {asked} failed: {what}.\n"),
+        // Without a way there the datagram is not even sent.
+        (Transport::Udp, _) if what == "network unreachable" => {
+            format!(";; UDP setup with {server}({named}) for {asked} failed: {what}.\n")
+        }
+        (Transport::Udp | Transport::Tcp, _) => {
+            let more =
+                detail.filter(|_| attempt.result == AttemptResult::Malformed).map_or_else(String::new, |detail| format!(" ({detail})"));
+            format!(";; communications error to {server}: {what}{more}\n")
+        }
+    }
 }
 
 fn answer(response: &DnsResponse) -> String {
@@ -219,6 +236,7 @@ mod tests {
             transport: Transport::Udp,
             result: AttemptResult::Timeout,
             elapsed_ms: 2000.0,
+            connect_ms: None,
             detail: None,
         };
         let text = of(&report(None, vec![attempt]));

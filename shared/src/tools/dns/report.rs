@@ -89,6 +89,9 @@ pub struct DnsAttempt {
     pub result: AttemptResult,
     /// How long it took, in milliseconds.
     pub elapsed_ms: f64,
+    /// How long connecting took, in milliseconds; absent over UDP, and where there was no connection.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect_ms: Option<f64>,
     /// More about what went wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,

@@ -17,7 +17,7 @@ pub(super) fn of(target: &Host, report: &PingReport) -> String {
         IpAddr::V4(address) => {
             format!("PING {target} ({address}) {}({}) bytes of data.\n", report.payload_bytes, icmp_bytes + IPV4_HEADER_BYTES)
         }
-        IpAddr::V6(address) => format!("PING {target} ({address}) {} data bytes\n", report.payload_bytes),
+        IpAddr::V6(address) => format!("PING {target}({address}) {} data bytes\n", report.payload_bytes),
     };
     for packet in &report.packets {
         text.push_str(&packet_line(packet, icmp_bytes));
@@ -60,7 +60,7 @@ fn closing(target: &Host, stats: &PingStats) -> String {
     let loss = stats.loss_pct.map_or_else(String::new, |loss_pct| format!(", {} packet loss", percent(loss_pct)));
     let mut text = format!(
         "\n--- {target} ping statistics ---\n{} packets transmitted, {} received{errors}{loss}, time {:.0}ms\n",
-        stats.sent, stats.received, stats.elapsed_ms
+        stats.sent, stats.received, stats.sending_ms
     );
     if let (Some(min), Some(avg), Some(max), Some(mdev)) = (stats.rtt_min_ms, stats.rtt_avg_ms, stats.rtt_max_ms, stats.rtt_mdev_ms) {
         let _ = writeln!(text, "rtt min/avg/max/mdev = {min:.3}/{avg:.3}/{max:.3}/{mdev:.3} ms");
