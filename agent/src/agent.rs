@@ -23,13 +23,12 @@ use crate::capability;
 use crate::clock::Clock;
 use crate::config::Settings;
 use crate::executors::Context;
-use crate::groups::{Advice, Groups};
+use crate::groups::{self, Advice, Groups};
 use crate::health::Health;
 use crate::inbox::Inbox;
 use crate::outbox::Outbox;
 use crate::policy::Policy;
 use crate::presence::Presence;
-use crate::runs::Runs;
 use crate::slots::Slots;
 use crate::trail::Trail;
 use crate::worker::Worker;
@@ -91,9 +90,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         context,
         slots,
         clock: Clock::default(),
-        outbox: Outbox::new(client.clone()),
+        outbox: Arc::new(Outbox::new(client.clone())),
         trail: Trail::default(),
-        runs: Runs::default(),
+        runs: Arc::default(),
         running: TaskTracker::new(),
         abort: CancellationToken::new(),
         draining: AtomicBool::new(false),
@@ -192,7 +191,7 @@ impl Life {
         drain_timeout: Duration,
     ) -> Result<Self, async_nats::SubscribeError> {
         let node = worker.node.clone();
-        let (inbox, acknowledgements) = Inbox::open(client.clone(), &node.id).await?;
+        let (inbox, acknowledgements) = Inbox::open(client.clone(), Arc::clone(&worker.outbox), &node.id).await?;
         let inbox = Arc::new(inbox);
         let presence = Arc::new(Presence::new(Arc::clone(&worker), Arc::clone(&inbox), health));
         let groups = Groups::new(client.clone(), node.clone(), worker.tools.clone());
@@ -222,20 +221,20 @@ impl Life {
     fn read(&self, mut subscription: Subscriber, left: Option<tokio::sync::oneshot::Receiver<()>>) {
         let worker = Arc::clone(&self.worker);
         drop(self.tasks.spawn(async move {
-            let (mut leaving, mut left) = (left.is_none(), left);
+            let (mut leaving, mut left, mut stragglers_until) = (false, left, Instant::now());
             loop {
                 let message = match &mut left {
                     Some(word) if !leaving => tokio::select! {
                         message = subscription.next() => message,
                         _ = word => {
                             leaving = true;
-                            if let Err(error) = subscription.drain().await {
-                                tracing::debug!(%error, "a subscription had ended already");
-                            }
+                            stragglers_until = Instant::now() + STRAGGLERS_WITHIN;
+                            groups::leave(&mut subscription).await;
                             continue;
                         }
                     },
-                    _ => subscription.next().await,
+                    Some(_) => tokio::time::timeout_at(stragglers_until.into(), subscription.next()).await.unwrap_or(None),
+                    None => subscription.next().await,
                 };
                 let Some(message) = message else { return };
                 worker.receive(message).await;

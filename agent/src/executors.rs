@@ -109,7 +109,7 @@ pub(crate) async fn execute(context: &Context, spec: Spec, partial: &Partial) ->
             Ok(Found::of(&options, &target, &report))
         }
         Spec::Tcp { target, options } => {
-            let report = Box::pin(tcp::run(context, &target, &options)).await?;
+            let report = Box::pin(tcp::run(context, &target, &options, partial)).await?;
             Ok(Found::of(&options, &target, &report))
         }
     }

@@ -71,6 +71,17 @@ impl Groups {
     }
 }
 
+/// Tells the broker to send no more on a subscription, which goes on to yield what is already on its way.
+///
+/// The client's own `unsubscribe` and `drain` forget the subscription before the last messages have arrived, and these are lost. Asked to end
+/// it after a number of messages, the client keeps it until then; and the broker, which reads no number of so many digits, ends it at once.
+pub(crate) async fn leave(subscription: &mut Subscriber) {
+    const NEVER: u64 = 10_000_000_000;
+    if let Err(error) = subscription.unsubscribe_after(NEVER).await {
+        tracing::debug!(%error, "a subscription had ended already");
+    }
+}
+
 /// What a class should do about its groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Advice {

@@ -4,8 +4,8 @@
 //! away; so the subscription is ours and forgets.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_nats::{Client, Subscriber};
@@ -14,6 +14,8 @@ use futures_util::StreamExt;
 use probeops_shared::subjects;
 use tokio::sync::oneshot;
 
+use crate::outbox::Outbox;
+
 /// How long an acknowledgement may take.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
@@ -21,6 +23,7 @@ const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Inbox {
     client: Client,
+    outbox: Arc<Outbox>,
     prefix: String,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Bytes>>>,
@@ -28,10 +31,14 @@ pub(crate) struct Inbox {
 
 impl Inbox {
     /// The inbox and its subscription, which [`Self::deliver`] must be fed from.
-    pub(crate) async fn open(client: Client, node: impl std::fmt::Display) -> Result<(Self, Subscriber), async_nats::SubscribeError> {
+    pub(crate) async fn open(
+        client: Client,
+        outbox: Arc<Outbox>,
+        node: impl std::fmt::Display,
+    ) -> Result<(Self, Subscriber), async_nats::SubscribeError> {
         let prefix = subjects::node_inbox(node);
         let subscription = client.subscribe(format!("{prefix}.{}", subjects::REST)).await?;
-        Ok((Self { client, prefix, next: AtomicU64::new(0), waiting: Mutex::default() }, subscription))
+        Ok((Self { client, outbox, prefix, next: AtomicU64::new(0), waiting: Mutex::default() }, subscription))
     }
 
     /// Hands the answers out until the subscription ends.
@@ -49,12 +56,16 @@ impl Inbox {
 
     /// Publishes and waits for the answer; `None` when there is none in time or no connection to send it over.
     pub(crate) async fn ask(&self, subject: String, payload: Bytes) -> Option<Bytes> {
+        // The client would keep it and send it when it is stale.
+        let sent = self.outbox.connection()?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
         self.waiting.lock().ok()?.insert(number, sender);
         let _forget = Forget { inbox: self, number };
         self.client.publish_with_reply(subject, format!("{}.{number}", self.prefix), payload).await.ok()?;
-        tokio::time::timeout(ACKNOWLEDGED_WITHIN, answer).await.ok()?.ok()
+        let answer = tokio::time::timeout(ACKNOWLEDGED_WITHIN, answer).await.ok()?.ok()?;
+        self.outbox.confirm(sent);
+        Some(answer)
     }
 }
 

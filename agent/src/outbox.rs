@@ -1,18 +1,26 @@
-//! Answers to callers. What is finished while the broker is away is kept, bounded, and sent after the reconnect unless it has become useless.
+//! Answers to callers.
+//!
+//! What is finished while the broker is away is kept, bounded, and sent after the reconnect unless it has become useless. A link that is cut is
+//! noticed only after a while, and what was sent over it until then is lost; so an outcome is kept until the broker has surely had it, which is
+//! when something sent after it over the same connection was acknowledged. Whoever gets it twice has the same number twice.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
 
-/// How many outcomes are kept while the broker is away.
-const KEPT_MAX: usize = 256;
+/// How many outcomes are kept, and how many bytes of them.
+const KEPT_MAX: usize = 1024;
+const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// The number of what is just being sent: nothing confirms it.
+const UNDER_WAY: u64 = u64::MAX;
 
 /// One answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Answer {
     /// Where to.
     pub(crate) subject: String,
@@ -28,51 +36,183 @@ pub(crate) struct Answer {
 #[derive(Debug)]
 pub(crate) struct Outbox {
     client: Client,
-    kept: Mutex<VecDeque<Answer>>,
+    next: AtomicU64,
+    kept: Mutex<Kept>,
+}
+
+/// Outcomes that may have to be sent (again).
+#[derive(Debug, Default)]
+struct Kept {
+    outcomes: VecDeque<Outcome>,
+    bytes: usize,
+}
+
+#[derive(Debug)]
+struct Outcome {
+    answer: Answer,
+    /// When it was last sent; never, if there was no connection.
+    sent: Option<Sent>,
+}
+
+/// A place in what was sent: over which connection, and after how many outcomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Sent {
+    connection: u64,
+    number: u64,
 }
 
 impl Outbox {
     /// Answers go out over this connection.
     pub(crate) fn new(client: Client) -> Self {
-        Self { client, kept: Mutex::default() }
+        Self { client, next: AtomicU64::new(0), kept: Mutex::default() }
     }
 
     /// Sends an event that is worth nothing later.
     pub(crate) async fn send(&self, answer: Answer) {
-        if self.connected() {
+        if self.connection().is_some() {
             self.publish(answer).await;
         }
     }
 
-    /// Sends an outcome now, or after the reconnect.
+    /// Sends an outcome, now and if need be again, or after the reconnect.
     pub(crate) async fn send_or_keep(&self, answer: Answer) {
-        if self.connected() {
-            return self.publish(answer).await;
+        let connected = self.connection();
+        if connected.is_some() {
+            self.publish(answer.clone()).await;
         }
-        let Ok(mut kept) = self.kept.lock() else { return };
-        if kept.len() == KEPT_MAX {
-            tracing::warn!("{KEPT_MAX} outcomes are kept for a broker that is away; the oldest is dropped");
-            kept.pop_front();
-        }
-        kept.push_back(answer);
+        // Numbered after it was given to the client, so that what is numbered later is sent later.
+        let sent = connected.map(|before| Sent { number: self.number(), ..before });
+        self.kept().keep(Outcome { answer, sent });
     }
 
-    /// Sends what was kept; call it at every (re)connect.
+    /// Sends what the broker may not have; call it at every (re)connect.
     pub(crate) async fn flush(&self) {
-        let kept = self.kept.lock().map(|mut kept| std::mem::take(&mut *kept)).unwrap_or_default();
-        let now = Instant::now();
-        for answer in kept.into_iter().filter(|answer| answer.useless_at > now) {
+        let Some(sent) = self.connection() else { return };
+        let answers = self.kept().due_over(sent.connection, Instant::now());
+        for answer in answers {
             self.publish(answer).await;
         }
+        self.kept().settle(Sent { number: self.number(), ..sent });
     }
 
-    fn connected(&self) -> bool {
-        self.client.connection_state() == State::Connected
+    /// This moment, if there is a connection.
+    pub(crate) fn connection(&self) -> Option<Sent> {
+        let connected = self.client.connection_state() == State::Connected;
+        let connection = self.client.statistics().connects.load(Ordering::Relaxed);
+        connected.then(|| Sent { connection, number: self.number() })
+    }
+
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The broker has all that was sent over that connection until then.
+    pub(crate) fn confirm(&self, sent: Sent) {
+        self.kept().confirm(sent);
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn publish(&self, answer: Answer) {
         if let Err(error) = self.client.publish_with_headers(answer.subject, answer.headers, answer.payload).await {
             tracing::warn!(%error, "an answer could not be published");
         }
+    }
+}
+
+impl Kept {
+    /// Keeps one more, and no more than the bounds.
+    fn keep(&mut self, outcome: Outcome) {
+        self.bytes += outcome.answer.payload.len();
+        self.outcomes.push_back(outcome);
+        while self.outcomes.len() > KEPT_MAX || self.bytes > KEPT_BYTES_MAX {
+            let Some(oldest) = self.outcomes.pop_front() else { return };
+            self.bytes -= oldest.answer.payload.len();
+            if oldest.sent.is_none() {
+                tracing::warn!("too many outcomes are kept for a broker that is away; the oldest is dropped");
+            }
+        }
+    }
+
+    /// Those to send over this connection: neither useless nor sent over it already.
+    fn due_over(&mut self, connection: u64, now: Instant) -> Vec<Answer> {
+        self.forget(|outcome| outcome.answer.useless_at <= now);
+        let waiting = self.outcomes.iter_mut().filter(|outcome| outcome.sent.is_none_or(|before| before.connection != connection));
+        let mut answers = Vec::new();
+        for outcome in waiting {
+            outcome.sent = Some(Sent { connection, number: UNDER_WAY });
+            answers.push(outcome.answer.clone());
+        }
+        answers
+    }
+
+    /// Those have been given to the client.
+    fn settle(&mut self, now: Sent) {
+        let under_way = Sent { number: UNDER_WAY, ..now };
+        self.outcomes.iter_mut().filter(|outcome| outcome.sent == Some(under_way)).for_each(|outcome| outcome.sent = Some(now));
+    }
+
+    fn confirm(&mut self, until: Sent) {
+        self.forget(|outcome| outcome.sent.is_some_and(|sent| sent.connection == until.connection && sent.number < until.number));
+    }
+
+    fn forget(&mut self, whether: impl Fn(&Outcome) -> bool) {
+        self.outcomes.retain(|outcome| !whether(outcome));
+        self.bytes = self.outcomes.iter().map(|outcome| outcome.answer.payload.len()).sum();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn outcome(name: &str, sent: Option<Sent>) -> Outcome {
+        let useless_at = Instant::now() + Duration::from_secs(60);
+        let answer = Answer { subject: name.to_owned(), headers: HeaderMap::new(), payload: Bytes::from_static(b"{}"), useless_at };
+        Outcome { answer, sent }
+    }
+
+    fn subjects(answers: &[Answer]) -> Vec<&str> {
+        answers.iter().map(|answer| answer.subject.as_str()).collect()
+    }
+
+    const fn at(connection: u64, number: u64) -> Sent {
+        Sent { connection, number }
+    }
+
+    #[test]
+    fn what_was_not_confirmed_is_sent_over_the_next_connection_and_once_only() {
+        let mut kept = Kept::default();
+        for (name, sent) in [("confirmed", Some(at(1, 0))), ("lost", Some(at(1, 2))), ("unsent", None)] {
+            kept.keep(outcome(name, sent));
+        }
+        kept.confirm(at(1, 1));
+        // An acknowledgement over a new connection tells nothing of the old one.
+        kept.confirm(at(2, 9));
+        let now = Instant::now();
+        assert_eq!(subjects(&kept.due_over(2, now)), ["lost", "unsent"]);
+        assert!(kept.due_over(2, now).is_empty());
+        kept.confirm(at(2, 10));
+        assert_eq!(kept.outcomes.len(), 2, "what is still being sent is not confirmed");
+        kept.settle(at(2, 11));
+        kept.confirm(at(2, 12));
+        assert_eq!((kept.outcomes.len(), kept.bytes), (0, 0));
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_not_sent_and_the_oldest_makes_room() {
+        let mut kept = Kept::default();
+        kept.keep(outcome("stale", None));
+        let later = Instant::now() + Duration::from_secs(61);
+        assert!(kept.due_over(1, later).is_empty() && kept.outcomes.is_empty());
+        for number in 0..=KEPT_MAX {
+            kept.keep(outcome(&number.to_string(), None));
+        }
+        let first = kept.outcomes.front().unwrap();
+        assert_eq!((kept.outcomes.len(), first.answer.subject.as_str()), (KEPT_MAX, "1"));
     }
 }

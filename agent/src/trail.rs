@@ -14,6 +14,10 @@ use crate::inbox::Inbox;
 
 /// How many records wait at most; beyond, the oldest are dropped and counted.
 const WAITING_MAX: usize = 50_000;
+/// The most bytes that one message carries, well below what the broker takes from a node: records repeat what callers wrote.
+const BATCH_BYTES_MAX: usize = 128 * 1024;
+/// The most characters of a record's detail that are kept.
+const DETAIL_CHARS_MAX: usize = 500;
 /// How long a record waits for company.
 const BATCH_WITHIN: Duration = Duration::from_secs(1);
 /// How long to wait when a batch was not acknowledged.
@@ -34,7 +38,11 @@ struct Waiting {
 
 impl Trail {
     /// Adds a record.
-    pub(crate) fn record(&self, record: Record) {
+    pub(crate) fn record(&self, mut record: Record) {
+        if let Some((end, _)) = record.detail.char_indices().nth(DETAIL_CHARS_MAX) {
+            record.detail.truncate(end);
+            record.detail.push('…');
+        }
         let Ok(mut waiting) = self.waiting.lock() else { return };
         if waiting.records.len() == WAITING_MAX {
             waiting.records.pop_front();
@@ -81,7 +89,12 @@ impl Trail {
 
     fn batch(&self) -> Option<Vec<Record>> {
         let waiting = self.waiting.lock().ok()?;
-        let batch: Vec<Record> = waiting.records.iter().take(BATCH_MAX).cloned().collect();
+        let mut bytes = 0;
+        let fits = |record: &&Record| {
+            bytes += serde_json::to_vec(record).map_or(0, |record| record.len());
+            bytes <= BATCH_BYTES_MAX
+        };
+        let batch: Vec<Record> = waiting.records.iter().take(BATCH_MAX).take_while(fits).cloned().collect();
         (!batch.is_empty()).then_some(batch)
     }
 
@@ -100,5 +113,38 @@ impl Trail {
             waiting.records.drain(..acknowledged);
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use probeops_shared::audit::Verdict;
+    use probeops_shared::timestamp::Timestamp;
+
+    use super::*;
+
+    #[test]
+    fn a_batch_fits_a_message_whatever_callers_wrote() {
+        let trail = Trail::default();
+        let odd = "\u{1}".repeat(256);
+        for _ in 0..BATCH_MAX {
+            trail.record(Record {
+                time: Timestamp::now(),
+                verdict: Verdict::Denied,
+                principal: "svc".to_owned(),
+                caller: None,
+                node: None,
+                region: None,
+                tool: odd.clone(),
+                target: odd.clone(),
+                request_id: "r".to_owned(),
+                detail: "\u{1}".repeat(16_000),
+                duration_ms: None,
+            });
+        }
+        let batch = trail.batch().unwrap();
+        assert!(batch.len() > 10 && batch.len() < BATCH_MAX, "{}", batch.len());
+        assert!(serde_json::to_vec(&batch).unwrap().len() < BATCH_BYTES_MAX + 1024);
+        assert_eq!(batch[0].detail.chars().count(), DETAIL_CHARS_MAX + 1);
     }
 }

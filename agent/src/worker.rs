@@ -18,19 +18,21 @@ use probeops_shared::presence::Unavailable;
 use probeops_shared::subjects::{self, ToNode};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::executors::{self, Context, Found, Partial};
 use crate::outbox::{Answer, Outbox};
-use crate::runs::Runs;
+use crate::runs::{Running, Runs};
 use crate::slots::Slots;
 use crate::trail::Trail;
 
 /// When a caller that was told `busy` may try again, in milliseconds: a guess at when a light class has room.
 const BUSY_RETRY_AFTER_MS: u64 = 100;
+
+/// What the broker counts of an answer beside its body: the headers.
+const HEADERS_BYTES_MAX: usize = 1024;
 
 /// What runs jobs.
 #[derive(Debug)]
@@ -48,11 +50,11 @@ pub(crate) struct Worker {
     /// The control plane's time.
     pub(crate) clock: Clock,
     /// The way out.
-    pub(crate) outbox: Outbox,
+    pub(crate) outbox: Arc<Outbox>,
     /// The audit trail.
     pub(crate) trail: Trail,
     /// What is running.
-    pub(crate) runs: Runs,
+    pub(crate) runs: Arc<Runs>,
     /// Owns every run.
     pub(crate) running: TaskTracker,
     /// Tells every run that the agent's patience is over.
@@ -70,6 +72,8 @@ struct Asker {
     principal: String,
     reply: String,
     events: bool,
+    /// Which dispatch of the run this is, as the caller counts them.
+    attempt: Option<u32>,
 }
 
 /// A job that is about to run.
@@ -78,7 +82,7 @@ struct Accepted {
     job: Job,
     targets: Option<Targets>,
     dispatch_ms: Option<f64>,
-    slot: OwnedSemaphorePermit,
+    entry: Running,
 }
 
 impl Worker {
@@ -102,7 +106,8 @@ impl Worker {
         let headers = message.headers.as_ref();
         let principal = if caller.is_api() { read(headers, header::PRINCIPAL).unwrap_or(caller.as_str()) } else { caller.as_str() };
         let events = read(headers, header::EVENTS) == Some("1");
-        let asker = Asker { principal: principal.to_owned(), caller, reply, events };
+        let attempt = read(headers, header::ATTEMPT).and_then(|attempt| attempt.parse().ok());
+        let asker = Asker { principal: principal.to_owned(), caller, reply, events, attempt };
         match self.accept(tool, asker.clone(), &message) {
             Ok(accepted) => {
                 let worker = Arc::clone(self);
@@ -136,15 +141,16 @@ impl Worker {
             )));
         }
         self.check_capability(job.spec.tool()).map_err(&refuse)?;
-        let Some(slot) = self.slots.take(job.spec.tool().class()) else {
-            let class = job.spec.tool().class().as_str();
+        let class = job.spec.tool().class();
+        let Some(entry) = self.runs.enter(&asker.caller, &job.request_id, class, &self.slots) else {
+            let class = class.as_str();
             let busy = Failure::new(FailureKind::Busy, format!("all {class} slots of node {} are taken", self.node.id));
             return Err(refuse(Failure { retry_after_ms: Some(BUSY_RETRY_AFTER_MS), ..busy }));
         };
         #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
         let dispatch_ms =
             read(headers, header::SENT).and_then(|sent| sent.parse::<i64>().ok()).map(|sent| (now_unix_us() - sent) as f64 / 1000.0);
-        Ok(Accepted { asker, job, targets, dispatch_ms, slot })
+        Ok(Accepted { asker, job, targets, dispatch_ms, entry })
     }
 
     fn check_deadline(&self, headers: Option<&HeaderMap>) -> Result<(), Failure> {
@@ -177,8 +183,7 @@ impl Worker {
     }
 
     async fn run(&self, accepted: Accepted) {
-        let Accepted { asker, job, targets, dispatch_ms, slot } = accepted;
-        let entry = self.runs.enter(&asker.caller, &job.request_id);
+        let Accepted { asker, job, targets, dispatch_ms, entry } = accepted;
         let (started_at, started) = (Timestamp::now(), Instant::now());
         let (tool, target, budget) = (job.spec.tool(), job.spec.target(), job.spec.budget());
         let partial = Partial::default();
@@ -196,7 +201,7 @@ impl Worker {
             }
         };
         let (result, next_seq) = self.accompany(&asker, &job.request_id, bounded).await;
-        drop((slot, entry));
+        drop(entry);
         let duration_ms = started.elapsed().as_secs_f64() * 1000.0;
         let found = match &result {
             Ok(_) => None,
@@ -221,7 +226,7 @@ impl Worker {
             failure,
             truncated: false,
         };
-        self.conclude(&asker, next_seq, outcome, budget).await;
+        self.conclude(&asker, next_seq, outcome, budget.saturating_sub(started.elapsed())).await;
     }
 
     /// Says that the run goes on, if the caller wants to know, until it is over. Returns the number of the next event.
@@ -245,12 +250,12 @@ impl Worker {
         }
     }
 
-    /// Answers with an outcome and puts it in the trail.
-    async fn conclude(&self, asker: &Asker, seq: u64, mut outcome: Outcome, budget: Duration) {
+    /// Answers with an outcome and puts it in the trail. The caller waits for what is left of the budget, and for grace.
+    async fn conclude(&self, asker: &Asker, seq: u64, mut outcome: Outcome, budget_left: Duration) {
         outcome.node.get_or_insert_with(|| self.node.clone());
         self.record(&asker.caller, &asker.principal, &outcome);
-        let body = outcome.to_bytes(OUTCOME_BYTES_MAX);
-        self.outbox.send_or_keep(answer(asker, Event::Outcome, seq, body, budget + GRACE)).await;
+        let body = outcome.to_bytes(OUTCOME_BYTES_MAX - HEADERS_BYTES_MAX);
+        self.outbox.send_or_keep(answer(asker, Event::Outcome, seq, body, budget_left + GRACE)).await;
     }
 
     fn record(&self, caller: &Caller, principal: &str, outcome: &Outcome) {
@@ -320,6 +325,9 @@ fn answer(asker: &Asker, event: Event, seq: u64, body: Vec<u8>, useful_for: Dura
     let mut headers = HeaderMap::new();
     headers.insert(header::EVENT, event.as_str());
     headers.insert(header::SEQ, seq.to_string());
+    if let Some(attempt) = asker.attempt {
+        headers.insert(header::ATTEMPT, attempt.to_string());
+    }
     Answer { subject: asker.reply.clone(), headers, payload: body.into(), useless_at: Instant::now() + useful_for.max(GRACE) }
 }
 

@@ -336,6 +336,13 @@ impl Fabric {
         Service { name: name.to_owned(), creds }
     }
 
+    /// Makes a credential for a role.
+    pub fn credential(&self, role: &Role) -> PathBuf {
+        let path = self.folder.0.join(format!("{:016x}.creds", rand::random::<u64>()));
+        self.vault.mint_to(&path, role, LIFETIME).expect("a credential");
+        path
+    }
+
     /// A connection with a credential, as any client makes it.
     pub fn connect(&self, creds: &Path) -> async_nats::Client {
         self.block_on(async {

@@ -4,6 +4,7 @@
 
 mod system {
     mod access;
+    mod agent;
     mod audit;
     mod bad_input;
     mod direct;

@@ -1,5 +1,6 @@
 //! `ping`: requests leave on the interval, answered or not.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -23,7 +24,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Ping, partia
     let mut progress =
         Progress { reached, options, socket: &socket, started: Instant::now(), sending: Duration::ZERO, packets: Vec::new() };
     partial.set(Found::of(options, target, &progress.report()));
-    let payload: Vec<u8> = (0..=u8::MAX).cycle().take(options.payload_bytes.get_usize()).collect();
+    let payload: Arc<[u8]> = (0..=u8::MAX).cycle().take(options.payload_bytes.get_usize()).collect();
     let mut interval = tokio::time::interval(options.interval_ms.ms());
     // A request that left late does not make the next one leave early.
     interval.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -50,7 +51,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Ping, partia
 struct Progress<'a> {
     reached: Reached,
     options: &'a Ping,
-    socket: &'a IcmpSocket,
+    socket: &'a Arc<IcmpSocket>,
     started: Instant,
     /// How long after that the last request left.
     sending: Duration,
@@ -75,7 +76,7 @@ impl Progress<'_> {
     }
 }
 
-async fn request(socket: &IcmpSocket, reached: Reached, seq: u64, payload: &[u8], patience: Duration) -> PingPacket {
+async fn request(socket: &Arc<IcmpSocket>, reached: Reached, seq: u64, payload: &Arc<[u8]>, patience: Duration) -> PingPacket {
     let packet = PingPacket { seq, ..PingPacket::default() };
     match socket.echo(reached.address, payload, patience).await {
         Echo::Reply { rtt, ttl, bytes, from } => PingPacket {

@@ -14,6 +14,9 @@ use crate::policy::surroundings::Surroundings;
 /// Who judges what the principal may be pointed at, in messages.
 const PRINCIPAL: &str = "the caller's own target limits";
 
+/// How many denied addresses a failure names; whoever owns the name says how many there are.
+const DENIALS_SHOWN_MAX: usize = 4;
+
 /// An address that may be touched.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Reached {
@@ -40,6 +43,11 @@ impl Context {
                 Err(rule) if host.address().is_some() => denials.push(format!("{host}: {rule}")),
                 Err(rule) => denials.push(format!("{host} ({address}): {rule}")),
             }
+        }
+        let more = denials.len().saturating_sub(DENIALS_SHOWN_MAX);
+        denials.truncate(DENIALS_SHOWN_MAX);
+        if more > 0 {
+            denials.push(format!("and {more} more of its addresses are denied too"));
         }
         Err(denied(&denials.join("; ")))
     }
@@ -98,7 +106,7 @@ impl Context {
 }
 
 fn unresolved(host: &Host, family: Family, candidates: &[IpAddr]) -> Failure {
-    let found: Vec<String> = candidates.iter().map(ToString::to_string).collect();
+    let found: Vec<String> = candidates.iter().take(DENIALS_SHOWN_MAX).map(ToString::to_string).collect();
     let wanted = if family == Family::Any { String::new() } else { format!("IPv{family} ") };
     let has = if found.is_empty() { String::new() } else { format!(", only {}", found.join(", ")) };
     Failure::new(FailureKind::Unresolved, format!("{host} has no {wanted}address{has}"))

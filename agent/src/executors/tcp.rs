@@ -9,10 +9,10 @@ use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::{Family, IcmpMessage, ms};
 use probeops_shared::tools::tcp::{BANNER_BYTES_MAX, PortState, Tcp, TcpReport};
 
-use crate::executors::{Context, broken};
+use crate::executors::{Context, Found, Partial, broken};
 use crate::net::tcp::{self, Handshake};
 
-pub(super) async fn run(context: &Context, target: &Host, options: &Tcp) -> Result<TcpReport, Failure> {
+pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, partial: &Partial) -> Result<TcpReport, Failure> {
     let port = options.port.get_u16();
     let reached = context.reach(target, Some(port), options.family).await?;
     let handshake = tcp::connect(SocketAddr::new(reached.address, port), options.timeout.duration()).await;
@@ -35,6 +35,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp) -> Resu
             if !options.banner {
                 return Ok(report);
             }
+            partial.set(Found::of(options, target, &report));
             let heard = tcp::listen(&mut stream, BANNER_BYTES_MAX, options.banner_wait_ms.ms()).await;
             let banner = (!heard.is_empty()).then(|| heard.escape_ascii().to_string());
             TcpReport { banner, banner_bytes: Some(heard.len()), ..report }

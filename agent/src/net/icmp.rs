@@ -4,12 +4,14 @@
 //! - a receive buffer that holds a burst of replies; the system's default drops them, which looks like loss on the path;
 //! - ICMP errors on a datagram socket, from the system's error queue (`errors`);
 //! - on a raw socket, a filter against all the ICMP of this machine that is none of ours (`filter`);
+//! - a thread of its own (`stopwatch`): the crate takes the times of a packet when its tasks run, and beside busy ones that is too late;
 //! - sequence numbers that are not used again while a late reply could still come (`sequence`).
 
 mod duplicate;
 mod errors;
 mod filter;
 mod sequence;
+mod stopwatch;
 
 use std::collections::HashMap;
 use std::io;
@@ -24,6 +26,9 @@ use surge_ping::{Client, Config, ICMP, IcmpPacket, PingIdentifier, PingSequence,
 
 use errors::Errors;
 use sequence::Sequence;
+use stopwatch::Stopwatch;
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::net::words;
 
@@ -37,13 +42,17 @@ const ECHO_REPLY_V6: u8 = 129;
 
 /// The ICMP sockets of this process: one for each family and time to live in use.
 #[derive(Debug, Default)]
-pub(crate) struct Icmp(Mutex<HashMap<Kind, Weak<IcmpSocket>>>);
+pub(crate) struct Icmp {
+    stopwatch: Stopwatch,
+    sockets: Mutex<HashMap<Kind, Weak<IcmpSocket>>>,
+}
 
 /// Which packets a socket sends: of which family, with which time to live.
 type Kind = (Family, Option<u8>);
 
 /// A socket to send echo requests from.
 pub(crate) struct IcmpSocket {
+    thread: Handle,
     client: Client,
     method: PingMethod,
     family: Family,
@@ -91,19 +100,21 @@ impl Icmp {
     /// The socket for an address, opened unless it is in use already. It is closed when the last run that holds it is over.
     pub(crate) fn socket(&self, address: IpAddr, ttl: Option<u8>) -> io::Result<Arc<IcmpSocket>> {
         let key = (Family::of(address), ttl);
-        let mut sockets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(socket) = sockets.get(&key).and_then(Weak::upgrade) {
             return Ok(socket);
         }
         sockets.retain(|_, socket| socket.strong_count() > 0);
-        let socket = Arc::new(IcmpSocket::open(key.0, ttl)?);
+        let socket = Arc::new(IcmpSocket::open(self.stopwatch.thread()?, key.0, ttl)?);
         sockets.insert(key, Arc::downgrade(&socket));
         Ok(socket)
     }
 }
 
 impl IcmpSocket {
-    fn open(family: Family, ttl: Option<u8>) -> io::Result<Self> {
+    fn open(thread: Handle, family: Family, ttl: Option<u8>) -> io::Result<Self> {
+        // The tasks that read from the socket belong to the thread that is current when it is opened.
+        let current = thread.enter();
         let kind = if family == Family::V6 { ICMP::V6 } else { ICMP::V4 };
         let config = Config { kind, ttl: ttl.map(u32::from), ..Config::default() };
         let client = Client::new(&config)?;
@@ -117,7 +128,8 @@ impl IcmpSocket {
         };
         // By chance, so that other programs and sockets we have closed hardly have the same: a raw socket sees the replies to all of them.
         let (identifier, sequence) = (PingIdentifier(rand::random()), Mutex::new(Sequence::starting_at(rand::random())));
-        Ok(Self { client, method, family, identifier, sequence, errors })
+        drop(current);
+        Ok(Self { thread, client, method, family, identifier, sequence, errors })
     }
 
     /// With which kind of socket.
@@ -126,7 +138,13 @@ impl IcmpSocket {
     }
 
     /// Sends a request and waits for what becomes of it. Dropping the future forgets the request.
-    pub(crate) async fn echo(&self, address: IpAddr, payload: &[u8], patience: Duration) -> Echo {
+    pub(crate) async fn echo(self: &Arc<Self>, address: IpAddr, payload: &Arc<[u8]>, patience: Duration) -> Echo {
+        let (socket, payload) = (Arc::clone(self), Arc::clone(payload));
+        let timed = self.thread.spawn(async move { socket.send(address, &payload, patience).await });
+        AbortOnDropHandle::new(timed).await.unwrap_or_else(|ended| Echo::NotSent(format!("the ICMP thread has ended: {ended}")))
+    }
+
+    async fn send(&self, address: IpAddr, payload: &[u8], patience: Duration) -> Echo {
         let mut last = String::new();
         for _ in 0..SEND_ATTEMPTS {
             match self.attempt(address, payload, patience).await {

@@ -102,8 +102,10 @@ impl Tool for Tcp {
         let mut text = match report.state {
             PortState::Open => format!("Connection to {host} {port} port [tcp/{}] succeeded{took}!\n", service(port)),
             PortState::Refused | PortState::Filtered | PortState::Unreachable => {
-                let reason = report.reason.as_deref().unwrap_or(report.state.as_str());
-                format!("nc: connect to {host} port {port} (tcp) failed{took}: {reason}\n")
+                match report.reason.as_deref().unwrap_or(report.state.as_str()) {
+                    silence if silence.starts_with("timed out") => format!("nc: connect to {host} port {port} (tcp) {silence}\n"),
+                    reason => format!("nc: connect to {host} port {port} (tcp) failed{took}: {reason}\n"),
+                }
             }
         };
         match (&report.banner, report.banner_bytes) {

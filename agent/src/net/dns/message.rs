@@ -243,7 +243,7 @@ mod tests {
         let bytes = message.to_vec().unwrap();
         let response = read(&bytes).unwrap();
         assert_eq!((response.rcode.code, response.rcode.name.as_str(), response.size_bytes), (3, "NXDOMAIN", bytes.len()));
-        assert_eq!(response.flags, DnsFlags { rd: true, ra: true, ..DnsFlags::default() });
+        assert_eq!(response.flags, DnsFlags { rd: true, ra: true, ad: true, ..DnsFlags::default() });
         assert_eq!(response.questions, [asked.question()]);
         let values: Vec<&str> = response.answer.iter().map(|record| record.value.as_str()).collect();
         assert_eq!(values, ["a.example.com.", "192.0.2.1"]);

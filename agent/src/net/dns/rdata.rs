@@ -103,8 +103,8 @@ impl Data<'_> {
         let protocol = self.u8()?;
         let map = self.rest()?;
         let open = |index: usize, byte: u8| (0..8).filter(move |bit| byte & (0x80 >> bit) != 0).map(move |bit| index * 8 + bit);
-        let ports: String = map.iter().enumerate().flat_map(|(index, byte)| open(index, *byte)).map(|port| format!(" {port}")).collect();
-        Some(format!("{address} {protocol}{ports}"))
+        let ports = map.iter().enumerate().flat_map(|(index, byte)| open(index, *byte)).map(|port| port.to_string());
+        Some([address.to_string(), protocol.to_string()].into_iter().chain(ports).collect::<Vec<_>>().join(" "))
     }
 
     /// RFC 8005, 5: an identity, its key, and where to meet it.

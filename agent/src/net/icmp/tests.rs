@@ -13,7 +13,7 @@ fn socket(icmp: &Icmp, address: IpAddr, ttl: Option<u8>) -> Arc<IcmpSocket> {
 async fn this_machine_replies() {
     let icmp = Icmp::default();
     for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
-        let echo = socket(&icmp, address, None).echo(address, &[7; 56], PATIENCE).await;
+        let echo = socket(&icmp, address, None).echo(address, &[7; 56].into(), PATIENCE).await;
         let Echo::Reply { rtt, bytes, from, .. } = echo else { panic!("{address}: {echo:?}") };
         assert_eq!((bytes, from), (64, address));
         assert!(!rtt.is_zero() && rtt < PATIENCE);
@@ -25,7 +25,8 @@ async fn many_requests_to_one_host_do_not_disturb_each_other() {
     let icmp = Icmp::default();
     let address = IpAddr::from(Ipv4Addr::LOCALHOST);
     let socket = socket(&icmp, address, None);
-    let echoes = futures_util::future::join_all((0..500).map(|_| socket.echo(address, &[0; 8], PATIENCE))).await;
+    let payload = [0; 8].into();
+    let echoes = futures_util::future::join_all((0..500).map(|_| socket.echo(address, &payload, PATIENCE))).await;
     assert!(
         echoes.iter().all(|echo| matches!(echo, Echo::Reply { .. })),
         "{:?}",
@@ -42,5 +43,5 @@ async fn a_socket_is_shared_while_in_use_and_closed_after() {
     assert!(!Arc::ptr_eq(&first, &socket(&icmp, address, Some(10))));
     drop((first, second));
     drop(socket(&icmp, address, None));
-    assert!(icmp.0.lock().unwrap().len() <= 2);
+    assert!(icmp.sockets.lock().unwrap().len() <= 2);
 }

@@ -19,7 +19,7 @@ pub(super) struct Network {
 }
 
 impl Network {
-    /// Makes it. The router forwards, forbids 10.9.66.0/24 and fd09:66::/64, and does not reach 10.9.77.0/24; the node itself knows no way to
+    /// Makes it. The router forwards, forbids 10.9.66.0/24 and `fd09:66::/64`, and does not reach 10.9.77.0/24; the node itself knows no way to
     /// anything outside.
     pub(super) fn new() -> Self {
         let number: u32 = rand::random();

@@ -1,0 +1,393 @@
+//! The agent on the wire, as a raw client of the broker sees it: events, cancelling, groups, and links that break.
+
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
+use futures_util::StreamExt;
+use probeops_nats::permissions::Role;
+use probeops_shared::ids::Caller as CallerName;
+use probeops_tests::fabric::{AgentOptions, Fabric};
+use probeops_tests::wire::Wire;
+use serde_json::{Value, json};
+
+/// Only a hang takes this long.
+const HANG: Duration = Duration::from_secs(60);
+/// A class that has been full for longer leaves its groups; and what that takes on top.
+const LEFT_WITHIN: Duration = Duration::from_secs(2);
+
+/// Somebody who may publish jobs, with a connection.
+struct Asker<'a> {
+    fabric: &'a Fabric,
+    name: String,
+    client: Client,
+}
+
+/// One message of an answer.
+#[derive(Debug)]
+struct Heard {
+    event: String,
+    seq: u64,
+    attempt: Option<u64>,
+    status: Option<StatusCode>,
+    body: Value,
+}
+
+/// A job under way.
+struct Asked<'a> {
+    fabric: &'a Fabric,
+    answers: Subscriber,
+}
+
+impl<'a> Asker<'a> {
+    fn service(fabric: &'a Fabric, tools: &[&str], nodes: &[&str]) -> Self {
+        let service = fabric.service("billing", &["eu"], tools, nodes);
+        Self { fabric, client: fabric.connect(&service.creds), name: service.name }
+    }
+
+    /// A replica of the API, which may cancel.
+    fn api(fabric: &'a Fabric) -> Self {
+        let name = CallerName::new_api();
+        let creds = fabric.credential(&Role::Api { caller: name.clone() });
+        Self { fabric, client: fabric.connect(&creds), name: name.to_string() }
+    }
+
+    fn ask(&self, subject: &str, body: &Value, headers: &[(&str, &str)]) -> Asked<'a> {
+        self.fabric.block_on(async {
+            let inbox = format!("_INBOX.{}.{:032x}", self.name, rand::random::<u128>());
+            let answers = self.client.subscribe(format!("{inbox}.*")).await.unwrap();
+            let mut all = HeaderMap::new();
+            for (name, value) in headers {
+                all.insert(*name, *value);
+            }
+            let subject = format!("{subject}.{}", self.name);
+            self.client.publish_with_reply_and_headers(subject, format!("{inbox}._"), all, body.to_string().into()).await.unwrap();
+            self.client.flush().await.unwrap();
+            Asked { fabric: self.fabric, answers }
+        })
+    }
+
+    /// Cancels a request at a node; whether there was one.
+    fn cancel(&self, node: &str, request_id: &str) -> Value {
+        self.ask(&format!("node.v1.{node}.ctl.cancel"), &json!({"request_id": request_id}), &[]).next().body
+    }
+}
+
+impl Asked<'_> {
+    fn next(&mut self) -> Heard {
+        self.within(HANG).expect("an answer")
+    }
+
+    fn within(&mut self, patience: Duration) -> Option<Heard> {
+        let message = self.fabric.block_on(async { tokio::time::timeout(patience, self.answers.next()).await }).ok()?;
+        Some(heard(&message.expect("an open subscription")))
+    }
+
+    /// Everything up to the outcome, and nothing for a while after it.
+    fn all(mut self) -> Vec<Heard> {
+        let mut all = Vec::new();
+        loop {
+            let heard = self.next();
+            let is_last = heard.event == "outcome";
+            all.push(heard);
+            if is_last {
+                break;
+            }
+        }
+        let more = self.within(Duration::from_millis(500));
+        assert!(more.is_none(), "after the outcome: {more:?}");
+        all
+    }
+}
+
+fn heard(message: &Message) -> Heard {
+    let header = |name: &str| message.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str().to_owned());
+    Heard {
+        event: header("Probe-Event").unwrap_or_default(),
+        seq: header("Probe-Seq").and_then(|seq| seq.parse().ok()).unwrap_or(u64::MAX),
+        attempt: header("Probe-Attempt").and_then(|attempt| attempt.parse().ok()),
+        status: message.status,
+        body: serde_json::from_slice(&message.payload).unwrap_or_default(),
+    }
+}
+
+/// A server that accepts and says nothing.
+struct Silent(TcpListener);
+
+impl Silent {
+    fn new() -> Self {
+        Self(TcpListener::bind("127.0.0.1:0").unwrap())
+    }
+
+    /// A job that waits for its banner for so long.
+    fn job(&self, request_id: &str, wait_ms: u64) -> Value {
+        let port = self.0.local_addr().unwrap().port();
+        json!({"request_id": request_id, "tool": "tcp", "target": "127.0.0.1",
+               "parameters": {"port": port, "banner": true, "banner_wait_ms": wait_ms}})
+    }
+
+    /// Waits until the run has connected.
+    fn connected(&self) -> TcpStream {
+        self.0.accept().unwrap().0
+    }
+}
+
+fn echo(request_id: &str) -> Value {
+    json!({"request_id": request_id, "tool": "echo", "target": "x"})
+}
+
+/// The kinds in order; their numbers are checked to have no gaps.
+#[track_caller]
+fn kinds(heard: &[Heard]) -> Vec<&str> {
+    let numbers: Vec<u64> = heard.iter().map(|heard| heard.seq).collect();
+    assert_eq!(numbers, (0..).take(heard.len()).collect::<Vec<u64>>());
+    heard.iter().map(|heard| heard.event.as_str()).collect()
+}
+
+#[test]
+fn events_are_numbered_without_gaps_and_end_with_one_outcome() {
+    let fabric = Fabric::start();
+    fabric.agent("e-1", "eu");
+    let asker = Asker::service(&fabric, &["echo", "tcp"], &[]);
+    let events = [("Probe-Events", "1"), ("Probe-Attempt", "3")];
+    let silent = Silent::new();
+    let long = asker.ask("job.v1.eu.tcp", &silent.job("long", 5_000), &events).all();
+    assert_eq!(kinds(&long), ["accepted", "alive", "alive", "outcome"], "{long:?}");
+    assert!(long.iter().all(|heard| heard.attempt == Some(3) && heard.body["request_id"] == "long"), "{long:?}");
+    assert_eq!(long[3].body["report"]["state"], "open");
+    // What is over at once, and what is refused, is not said to be accepted first.
+    assert_eq!(kinds(&asker.ask("job.v1.eu.echo", &echo("short"), &events).all()), ["outcome"]);
+    let refused = asker.ask("job.v1.eu.tcp", &json!({"tool": "tcp", "target": "169.254.169.254"}), &events).all();
+    assert_eq!((kinds(&refused), &refused[0].body["failure"]["kind"]), (vec!["outcome"], &json!("denied")));
+    // Without the header there is one message, however long it takes.
+    assert_eq!(kinds(&asker.ask("job.v1.eu.tcp", &silent.job("quiet", 2_500), &[]).all()), ["outcome"]);
+}
+
+#[test]
+fn a_cancel_reaches_a_waiting_run_and_frees_its_slot() {
+    let fabric = Fabric::start();
+    fabric.agent_with("k-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
+    let (api, service) = (Asker::api(&fabric), Asker::service(&fabric, &["tcp"], &["k-1"]));
+    let silent = Silent::new();
+    let mut run = api.ask("node.v1.k-1.job.tcp", &silent.job("c-1", 10_000), &[]);
+    let stream = silent.connected();
+    assert_eq!(service.ask("node.v1.k-1.job.tcp", &silent.job("s-1", 100), &[]).next().body["failure"]["kind"], "busy");
+    assert_eq!(api.cancel("k-1", "no-such-request"), json!({"changed": false}));
+    // Another replica may cancel what this one asked for.
+    assert_eq!(Asker::api(&fabric).cancel("k-1", "c-1"), json!({"changed": true}));
+    let outcome = run.next().body;
+    assert_eq!((&outcome["status"], &outcome["failure"]["kind"]), (&json!("failed"), &json!("cancelled")), "{outcome}");
+    assert_eq!(outcome["report"]["state"], "open", "what was found until then: {outcome}");
+    drop(stream);
+    let next = service.ask("node.v1.k-1.job.tcp", &silent.job("s-2", 100), &[]).next().body;
+    assert_eq!(next["status"], "success", "the slot is free: {next}");
+}
+
+#[test]
+fn nobody_but_the_api_cancels() {
+    let fabric = Fabric::start();
+    fabric.agent("k-1", "eu");
+    let (api, service) = (Asker::api(&fabric), Asker::service(&fabric, &["tcp"], &["k-1"]));
+    let silent = Silent::new();
+    let mut run = service.ask("node.v1.k-1.job.tcp", &silent.job("mine", 1_500), &[]);
+    let _stream = silent.connected();
+    // The broker does not let a service publish there at all; and a replica does not cancel what a service asked for.
+    assert!(service.ask("node.v1.k-1.ctl.cancel", &json!({"request_id": "mine"}), &[]).within(Duration::from_millis(500)).is_none());
+    assert_eq!(api.cancel("k-1", "mine"), json!({"changed": false}));
+    assert_eq!(run.next().body["status"], "success");
+}
+
+#[test]
+fn the_same_request_again_drops_the_older_run_and_takes_its_slot() {
+    let fabric = Fabric::start();
+    fabric.agent_with("r-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
+    let asker = Asker::service(&fabric, &["tcp"], &["r-1"]);
+    let silent = Silent::new();
+    let mut older = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 10_000), &[]);
+    let _first = silent.connected();
+    let mut newer = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 300), &[]);
+    assert_eq!(older.next().body["failure"]["kind"], "cancelled");
+    let outcome = newer.next().body;
+    assert_eq!((&outcome["status"], &outcome["report"]["state"]), (&json!("success"), &json!("open")), "{outcome}");
+}
+
+#[test]
+fn a_full_node_leaves_its_groups_and_comes_back_when_there_is_room() {
+    let fabric = Fabric::start();
+    let agent = fabric.agent_with("g-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
+    let (api, asker) = (Asker::api(&fabric), Asker::service(&fabric, &["tcp", "echo"], &["g-1"]));
+    let silent = Silent::new();
+    let ask = |id: &str| asker.ask("job.v1.eu.tcp", &silent.job(id, 100), &[]).next();
+    let mut run = api.ask("node.v1.g-1.job.tcp", &silent.job("full", 10_000), &[]);
+    let _stream = silent.connected();
+    assert_eq!(ask("early").body["failure"]["kind"], "busy", "it is still in the group");
+    agent.wait_for_log("leaving the groups");
+    let left = Instant::now();
+    while ask("later").status != Some(StatusCode::NO_RESPONDERS) {
+        assert!(left.elapsed() < LEFT_WITHIN, "it is still in the group");
+    }
+    assert_eq!(asker.ask("node.v1.g-1.job.tcp", &silent.job("direct", 100), &[]).next().body["failure"]["kind"], "busy");
+    assert_eq!(asker.ask("job.v1.eu.echo", &echo("light"), &[]).next().body["status"], "success", "the other class stays");
+    assert_eq!(api.cancel("g-1", "full"), json!({"changed": true}));
+    assert_eq!(run.next().body["failure"]["kind"], "cancelled");
+    let freed = Instant::now();
+    while ask("again").status == Some(StatusCode::NO_RESPONDERS) {
+        assert!(freed.elapsed() < LEFT_WITHIN, "it has not joined again");
+    }
+    assert_eq!(ask("last").body["status"], "success");
+}
+
+#[test]
+fn nothing_is_lost_while_a_node_leaves_and_joins_under_load() {
+    const LEAVES: usize = 12;
+    let fabric = Fabric::start();
+    let agent = fabric.agent_with("l-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
+    let asker = Asker::service(&fabric, &["tcp"], &[]);
+    let silent = Silent::new();
+    let port = silent.0.local_addr().unwrap().port();
+    let _accepting = std::thread::spawn(move || {
+        // Held open, so that each run waits for its banner.
+        let _all: Vec<_> = silent.0.incoming().collect();
+    });
+    let job =
+        json!({"tool": "tcp", "target": "127.0.0.1", "parameters": {"port": port, "banner": true, "banner_wait_ms": 400}}).to_string();
+    fabric.block_on(async {
+        let inbox = format!("_INBOX.billing.{:032x}", rand::random::<u128>());
+        let mut answers = asker.client.subscribe(format!("{inbox}.*")).await.unwrap();
+        let (mut published, mut answered) = (0, 0);
+        while agent.log().matches("leaving the groups").count() < LEAVES {
+            for _ in 0..50 {
+                let subject = "job.v1.eu.tcp.billing".to_owned();
+                asker.client.publish_with_reply(subject, format!("{inbox}._"), job.clone().into()).await.unwrap();
+                published += 1;
+            }
+            while tokio::time::timeout(Duration::from_millis(5), answers.next()).await.is_ok() {
+                answered += 1;
+            }
+        }
+        while answered < published {
+            let next = tokio::time::timeout(Duration::from_secs(5), answers.next()).await;
+            assert!(next.is_ok(), "{} of {published} jobs were never answered", published - answered);
+            answered += 1;
+        }
+    });
+}
+
+#[test]
+fn a_run_that_ends_while_the_link_is_dead_is_answered_after_the_reconnect() {
+    let fabric = Fabric::start();
+    let wire = Wire::to(fabric.listen());
+    fabric.agent_with("w-1", "eu", &AgentOptions { server: Some(format!("tls://{}", wire.address())), ..AgentOptions::default() });
+    let asker = Asker::service(&fabric, &["tcp", "ping"], &[]);
+    let silent = Silent::new();
+    // One ends before anybody has noticed that the link is dead, which takes up to 30 s; the other when the link is back.
+    let mut waits = silent.job("early", 2_000);
+    waits["parameters"]["timeout"] = json!(30);
+    let early = asker.ask("job.v1.eu.tcp", &waits, &[]);
+    let _stream = silent.connected();
+    let parameters = json!({"count": 5, "interval_ms": 10_000});
+    let late = json!({"request_id": "late", "tool": "ping", "target": "127.0.0.1", "parameters": parameters});
+    let mut late = asker.ask("job.v1.eu.ping", &late, &[("Probe-Events", "1")]);
+    assert_eq!(late.next().event, "accepted");
+    wire.cut();
+    let heard = early.all();
+    assert_eq!(kinds(&heard), ["outcome"]);
+    assert_eq!((&heard[0].body["request_id"], &heard[0].body["report"]["state"]), (&json!("early"), &json!("open")), "{heard:?}");
+    let heard = late.all();
+    let last = heard.last().unwrap();
+    assert_eq!((&last.body["request_id"], &last.body["report"]["stats"]["received"]), (&json!("late"), &json!(5)), "{heard:?}");
+    // The numbers tell how many events were lost with the link.
+    assert!(last.seq > u64::try_from(heard.len()).unwrap(), "{heard:?}");
+}
+
+#[test]
+fn ping_measures_this_machine_over_both_families() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    fabric.agent("p-1", "eu");
+    api.wait_for_nodes(1);
+    let unavailable = api.admin().get("/v1/nodes/p-1").expect(200)["beat"]["unavailable"].clone();
+    assert_eq!(unavailable, json!([]), "these tests need ICMP; allow it with: sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"");
+    for (address, family) in [("127.0.0.1", "4"), ("::1", "6")] {
+        let outcome = api.admin().job("ping", address, "eu", &json!({"count": 3, "interval_ms": 100, "family": family})).outcome();
+        let (stats, packets) = (&outcome["report"]["stats"], outcome["report"]["packets"].as_array().unwrap());
+        assert_eq!((&stats["sent"], &stats["received"], &stats["loss_pct"]), (&json!(3), &json!(3), &json!(0.0)), "{outcome}");
+        let rtts: Vec<f64> = packets.iter().map(|packet| packet["rtt_ms"].as_f64().unwrap()).collect();
+        let (least, most) = (rtts.iter().copied().fold(f64::MAX, f64::min), rtts.iter().copied().fold(0.0, f64::max));
+        assert_eq!((stats["rtt_min_ms"].as_f64(), stats["rtt_max_ms"].as_f64()), (Some(least), Some(most)), "{outcome}");
+        assert!(least > 0.0 && outcome["report"]["family"] == family && outcome["report"]["address"] == address, "{outcome}");
+        let method = outcome["report"]["method"].as_str().unwrap();
+        assert!(["icmp_datagram", "icmp_raw"].contains(&method), "{method}");
+        assert!(outcome["duration_ms"].as_f64().unwrap() >= stats["sending_ms"].as_f64().unwrap(), "{outcome}");
+    }
+}
+
+#[test]
+fn a_run_that_outlasts_its_budget_is_timed_out_with_what_it_found() {
+    let fabric = Fabric::start();
+    let agent = fabric.agent("b-1", "eu");
+    let asker = Asker::service(&fabric, &["ping"], &[]);
+    let events = [("Probe-Events", "1")];
+    let parameters = json!({"count": 100, "interval_ms": 100, "timeout": 0.1});
+    let mut run = asker.ask("job.v1.eu.ping", &json!({"tool": "ping", "target": "127.0.0.1", "parameters": parameters}), &events);
+    assert_eq!(run.next().event, "accepted");
+    // Its budget is 15.5 s. Held still for longer, it has not sent all when it goes on.
+    agent.pause();
+    std::thread::sleep(Duration::from_secs(16));
+    agent.resume();
+    let outcome = run.all().pop().unwrap().body;
+    assert_eq!((&outcome["status"], &outcome["failure"]["kind"]), (&json!("failed"), &json!("timed_out")), "{outcome}");
+    let stats = &outcome["report"]["stats"];
+    assert!(stats["received"].as_u64().is_some_and(|received| (1..100).contains(&received)), "{outcome}");
+    assert!(outcome["output"].as_str().unwrap().starts_with("PING 127.0.0.1"), "{outcome}");
+}
+
+#[test]
+fn a_large_outcome_is_cut_and_the_link_survives_it() {
+    let fabric = Fabric::start();
+    fabric.agent("o-1", "eu");
+    let asker = Asker::service(&fabric, &["dns", "echo"], &[]);
+    // One TXT record of 65,000 bytes that each take five characters in JSON, twice: in the report and in the output.
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        let mut query = [0; 512];
+        let length = std::io::Read::read(&mut stream, &mut query).unwrap();
+        let question_end = 14 + query[14..length].iter().position(|byte| *byte == 0).unwrap() + 5;
+        let strings: Vec<u8> = std::iter::repeat_n([&[255][..], &[0xff; 255]].concat(), 254).flatten().collect();
+        let mut message = query[2..question_end].to_vec();
+        message[2..12].copy_from_slice(&[0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+        message.extend([0xc0, 12, 0, 16, 0, 1, 0, 0, 0, 60]);
+        message.extend(u16::try_from(strings.len()).unwrap().to_be_bytes());
+        message.extend(strings);
+        stream.write_all(&u16::try_from(message.len()).unwrap().to_be_bytes()).unwrap();
+        stream.write_all(&message).unwrap();
+    });
+    let parameters = json!({"type": "TXT", "resolver": "127.0.0.1", "port": port, "protocol": "tcp"});
+    let body = json!({"request_id": "large", "tool": "dns", "target": "large.example", "parameters": parameters});
+    let mut run = asker.ask("job.v1.eu.dns", &body, &[]);
+    let outcome = run.next().body;
+    answering.join().unwrap();
+    assert_eq!((&outcome["request_id"], &outcome["status"], &outcome["truncated"]), (&json!("large"), &json!("success"), &json!(true)));
+    assert_eq!(asker.ask("job.v1.eu.echo", &echo("after"), &[]).next().body["status"], "success");
+}
+
+#[test]
+fn a_caller_who_writes_much_does_not_break_the_trail() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    fabric.agent("t-1", "eu");
+    let asker = Asker::service(&fabric, &["echo"], &[]);
+    let foreign = format!("_INBOX.other.{}", "x".repeat(3_000));
+    fabric.block_on(async {
+        for _ in 0..300 {
+            asker.client.publish_with_reply("job.v1.eu.echo.billing", foreign.clone(), "{}".into()).await.unwrap();
+        }
+        asker.client.flush().await.unwrap();
+    });
+    assert_eq!(asker.ask("job.v1.eu.echo", &echo("after"), &[]).next().body["status"], "success");
+    api.wait_for_audit("principal=billing&verdict=denied", 300);
+    api.wait_for_audit("principal=billing&verdict=finished", 1);
+}
