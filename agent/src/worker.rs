@@ -31,9 +31,6 @@ use crate::trail::Trail;
 /// When a caller that was told `busy` may try again, in milliseconds: a guess at when a light class has room.
 const BUSY_RETRY_AFTER_MS: u64 = 100;
 
-/// What the broker counts of an answer beside its body: the headers.
-const HEADERS_BYTES_MAX: usize = 1024;
-
 /// What runs jobs.
 #[derive(Debug)]
 pub(crate) struct Worker {
@@ -254,7 +251,7 @@ impl Worker {
     async fn conclude(&self, asker: &Asker, seq: u64, mut outcome: Outcome, budget_left: Duration) {
         outcome.node.get_or_insert_with(|| self.node.clone());
         self.record(&asker.caller, &asker.principal, &outcome);
-        let body = outcome.to_bytes(OUTCOME_BYTES_MAX - HEADERS_BYTES_MAX);
+        let body = outcome.to_bytes(OUTCOME_BYTES_MAX);
         self.outbox.send_or_keep(answer(asker, Event::Outcome, seq, body, budget_left + GRACE)).await;
     }
 

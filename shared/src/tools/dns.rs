@@ -30,11 +30,13 @@ pub struct Dns {
     /// `ANY` brings is up to the server (RFC 8482).
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<RecordType>,
+    /// Of which class; `CH` is where servers tell their version (`version.bind`, type TXT).
+    pub class: RecordClass,
     /// Which name server to ask, by address or name; the node's own unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolver: Option<Host>,
     /// On which port of the `resolver`.
-    pub port: Bounded<1, 65_535, { DNS_PORT as u64 }>,
+    pub port: Bounded<0, 65_535, { DNS_PORT as u64 }>,
     /// Over which transport; an answer truncated over UDP is asked for again over TCP.
     pub protocol: Transport,
     /// Which kind of address of the `resolver` to use where its name has both.
@@ -47,6 +49,10 @@ pub struct Dns {
     pub recursion: bool,
     /// Whether to ask for DNSSEC records too (EDNS flag `do`).
     pub dnssec: bool,
+    /// Whether the server shall answer without verifying (flag `cd`).
+    pub checking_disabled: bool,
+    /// Whether to ask which of its machines answers (EDNS option NSID).
+    pub nsid: bool,
     /// Whether to speak EDNS, which some old servers do not understand.
     pub edns: bool,
     /// How large an answer over UDP may be, as told to the server by EDNS.
@@ -57,6 +63,7 @@ impl Default for Dns {
     fn default() -> Self {
         Self {
             kind: None,
+            class: RecordClass::default(),
             resolver: None,
             port: Bounded::default(),
             protocol: Transport::default(),
@@ -65,8 +72,34 @@ impl Default for Dns {
             tries: Bounded::default(),
             recursion: true,
             dnssec: false,
+            checking_disabled: false,
+            nsid: false,
             edns: true,
             edns_bytes: Bounded::default(),
+        }
+    }
+}
+
+choice! {
+    /// A class of records.
+    RecordClass {
+        /// The Internet.
+        #[default]
+        In = "IN",
+        /// Chaos.
+        Ch = "CH",
+        /// Hesiod.
+        Hs = "HS",
+    }
+}
+
+impl RecordClass {
+    /// The number (IANA "DNS CLASSes").
+    pub const fn number(self) -> u16 {
+        match self {
+            Self::In => 1,
+            Self::Ch => 3,
+            Self::Hs => 4,
         }
     }
 }
@@ -112,8 +145,10 @@ impl Tool for Dns {
             return Err(Invalid::new("/parameters/port", "`port` is a port of the `resolver`, and none is given"));
         }
         self.resolver.as_ref().map_or(Ok(()), |resolver| self.family.check(resolver))?;
-        if self.dnssec && !self.edns {
-            return Err(Invalid::new("/parameters/dnssec", "`dnssec` is asked for by EDNS, and `edns` is false"));
+        for (name, asked_for) in [("dnssec", self.dnssec), ("nsid", self.nsid)] {
+            if asked_for && !self.edns {
+                return Err(Invalid::new(format!("/parameters/{name}"), format!("`{name}` is asked for by EDNS, and `edns` is false")));
+            }
         }
         Ok(())
     }
@@ -155,6 +190,8 @@ mod tests {
     fn options_that_mean_nothing_together_are_refused() {
         refuses("example.com", &json!({"port": 5353}), "/parameters/port", "none is given");
         refuses("example.com", &json!({"dnssec": true, "edns": false}), "/parameters/dnssec", "`edns` is false");
+        refuses("example.com", &json!({"nsid": true, "edns": false}), "/parameters/nsid", "`edns` is false");
+        refuses("example.com", &json!({"class": "ch"}), "/parameters/class", "\"IN\", \"CH\", \"HS\"");
         refuses("example.com", &json!({"type": "AAAAA"}), "/parameters/type", "did you mean `AAAA`?");
         refuses("example.com", &json!({"type": 70_000}), "/parameters/type", "from 1 to 65535");
         refuses("example.com", &json!({"type": "AXFR"}), "/parameters/type", "not a type of record");

@@ -27,10 +27,10 @@ impl DnsServer {
         let address = datagrams.local_addr().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
-            let mut bytes = [0; 4096];
+            let (mut bytes, mut rebound) = ([0; 4096], false);
             loop {
                 let (length, from) = datagrams.recv_from(&mut bytes).await.unwrap();
-                if let Some(mut answer) = answer(&bytes[..length]) {
+                if let Some(mut answer) = answer(&bytes[..length], &mut rebound) {
                     if answer.to_vec().unwrap().len() > 512 {
                         answer = answer.truncate();
                     }
@@ -54,14 +54,15 @@ async fn serve(mut stream: TcpStream) {
     if stream.read_exact(&mut bytes).await.is_err() {
         return;
     }
-    if let Some(answer) = answer(&bytes) {
+    if let Some(answer) = answer(&bytes, &mut false) {
         let answer = answer.to_vec().unwrap();
         stream.write_u16(u16::try_from(answer.len()).unwrap()).await.unwrap();
         stream.write_all(&answer).await.unwrap();
     }
 }
 
-fn answer(bytes: &[u8]) -> Option<Message> {
+/// `rebound` is whether the name whose address changes has been asked for before.
+fn answer(bytes: &[u8], rebound: &mut bool) -> Option<Message> {
     let mut message = Message::from_vec(bytes).unwrap();
     message.metadata.message_type = MessageType::Response;
     message.metadata.recursion_available = true;
@@ -75,6 +76,12 @@ fn answer(bytes: &[u8]) -> Option<Message> {
         "local.test." => addresses(&[[127, 0, 0, 1]]),
         "metadata.test." => addresses(&[[169, 254, 169, 254]]),
         "mixed.test." => addresses(&[[169, 254, 169, 254], [127, 0, 0, 1]]),
+        "many.test." => addresses(&(0..100).map(|last| [169, 254, 0, last]).collect::<Vec<_>>()),
+        "rebinding.test." if kind == RecordType::A => {
+            addresses(if *rebound { &[[169, 254, 169, 254]] } else { &[[127, 0, 0, 1]] });
+            *rebound = true;
+        }
+        "rebinding.test." => {}
         "large.test." => {
             let texts = (0..20).map(|number| RData::TXT(TXT::new(vec![format!("{number}{}", "x".repeat(100))])));
             message.add_answers(texts.map(|text| Record::from_rdata(name.clone(), 60, text)));

@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use probeops_shared::tools::dns::report::DnsOption;
 
 /// Option codes (IANA "DNS EDNS0 Option Codes").
-const NSID: u16 = 3;
+pub(super) const NSID: u16 = 3;
 const CLIENT_SUBNET: u16 = 8;
 const COOKIE: u16 = 10;
 const EXTENDED_ERROR: u16 = 15;

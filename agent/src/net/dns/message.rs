@@ -4,7 +4,8 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns, Header, Message, MessageType, OpCode, Query as Asked};
-use hickory_proto::rr::{Name, RecordType as AskedType};
+use hickory_proto::rr::rdata::opt::EdnsOption;
+use hickory_proto::rr::{DNSClass as AskedClass, Name, RecordType as AskedType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use probeops_shared::host::DnsName;
 use probeops_shared::tools::dns::Dns;
@@ -25,6 +26,7 @@ pub(crate) struct Query {
     id: u16,
     name: Name,
     kind: RecordType,
+    class: u16,
     bytes: Vec<u8>,
 }
 
@@ -42,14 +44,22 @@ impl Query {
         message.metadata.recursion_desired = options.recursion;
         // We understand the answer's `ad`, and a server sets it only for those who say so (RFC 6840, 5.7).
         message.metadata.authentic_data = true;
-        message.add_query(Asked::query(name.clone(), AskedType::from(kind.number())));
+        message.metadata.checking_disabled = options.checking_disabled;
+        let class = options.class.number();
+        let mut asked = Asked::query(name.clone(), AskedType::from(kind.number()));
+        asked.set_query_class(AskedClass::from(class));
+        message.add_query(asked);
         if options.edns {
             let mut edns = Edns::new();
             edns.set_max_payload(options.edns_bytes.get_u16()).set_dnssec_ok(options.dnssec);
+            if options.nsid {
+                // Empty: the server fills it in.
+                edns.options_mut().insert(EdnsOption::Unknown(edns::NSID, Vec::new()));
+            }
             message.set_edns(edns);
         }
         let bytes = message.to_vec().map_err(|error| format!("the query cannot be written: {error}"))?;
-        Ok(Self { id, name, kind, bytes })
+        Ok(Self { id, name, kind, class, bytes })
     }
 
     /// The message.
@@ -59,7 +69,7 @@ impl Query {
 
     /// What it asks.
     pub(crate) fn question(&self) -> DnsQuestion {
-        DnsQuestion { name: name_text(&self.name), class: class_name(IN), kind: self.kind.to_string() }
+        DnsQuestion { name: name_text(&self.name), class: class_name(self.class), kind: self.kind.to_string() }
     }
 
     /// Whether these bytes are an answer to it: nothing else that arrives counts (RFC 5452, 9.1).
@@ -70,7 +80,7 @@ impl Query {
             return false;
         }
         // A server that could not read the question may leave it out (FORMERR).
-        header.counts.queries == 0 || asked(&mut decoder).is_some_and(|(name, kind, _)| name == self.name && kind == self.kind.number())
+        header.counts.queries == 0 || asked(&mut decoder).is_some_and(|asked| asked == (self.name.clone(), self.kind.number(), self.class))
     }
 }
 

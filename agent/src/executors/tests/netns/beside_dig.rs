@@ -17,7 +17,7 @@ const ZONE: &str = include_str!("zone.txt");
 
 const CONFIGURATION: &str = r#"
 options { directory "FOLDER"; pid-file none; session-keyfile none; listen-on { any; }; listen-on-v6 { any; }; recursion no;
-          dnssec-validation no; minimal-responses no; max-udp-size 1232; };
+          dnssec-validation no; server-id "here"; minimal-responses no; max-udp-size 1232; };
 controls { };
 zone "odd.test" { type primary; file "zone"; check-names ignore; check-mx ignore; };
 zone "2.0.192.in-addr.arpa" { type primary; file "reverse"; };
@@ -150,6 +150,9 @@ fn every_section_flag_and_transport_prints_as_dig_prints_it() {
     same(&network, "a.odd.test", &["a.odd.test", "+noedns"], json!({"edns": false}));
     same(&network, "a.odd.test", &["a.odd.test", "+dnssec"], json!({"dnssec": true}));
     same(&network, "a.odd.test", &["a.odd.test", "+bufsize=4096"], json!({"edns_bytes": 4096}));
+    same(&network, "a.odd.test", &["a.odd.test", "+nsid"], json!({"nsid": true}));
+    same(&network, "a.odd.test", &["a.odd.test", "+cdflag"], json!({"checking_disabled": true}));
+    same(&network, "version.bind", &["version.bind", "CH", "TXT"], json!({"type": "TXT", "class": "CH"}));
     same(&network, "a.odd.test", &["a.odd.test", "+tcp"], json!({"protocol": "tcp"}));
     same(&network, "a.odd.test", &["a.odd.test"], json!({"resolver": SERVER_V6}));
     same(&network, "192.0.2.1", &["-x", "192.0.2.1"], base());
@@ -179,5 +182,8 @@ fn servers_that_do_not_answer_print_as_dig_prints_them() {
         same(&network, "a.odd.test", &arguments, json!({"port": port, "protocol": transport, "timeout": 1}));
     }
     same(&network, "a.odd.test", &["a.odd.test"], json!({"resolver": "192.0.2.53", "timeout": 1}));
+    // dig asks port 53 when it is told 0; we ask what we are told, and it is a finding.
+    let found = ours(&network, "dns", "a.odd.test", json!({"resolver": SERVER, "port": 0, "tries": 1, "timeout": 1}));
+    assert_eq!(found.report["answered"], false, "{}", found.report);
     none_different();
 }
