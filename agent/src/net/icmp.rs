@@ -14,8 +14,10 @@ mod sequence;
 mod stopwatch;
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -168,16 +170,23 @@ impl IcmpSocket {
         };
         let mut pinger = self.client.pinger(address, self.identifier).await;
         pinger.timeout(patience);
-        let started = Instant::now();
+        let (mut pinging, mut sending) = (pin!(pinger.ping(PingSequence(number), payload)), None);
+        // The crate starts its clock when the packet has left, and a near reply is there before. Polled for the first time it sends; what that
+        // takes belongs to the round trip, as ping(8) takes it.
+        let timed = poll_fn(|context| {
+            let started = Instant::now();
+            let polled = pinging.as_mut().poll(context);
+            sending.get_or_insert_with(|| started.elapsed());
+            polled
+        });
         let answer = tokio::select! {
             // The watch on errors must be set up before the packet leaves.
             biased;
             message = error => return Ok(Echo::Error(message)),
-            answer = pinger.ping(PingSequence(number), payload) => answer,
+            answer = timed => answer,
         };
         match answer {
-            // The crate starts its clock after the packet has left, so a reply can be there before: then ours, which starts too early.
-            Ok((packet, rtt)) => Ok(self.read(&packet, if rtt.is_zero() { started.elapsed() } else { rtt })),
+            Ok((packet, rtt)) => Ok(self.read(&packet, rtt + sending.unwrap_or_default())),
             Err(SurgeError::Timeout { .. }) => Ok(Echo::Silent),
             Err(SurgeError::IOError(error)) => Err(error),
             Err(other) => Ok(Echo::NotSent(other.to_string())),
