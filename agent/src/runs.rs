@@ -20,31 +20,48 @@ pub(crate) struct Runs {
     running: Mutex<HashMap<Key, Entry>>,
 }
 
+/// A run that asks for room.
+#[derive(Clone, Debug)]
+pub(crate) struct Candidate {
+    /// Who asked.
+    pub(crate) caller: Caller,
+    /// For what.
+    pub(crate) request_id: RequestId,
+    /// Which dispatch of it this is, where the caller counts them.
+    pub(crate) attempt: Option<u32>,
+    /// Which slots it takes.
+    pub(crate) class: Class,
+}
+
 #[derive(Debug)]
 struct Entry {
     number: u64,
     cancel: CancellationToken,
+    superseded: CancellationToken,
+    attempt: Option<u32>,
     class: Class,
     /// Freed with the entry.
     slot: OwnedSemaphorePermit,
 }
 
 impl Runs {
-    /// Enters a run, if there is room. An older one of the same caller and request is cancelled and makes room: the caller asks again because
-    /// it gave that one up.
-    pub(crate) fn enter(self: &Arc<Self>, caller: &Caller, request_id: &RequestId, class: Class, slots: &Slots) -> Option<Running> {
+    /// Enters a run, if there is room. An older one of the same caller and request makes room: the caller asks again because it gave that one
+    /// up. If it says that this is a later attempt, it does not want to hear of the older one, whose end would be taken for the job's.
+    pub(crate) fn enter(self: &Arc<Self>, candidate: Candidate, slots: &Slots) -> Option<Running> {
+        let Candidate { caller, request_id, attempt, class } = candidate;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let (key, cancel) = ((caller.clone(), request_id.clone()), CancellationToken::new());
+        let (key, cancel, superseded) = ((caller, request_id), CancellationToken::new(), CancellationToken::new());
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let slot = match running.remove(&key) {
             Some(older) => {
-                older.cancel.cancel();
+                let later = older.attempt.is_some() && older.attempt < attempt;
+                if later { &older.superseded } else { &older.cancel }.cancel();
                 if older.class == class { Some(older.slot) } else { slots.take(class) }
             }
             None => slots.take(class),
         }?;
-        running.insert(key.clone(), Entry { number, cancel: cancel.clone(), class, slot });
-        Some(Running { runs: Arc::clone(self), key, number, cancel })
+        running.insert(key.clone(), Entry { number, cancel: cancel.clone(), superseded: superseded.clone(), attempt, class, slot });
+        Some(Running { runs: Arc::clone(self), key, number, cancel, superseded })
     }
 
     /// Cancels a run of `caller`; a replica of the API may cancel those of any replica.
@@ -74,6 +91,8 @@ pub(crate) struct Running {
     number: u64,
     /// Tells the run to stop.
     pub(crate) cancel: CancellationToken,
+    /// Tells the run to stop and to say nothing.
+    pub(crate) superseded: CancellationToken,
 }
 
 impl Drop for Running {
@@ -94,13 +113,16 @@ mod tests {
         Slots::new(&[(Class::Probe, 1)].into())
     }
 
+    fn candidate(caller: &str, request_id: &str, class: Class) -> Candidate {
+        Candidate { caller: caller.parse().unwrap(), request_id: request_id.parse().unwrap(), attempt: None, class }
+    }
+
     #[test]
     fn the_same_request_again_takes_the_older_runs_place() {
         let (runs, slots) = (Arc::new(Runs::default()), one_probe_slot());
-        let (caller, id): (Caller, RequestId) = ("svc".parse().unwrap(), "r".parse().unwrap());
-        let older = runs.enter(&caller, &id, Class::Probe, &slots).unwrap();
-        assert!(runs.enter(&caller, &"other".parse().unwrap(), Class::Probe, &slots).is_none(), "the only slot is taken");
-        let newer = runs.enter(&caller, &id, Class::Probe, &slots).unwrap();
+        let older = runs.enter(candidate("svc", "r", Class::Probe), &slots).unwrap();
+        assert!(runs.enter(candidate("svc", "other", Class::Probe), &slots).is_none(), "the only slot is taken");
+        let newer = runs.enter(candidate("svc", "r", Class::Probe), &slots).unwrap();
         assert!(older.cancel.is_cancelled() && !newer.cancel.is_cancelled());
         drop(older);
         assert_eq!((runs.len(), slots.free(Class::Probe)), (1, 0), "the older run's end does not take out the newer one");
@@ -109,11 +131,21 @@ mod tests {
     }
 
     #[test]
+    fn a_later_attempt_silences_the_older_one() {
+        let (runs, slots) = (Arc::new(Runs::default()), one_probe_slot());
+        let attempt = |number| Candidate { attempt: Some(number), ..candidate("api-00000001", "r", Class::Probe) };
+        let first = runs.enter(attempt(1), &slots).unwrap();
+        let second = runs.enter(attempt(2), &slots).unwrap();
+        assert!(first.superseded.is_cancelled() && !first.cancel.is_cancelled());
+        let again = runs.enter(attempt(2), &slots).unwrap();
+        assert!(second.cancel.is_cancelled() && !second.superseded.is_cancelled() && !again.cancel.is_cancelled());
+    }
+
+    #[test]
     fn the_same_request_for_another_class_frees_the_older_runs_slot() {
         let (runs, slots) = (Arc::new(Runs::default()), one_probe_slot());
-        let (caller, id): (Caller, RequestId) = ("svc".parse().unwrap(), "r".parse().unwrap());
-        let _older = runs.enter(&caller, &id, Class::Probe, &slots).unwrap();
-        let _newer = runs.enter(&caller, &id, Class::Light, &slots).unwrap();
+        let _older = runs.enter(candidate("svc", "r", Class::Probe), &slots).unwrap();
+        let _newer = runs.enter(candidate("svc", "r", Class::Light), &slots).unwrap();
         assert_eq!((runs.len(), slots.free(Class::Probe)), (1, 1));
     }
 
@@ -121,7 +153,7 @@ mod tests {
     fn a_service_cancels_only_its_own() {
         let (runs, slots) = (Arc::new(Runs::default()), one_probe_slot());
         let id: RequestId = "r".parse().unwrap();
-        let running = runs.enter(&"api-00000001".parse().unwrap(), &id, Class::Probe, &slots).unwrap();
+        let running = runs.enter(candidate("api-00000001", "r", Class::Probe), &slots).unwrap();
         assert!(!runs.cancel(&"svc".parse().unwrap(), &id) && !running.cancel.is_cancelled());
         assert!(runs.cancel(&"api-00000002".parse().unwrap(), &id) && running.cancel.is_cancelled());
     }

@@ -1,6 +1,8 @@
-//! A message becomes a run, and a run becomes exactly one outcome.
+//! A message becomes a run, and a run becomes exactly one outcome. `admission`: what is said without running it; `control`: what is no job.
 
-use std::collections::BTreeMap;
+mod admission;
+mod control;
+
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,8 +13,7 @@ use futures_util::FutureExt;
 use probeops_shared::access::Targets;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::{Caller, RequestId};
-use probeops_shared::invalid::Invalid;
-use probeops_shared::job::{ACCEPTED_AFTER, ALIVE_EVERY, DEADLINE_MAX, Event, GRACE, Job, Verb, header};
+use probeops_shared::job::{ACCEPTED_AFTER, ALIVE_EVERY, Event, GRACE, Job, header};
 use probeops_shared::outcome::{Failure, FailureKind, NodeRef, OUTCOME_BYTES_MAX, Outcome, Status};
 use probeops_shared::presence::Unavailable;
 use probeops_shared::subjects::{self, ToNode};
@@ -27,9 +28,6 @@ use crate::outbox::{Answer, Outbox};
 use crate::runs::{Running, Runs};
 use crate::slots::Slots;
 use crate::trail::Trail;
-
-/// When a caller that was told `busy` may try again, in milliseconds: a guess at when a light class has room.
-const BUSY_RETRY_AFTER_MS: u64 = 100;
 
 /// What runs jobs.
 #[derive(Debug)]
@@ -115,70 +113,6 @@ impl Worker {
         }
     }
 
-    /// Everything that can be said without running it.
-    fn accept(&self, tool: &str, asker: Asker, message: &Message) -> Result<Accepted, Box<Outcome>> {
-        let headers = message.headers.as_ref();
-        let job = Job::parse(&message.payload).map_err(|rejected| Box::new(rejected.into_outcome()))?;
-        let refuse =
-            |failure: Failure| Box::new(Outcome::failed(job.request_id.clone(), job.spec.tool().as_str(), job.spec.target(), failure));
-        if job.spec.tool().as_str() != tool {
-            let detail = format!("the message asks for `{}`, its subject for `{tool}`; they must be the same", job.spec.tool());
-            return Err(refuse(Failure::from(Invalid::new("/tool", detail))));
-        }
-        self.check_deadline(headers).map_err(&refuse)?;
-        let targets = match read(headers, header::TARGETS).filter(|_| asker.caller.is_api()).map(str::parse) {
-            None => None,
-            Some(Ok(targets)) => Some(targets),
-            Some(Err(detail)) => return Err(refuse(Failure::new(FailureKind::Invalid, format!("header {}: {detail}", header::TARGETS)))),
-        };
-        if self.draining.load(Ordering::Acquire) {
-            return Err(refuse(Failure::new(
-                FailureKind::Draining,
-                format!("node {} is being drained and takes no new jobs", self.node.id),
-            )));
-        }
-        self.check_capability(job.spec.tool()).map_err(&refuse)?;
-        let class = job.spec.tool().class();
-        let Some(entry) = self.runs.enter(&asker.caller, &job.request_id, class, &self.slots) else {
-            let class = class.as_str();
-            let busy = Failure::new(FailureKind::Busy, format!("all {class} slots of node {} are taken", self.node.id));
-            return Err(refuse(Failure { retry_after_ms: Some(BUSY_RETRY_AFTER_MS), ..busy }));
-        };
-        #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
-        let dispatch_ms =
-            read(headers, header::SENT).and_then(|sent| sent.parse::<i64>().ok()).map(|sent| (now_unix_us() - sent) as f64 / 1000.0);
-        Ok(Accepted { asker, job, targets, dispatch_ms, entry })
-    }
-
-    fn check_deadline(&self, headers: Option<&HeaderMap>) -> Result<(), Failure> {
-        let Some(given) = read(headers, header::DEADLINE) else { return Ok(()) };
-        let name = header::DEADLINE;
-        let deadline: i64 = given.parse().map_err(|_| {
-            Failure::new(FailureKind::Invalid, format!("header {name} must be milliseconds since 1970 as a whole number, not `{given}`"))
-        })?;
-        let left_ms = deadline.saturating_sub(self.clock.now_unix_ms());
-        if left_ms <= 0 {
-            return Err(Failure::new(FailureKind::Expired, format!("the deadline passed {} ms before the job arrived", -left_ms)));
-        }
-        let furthest_ms = i64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(i64::MAX);
-        if left_ms > furthest_ms {
-            let detail = format!("header {name} is {left_ms} ms away; at most {furthest_ms} ms are allowed (is it in milliseconds?)");
-            return Err(Failure::new(FailureKind::Invalid, detail));
-        }
-        Ok(())
-    }
-
-    fn check_capability(&self, tool: ToolName) -> Result<(), Failure> {
-        if self.tools.contains(&tool) {
-            return Ok(());
-        }
-        let detail = match self.unavailable.iter().find(|unavailable| unavailable.tool == tool) {
-            Some(lacks) => format!("node {} cannot run {tool}: {}; to grant it: {}", self.node.id, lacks.missing, lacks.grant),
-            None => format!("node {} was not granted {tool}", self.node.id),
-        };
-        Err(Failure::new(FailureKind::Unsupported, detail))
-    }
-
     async fn run(&self, accepted: Accepted) {
         let Accepted { asker, job, targets, dispatch_ms, entry } = accepted;
         let (started_at, started) = (Timestamp::now(), Instant::now());
@@ -194,10 +128,12 @@ impl Worker {
                     Err(_elapsed) => Err(Failure::new(FailureKind::TimedOut, format!("not finished within its budget of {} ms", budget.as_millis()))),
                 },
                 () = entry.cancel.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the run was cancelled")),
+                () = entry.superseded.cancelled() => Err(Failure::new(FailureKind::Cancelled, "a later attempt of the same job has taken its place")),
                 () = self.abort.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the agent stopped before the run was over")),
             }
         };
         let (result, next_seq) = self.accompany(&asker, &job.request_id, bounded).await;
+        let unheard = entry.superseded.is_cancelled() && result.is_err();
         drop(entry);
         let duration_ms = started.elapsed().as_secs_f64() * 1000.0;
         let found = match &result {
@@ -223,6 +159,9 @@ impl Worker {
             failure,
             truncated: false,
         };
+        if unheard {
+            return self.record(&asker.caller, &asker.principal, &outcome);
+        }
         self.conclude(&asker, next_seq, outcome, budget.saturating_sub(started.elapsed())).await;
     }
 
@@ -285,32 +224,6 @@ impl Worker {
         });
     }
 
-    async fn control(&self, verb: &str, caller: Caller, message: Message) {
-        let given = message.reply.as_ref().map_or("", |reply| reply.as_str());
-        let done = match Verb::parse(verb) {
-            Some(_) if !caller.is_api() => Err("only replicas of the API may control a node"),
-            Some(Verb::Cancel) => match cancelled_request(&message.payload) {
-                Some(request_id) => Ok(self.runs.cancel(&caller, &request_id)),
-                None => Err("a cancel names its request_id"),
-            },
-            Some(Verb::Drain) => {
-                tracing::info!(%caller, "told to drain: no new jobs from here on");
-                Ok(!self.draining.swap(true, Ordering::AcqRel))
-            }
-            None => Err("no such control message"),
-        };
-        if let Err(why) = done {
-            self.count_unanswerable(&message, why);
-        }
-        let Some(subject) = subjects::answer(given, &caller, &self.node.id) else { return };
-        let body: BTreeMap<&str, serde_json::Value> = match done {
-            Ok(changed) => [("changed", changed.into())].into(),
-            Err(why) => [("error", why.into())].into(),
-        };
-        let payload = serde_json::to_vec(&body).unwrap_or_default().into();
-        self.outbox.send(Answer { subject, headers: HeaderMap::new(), payload, useless_at: Instant::now() + GRACE }).await;
-    }
-
     fn count_unanswerable(&self, message: &Message, why: &str) {
         let count = self.unanswerable.fetch_add(1, Ordering::Relaxed) + 1;
         tracing::warn!(subject = %message.subject, count, "a message was dropped: {why}");
@@ -328,22 +241,10 @@ fn answer(asker: &Asker, event: Event, seq: u64, body: Vec<u8>, useful_for: Dura
     Answer { subject: asker.reply.clone(), headers, payload: body.into(), useless_at: Instant::now() + useful_for.max(GRACE) }
 }
 
-fn cancelled_request(body: &[u8]) -> Option<RequestId> {
-    serde_json::from_slice::<serde_json::Value>(body).ok()?.get("request_id")?.as_str()?.parse().ok()
-}
-
 fn internal(request_id: &RequestId) -> Failure {
     let incident = format!("{:016x}", rand::random::<u64>());
     tracing::error!(incident, job.id = %request_id, "an executor panicked");
     Failure::new(FailureKind::Internal, format!("a fault in the agent; its log has it as incident {incident}"))
-}
-
-fn now_unix_us() -> i64 {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .ok()
-        .and_then(|since| i64::try_from(since.as_micros()).ok())
-        .unwrap_or(0)
 }
 
 fn read<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {

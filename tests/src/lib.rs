@@ -2,6 +2,7 @@
 
 #![expect(clippy::panic, reason = "a test that cannot go on must say so and stop")]
 
+pub mod asker;
 pub mod fabric;
 pub mod http;
 pub mod identity;

@@ -1,5 +1,6 @@
 //! Each executor against real sockets of this machine.
 
+mod denials;
 mod dns_server;
 #[cfg(feature = "netns")]
 mod netns;
@@ -144,103 +145,6 @@ async fn a_port_whose_backlog_is_full_looks_filtered() {
     let found = finds(&open_node(&[]), "tcp", "127.0.0.1", json!({"port": address.port(), "timeout": 0.2})).await;
     assert_eq!(found.report["state"], "filtered", "{}", found.report);
     assert!(found.report.get("connect_ms").is_none() && found.output.contains("timed out"), "{}", found.output);
-}
-
-#[tokio::test]
-async fn loopback_and_metadata_are_denied_by_default() {
-    let closed = Context::new(policy(""), &[]).unwrap();
-    fails(run(&closed, "tcp", "127.0.0.1", json!({})).await, FailureKind::Denied, "allow_loopback = true");
-    fails(run(&closed, "ping", "localhost", json!({})).await, FailureKind::Denied, "localhost (127.0.0.1): this node's policy");
-    fails(run(&closed, "tcp", "::ffff:169.254.169.254", json!({})).await, FailureKind::Denied, "link-local");
-    fails(run(&closed, "dns", "example.com", json!({"resolver": "127.0.0.1"})).await, FailureKind::Denied, "loopback");
-    fails(run(&closed, "tcp", "192.0.2.1", json!({"port": 4222})).await, FailureKind::Denied, "own broker 192.0.2.1:4222");
-    fails(
-        run(&Context::new(policy("[deny]\ntools = [\"tcp\"]"), &[]).unwrap(), "tcp", "10.0.0.1", json!({})).await,
-        FailureKind::Denied,
-        "deny.tools",
-    );
-}
-
-#[tokio::test]
-async fn no_way_of_writing_an_address_gets_past_the_policy() {
-    let closed = Context::new(policy(""), &[]).unwrap();
-    for text in [
-        "2130706433",
-        "017700000001",
-        "0x7f000001",
-        "0x7f.0.0.1",
-        "0177.0.0.1",
-        "127.1",
-        "127.0.0.1.",
-        "\u{ff11}27.0.0.1",
-        "\u{2460}\u{2461}\u{2466}.0.0.1",
-        "127\u{3002}0\u{3002}0\u{3002}1",
-        "::ffff:127.0.0.1",
-        "::ffff:7f00:1",
-        "0:0:0:0:0:0:0:1",
-        "64:ff9b::7f00:1",
-        "2002:7f00:1::",
-        "2001:0:7f00:1::",
-        "localhost.",
-        "LOCALHOST",
-        "169.254.169.254",
-        "2852039166",
-        "::ffff:a9fe:a9fe",
-        "64:ff9b::a9fe:a9fe",
-    ] {
-        for tool in ["ping", "tcp"] {
-            match Spec::parse(tool.parse().unwrap(), text, Map::new()) {
-                Err(invalid) => assert_eq!(invalid.pointer, "/target", "{text}: {invalid}"),
-                Ok(spec) => fails(execute(&closed, spec, &Partial::default()).await, FailureKind::Denied, "this node's policy"),
-            }
-        }
-        let resolver = json!({"resolver": text});
-        match Spec::parse(ToolName::Dns, "example.com", resolver.as_object().unwrap().clone()) {
-            Err(invalid) => assert_eq!(invalid.pointer, "/parameters/resolver", "{text}: {invalid}"),
-            Ok(spec) => fails(execute(&closed, spec, &Partial::default()).await, FailureKind::Denied, "this node's policy"),
-        }
-    }
-}
-
-#[tokio::test]
-async fn a_name_is_resolved_once_and_the_checked_address_is_kept() {
-    // Asked a second time, the server says another address: where a rebinding attack leads to.
-    let server = DnsServer::start().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let port = listener.local_addr().unwrap().port();
-    let context = open_node(&[server.address]);
-    let found = finds(&context, "tcp", "rebinding.test", json!({"port": port})).await;
-    assert_eq!((&found.report["state"], &found.report["address"]), (&json!("open"), &json!("127.0.0.1")), "{}", found.report);
-    fails(run(&context, "tcp", "rebinding.test", json!({"port": port})).await, FailureKind::Denied, "link-local");
-}
-
-#[tokio::test]
-async fn a_failure_names_only_some_of_many_denied_addresses() {
-    let server = DnsServer::start().await;
-    let failure = run(&open_node(&[server.address]), "tcp", "many.test", json!({})).await.unwrap_err();
-    assert!(failure.detail.ends_with("and 96 more of its addresses are denied too") && failure.detail.len() < 1000, "{failure}");
-}
-
-#[tokio::test]
-async fn the_nodes_own_servers_are_denied_by_address_and_by_name() {
-    let context = Context::new(policy("allow_loopback = true\n[deny]\nendpoints = [\"localhost:8443\"]"), &[]).unwrap();
-    for target in ["127.0.0.1", "::1", "127.1.2.3", "localhost"] {
-        fails(run(&context, "tcp", target, json!({"port": 8443})).await, FailureKind::Denied, "localhost:8443 is in deny.endpoints");
-    }
-    assert!(run(&context, "ping", "127.0.0.1", json!({"count": 1})).await.is_ok(), "loopback itself is allowed");
-}
-
-#[tokio::test]
-async fn a_principals_targets_narrow_what_the_policy_allows() {
-    let context = open_node(&[]).for_run(Some("*.example.com,10.0.0.0/8".parse().unwrap()), None, None);
-    fails(run(&context, "tcp", "127.0.0.1", json!({})).await, FailureKind::Denied, "the caller's own target limits");
-    fails(run(&context, "ping", "localhost", json!({})).await, FailureKind::Denied, "the caller's own target limits");
-    fails(run(&context, "dns", "example.org", json!({})).await, FailureKind::Denied, "the caller's own target limits");
-    fails(
-        run(&context, "dns", "a.example.com", json!({"resolver": "127.0.0.1"})).await,
-        FailureKind::Denied,
-        "the caller's own target limits",
-    );
 }
 
 #[tokio::test]

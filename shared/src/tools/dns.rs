@@ -25,6 +25,7 @@ pub const DNS_PORT: u16 = 53;
 /// Ask a name server for records. An address is asked for by its reverse name, under in-addr.arpa or ip6.arpa.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own, given by name")]
 pub struct Dns {
     /// Which records, by name or number: `AAAA`, `TYPE65`, `65`; A unless given, PTR when the target is an address. What an
     /// `ANY` brings is up to the server (RFC 8482).

@@ -4,113 +4,15 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
+use async_nats::StatusCode;
 use futures_util::StreamExt;
-use probeops_nats::permissions::Role;
-use probeops_shared::ids::Caller as CallerName;
+use probeops_tests::asker::{Asker, Heard};
 use probeops_tests::fabric::{AgentOptions, Fabric};
 use probeops_tests::wire::Wire;
 use serde_json::{Value, json};
 
-/// Only a hang takes this long.
-const HANG: Duration = Duration::from_secs(60);
 /// A class that has been full for longer leaves its groups; and what that takes on top.
 const LEFT_WITHIN: Duration = Duration::from_secs(2);
-
-/// Somebody who may publish jobs, with a connection.
-struct Asker<'a> {
-    fabric: &'a Fabric,
-    name: String,
-    client: Client,
-}
-
-/// One message of an answer.
-#[derive(Debug)]
-struct Heard {
-    event: String,
-    seq: u64,
-    attempt: Option<u64>,
-    status: Option<StatusCode>,
-    body: Value,
-}
-
-/// A job under way.
-struct Asked<'a> {
-    fabric: &'a Fabric,
-    answers: Subscriber,
-}
-
-impl<'a> Asker<'a> {
-    fn service(fabric: &'a Fabric, tools: &[&str], nodes: &[&str]) -> Self {
-        let service = fabric.service("billing", &["eu"], tools, nodes);
-        Self { fabric, client: fabric.connect(&service.creds), name: service.name }
-    }
-
-    /// A replica of the API, which may cancel.
-    fn api(fabric: &'a Fabric) -> Self {
-        let name = CallerName::new_api();
-        let creds = fabric.credential(&Role::Api { caller: name.clone() });
-        Self { fabric, client: fabric.connect(&creds), name: name.to_string() }
-    }
-
-    fn ask(&self, subject: &str, body: &Value, headers: &[(&str, &str)]) -> Asked<'a> {
-        self.fabric.block_on(async {
-            let inbox = format!("_INBOX.{}.{:032x}", self.name, rand::random::<u128>());
-            let answers = self.client.subscribe(format!("{inbox}.*")).await.unwrap();
-            let mut all = HeaderMap::new();
-            for (name, value) in headers {
-                all.insert(*name, *value);
-            }
-            let subject = format!("{subject}.{}", self.name);
-            self.client.publish_with_reply_and_headers(subject, format!("{inbox}._"), all, body.to_string().into()).await.unwrap();
-            self.client.flush().await.unwrap();
-            Asked { fabric: self.fabric, answers }
-        })
-    }
-
-    /// Cancels a request at a node; whether there was one.
-    fn cancel(&self, node: &str, request_id: &str) -> Value {
-        self.ask(&format!("node.v1.{node}.ctl.cancel"), &json!({"request_id": request_id}), &[]).next().body
-    }
-}
-
-impl Asked<'_> {
-    fn next(&mut self) -> Heard {
-        self.within(HANG).expect("an answer")
-    }
-
-    fn within(&mut self, patience: Duration) -> Option<Heard> {
-        let message = self.fabric.block_on(async { tokio::time::timeout(patience, self.answers.next()).await }).ok()?;
-        Some(heard(&message.expect("an open subscription")))
-    }
-
-    /// Everything up to the outcome, and nothing for a while after it.
-    fn all(mut self) -> Vec<Heard> {
-        let mut all = Vec::new();
-        loop {
-            let heard = self.next();
-            let is_last = heard.event == "outcome";
-            all.push(heard);
-            if is_last {
-                break;
-            }
-        }
-        let more = self.within(Duration::from_millis(500));
-        assert!(more.is_none(), "after the outcome: {more:?}");
-        all
-    }
-}
-
-fn heard(message: &Message) -> Heard {
-    let header = |name: &str| message.headers.as_ref().and_then(|headers| headers.get(name)).map(|value| value.as_str().to_owned());
-    Heard {
-        event: header("Probe-Event").unwrap_or_default(),
-        seq: header("Probe-Seq").and_then(|seq| seq.parse().ok()).unwrap_or(u64::MAX),
-        attempt: header("Probe-Attempt").and_then(|attempt| attempt.parse().ok()),
-        status: message.status,
-        body: serde_json::from_slice(&message.payload).unwrap_or_default(),
-    }
-}
 
 /// A server that accepts and says nothing.
 struct Silent(TcpListener);
@@ -172,15 +74,15 @@ fn a_cancel_reaches_a_waiting_run_and_frees_its_slot() {
     let silent = Silent::new();
     let mut run = api.ask("node.v1.k-1.job.tcp", &silent.job("c-1", 10_000), &[]);
     let stream = silent.connected();
-    assert_eq!(service.ask("node.v1.k-1.job.tcp", &silent.job("s-1", 100), &[]).next().body["failure"]["kind"], "busy");
+    assert_eq!(service.ask("node.v1.k-1.job.tcp", &silent.job("s-1", 100), &[]).hear().body["failure"]["kind"], "busy");
     assert_eq!(api.cancel("k-1", "no-such-request"), json!({"changed": false}));
     // Another replica may cancel what this one asked for.
     assert_eq!(Asker::api(&fabric).cancel("k-1", "c-1"), json!({"changed": true}));
-    let outcome = run.next().body;
+    let outcome = run.hear().body;
     assert_eq!((&outcome["status"], &outcome["failure"]["kind"]), (&json!("failed"), &json!("cancelled")), "{outcome}");
     assert_eq!(outcome["report"]["state"], "open", "what was found until then: {outcome}");
     drop(stream);
-    let next = service.ask("node.v1.k-1.job.tcp", &silent.job("s-2", 100), &[]).next().body;
+    let next = service.ask("node.v1.k-1.job.tcp", &silent.job("s-2", 100), &[]).hear().body;
     assert_eq!(next["status"], "success", "the slot is free: {next}");
 }
 
@@ -195,7 +97,7 @@ fn nobody_but_the_api_cancels() {
     // The broker does not let a service publish there at all; and a replica does not cancel what a service asked for.
     assert!(service.ask("node.v1.k-1.ctl.cancel", &json!({"request_id": "mine"}), &[]).within(Duration::from_millis(500)).is_none());
     assert_eq!(api.cancel("k-1", "mine"), json!({"changed": false}));
-    assert_eq!(run.next().body["status"], "success");
+    assert_eq!(run.hear().body["status"], "success");
 }
 
 #[test]
@@ -207,9 +109,24 @@ fn the_same_request_again_drops_the_older_run_and_takes_its_slot() {
     let mut older = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 10_000), &[]);
     let _first = silent.connected();
     let mut newer = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 300), &[]);
-    assert_eq!(older.next().body["failure"]["kind"], "cancelled");
-    let outcome = newer.next().body;
+    assert_eq!(older.hear().body["failure"]["kind"], "cancelled");
+    let outcome = newer.hear().body;
     assert_eq!((&outcome["status"], &outcome["report"]["state"]), (&json!("success"), &json!("open")), "{outcome}");
+}
+
+#[test]
+fn a_later_attempt_is_the_only_one_that_is_answered() {
+    let fabric = Fabric::start();
+    fabric.agent_with("r-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
+    let asker = Asker::api(&fabric);
+    let silent = Silent::new();
+    let mut first = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 10_000), &[("Probe-Attempt", "1")]);
+    let _first = silent.connected();
+    let mut second = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 300), &[("Probe-Attempt", "2")]);
+    let outcome = second.hear();
+    assert_eq!((&outcome.body["status"], outcome.attempt), (&json!("success"), Some(2)), "{outcome:?}");
+    // The end of the first would be taken for the end of the job.
+    assert!(first.within(Duration::from_secs(1)).is_none());
 }
 
 #[test]
@@ -218,7 +135,7 @@ fn a_full_node_leaves_its_groups_and_comes_back_when_there_is_room() {
     let agent = fabric.agent_with("g-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
     let (api, asker) = (Asker::api(&fabric), Asker::service(&fabric, &["tcp", "echo"], &["g-1"]));
     let silent = Silent::new();
-    let ask = |id: &str| asker.ask("job.v1.eu.tcp", &silent.job(id, 100), &[]).next();
+    let ask = |id: &str| asker.ask("job.v1.eu.tcp", &silent.job(id, 100), &[]).hear();
     let mut run = api.ask("node.v1.g-1.job.tcp", &silent.job("full", 10_000), &[]);
     let _stream = silent.connected();
     assert_eq!(ask("early").body["failure"]["kind"], "busy", "it is still in the group");
@@ -227,10 +144,10 @@ fn a_full_node_leaves_its_groups_and_comes_back_when_there_is_room() {
     while ask("later").status != Some(StatusCode::NO_RESPONDERS) {
         assert!(left.elapsed() < LEFT_WITHIN, "it is still in the group");
     }
-    assert_eq!(asker.ask("node.v1.g-1.job.tcp", &silent.job("direct", 100), &[]).next().body["failure"]["kind"], "busy");
-    assert_eq!(asker.ask("job.v1.eu.echo", &echo("light"), &[]).next().body["status"], "success", "the other class stays");
+    assert_eq!(asker.ask("node.v1.g-1.job.tcp", &silent.job("direct", 100), &[]).hear().body["failure"]["kind"], "busy");
+    assert_eq!(asker.ask("job.v1.eu.echo", &echo("light"), &[]).hear().body["status"], "success", "the other class stays");
     assert_eq!(api.cancel("g-1", "full"), json!({"changed": true}));
-    assert_eq!(run.next().body["failure"]["kind"], "cancelled");
+    assert_eq!(run.hear().body["failure"]["kind"], "cancelled");
     let freed = Instant::now();
     while ask("again").status == Some(StatusCode::NO_RESPONDERS) {
         assert!(freed.elapsed() < LEFT_WITHIN, "it has not joined again");
@@ -252,14 +169,15 @@ fn nothing_is_lost_while_a_node_leaves_and_joins_under_load() {
     });
     let job =
         json!({"tool": "tcp", "target": "127.0.0.1", "parameters": {"port": port, "banner": true, "banner_wait_ms": 400}}).to_string();
+    let client = asker.client();
     fabric.block_on(async {
         let inbox = format!("_INBOX.billing.{:032x}", rand::random::<u128>());
-        let mut answers = asker.client.subscribe(format!("{inbox}.*")).await.unwrap();
+        let mut answers = client.subscribe(format!("{inbox}.*")).await.unwrap();
         let (mut published, mut answered) = (0, 0);
         while agent.log().matches("leaving the groups").count() < LEAVES {
             for _ in 0..50 {
                 let subject = "job.v1.eu.tcp.billing".to_owned();
-                asker.client.publish_with_reply(subject, format!("{inbox}._"), job.clone().into()).await.unwrap();
+                client.publish_with_reply(subject, format!("{inbox}._"), job.clone().into()).await.unwrap();
                 published += 1;
             }
             while tokio::time::timeout(Duration::from_millis(5), answers.next()).await.is_ok() {
@@ -289,7 +207,7 @@ fn a_run_that_ends_while_the_link_is_dead_is_answered_after_the_reconnect() {
     let parameters = json!({"count": 5, "interval_ms": 10_000});
     let late = json!({"request_id": "late", "tool": "ping", "target": "127.0.0.1", "parameters": parameters});
     let mut late = asker.ask("job.v1.eu.ping", &late, &[("Probe-Events", "1")]);
-    assert_eq!(late.next().event, "accepted");
+    assert_eq!(late.hear().event, "accepted");
     wire.cut();
     let heard = early.all();
     assert_eq!(kinds(&heard), ["outcome"]);
@@ -331,7 +249,7 @@ fn a_run_that_outlasts_its_budget_is_timed_out_with_what_it_found() {
     let events = [("Probe-Events", "1")];
     let parameters = json!({"count": 100, "interval_ms": 100, "timeout": 0.1});
     let mut run = asker.ask("job.v1.eu.ping", &json!({"tool": "ping", "target": "127.0.0.1", "parameters": parameters}), &events);
-    assert_eq!(run.next().event, "accepted");
+    assert_eq!(run.hear().event, "accepted");
     // Its budget is 15.5 s. Held still for longer, it has not sent all when it goes on.
     agent.pause();
     std::thread::sleep(Duration::from_secs(16));
@@ -368,10 +286,10 @@ fn a_large_outcome_is_cut_and_the_link_survives_it() {
     let parameters = json!({"type": "TXT", "resolver": "127.0.0.1", "port": port, "protocol": "tcp"});
     let body = json!({"request_id": "large", "tool": "dns", "target": "large.example", "parameters": parameters});
     let mut run = asker.ask("job.v1.eu.dns", &body, &[]);
-    let outcome = run.next().body;
+    let outcome = run.hear().body;
     answering.join().unwrap();
     assert_eq!((&outcome["request_id"], &outcome["status"], &outcome["truncated"]), (&json!("large"), &json!("success"), &json!(true)));
-    assert_eq!(asker.ask("job.v1.eu.echo", &echo("after"), &[]).next().body["status"], "success");
+    assert_eq!(asker.ask("job.v1.eu.echo", &echo("after"), &[]).hear().body["status"], "success");
 }
 
 #[test]
@@ -381,13 +299,14 @@ fn a_caller_who_writes_much_does_not_break_the_trail() {
     fabric.agent("t-1", "eu");
     let asker = Asker::service(&fabric, &["echo"], &[]);
     let foreign = format!("_INBOX.other.{}", "x".repeat(3_000));
+    let client = asker.client();
     fabric.block_on(async {
         for _ in 0..300 {
-            asker.client.publish_with_reply("job.v1.eu.echo.billing", foreign.clone(), "{}".into()).await.unwrap();
+            client.publish_with_reply("job.v1.eu.echo.billing", foreign.clone(), "{}".into()).await.unwrap();
         }
-        asker.client.flush().await.unwrap();
+        client.flush().await.unwrap();
     });
-    assert_eq!(asker.ask("job.v1.eu.echo", &echo("after"), &[]).next().body["status"], "success");
+    assert_eq!(asker.ask("job.v1.eu.echo", &echo("after"), &[]).hear().body["status"], "success");
     api.wait_for_audit("principal=billing&verdict=denied", 300);
     api.wait_for_audit("principal=billing&verdict=finished", 1);
 }

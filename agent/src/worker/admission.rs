@@ -1,0 +1,91 @@
+//! Whether a job is run at all.
+
+use std::sync::atomic::Ordering;
+
+use async_nats::{HeaderMap, Message};
+use probeops_shared::invalid::Invalid;
+use probeops_shared::job::{DEADLINE_MAX, Job, header};
+use probeops_shared::outcome::{Failure, FailureKind, Outcome};
+use probeops_shared::tools::ToolName;
+
+use crate::runs::Candidate;
+
+use super::{Accepted, Asker, Worker, read};
+
+/// When a caller that was told `busy` may try again, in milliseconds: a guess at when a light class has room.
+const BUSY_RETRY_AFTER_MS: u64 = 100;
+
+impl Worker {
+    /// Everything that can be said without running it.
+    pub(super) fn accept(&self, tool: &str, asker: Asker, message: &Message) -> Result<Accepted, Box<Outcome>> {
+        let headers = message.headers.as_ref();
+        let job = Job::parse(&message.payload).map_err(|rejected| Box::new(rejected.into_outcome()))?;
+        let refuse =
+            |failure: Failure| Box::new(Outcome::failed(job.request_id.clone(), job.spec.tool().as_str(), job.spec.target(), failure));
+        if job.spec.tool().as_str() != tool {
+            let detail = format!("the message asks for `{}`, its subject for `{tool}`; they must be the same", job.spec.tool());
+            return Err(refuse(Failure::from(Invalid::new("/tool", detail))));
+        }
+        self.check_deadline(headers).map_err(&refuse)?;
+        let targets = match read(headers, header::TARGETS).filter(|_| asker.caller.is_api()).map(str::parse) {
+            None => None,
+            Some(Ok(targets)) => Some(targets),
+            Some(Err(detail)) => return Err(refuse(Failure::new(FailureKind::Invalid, format!("header {}: {detail}", header::TARGETS)))),
+        };
+        if self.draining.load(Ordering::Acquire) {
+            return Err(refuse(Failure::new(
+                FailureKind::Draining,
+                format!("node {} is being drained and takes no new jobs", self.node.id),
+            )));
+        }
+        self.check_capability(job.spec.tool()).map_err(&refuse)?;
+        let class = job.spec.tool().class();
+        let candidate = Candidate { caller: asker.caller.clone(), request_id: job.request_id.clone(), attempt: asker.attempt, class };
+        let Some(entry) = self.runs.enter(candidate, &self.slots) else {
+            let class = class.as_str();
+            let busy = Failure::new(FailureKind::Busy, format!("all {class} slots of node {} are taken", self.node.id));
+            return Err(refuse(Failure { retry_after_ms: Some(BUSY_RETRY_AFTER_MS), ..busy }));
+        };
+        #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
+        let dispatch_ms =
+            read(headers, header::SENT).and_then(|sent| sent.parse::<i64>().ok()).map(|sent| (now_unix_us() - sent) as f64 / 1000.0);
+        Ok(Accepted { asker, job, targets, dispatch_ms, entry })
+    }
+
+    fn check_deadline(&self, headers: Option<&HeaderMap>) -> Result<(), Failure> {
+        let Some(given) = read(headers, header::DEADLINE) else { return Ok(()) };
+        let name = header::DEADLINE;
+        let deadline: i64 = given.parse().map_err(|_| {
+            Failure::new(FailureKind::Invalid, format!("header {name} must be milliseconds since 1970 as a whole number, not `{given}`"))
+        })?;
+        let left_ms = deadline.saturating_sub(self.clock.now_unix_ms());
+        if left_ms <= 0 {
+            return Err(Failure::new(FailureKind::Expired, format!("the deadline passed {} ms before the job arrived", -left_ms)));
+        }
+        let furthest_ms = i64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(i64::MAX);
+        if left_ms > furthest_ms {
+            let detail = format!("header {name} is {left_ms} ms away; at most {furthest_ms} ms are allowed (is it in milliseconds?)");
+            return Err(Failure::new(FailureKind::Invalid, detail));
+        }
+        Ok(())
+    }
+
+    fn check_capability(&self, tool: ToolName) -> Result<(), Failure> {
+        if self.tools.contains(&tool) {
+            return Ok(());
+        }
+        let detail = match self.unavailable.iter().find(|unavailable| unavailable.tool == tool) {
+            Some(lacks) => format!("node {} cannot run {tool}: {}; to grant it: {}", self.node.id, lacks.missing, lacks.grant),
+            None => format!("node {} was not granted {tool}", self.node.id),
+        };
+        Err(Failure::new(FailureKind::Unsupported, detail))
+    }
+}
+
+fn now_unix_us() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .ok()
+        .and_then(|since| i64::try_from(since.as_micros()).ok())
+        .unwrap_or(0)
+}

@@ -1,0 +1,45 @@
+//! Messages that are no jobs: cancel and drain.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use async_nats::{HeaderMap, Message};
+use probeops_shared::ids::{Caller, RequestId};
+use probeops_shared::job::{GRACE, Verb};
+use probeops_shared::subjects;
+
+use super::Worker;
+use crate::outbox::Answer;
+
+impl Worker {
+    pub(super) async fn control(&self, verb: &str, caller: Caller, message: Message) {
+        let given = message.reply.as_ref().map_or("", |reply| reply.as_str());
+        let done = match Verb::parse(verb) {
+            Some(_) if !caller.is_api() => Err("only replicas of the API may control a node"),
+            Some(Verb::Cancel) => match cancelled_request(&message.payload) {
+                Some(request_id) => Ok(self.runs.cancel(&caller, &request_id)),
+                None => Err("a cancel names its request_id"),
+            },
+            Some(Verb::Drain) => {
+                tracing::info!(%caller, "told to drain: no new jobs from here on");
+                Ok(!self.draining.swap(true, Ordering::AcqRel))
+            }
+            None => Err("no such control message"),
+        };
+        if let Err(why) = done {
+            self.count_unanswerable(&message, why);
+        }
+        let Some(subject) = subjects::answer(given, &caller, &self.node.id) else { return };
+        let body: BTreeMap<&str, serde_json::Value> = match done {
+            Ok(changed) => [("changed", changed.into())].into(),
+            Err(why) => [("error", why.into())].into(),
+        };
+        let payload = serde_json::to_vec(&body).unwrap_or_default().into();
+        self.outbox.send(Answer { subject, headers: HeaderMap::new(), payload, useless_at: Instant::now() + GRACE }).await;
+    }
+}
+
+fn cancelled_request(body: &[u8]) -> Option<RequestId> {
+    serde_json::from_slice::<serde_json::Value>(body).ok()?.get("request_id")?.as_str()?.parse().ok()
+}
