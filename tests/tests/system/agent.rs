@@ -155,28 +155,17 @@ fn a_full_node_leaves_its_groups_and_comes_back_when_there_is_room() {
     assert_eq!(ask("last").body["status"], "success");
 }
 
-#[test]
-fn nothing_is_lost_while_a_node_leaves_and_joins_under_load() {
-    const LEAVES: usize = 12;
-    let fabric = Fabric::start();
-    let agent = fabric.agent_with("l-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
-    let asker = Asker::service(&fabric, &["tcp"], &[]);
-    let silent = Silent::new();
-    let port = silent.0.local_addr().unwrap().port();
-    let _accepting = std::thread::spawn(move || {
-        // Held open, so that each run waits for its banner.
-        let _all: Vec<_> = silent.0.incoming().collect();
-    });
-    let job =
-        json!({"tool": "tcp", "target": "127.0.0.1", "parameters": {"port": port, "banner": true, "banner_wait_ms": 400}}).to_string();
-    let client = asker.client();
+/// Publishes jobs to region `eu` in bursts until `enough`, and counts the answers until there is one for each.
+#[track_caller]
+fn all_are_answered(fabric: &Fabric, asker: &Asker<'_>, tool: &str, job: &Value, enough: impl Fn() -> bool) {
+    let (client, job) = (asker.client(), job.to_string());
     fabric.block_on(async {
         let inbox = format!("_INBOX.billing.{:032x}", rand::random::<u128>());
         let mut answers = client.subscribe(format!("{inbox}.*")).await.unwrap();
         let (mut published, mut answered) = (0, 0);
-        while agent.log().matches("leaving the groups").count() < LEAVES {
+        while !enough() {
             for _ in 0..50 {
-                let subject = "job.v1.eu.tcp.billing".to_owned();
+                let subject = format!("job.v1.eu.{tool}.billing");
                 client.publish_with_reply(subject, format!("{inbox}._"), job.clone().into()).await.unwrap();
                 published += 1;
             }
@@ -190,6 +179,38 @@ fn nothing_is_lost_while_a_node_leaves_and_joins_under_load() {
             answered += 1;
         }
     });
+}
+
+#[test]
+fn nothing_is_lost_while_a_node_leaves_and_joins_under_load() {
+    const LEAVES: usize = 12;
+    let fabric = Fabric::start();
+    let agent = fabric.agent_with("l-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
+    let asker = Asker::service(&fabric, &["tcp"], &[]);
+    let silent = Silent::new();
+    let mut job = silent.job("", 400);
+    // Each is a request of its own.
+    job.as_object_mut().unwrap().remove("request_id");
+    let _accepting = std::thread::spawn(move || {
+        // Held open, so that each run waits for its banner.
+        let _all: Vec<_> = silent.0.incoming().collect();
+    });
+    all_are_answered(&fabric, &asker, "tcp", &job, || agent.log().matches("leaving the groups").count() >= LEAVES);
+}
+
+#[test]
+fn nothing_is_lost_while_a_node_stops_under_load() {
+    let fabric = Fabric::start();
+    let agent = fabric.agent("l-1", "eu");
+    let asker = Asker::service(&fabric, &["echo"], &[]);
+    let (started, stopping) = (Instant::now(), std::cell::Cell::new(false));
+    all_are_answered(&fabric, &asker, "echo", &json!({"tool": "echo", "target": "x"}), || {
+        if started.elapsed() > Duration::from_secs(1) && !stopping.replace(true) {
+            agent.terminate();
+        }
+        agent.log().contains("\"stopped\"") || agent.log().trim_end().ends_with("stopped")
+    });
+    assert_eq!(agent.wait(), Some(0), "{}", agent.log());
 }
 
 #[test]
