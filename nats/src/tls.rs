@@ -8,7 +8,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use async_nats::rustls::client::WebPkiServerVerifier;
 use async_nats::rustls::client::danger::ServerCertVerifier;
 use async_nats::rustls::pki_types::pem::PemObject;
-use async_nats::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use async_nats::rustls::sign::CertifiedKey;
 use async_nats::rustls::{self, RootCertStore};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
@@ -48,8 +49,7 @@ impl ServerCertificate {
     pub fn from_files(certificate: &Path, key: &Path, authority: Option<&Path>) -> Result<Self> {
         certificates(certificate)?;
         let text = read(key)?;
-        rustls::pki_types::PrivateKeyDer::from_pem_slice(text.as_bytes())
-            .map_err(|error| anyhow!("{} is not a private key in PEM form: {error}", key.display()))?;
+        PrivateKeyDer::from_pem_slice(text.as_bytes()).map_err(|_| anyhow!("{} holds no whole private key in PEM form", key.display()))?;
         if let Some(authority) = authority {
             certificates(authority)?;
         }
@@ -67,19 +67,14 @@ pub fn ensure(layout: &Layout, names: &[String]) -> Result<ServerCertificate> {
     let made =
         ServerCertificate { certificate: layout.server_certificate(), key: layout.server_key(), authority: Some(layout.ca_certificate()) };
     let held = match (files::read_if_exists(&made.certificate)?, files::read_if_exists(&made.key)?) {
-        (Some(certificate), Some(key)) => KeyPair::from_pem(&key).is_ok() && is_good(&authority, &certificate, &names),
+        (Some(certificate), Some(key)) => belong_together(&certificate, &key) && is_good(&authority, &certificate, &names),
         (None, _) | (_, None) => false,
     };
     if !held {
         let key = new_key()?;
         let certificate = server_params(&names)?.signed_by(&key, &issuer).context("cannot sign the broker's certificate")?.pem();
         if !is_good(&authority, &certificate, &names) {
-            bail!(
-                "{} does not belong to {}; restore both from a backup, or remove the folder {} (clients then need the new ca.pem)",
-                layout.ca_key().display(),
-                layout.ca_certificate().display(),
-                layout.tls_dir().display()
-            );
+            bail!("{} does not belong to {}; {}", layout.ca_key().display(), layout.ca_certificate().display(), cure(layout));
         }
         files::write(&made.key, key.serialize_pem().as_bytes(), Secrecy::Secret)?;
         files::write(&made.certificate, certificate.as_bytes(), Secrecy::Public)?;
@@ -105,12 +100,7 @@ fn ensure_authority(layout: &Layout) -> Result<(CertificateDer<'static>, Issuer<
     let params = authority_params();
     let key_text = match (files::read_if_exists(&certificate_path)?, files::read_if_exists(&key_path)?) {
         (Some(_), Some(key)) => key,
-        (Some(_), None) => bail!(
-            "{} is missing, so the broker's certificate cannot be renewed; restore it from a backup, or remove the folder {} (clients then \
-             need the new ca.pem)",
-            key_path.display(),
-            layout.tls_dir().display()
-        ),
+        (Some(_), None) => bail!("{} is missing, so the broker's certificate cannot be renewed; {}", key_path.display(), cure(layout)),
         // The certificate is written last: without it the first start was interrupted.
         (None, _) => {
             let key = new_key()?;
@@ -121,14 +111,9 @@ fn ensure_authority(layout: &Layout) -> Result<(CertificateDer<'static>, Issuer<
             key_text
         }
     };
-    let key = KeyPair::from_pem(&key_text).map_err(|error| {
-        anyhow!(
-            "{} is not a private key: {error}; restore it from a backup, or remove the folder {} (clients then need the new ca.pem)",
-            key_path.display(),
-            layout.tls_dir().display()
-        )
-    })?;
-    let certificate = certificates(&certificate_path)?.into_iter().next();
+    let key = KeyPair::from_pem(&key_text)
+        .map_err(|_| anyhow!("{} holds no whole private key in PEM form; {}", key_path.display(), cure(layout)))?;
+    let certificate = certificates(&certificate_path).map_err(|error| anyhow!("{error}; {}", cure(layout)))?.into_iter().next();
     Ok((certificate.context("no certificate")?, Issuer::new(params, key)))
 }
 
@@ -180,13 +165,28 @@ fn is_good(authority: &CertificateDer<'_>, certificate: &str, names: &[String]) 
     })
 }
 
+/// Whether the key is the certificate's own. It is not when a crash came between the writing of the two.
+fn belong_together(certificate: &str, key: &str) -> bool {
+    let (Ok(certificate), Ok(key)) =
+        (CertificateDer::from_pem_slice(certificate.as_bytes()), PrivateKeyDer::from_pem_slice(key.as_bytes()))
+    else {
+        return false;
+    };
+    CertifiedKey::from_der(vec![certificate], key, &rustls::crypto::ring::default_provider()).is_ok()
+}
+
+/// What mends a damaged authority.
+fn cure(layout: &Layout) -> String {
+    format!("restore it from a backup, or remove the folder {} (clients then need the new ca.pem)", layout.tls_dir().display())
+}
+
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let text = read(path)?;
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text.as_bytes()).collect();
     match read {
         Ok(certificates) if !certificates.is_empty() => Ok(certificates),
-        Ok(_) => bail!("{} has no certificate in PEM form", path.display()),
-        Err(error) => bail!("{} is not a certificate in PEM form: {error}", path.display()),
+        // The parser's own words are about bytes, and help nobody.
+        Ok(_) | Err(_) => bail!("{} holds no whole certificate in PEM form", path.display()),
     }
 }
 

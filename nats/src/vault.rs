@@ -76,7 +76,10 @@ impl Vault {
     /// Opens the keys of a data folder that has some.
     pub fn open(layout: &Layout) -> Result<Self> {
         if !layout.jwt(OPERATOR).exists() {
-            bail!("there are no keys in the data folder {}; is it the one the broker was started with?", layout.root().display());
+            bail!(
+                "there are no keys in the data folder {}; start the broker with it first (`probeops up`), or name its folder with --data",
+                layout.root().display()
+            );
         }
         Self::open_or_create(layout)
     }

@@ -283,7 +283,7 @@ impl FromStr for Scope {
     fn from_str(text: &str) -> Result<Self, String> {
         Self::ALL.into_iter().find(|scope| scope.as_str() == text).ok_or_else(|| {
             let all: Vec<&str> = Self::ALL.iter().map(|scope| scope.as_str()).collect();
-            format!("unknown scope {}; {}the scopes are {}", shown(&text.into()), suggestion(text, all.iter().copied()), all.join(", "))
+            format!("unknown scope `{}`; {}the scopes are {}", text.escape_debug(), suggestion(text, all.iter().copied()), all.join(", "))
         })
     }
 }

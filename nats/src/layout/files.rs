@@ -63,7 +63,7 @@ pub fn read_if_exists(path: &Path) -> Result<Option<String>> {
 /// Makes a folder, and those above it, that only its owner may enter.
 pub fn make_dir(path: &Path) -> Result<()> {
     let made = DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.with_context(|| format!("cannot make the folder {}; name one that this user may write to", path.display()))
+    made.with_context(|| format!("cannot make the folder {}; name a data folder that this user may write to", path.display()))
 }
 
 #[cfg(test)]

@@ -92,8 +92,8 @@ fn damage_is_one_message_that_names_the_file_and_the_cure() {
     type Damage = fn(&Layout);
     let damages: [(Damage, &str); 4] = [
         (|layout| std::fs::remove_file(layout.ca_key()).unwrap(), "ca.key is missing"),
-        (|layout| std::fs::write(layout.ca_key(), "x").unwrap(), "ca.key is not a private key"),
-        (|layout| std::fs::write(layout.ca_certificate(), "").unwrap(), "ca.pem has no certificate"),
+        (|layout| std::fs::write(layout.ca_key(), "x").unwrap(), "ca.key holds no whole private key"),
+        (|layout| std::fs::write(layout.ca_certificate(), "").unwrap(), "ca.pem holds no whole certificate"),
         (
             |layout| {
                 std::fs::write(layout.ca_key(), new_key().unwrap().serialize_pem()).unwrap();
@@ -108,7 +108,18 @@ fn damage_is_one_message_that_names_the_file_and_the_cure() {
         damage(&layout);
         let refused = format!("{:#}", ensure(&layout, &[]).unwrap_err());
         assert!(refused.contains(what), "{refused}");
+        assert!(refused.contains(&format!("or remove the folder {}", layout.tls_dir().display())), "{refused}");
     }
+}
+
+#[test]
+fn an_interrupted_renewal_is_completed() {
+    let (_scratch, layout) = folder();
+    let server = ensure(&layout, &[]).unwrap();
+    // The new key was written, and the certificate is still the old one.
+    std::fs::write(layout.server_key(), new_key().unwrap().serialize_pem()).unwrap();
+    ensure(&layout, &[]).unwrap();
+    handshake(&server, &layout.ca_certificate(), "localhost").unwrap();
 }
 
 #[test]
@@ -134,5 +145,5 @@ fn names_and_files_that_cannot_be_right_are_refused() {
     let refused = ServerCertificate::from_files(&none, &server.key, None).unwrap_err().to_string();
     assert_eq!(refused, format!("there is no file {}", none.display()));
     let swapped = ServerCertificate::from_files(&server.certificate, &server.certificate, None).unwrap_err().to_string();
-    assert!(swapped.contains("is not a private key in PEM form"), "{swapped}");
+    assert!(swapped.contains("holds no whole private key in PEM form"), "{swapped}");
 }

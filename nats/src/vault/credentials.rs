@@ -54,7 +54,9 @@ impl Credentials {
     pub fn read_if_exists(path: &Path) -> Result<Option<Self>> {
         let Some(text) = files::read_if_exists(path)? else { return Ok(None) };
         let read = Self::parse(&text);
-        read.map(Some).with_context(|| format!("{} is not a usable credential; remove it and have it written again", path.display()))
+        let unusable =
+            |error| anyhow!("{} is not a usable credential: {error:#}; remove it and start again, which writes a new one", path.display());
+        read.map(Some).map_err(unusable)
     }
 
     /// Reads the text of a `.creds` file.

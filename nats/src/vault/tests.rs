@@ -131,5 +131,11 @@ fn a_damaged_credential_is_not_replaced_in_silence() {
     let path = layout.creds("api");
     std::fs::write(&path, "-----BEGIN NATS USER JWT-----\nx").unwrap();
     let refused = vault.mint_to(&path, &node("n1"), CREDENTIAL_LIFETIME).unwrap_err().to_string();
-    assert_eq!(refused, format!("{} is not a usable credential; remove it and have it written again", path.display()));
+    assert_eq!(
+        refused,
+        format!(
+            "{} is not a usable credential: it has no part `NATS USER JWT`; remove it and start again, which writes a new one",
+            path.display()
+        )
+    );
 }
