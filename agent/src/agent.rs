@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use entry::{connected, identity, refused};
+use entry::{connected, identity, refused, was_renewed};
 
 use crate::capability;
 use crate::clock::Clock;
@@ -215,6 +215,9 @@ impl Life {
             }
             LinkEvent::Disconnected => tracing::warn!("the connection to the broker is gone; trying to get it back"),
             LinkEvent::LameDuck => tracing::info!("the broker is about to stop; the client will find another or wait"),
+            LinkEvent::Refused(why) if was_renewed(link, &why) => {
+                tracing::info!("the credential was renewed while the old one ran out; connecting with the new one");
+            }
             LinkEvent::Refused(why) => return Err(AgentError::Revoked(refused(link, &why))),
             LinkEvent::Violation(text) => tracing::error!("the broker forbade something: {text}"),
             LinkEvent::SlowConsumer => tracing::error!("jobs arrived faster than they could be read; some were lost"),

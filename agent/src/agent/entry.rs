@@ -59,6 +59,12 @@ pub(super) async fn connected(
     }
 }
 
+/// Whether the broker only says that a credential ran out whose file holds a newer one by now: the client reads it when it reconnects.
+pub(super) fn was_renewed(link: &Link, why: &str) -> bool {
+    let ran_out = why.to_ascii_lowercase().contains("authentication expired");
+    ran_out && Credential::read(&link.creds).is_ok_and(|credential| credential.expires_at.is_none_or(|expiry| expiry > Timestamp::now()))
+}
+
 /// What to tell the owner of a node that is not let in.
 pub(super) fn refused(link: &Link, why: &str) -> String {
     let file = link.creds.display();
