@@ -22,6 +22,8 @@ use crate::exit::{Exit, Failed};
 
 /// Where the broker's addresses are written in the data folder.
 const SERVERS_FILE: &str = "servers";
+/// Where the addresses for other machines are written, if there are any.
+const SERVERS_ELSEWHERE_FILE: &str = "servers-elsewhere";
 /// How long the credential of one command lasts.
 const COMMAND_LIFETIME: Duration = Duration::from_mins(5);
 /// How often an entry is written again that somebody else has changed meanwhile.
@@ -71,6 +73,12 @@ impl Control {
             Failed::new(Exit::Transport, format!("{error}; is `probeops up` running on {}?", self.layout.root().display()))
         })?;
         Ok(Session { caller: role.name(), jetstream: jetstream::new(client) })
+    }
+
+    /// The broker's addresses as agents on other machines need them.
+    pub(crate) fn servers_elsewhere(&self) -> Result<Vec<String>, Failed> {
+        let elsewhere = read_lines(&self.layout.root().join(SERVERS_ELSEWHERE_FILE))?;
+        Ok(if elsewhere.is_empty() { self.servers.clone() } else { elsewhere })
     }
 
     /// The broker's authority, where it is our own.
@@ -182,18 +190,24 @@ pub(crate) fn write_servers(layout: &Layout, servers: &[String]) -> Result<(), F
     files::write(&path, format!("{}\n", servers.join("\n")).as_bytes(), Secrecy::Public).map_err(|error| Failed::work(format!("{error:#}")))
 }
 
+/// Says in the data folder under which addresses other machines reach the broker.
+pub(crate) fn write_servers_elsewhere(layout: &Layout, servers: &[String]) -> Result<(), Failed> {
+    let path = layout.root().join(SERVERS_ELSEWHERE_FILE);
+    files::write(&path, servers.join("\n").as_bytes(), Secrecy::Public).map_err(|error| Failed::work(format!("{error:#}")))
+}
+
 fn read_servers(layout: &Layout) -> Result<Vec<String>, Failed> {
     let path = layout.root().join(SERVERS_FILE);
-    let text = files::read_if_exists(&path).map_err(|error| Failed::work(format!("{error:#}")))?;
-    let servers: Vec<String> = text.unwrap_or_default().lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let servers = read_lines(&path)?;
     if servers.is_empty() {
-        return Err(Failed::usage(format!("{} names no broker; run `probeops up` there, or give --servers", shown(&path))));
+        return Err(Failed::usage(format!("{} names no broker; run `probeops up` there, or give --servers", path.display())));
     }
     Ok(servers)
 }
 
-fn shown(path: &Path) -> String {
-    path.display().to_string()
+fn read_lines(path: &Path) -> Result<Vec<String>, Failed> {
+    let text = files::read_if_exists(path).map_err(|error| Failed::work(format!("{error:#}")))?.unwrap_or_default();
+    Ok(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect())
 }
 
 /// Runs what is asynchronous in a command that is not.

@@ -86,12 +86,14 @@ impl std::error::Error for Failed {}
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0   done; a tool found what it looked for
-  1   a tool found nothing good (all packets lost, port not open, no such name), or the work could not be done
+  1   a tool found nothing good (all packets lost, port not open, no such name),
+      or the work could not be done
   2   wrong command line or request
   3   the API or the broker cannot be reached, or has a fault
   4   no credential, or one that does not reach so far
   5   no node matches
-  78  (agent) the broker does not accept this node's credential any more; starting again does not help";
+  78  (agent) the broker does not accept this node's credential any more;
+      starting again does not help";
 
 #[cfg(test)]
 mod tests {

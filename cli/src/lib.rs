@@ -31,10 +31,11 @@ use crate::exit::{EXIT_CODES, Failed};
 
 /// See the network from inside somewhere else
 #[derive(Debug, Parser)]
-#[command(name = "probeops", version, propagate_version = true, arg_required_else_help = true, after_help = format!("\
+#[command(name = "probeops", bin_name = "probeops", version, propagate_version = true, arg_required_else_help = true, after_help = format!("\
 Examples:
-  probeops up                                          # a broker, an API and two agents on this machine
-  probeops ping 127.0.0.1 --from demo-eu --count 2     # asks the local `up`; PROBEOPS_URL and PROBEOPS_TOKEN name another API
+  probeops up                                  # a broker, an API and two agents, here
+  probeops ping 127.0.0.1 --from demo-eu       # asks the local `up`; PROBEOPS_URL and
+                                               # PROBEOPS_TOKEN name another API
   probeops nodes add fra-1 --region eu-central --tools echo,ping,dns,tcp
   probeops audit --since 1h
 

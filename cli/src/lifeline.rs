@@ -6,8 +6,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-/// How long a program may take to end by itself once its starter is gone.
-const GRACE: Duration = Duration::from_secs(15);
+/// How long a program may take to end by itself once its starter is gone. Short: the broker goes with the starter, and nobody can be answered.
+const GRACE: Duration = Duration::from_secs(2);
 /// The exit code of a program that did not.
 const CUT_SHORT: i32 = 1;
 

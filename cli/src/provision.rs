@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use probeops_api::access::keys::{NewKey, mint};
+use probeops_api::access::keys::{KeyRecord, NewKey, id_of, is_key_of, mint};
 use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
 use probeops_nats::connect::Credential;
 use probeops_nats::layout::Layout;
@@ -121,10 +121,11 @@ fn certificate(args: &InitArgs, layout: &Layout) -> anyhow::Result<ServerCertifi
 pub(crate) fn provision(args: &ProvisionArgs) -> Result<(), Failed> {
     block_on(async {
         let control = Control::open(&args.data)?;
-        everything(&control, &[], CREDENTIAL_LIFETIME).await?;
-        let session = control.session().await?;
-        for (id, region) in &args.nodes {
-            grant_unless_revoked(&control, &session, id, region).await?;
+        let granted = everything(&control, &args.nodes, CREDENTIAL_LIFETIME).await?;
+        for (id, _) in &args.nodes {
+            if !granted.contains(id) {
+                note(format!("node {id} was revoked and stays so; `probeops nodes add {id} --renew` would grant it again"));
+            }
             if let Some(folder) = &args.hand_over {
                 hand_over(&control.layout, id, &folder.join(id.as_str())).map_err(|error| Failed::work(format!("{error:#}")))?;
             }
@@ -132,17 +133,6 @@ pub(crate) fn provision(args: &ProvisionArgs) -> Result<(), Failed> {
         say(format!("the broker is provisioned; the first key is in {}", control.layout.admin_key().display()));
         Ok(())
     })
-}
-
-/// Grants a node, or renews its credential; what was taken back by hand is not given again by a machine.
-async fn grant_unless_revoked(control: &Control, session: &Session, id: &NodeId, region: &Region) -> Result<(), Failed> {
-    let held: Option<NodeGrant> = session.read(storage::NODES, id.as_str()).await?;
-    if held.is_some_and(|grant| grant.revoked_at.is_some()) {
-        note(format!("node {id} was revoked and stays so; `probeops nodes add {id} --renew` would grant it again"));
-        return Ok(());
-    }
-    let grant = grant_node(control, id, region, ToolName::ALL, &control.layout.node_creds(id), CREDENTIAL_LIFETIME)?;
-    session.write(storage::NODES, id.as_str(), &grant).await
 }
 
 /// Copies what a node needs to a folder that it can read, and nothing else.
@@ -157,18 +147,33 @@ fn hand_over(layout: &Layout, id: &NodeId, folder: &Path) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Brings a running broker and the data folder to where everything can start.
-pub(crate) async fn everything(control: &Control, nodes: &[(NodeId, Region)], lifetime: Duration) -> Result<(), Failed> {
+/// Brings a running broker and the data folder to where everything can start. A node that was revoked stays so; returns the others.
+pub(crate) async fn everything(control: &Control, nodes: &[(NodeId, Region)], lifetime: Duration) -> Result<Vec<NodeId>, Failed> {
     let ca = control.ca();
     let provisioned = streams::provision(&control.layout, &control.vault, &control.servers, ca.as_deref()).await;
     provisioned.map_err(|error| Failed::work(format!("the broker cannot be provisioned: {error:#}")))?;
     credentials(control, lifetime)?;
     let session = control.session().await?;
+    let mut granted = Vec::new();
     for (id, region) in nodes {
+        let held: Option<NodeGrant> = session.read(storage::NODES, id.as_str()).await?;
+        if held.as_ref().is_some_and(|held| held.revoked_at.is_some()) {
+            continue;
+        }
         let grant = grant_node(control, id, region, ToolName::ALL, &control.layout.node_creds(id), lifetime)?;
-        session.write(storage::NODES, id.as_str(), &grant).await?;
+        if held.is_some() {
+            // It may be revoked at this very moment, which must last.
+            let renew = |held: &mut NodeGrant| {
+                *held = NodeGrant { created_at: held.created_at, revoked_at: held.revoked_at, ..grant.clone() };
+            };
+            session.change(storage::NODES, id.as_str(), renew).await?;
+        } else {
+            session.write(storage::NODES, id.as_str(), &grant).await?;
+        }
+        granted.push(id.clone());
     }
-    first_key(control, &session).await
+    first_key(control, &session).await?;
+    Ok(granted)
 }
 
 /// Makes or renews the credentials of the API's connections.
@@ -193,15 +198,19 @@ fn named(control: &Control, role: &str) -> Option<Caller> {
     Credential::read(&control.layout.creds(role)).ok()?.name.parse().ok()
 }
 
-/// Makes the first key, unless there is one that the broker knows.
+/// Makes the first key, unless there is one that the broker accepts.
 async fn first_key(control: &Control, session: &Session) -> Result<(), Failed> {
     let path = control.layout.admin_key();
     let held = files::read_if_exists(&path).map_err(|error| Failed::work(format!("{error:#}")))?;
-    if let Some(id) = held.as_deref().and_then(|key| key.trim().strip_prefix("pk_")?.split('_').next()) {
-        let known: Option<serde_json::Value> = session.read(storage::KEYS, id).await?;
-        if known.is_some() {
+    if let Some(key) = held.as_deref().map(str::trim) {
+        let known: Option<KeyRecord> = match id_of(key) {
+            Ok(id) => session.read(storage::KEYS, id).await?,
+            Err(_damaged) => None,
+        };
+        if known.is_some_and(|record| is_key_of(key, &record) && record.revoked_at.is_none()) {
             return Ok(());
         }
+        note(format!("{} held no key that is accepted; it is written anew", path.display()));
     }
     let new =
         NewKey { name: "admin".to_owned(), scopes: vec![Scope::Admin], limits: Limits::default(), created_by: "provisioning".to_owned() };

@@ -41,14 +41,14 @@ pub(crate) fn command(tool: ToolName) -> Command {
         .default_value("text")
         .value_parser(clap::value_parser!(Form));
     let command = Command::new(name)
-        .about(tool.summary())
         .args([target, from, output])
         .next_help_heading(format!("Options of {name}"))
         .args(options::flags(tool))
         .after_help(format!(
             "Examples:\n  probeops {name} {example} --from eu-central\n  probeops {name} {example} --from eu-central,node:fra-1 -o json"
         ));
-    ClientArgs::augment_args(command)
+    // Last: the arguments bring a summary of their own.
+    ClientArgs::augment_args(command).about(tool.summary())
 }
 
 /// Runs a tool, prints what came of it, and says how to end.
@@ -141,6 +141,7 @@ mod tests {
         for tool in ToolName::ALL {
             let command = command(*tool);
             command.clone().debug_assert();
+            assert_eq!(command.get_about().map(ToString::to_string).as_deref(), Some(tool.summary()));
             let matches = command.try_get_matches_from([tool.as_str(), tool.example_target(), "--from", "eu,node:a"]).unwrap();
             assert_eq!(matches.get_many::<String>("FROM").unwrap().collect::<Vec<_>>(), ["eu", "node:a"]);
         }

@@ -2,11 +2,16 @@
 
 pub mod files;
 
+use std::fmt;
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::kill;
+use nix::unistd::Pid;
 use probeops_shared::ids::{Caller, NodeId};
 
 /// The data folder unless another one is named.
@@ -21,7 +26,55 @@ pub struct Layout {
 /// The data folder is ours for as long as this lives.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    file: File,
+}
+
+/// The data folder is not ours.
+#[derive(Debug)]
+pub enum LockError {
+    /// Somebody has it.
+    InUse {
+        /// The folder.
+        root: PathBuf,
+        /// The process that took it, as far as is known.
+        owner: Option<i32>,
+    },
+    /// It cannot be taken by anybody.
+    Unusable(anyhow::Error),
+}
+
+impl LockError {
+    /// Whether the process that took it has ended, and only programs that it had started still end.
+    pub fn owner_has_ended(&self) -> bool {
+        matches!(self, Self::InUse { owner: Some(owner), .. } if kill(Pid::from_raw(*owner), None) == Err(Errno::ESRCH))
+    }
+}
+
+impl fmt::Display for LockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InUse { root, owner: Some(owner) } if !self.owner_has_ended() => {
+                write!(f, "the data folder {} is in use by process {owner}; stop that one, or name another folder", root.display())
+            }
+            Self::InUse { root, owner: _ } => write!(
+                f,
+                "the data folder {} is in use by programs that a process which has ended left behind; stop them, or name another folder",
+                root.display()
+            ),
+            Self::Unusable(error) => write!(f, "{error:#}"),
+        }
+    }
+}
+
+impl std::error::Error for LockError {}
+
+impl Lock {
+    /// Lets the programs that this process starts from now on hold the folder too, and this process until its end: were it killed, nobody
+    /// takes the folder before the last of them is gone.
+    pub fn pass_on(&self) -> Result<()> {
+        // A copy that is not closed when another program is executed; above the numbers that shells give out.
+        fcntl(&self.file, FcntlArg::F_DUPFD(10)).map(drop).context("cannot pass on the lock of the data folder")
+    }
 }
 
 impl Layout {
@@ -51,26 +104,22 @@ impl Layout {
     }
 
     /// Takes the data folder for this process, until the lock is dropped or the process ends in whatever way.
-    pub fn lock(&self) -> Result<Lock> {
+    pub fn lock(&self) -> Result<Lock, LockError> {
         let path = self.root.join("lock");
-        let mut file = open_lock(&path)?;
+        let mut file = open_lock(&path).map_err(LockError::Unusable)?;
+        let unusable =
+            |what: &str, error| LockError::Unusable(anyhow::Error::new(error).context(format!("cannot {what} {}", path.display())));
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let owner = std::fs::read_to_string(&path).unwrap_or_default();
-                bail!(
-                    "the data folder {} is in use by process {}; stop that one, or name another folder",
-                    self.root.display(),
-                    owner.trim()
-                );
+                let owner = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+                return Err(LockError::InUse { root: self.root.clone(), owner });
             }
-            Err(TryLockError::Error(error)) => return Err(anyhow!(error).context(format!("cannot lock {}", path.display()))),
+            Err(TryLockError::Error(error)) => return Err(unusable("lock", error)),
         }
         // The number is for the message above; the lock itself is the kernel's.
-        file.set_len(0)
-            .and_then(|()| writeln!(file, "{}", std::process::id()))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-        Ok(Lock { _file: file })
+        file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())).map_err(|error| unusable("write", error))?;
+        Ok(Lock { file })
     }
 
     /// Waits until no other process changes the keys and account claims.
@@ -78,7 +127,7 @@ impl Layout {
         let path = self.keys_dir().join("lock");
         let file = open_lock(&path)?;
         file.lock().with_context(|| format!("cannot lock {}", path.display()))?;
-        Ok(Lock { _file: file })
+        Ok(Lock { file })
     }
 
     /// The data folder itself, absolute.

@@ -139,7 +139,7 @@ pub(super) fn looks_like_key(credential: &str) -> bool {
 }
 
 /// The id of a key that is whole, or what is wrong with it.
-pub(super) fn id_of(key: &str) -> Result<&str, &'static str> {
+pub fn id_of(key: &str) -> Result<&str, &'static str> {
     let whole = key.len() == PREFIX.len() + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
     let id = key.strip_prefix(PREFIX).and_then(|rest| rest.split_once('_')).map(|(id, _)| id);
     let (true, Some(id)) = (whole && key.is_ascii(), id) else {
@@ -156,12 +156,12 @@ pub(super) fn id_of(key: &str) -> Result<&str, &'static str> {
 }
 
 /// Whether a text can be a key's id.
-pub(super) fn is_id(text: &str) -> bool {
+pub fn is_id(text: &str) -> bool {
     text.len() == ID_LENGTH && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit())
 }
 
 /// Whether this is the key that the record was made with, in constant time.
-pub(super) fn is_key_of(key: &str, record: &KeyRecord) -> bool {
+pub fn is_key_of(key: &str, record: &KeyRecord) -> bool {
     hash(key).as_bytes().ct_eq(record.sha256.as_bytes()).into()
 }
 

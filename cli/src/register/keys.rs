@@ -1,7 +1,7 @@
 //! `probeops keys`: who may ask the HTTP API.
 
 use clap::{Args, Subcommand};
-use probeops_api::access::keys::{KeyRecord, KeyView, NewKey, check_name, mint};
+use probeops_api::access::keys::{KeyRecord, KeyView, NewKey, check_name, is_id, mint};
 use probeops_shared::access::{Limits, Rate, RegionPattern, Scope, TargetPattern, Targets};
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
@@ -33,7 +33,7 @@ pub(crate) struct KeyAdd {
     #[arg(long, value_delimiter = ',', required = true)]
     scopes: Vec<Scope>,
     /// Only these tools
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', help = format!("Only these tools, of {}", joined(ToolName::ALL)))]
     tools: Vec<ToolName>,
     /// Only these regions; `eu-*` means all that begin so
     #[arg(long, value_delimiter = ',')]
@@ -88,6 +88,10 @@ pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
         }),
         Keys::Revoke(args) => block_on(async {
             let session = Control::open(&args.data)?.session().await?;
+            let known: Option<KeyRecord> = if is_id(&args.id) { session.read(storage::KEYS, &args.id).await? } else { None };
+            if known.is_none() {
+                return Err(Failed::usage(format!("there is no key `{}`; `probeops keys list` shows those there are", args.id)));
+            }
             session.change(storage::KEYS, &args.id, |key: &mut KeyRecord| key.revoked_at = Some(Timestamp::now())).await?;
             session.record(&args.id, "key revoked".to_owned()).await?;
             say(format!("key {} is revoked", args.id));

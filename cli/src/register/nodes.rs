@@ -15,7 +15,7 @@ use probeops_shared::tools::ToolName;
 use crate::control::{Control, DataArgs, block_on};
 use crate::exit::Failed;
 use crate::register::{ListArgs, joined, list, refuse_second, revoke, state};
-use crate::terminal::say;
+use crate::terminal::{note, say};
 
 /// Grant, list and revoke nodes; works while the broker runs
 #[derive(Debug, Subcommand)]
@@ -38,7 +38,7 @@ pub(crate) struct NodeAdd {
     #[arg(long)]
     region: Region,
     /// What it may run
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required = true, help = format!("What it may run: {}", joined(ToolName::ALL)))]
     tools: Vec<ToolName>,
     /// Where the credential is written [default: nodes/ID.creds in the data folder]
     #[arg(long, value_name = "FILE")]
@@ -93,11 +93,17 @@ async fn add_node(args: NodeAdd) -> Result<(), Failed> {
     refuse_second(held.is_some_and(|grant| grant.revoked_at.is_none()), args.renew, "node", args.id.as_str())?;
     let path = args.out.unwrap_or_else(|| control.layout.node_creds(&args.id));
     let grant = grant_node(&control, &args.id, &args.region, &args.tools, &path, CREDENTIAL_LIFETIME)?;
+    let servers = control.servers_elsewhere()?;
     session.write(storage::NODES, args.id.as_str(), &grant).await?;
     session.record(args.id.as_str(), format!("node granted: region {}, tools {}", args.region, joined(&args.tools))).await?;
     say(format!("{} holds the credential of node {} until {}", path.display(), args.id, grant.expires_at));
     say(format!("Copy it and {} to its machine and start there:", control.layout.ca_certificate().display()));
-    say(format!("  probeops-agent --servers {} --ca ca.pem --creds {}.creds", control.servers.join(","), args.id));
+    say(format!("  probeops-agent --servers {} --ca ca.pem --creds {}.creds", servers.join(","), args.id));
+    if servers.iter().all(|server| server.contains("//127.") || server.contains("//localhost")) {
+        note(
+            "This broker is reached from this machine only; for agents elsewhere start it with `probeops up --broker 0.0.0.0:4222 --name HOST`.",
+        );
+    }
     Ok(())
 }
 

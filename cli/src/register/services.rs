@@ -37,7 +37,7 @@ pub(crate) struct ServiceAdd {
     #[arg(long, value_delimiter = ',', required = true)]
     regions: Vec<Region>,
     /// What it may ask for
-    #[arg(long, value_delimiter = ',', required = true)]
+    #[arg(long, value_delimiter = ',', required = true, help = format!("What it may ask for: {}", joined(ToolName::ALL)))]
     tools: Vec<ToolName>,
     /// Whom it may ask by id
     #[arg(long, value_delimiter = ',')]

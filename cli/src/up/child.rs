@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use probeops_nats::process::exit::REVOKED;
 use tokio::process::{Child as Process, ChildStdin, Command};
 
 use crate::exit::Failed;
 
-/// How many bytes at the end of a log are looked at for its last lines.
-const TAIL_BYTES: u64 = 4096;
-/// How many lines of a log are shown when its program has died.
-const TAIL_LINES: usize = 8;
+/// How many bytes at the end of a log are searched for the reason why its program has died.
+const TAIL_BYTES: u64 = 16 * 1024;
+/// How much of a reason is shown.
+const REASON_CHARS_MAX: usize = 400;
 /// A log that has grown to this many bytes is put aside at the next start; one old log is kept.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Variables that speak to `up` or to the client, not to the programs that `up` starts.
@@ -31,6 +32,8 @@ pub(super) struct Child {
     /// Its end is the program's word to stop. Kept apart, because waiting for a process closes the end that it holds itself.
     _lifeline: Option<ChildStdin>,
     log: PathBuf,
+    /// How long its log was before, in bytes.
+    log_start: u64,
 }
 
 impl Child {
@@ -39,6 +42,7 @@ impl Child {
         let log = log_dir.join(format!("{name}.log"));
         let failed = |what: &str, error: std::io::Error| Failed::work(format!("cannot {what}: {error}"));
         let output = open_log(&log).map_err(|error| failed(&format!("write the log {}", log.display()), error))?;
+        let log_start = output.metadata().map_err(|error| failed("look at a log", error))?.len();
         let executable = std::env::current_exe().map_err(|error| failed("find this program's own executable", error))?;
         let mut command = Command::new(executable);
         for variable in VARIABLES_OF_OURS {
@@ -56,13 +60,21 @@ impl Child {
             .spawn()
             .map_err(|error| failed(&format!("start {name}"), error))?;
         let lifeline = process.stdin.take();
-        Ok(Self { name: name.to_owned(), process, _lifeline: lifeline, log })
+        Ok(Self { name: name.to_owned(), process, _lifeline: lifeline, log, log_start })
+    }
+
+    /// What it is called.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Waits until it ends.
     pub(super) async fn ended(&mut self) -> Ended {
         let status = self.process.wait().await;
-        Ended { name: self.name.clone(), status: shown(status), log: self.log.clone() }
+        let code = status.as_ref().ok().and_then(ExitStatus::code);
+        let reason = reason(&self.log, self.log_start).unwrap_or_else(|| "it did not say why".to_owned());
+        let text = format!("{} ended by itself ({}): {reason} (its log is {})", self.name, shown(status), self.log.display());
+        Ended { name: self.name.clone(), code, text }
     }
 
     /// Tells it to stop, and ends it if it has not within `patience`.
@@ -80,23 +92,31 @@ impl Child {
 /// How a program ended that nobody had told to.
 #[derive(Clone, Debug)]
 pub(super) struct Ended {
-    /// What it is called.
-    pub name: String,
-    status: String,
-    log: PathBuf,
+    name: String,
+    code: Option<i32>,
+    text: String,
 }
 
 impl Ended {
-    /// The end of its log.
-    pub(super) fn last_lines(&self) -> String {
-        tail(&self.log).unwrap_or_default()
+    /// The end of the broker.
+    pub(super) fn broker(error: &anyhow::Error) -> Self {
+        Self { name: "broker".to_owned(), code: None, text: format!("{error:#}") }
+    }
+
+    /// What is called so has ended.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it ended because the broker does not accept its credential any more.
+    pub(super) fn revoked(&self) -> bool {
+        self.code == Some(i32::from(REVOKED))
     }
 }
 
 impl std::fmt::Display for Ended {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} ended by itself ({}); the end of {}:", self.name, self.status, self.log.display())?;
-        self.last_lines().lines().try_for_each(|line| write!(f, "\n  {line}"))
+        f.write_str(&self.text)
     }
 }
 
@@ -111,15 +131,28 @@ fn open_log(log: &Path) -> std::io::Result<File> {
     File::options().create(true).append(true).open(log)
 }
 
-fn tail(log: &Path) -> std::io::Result<String> {
-    let mut file = File::open(log)?;
-    let bytes = file.metadata()?.len();
-    file.seek(SeekFrom::Start(bytes.saturating_sub(TAIL_BYTES)))?;
+/// The last complaint in a log from `start` on, as one line.
+fn reason(log: &Path, start: u64) -> Option<String> {
+    let mut file = File::open(log).ok()?;
+    let bytes = file.metadata().ok()?.len();
+    let from = start.max(bytes.saturating_sub(TAIL_BYTES));
+    file.seek(SeekFrom::Start(from)).ok()?;
     let mut text = Vec::new();
-    file.take(TAIL_BYTES).read_to_end(&mut text)?;
-    let text = crate::terminal::plain(&String::from_utf8_lossy(&text));
-    let lines: Vec<&str> = text.lines().collect();
-    Ok(lines.get(lines.len().saturating_sub(TAIL_LINES)..).unwrap_or_default().join("\n"))
+    file.take(TAIL_BYTES).read_to_end(&mut text).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    // The first line may have lost its beginning.
+    let lines = text.lines().skip(usize::from(from > start));
+    let complaint = lines.collect::<Vec<_>>().into_iter().rev().find_map(complaint)?;
+    Some(crate::terminal::plain(&complaint).chars().take(REASON_CHARS_MAX).collect())
+}
+
+/// What a line complains of: all that is not a record of the log, and of those the errors.
+fn complaint(line: &str) -> Option<String> {
+    match serde_json::from_str::<serde_json::Value>(line) {
+        Ok(record) if record["level"] == "ERROR" => record["message"].as_str().map(str::to_owned),
+        Ok(_) => None,
+        Err(_) => Some(line.trim().to_owned()).filter(|line| !line.is_empty()),
+    }
 }
 
 #[cfg(test)]
@@ -128,13 +161,24 @@ mod tests {
     use crate::testing::TestDir;
 
     #[test]
-    fn the_end_of_a_log_is_a_few_lines_and_harmless() {
+    fn the_reason_of_an_end_is_the_last_complaint_in_one_harmless_line() {
         let dir = TestDir::new();
         let log = dir.path().join("a.log");
-        std::fs::write(&log, "line\n".repeat(5000) + "\u{1b}[31mred\n").unwrap();
-        let tail = tail(&log).unwrap();
-        assert_eq!(tail.lines().count(), TAIL_LINES);
-        assert!(tail.ends_with("line\n\\u{1b}[31mred"), "{tail}");
+        let good = "{\"level\":\"INFO\",\"message\":\"ready\"}\n".repeat(1000);
+        let before = format!("an old complaint\n{good}");
+        let start = u64::try_from(before.len()).unwrap();
+        let found = |after: &str| {
+            std::fs::write(&log, format!("{before}{after}")).unwrap();
+            reason(&log, start)
+        };
+        assert_eq!(found(""), None);
+        assert_eq!(found(&good), None, "not even of a line that is cut");
+        assert_eq!(
+            found("{\"level\":\"ERROR\",\"message\":\"no room\"}\n{\"level\":\"INFO\",\"message\":\"x\"}\n").as_deref(),
+            Some("no room")
+        );
+        let red = found(&format!("{good}probeops-agent: \u{1b}[31mred\n\n"));
+        assert_eq!(red.as_deref(), Some("probeops-agent: \\u{1b}[31mred"));
     }
 
     #[test]

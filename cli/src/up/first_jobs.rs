@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use crate::client::Client;
 use crate::control::Control;
 use crate::exit::Failed;
-use crate::terminal::{pretty, say};
+use crate::terminal::{note, pretty, say};
 use crate::up::quoted;
 
 /// How long a job over HTTP may take.
@@ -27,14 +27,14 @@ const SERVICE_LIFETIME: Duration = Duration::from_mins(5);
 /// Where both jobs go.
 const TARGET: &str = "127.0.0.1";
 
-/// The job over HTTP: ping where a node announced it, else a connection to the API itself.
-fn first_job(url: &str, nodes: &[Value]) -> Value {
-    let announces = |node: &&Value, tool: &str| node["beat"]["tools"].as_array().is_some_and(|tools| tools.iter().any(|name| name == tool));
-    let region = |node: &Value| node["region"].clone();
-    match nodes.iter().find(|node| announces(node, ToolName::Ping.as_str())) {
-        Some(node) => json!({"tool": ToolName::Ping, "target": TARGET, "from": region(node), "parameters": {"count": 2}}),
-        None => json!({"tool": ToolName::Tcp, "target": TARGET, "from": nodes.first().map(region), "parameters": {"port": port_of(url)}}),
-    }
+/// The job over HTTP: ping where a node announced it, else a connection to the API itself; none without nodes.
+fn first_job(url: &str, nodes: &[Value]) -> Option<Value> {
+    let can_ping = |node: &&Value| node["beat"]["tools"].as_array().is_some_and(|tools| tools.contains(&json!(ToolName::Ping)));
+    let (tool, parameters, node) = match nodes.iter().find(can_ping) {
+        Some(node) => (ToolName::Ping, json!({"count": 2}), node),
+        None => (ToolName::Tcp, json!({"port": port_of(url)}), nodes.first()?),
+    };
+    Some(json!({"tool": tool, "target": TARGET, "from": node["region"], "parameters": parameters}))
 }
 
 fn port_of(url: &str) -> u16 {
@@ -42,9 +42,9 @@ fn port_of(url: &str) -> u16 {
 }
 
 /// The same as a line for a shell.
-pub(super) fn curl(url: &str, key_file: &Path, nodes: &[Value]) -> String {
-    let (body, key_file) = (first_job(url, nodes), quoted(key_file));
-    format!("curl -s {url}/v1/jobs -H \"authorization: Bearer $(cat {key_file})\" -H 'content-type: application/json' -d '{body}'")
+pub(super) fn curl(url: &str, key_file: &Path, nodes: &[Value]) -> Option<String> {
+    let (body, key_file) = (first_job(url, nodes)?, quoted(key_file));
+    Some(format!("curl -s {url}/v1/jobs -H \"authorization: Bearer $(cat {key_file})\" -H 'content-type: application/json' -d '{body}'"))
 }
 
 /// Runs one job over HTTP and one straight over NATS and prints both outcomes in full.
@@ -57,7 +57,9 @@ pub(super) async fn run(control: &Control, url: &str, nodes: &[Value]) -> Result
 async fn over_http(control: &Control, url: &str, nodes: &[Value]) -> Result<(), Failed> {
     let key = files::read_if_exists(&control.layout.admin_key()).map_err(|error| Failed::work(format!("{error:#}")))?.unwrap_or_default();
     let client = Client::new(url, key.trim().to_owned(), None)?;
-    let body = first_job(url, nodes);
+    let body = first_job(url, nodes).ok_or_else(no_nodes)?;
+    let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
+    note(format!("1. over HTTP: {} {} from {}", text("tool"), text("target"), text("from")));
     let answer = tokio::task::spawn_blocking(move || client.post("/v1/jobs", &body, HTTP_WITHIN)).await.map_err(Failed::work)??;
     say(pretty(&answer.body));
     let outcome = &answer.body["results"][0];
@@ -65,8 +67,8 @@ async fn over_http(control: &Control, url: &str, nodes: &[Value]) -> Result<(), 
 }
 
 async fn over_nats(control: &Control, url: &str, nodes: &[Value]) -> Result<(), Failed> {
-    let region = nodes.first().and_then(|node| node["region"].as_str()).unwrap_or_default();
-    let region: Region = region.parse().map_err(Failed::work)?;
+    let region: Region = nodes.first().and_then(|node| node["region"].as_str()).ok_or_else(no_nodes)?.parse().map_err(Failed::work)?;
+    note(format!("2. straight over NATS: tcp {TARGET} from {region}"));
     let name: Caller = "first-service".parse().map_err(Failed::work)?;
     let role = Role::Service { name: name.clone(), regions: vec![region.clone()], tools: vec![ToolName::Tcp], nodes: Vec::new() };
     let creds = control.layout.service_creds(&name);
@@ -95,5 +97,33 @@ async fn over_nats(control: &Control, url: &str, nodes: &[Value]) -> Result<(), 
         (Status::Failed, failure) => {
             Err(Failed::work(format!("its outcome is {}", failure.map_or_else(String::new, |failure| failure.to_string()))))
         }
+    }
+}
+
+fn no_nodes() -> Failed {
+    Failed::work("no demo agent runs, because all are revoked; grant one again with `probeops nodes add`")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_job_is_what_a_node_announced() {
+        let node = |region: &str, tools: &[&str]| json!({"region": region, "beat": {"tools": tools}});
+        let url = "http://127.0.0.1:8080";
+        let (bare, able) = (node("a", &["echo", "tcp"]), node("b", &["echo", "ping", "tcp"]));
+        let ping = json!({"tool": "ping", "target": "127.0.0.1", "from": "b", "parameters": {"count": 2}});
+        assert_eq!(first_job(url, &[bare.clone(), able]), Some(ping));
+        let tcp = json!({"tool": "tcp", "target": "127.0.0.1", "from": "a", "parameters": {"port": 8080}});
+        assert_eq!(first_job(url, &[bare]), Some(tcp));
+        assert_eq!(first_job(url, &[]), None);
+    }
+
+    #[test]
+    fn the_line_for_a_shell_survives_any_path() {
+        let nodes = [json!({"region": "a", "beat": {"tools": ["tcp"]}})];
+        let line = curl("http://127.0.0.1:1", Path::new("/a b/it's"), &nodes).unwrap();
+        assert!(line.contains(r"$(cat '/a b/it'\''s')"), "{line}");
     }
 }

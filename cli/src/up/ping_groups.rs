@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::exit::Failed;
+use crate::terminal::note;
 
 const SETTING: &str = "/proc/sys/net/ipv4/ping_group_range";
 
@@ -18,7 +19,7 @@ pub(super) fn allow() -> Result<(), Failed> {
         )));
     }
     std::fs::write(Path::new(SETTING), &range).map_err(|error| Failed::work(format!("cannot do what `{command}` does: {error}")))?;
-    tracing::info!("did what `{command}` does");
+    note(format!("did what `{command}` does"));
     Ok(())
 }
 

@@ -69,7 +69,7 @@ struct Given {
     #[arg(long, env = "NATS_SERVER", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     nats_server: Option<PathBuf>,
-    /// How long the credentials of this fabric last; they are renewed at each start and half way [default: 30d]
+    /// How long the credentials of this fabric last; they are renewed at each start and while it runs [default: 30d]
     #[arg(long, env = "PROBEOPS_CREDENTIAL_LIFETIME", value_name = "SPAN")]
     #[serde(skip_serializing_if = "Option::is_none")]
     credential_lifetime: Option<String>,
@@ -98,11 +98,13 @@ impl UpArgs {
     pub(super) fn settings(self) -> Result<Option<Settings>, Failed> {
         let file: Given = settings::load_if_given(self.config.as_deref()).map_err(Failed::usage)?;
         let given = self.given.or(file);
+        let shown = given.with_defaults(self.once);
+        let complete = given.complete(self.once, self.allow_ping).map_err(Failed::usage)?;
         if self.print_config {
-            crate::terminal::say(settings::printed(&given.with_defaults()).map_err(Failed::work)?.trim_end());
+            crate::terminal::say(settings::printed(&shown).map_err(Failed::work)?.trim_end());
             return Ok(None);
         }
-        given.complete(self.once, self.allow_ping).map(Some).map_err(Failed::usage)
+        Ok(Some(complete))
     }
 }
 
@@ -119,10 +121,10 @@ impl Given {
         }
     }
 
-    fn with_defaults(&self) -> Self {
+    fn with_defaults(&self, once: bool) -> Self {
         Self {
             data: Some(self.data.clone().unwrap_or_else(|| DATA_DEFAULT.into())),
-            http: Some(self.http.clone().unwrap_or_else(|| HTTP_DEFAULT.to_owned())),
+            http: Some(self.http.clone().unwrap_or_else(|| http_default(once).to_owned())),
             broker: Some(self.broker.clone().unwrap_or_else(|| BROKER_DEFAULT.to_owned())),
             credential_lifetime: Some(self.credential_lifetime.clone().unwrap_or_else(|| spans::shown(CREDENTIAL_LIFETIME))),
             ..self.clone()
@@ -130,13 +132,11 @@ impl Given {
     }
 
     fn complete(self, once: bool, allow_ping: bool) -> Result<Settings, String> {
-        // One run is no service: it takes no port that somebody may want.
-        let http_default = if once { "127.0.0.1:0" } else { HTTP_DEFAULT };
         let address = |name: &str, given: Option<&str>, default: &str| {
             let text = given.unwrap_or(default);
             text.parse::<SocketAddr>().map_err(|_| format!("{name}: `{text}` is not an IP address and a port, such as {default}"))
         };
-        let http = address("http", self.http.as_deref(), http_default)?;
+        let http = address("http", self.http.as_deref(), http_default(once))?;
         let broker = address("broker", self.broker.as_deref(), BROKER_DEFAULT)?;
         if !http.ip().is_loopback() {
             return Err(format!(
@@ -161,12 +161,25 @@ impl Given {
             Some(other) => return Err(format!("log_format: must be text or json, not `{other}`")),
         };
         let data = self.data.unwrap_or_else(|| DATA_DEFAULT.into());
+        if data.as_os_str().is_empty() {
+            return Err(format!("data: must name a folder, such as {DATA_DEFAULT}"));
+        }
         let (names, nats_server) = (self.names.unwrap_or_default(), self.nats_server);
         Ok(Settings { data, http, broker, names, nats_server, credential_lifetime, log_format, once, allow_ping })
     }
 }
 
+/// One run is no service: it takes no port that somebody may want.
+fn http_default(once: bool) -> &'static str {
+    if once { "127.0.0.1:0" } else { HTTP_DEFAULT }
+}
+
 impl Settings {
+    /// Refuses an address for the API that is taken, before anything is started.
+    pub(super) fn require_http(&self) -> Result<(), Failed> {
+        self.listen().map(drop)
+    }
+
     /// Where the API shall listen, with a port that is free.
     pub(super) fn listen(&self) -> Result<SocketAddr, Failed> {
         if self.http.port() == 0 {
@@ -175,10 +188,12 @@ impl Settings {
         }
         match std::net::TcpListener::bind(self.http) {
             Ok(_free) => Ok(self.http),
-            Err(error) => Err(Failed::work(format!(
-                "the API cannot listen on {}: {error}; stop what listens there, or choose another with --http",
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Failed::work(format!(
+                "port {} for the API ({}) is already in use; stop the program that has it, or choose another with --http",
+                self.http.port(),
                 self.http
             ))),
+            Err(error) => Err(Failed::work(format!("the API cannot listen on {}: {error}; choose another address with --http", self.http))),
         }
     }
 }

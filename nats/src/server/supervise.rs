@@ -61,6 +61,18 @@ pub struct Running {
 /// Starts a server with the configuration at `conf`, which was written from `settings`, and waits until it can be used. What it says before
 /// it has opened its log goes to `stderr_file`.
 pub async fn start(program: &Program, conf: &Path, settings: &ServerSettings, stderr_file: &Path) -> Result<Running> {
+    let mut running = spawn(program, conf, settings, stderr_file)?;
+    match running.ready(settings).await {
+        Ok(()) => Ok(running),
+        Err(error) => {
+            running.stop().await?;
+            Err(error)
+        }
+    }
+}
+
+/// The same without waiting.
+pub fn spawn(program: &Program, conf: &Path, settings: &ServerSettings, stderr_file: &Path) -> Result<Running> {
     require_free_ports(settings)?;
     let log_start = settings.log_file.as_ref().and_then(|file| std::fs::metadata(file).ok()).map_or(0, |metadata| metadata.len());
     let stderr = File::create(stderr_file).with_context(|| format!("cannot write {}", stderr_file.display()))?;
@@ -81,14 +93,7 @@ pub async fn start(program: &Program, conf: &Path, settings: &ServerSettings, st
     let group = shell.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw).context("the server ended at once")?;
     let pipe = shell.stdin.take();
     let log_file = settings.log_file.clone();
-    let mut running = Running { shell, group, pipe, log_file, log_start, stderr_file: stderr_file.to_owned() };
-    match running.wait_until_ready(settings).await {
-        Ok(()) => Ok(running),
-        Err(error) => {
-            running.stop().await?;
-            Err(error)
-        }
-    }
+    Ok(Running { shell, group, pipe, log_file, log_start, stderr_file: stderr_file.to_owned() })
 }
 
 impl Running {
@@ -117,7 +122,8 @@ impl Running {
         self.group.as_raw()
     }
 
-    async fn wait_until_ready(&mut self, settings: &ServerSettings) -> Result<()> {
+    /// Waits until the server can be used.
+    pub async fn ready(&mut self, settings: &ServerSettings) -> Result<()> {
         let deadline = Instant::now() + READY_MAX;
         loop {
             if let Some(status) = self.shell.try_wait().context("cannot look at nats-server")? {

@@ -1,0 +1,264 @@
+//! Everything that `up` runs: a broker, an API, and an agent for each demo node.
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use futures_util::future::{join_all, select_all};
+use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
+use probeops_nats::layout::Layout;
+use probeops_nats::layout::files::{self, Secrecy};
+use probeops_nats::server::supervise::{self, Running};
+use probeops_nats::server::{Search, free_ports};
+use probeops_nats::tls;
+use probeops_nats::vault::Vault;
+use probeops_shared::ids::{NodeId, Region};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::client::{Client, URL_FILE};
+use crate::control::{Control, write_servers, write_servers_elsewhere};
+use crate::exit::Failed;
+use crate::provision;
+use crate::terminal::note;
+use crate::up::child::{Child, Ended};
+use crate::up::settings::Settings;
+use crate::up::{LOOK_EVERY, unusable};
+
+/// The two demo nodes and their regions.
+const DEMO_NODES: [(&str, &str); 2] = [("demo-eu-1", "demo-eu"), ("demo-us-1", "demo-us")];
+/// What the demo nodes' owner allows.
+const DEMO_POLICY: &str =
+    "# The policy of the two demo agents. It allows loopback, so that the first run works without a network.\nallow_loopback = true\n";
+/// Where the broker's ports are kept for the next start.
+const PORTS_FILE: &str = "ports.json";
+/// Where the programs log.
+const LOG_DIR: &str = "log";
+/// How long everything may take until it is ready.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How long one look at the API may take.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+/// How long the agents may take to end what runs.
+const AGENT_PATIENCE: Duration = Duration::from_secs(70);
+/// How long the API may take to end.
+const API_PATIENCE: Duration = Duration::from_secs(90);
+/// So often in their lifetime credentials are renewed: one renewal may fail.
+const RENEWALS: u32 = 3;
+
+/// Everything that runs.
+pub(super) struct Fabric {
+    control: Control,
+    server: ServerSettings,
+    broker: Option<Running>,
+    api: Option<Child>,
+    agents: Vec<Child>,
+    nodes: Vec<NodeId>,
+    url: String,
+}
+
+/// The broker's ports.
+#[derive(Clone, Copy, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+struct Ports {
+    broker: u16,
+    websocket: u16,
+    monitoring: u16,
+}
+
+impl Fabric {
+    /// Starts the broker; the rest comes when it can be used.
+    pub(super) async fn start(settings: &Settings, layout: Layout) -> Result<Self, Failed> {
+        let vault = Vault::open_or_create(&layout).map_err(unusable)?;
+        let certificate = tls::ensure(&layout, &settings.names).map_err(unusable)?;
+        let search = Search::usual(settings.nats_server.clone(), &layout);
+        let found = tokio::task::spawn_blocking(move || search.find_or_fetch(&|line| note(line))).await;
+        let program = found.map_err(Failed::work)?.map_err(|error| Failed::work(error.to_string()))?;
+        let ports = ports(&layout, settings)?;
+        let ip = settings.broker.ip();
+        let mut server = ServerSettings::in_layout(&layout, &certificate, SocketAddr::new(ip, ports.broker));
+        server.websocket = Some(WebSocket { listen: SocketAddr::new(ip, ports.websocket), tls: TlsEnd::Server });
+        server.monitoring_port = Some(ports.monitoring);
+        server.write(&vault, &layout.server_conf()).map_err(unusable)?;
+        let broker = supervise::spawn(&program, &layout.server_conf(), &server, &layout.server_stderr()).map_err(unusable)?;
+        let servers = vec![format!("tls://127.0.0.1:{}", ports.broker)];
+        write_servers(&layout, &servers)?;
+        let elsewhere: Vec<String> = settings.names.iter().map(|name| format!("tls://{}:{}", bracketed(name), ports.broker)).collect();
+        write_servers_elsewhere(&layout, &elsewhere)?;
+        let control = Control { layout, vault, servers };
+        Ok(Self { control, server, broker: Some(broker), api: None, agents: Vec::new(), nodes: Vec::new(), url: String::new() })
+    }
+
+    /// The keys, and the broker they are for.
+    pub(super) fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Where the API answers.
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// Waits for the broker, fills it, and starts the programs.
+    pub(super) async fn start_programs(&mut self, settings: &Settings) -> Result<(), Failed> {
+        if let Some(broker) = &mut self.broker {
+            broker.ready(&self.server).await.map_err(unusable)?;
+        }
+        self.nodes = provision::everything(&self.control, &demo_nodes()?, settings.credential_lifetime).await?;
+        let layout = &self.control.layout;
+        let logs = layout.root().join(LOG_DIR);
+        files::make_dir(&logs).map_err(unusable)?;
+        let policy = layout.root().join("demo-policy.toml");
+        files::write(&policy, DEMO_POLICY.as_bytes(), Secrecy::Public).map_err(unusable)?;
+        let http = settings.listen()?;
+        self.url = format!("http://{http}");
+        files::write(&layout.root().join(URL_FILE), self.url.as_bytes(), Secrecy::Public).map_err(unusable)?;
+        let mut api = self.common("api");
+        api.extend(words([("--http", Path::new(&http.to_string())), ("--creds", &layout.creds_dir()), ("--vault", layout.root())]));
+        self.api = Some(Child::start("api", &api, &logs)?);
+        for id in &self.nodes {
+            let mut agent = self.common("agent");
+            agent.extend(words([("--creds", &layout.node_creds(id)), ("--policy", &policy)]));
+            self.agents.push(Child::start(id.as_str(), &agent, &logs)?);
+        }
+        Ok(())
+    }
+
+    /// What every program of ours is told.
+    fn common(&self, program: &str) -> Vec<OsString> {
+        let (servers, ca) = (self.control.servers.join(","), self.control.layout.ca_certificate());
+        let told = words([("--servers", Path::new(&servers)), ("--ca", &ca), ("--log-format", Path::new("json"))]);
+        [program.into()].into_iter().chain(told).collect()
+    }
+
+    /// Waits until every demo node is online; what the API says of them.
+    pub(super) async fn ready(&mut self) -> Result<Vec<Value>, Failed> {
+        let key = files::read_if_exists(&self.control.layout.admin_key()).map_err(unusable)?.unwrap_or_default();
+        let client = std::sync::Arc::new(Client::new(&self.url, key.trim().to_owned(), None)?);
+        let started = Instant::now();
+        loop {
+            let asked = std::sync::Arc::clone(&client);
+            let asking = tokio::task::spawn_blocking(move || asked.get("/v1/nodes", &[], LOOK_MAX));
+            let answer = tokio::select! {
+                answer = asking => answer.map_err(Failed::work)?,
+                ended = self.ended() => return Err(Failed::work(ended)),
+            };
+            let lacks = match answer {
+                Ok(answer) => {
+                    let nodes: Vec<Value> = answer.body["nodes"].as_array().cloned().unwrap_or_default();
+                    let ours = |node: &Value| self.nodes.iter().any(|id| node["id"] == id.as_str()) && node["online"] == true;
+                    // Others may be online too; what the demo agents allow, they need not.
+                    let online: Vec<Value> = nodes.into_iter().filter(ours).collect();
+                    if online.len() == self.nodes.len() {
+                        return Ok(online);
+                    }
+                    format!("{} of {} demo agents are online", online.len(), self.nodes.len())
+                }
+                Err(error) => error.to_string(),
+            };
+            if started.elapsed() > READY_WITHIN {
+                let logs = self.control.layout.root().join(LOG_DIR);
+                let waited = READY_WITHIN.as_secs();
+                return Err(Failed::work(format!("not ready after {waited} s: {lacks}; what the programs say is in {}", logs.display())));
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Renews credentials until something ends that must not.
+    pub(super) async fn stay(&mut self, credential_lifetime: Duration) -> Result<(), Failed> {
+        let mut renewal = tokio::time::interval(credential_lifetime / RENEWALS);
+        renewal.tick().await;
+        loop {
+            tokio::select! {
+                ended = self.ended() => self.survive(ended)?,
+                _ = renewal.tick() => match provision::everything(&self.control, &demo_nodes()?, credential_lifetime).await {
+                    Ok(_) => tracing::info!("the credentials of this fabric were renewed"),
+                    Err(error) => tracing::warn!("the credentials of this fabric could not be renewed and are tried again: {error}"),
+                },
+            }
+        }
+    }
+
+    /// The fabric goes on without an agent that was revoked, and without nothing else.
+    fn survive(&mut self, ended: Ended) -> Result<(), Failed> {
+        if !ended.revoked() {
+            return Err(Failed::work(ended));
+        }
+        note(format!("probeops: {ended}; the rest goes on"));
+        self.agents.retain(|agent| agent.name() != ended.name());
+        Ok(())
+    }
+
+    /// Waits until something ends that nobody told to.
+    async fn ended(&mut self) -> Ended {
+        let broker = async {
+            match &mut self.broker {
+                Some(broker) => Ended::broker(&broker.ended().await),
+                None => std::future::pending().await,
+            }
+        };
+        let programs = self.api.iter_mut().chain(&mut self.agents).map(|program| Box::pin(program.ended()));
+        let programs: Vec<_> = programs.collect();
+        tokio::select! {
+            ended = broker => ended,
+            (ended, _, _) = select_all(programs) => ended,
+        }
+    }
+
+    /// Ends everything: agents first, so that what runs is answered; the broker last.
+    pub(super) async fn stop(&mut self) {
+        join_all(self.agents.drain(..).map(|agent| agent.stop(AGENT_PATIENCE))).await;
+        if let Some(api) = self.api.take() {
+            api.stop(API_PATIENCE).await;
+        }
+        // Gone already or never there: nothing to remove.
+        drop(std::fs::remove_file(self.control.layout.root().join(URL_FILE)));
+        if let Some(broker) = self.broker.take()
+            && let Err(error) = broker.stop().await
+        {
+            tracing::error!("the broker did not stop cleanly: {error:#}");
+        }
+    }
+}
+
+fn demo_nodes() -> Result<Vec<(NodeId, Region)>, Failed> {
+    DEMO_NODES.iter().map(|(id, region)| Ok((id.parse().map_err(Failed::work)?, region.parse().map_err(Failed::work)?))).collect()
+}
+
+fn words<'a, const PAIRS: usize>(pairs: [(&'a str, &'a Path); PAIRS]) -> impl Iterator<Item = OsString> + 'a {
+    pairs.into_iter().flat_map(|(flag, value)| [flag.into(), value.into()])
+}
+
+/// A name as it stands in an address.
+fn bracketed(name: &str) -> String {
+    if name.contains(':') { format!("[{name}]") } else { name.to_owned() }
+}
+
+/// The broker's ports: as given, else those of the last start, else any that are free.
+fn ports(layout: &Layout, settings: &Settings) -> Result<Ports, Failed> {
+    let path = layout.root().join(PORTS_FILE);
+    let held: Option<Ports> = files::read_if_exists(&path).map_err(unusable)?.and_then(|text| serde_json::from_str(&text).ok());
+    let [broker, websocket, monitoring] = free_ports().map_err(|error| Failed::work(format!("no port is free: {error}")))?;
+    let is_free = |ip: IpAddr, port: u16| TcpListener::bind((ip, port)).is_ok();
+    let ip = settings.broker.ip();
+    let mut ports = held.unwrap_or(Ports { broker, websocket, monitoring });
+    // Nobody was told these two.
+    if !is_free(ip, ports.websocket) {
+        ports.websocket = websocket;
+    }
+    if !is_free(Ipv4Addr::LOCALHOST.into(), ports.monitoring) {
+        ports.monitoring = monitoring;
+    }
+    if settings.broker.port() != 0 {
+        ports.broker = settings.broker.port();
+    } else if !is_free(ip, ports.broker) {
+        return Err(Failed::work(format!(
+            "the broker cannot listen on port {} of {ip}, which it had before; stop what has it now, or choose another with --broker",
+            ports.broker
+        )));
+    }
+    let text = serde_json::to_string(&ports).map_err(Failed::work)?;
+    files::write(&path, text.as_bytes(), Secrecy::Public).map_err(unusable)?;
+    Ok(ports)
+}
