@@ -569,10 +569,10 @@ pub fn free_port() -> SocketAddr {
 
 /// A folder that goes with its owner.
 #[derive(Debug)]
-struct Folder(PathBuf);
+pub(crate) struct Folder(pub(crate) PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let path = std::env::temp_dir().join(format!("probeops-test-{:016x}", rand::random::<u64>()));
         std::fs::create_dir_all(&path).expect("a folder");
         Self(path)

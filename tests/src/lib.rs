@@ -7,4 +7,5 @@ pub mod fabric;
 pub mod http;
 pub mod identity;
 mod process;
+pub mod up;
 pub mod wire;

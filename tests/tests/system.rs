@@ -10,8 +10,11 @@ mod system {
     mod direct;
     mod failover;
     mod lifecycle;
+    mod register;
     mod replicas;
     mod tidy;
     mod tools;
+    mod up;
+    mod up_refusals;
     mod wss;
 }

@@ -1,0 +1,192 @@
+//! The first run: `up`, `up --once`, what they print, and what they survive.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use probeops_nats::vault::credentials::Credentials;
+use probeops_shared::timestamp::Timestamp;
+use probeops_tests::up::{Home, NOBODY, documents, is_root, wait_until};
+use serde_json::{Value, json};
+
+const PING_GROUPS: &str = "/proc/sys/net/ipv4/ping_group_range";
+
+/// Runs the pasted line as a shell does.
+#[track_caller]
+fn paste(home: &Home, line: &str) -> Value {
+    let has_curl = Command::new("curl").arg("--version").output().is_ok_and(|said| said.status.success());
+    assert!(has_curl, "this test pastes the line into a shell and needs curl; get it with `apt-get install curl`");
+    let mut shell = Command::new("sh");
+    shell.arg("-c").arg(line);
+    let said = home.finish(shell).good();
+    serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {line}\n{said}"))
+}
+
+/// Whether a group may open ping sockets on this machine.
+fn may_ping(group: u32) -> bool {
+    let range = std::fs::read_to_string(PING_GROUPS).unwrap();
+    let bounds: Vec<u32> = range.split_whitespace().map(|bound| bound.parse().unwrap()).collect();
+    (bounds[0]..=bounds[1]).contains(&group)
+}
+
+#[test]
+fn the_first_run_prints_what_works_when_pasted_and_keeps_its_state() {
+    let home = Home::new();
+    let system = std::fs::read_to_string(PING_GROUPS).unwrap();
+    let mut up = home.up("it's data", &[]);
+    assert!(up.url().starts_with("http://127.0.0.1:"), "{}", up.log());
+    assert!(up.log().starts_with("ready http://"), "nothing before it:\n{}", up.log());
+    let key = up.line("key   ");
+    assert_eq!(std::fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(up.log().contains("allow loopback as a target"), "{}", up.log());
+    let job = paste(&home, &up.curl());
+    assert_eq!((&job["status"], &job["results"][0]["status"]), (&json!("finished"), &json!("success")), "{job}");
+    assert_eq!(job["target"], "127.0.0.1");
+    // Ping where the agents announced it, else tcp to the API itself; and what is missing is said with its cure.
+    let nodes = up.caller().get("/v1/nodes").expect(200);
+    let nodes: Vec<&Value> = nodes["nodes"].as_array().unwrap().iter().collect();
+    assert_eq!(nodes.iter().map(|node| &node["region"]).collect::<Vec<_>>(), ["demo-eu", "demo-us"]);
+    let can_ping = nodes[0]["beat"]["tools"].as_array().unwrap().contains(&json!("ping"));
+    assert_eq!(job["tool"], if can_ping { "ping" } else { "tcp" }, "{nodes:?}");
+    assert_eq!(up.log().contains("ping_group_range"), !can_ping, "{}", up.log());
+    assert_eq!(std::fs::read_to_string(PING_GROUPS).unwrap(), system);
+
+    let second = home.run(&["up", "--data", "it's data", "--http", "127.0.0.1:0"]).bad(1);
+    assert!(second.contains(&format!("is in use by process {}; stop that one", up.process_id())), "{second}");
+
+    assert_eq!(up.others().len(), 6, "the broker below its shell, the API, two agents: {:?}", up.others());
+    assert_eq!(up.end(Signal::SIGINT), Some(0), "{}", up.log());
+    assert_eq!(up.others(), [], "nothing is left when it has ended");
+    assert!(!up.log().contains("probeops:"), "{}", up.log());
+
+    let mut again = home.up("it's data", &[]);
+    assert_eq!(again.line("key   "), key);
+    let caller = again.caller();
+    assert_eq!(caller.get(&format!("/v1/jobs/{}", job["id"].as_str().unwrap())).expect(200)["results"], job["results"]);
+    let trail = caller.get(&format!("/v1/audit?request_id={}", job["id"].as_str().unwrap())).expect(200);
+    assert_eq!(trail["records"].as_array().map(Vec::len), Some(2), "accepted and finished: {trail}");
+    let keys = caller.get("/v1/keys").expect(200);
+    assert_eq!(keys["keys"].as_array().map(Vec::len), Some(1), "{keys}");
+    assert_eq!(paste(&home, &again.curl())["results"][0]["status"], "success");
+    assert_eq!(again.end(Signal::SIGTERM), Some(0), "{}", again.log());
+    assert_eq!(again.others(), []);
+}
+
+#[test]
+fn once_prints_both_outcomes_in_full_and_names_the_step_that_fails() {
+    let home = Home::new();
+    // In the folder that is taken unless another is named.
+    let once = ["up", "--once"];
+    let said = home.run(&once).good();
+    let [job, outcome] = &documents(&said)[..] else { panic!("two documents, not\n{said}") };
+    assert_eq!((&job["status"], &job["results"][0]["status"]), (&json!("finished"), &json!("success")), "{job}");
+    assert_eq!((&outcome["status"], &outcome["tool"]), (&json!("success"), &json!("tcp")), "{outcome}");
+    for outcome in [&job["results"][0], outcome] {
+        assert!(outcome["report"].is_object() && outcome["output"].as_str().is_some_and(|text| !text.is_empty()), "{outcome}");
+        assert!(outcome["node"]["id"].as_str().is_some_and(|id| id.starts_with("demo-")), "{outcome}");
+    }
+
+    // The service's credential cannot be written where a folder is.
+    let in_the_way = home.path(".probeops/services/first-service.creds");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let failed = home.run(&once);
+    assert_eq!((failed.code, documents(&failed.out).len()), (Some(1), 1), "{}", failed.err);
+    let last = failed.err.lines().last().unwrap();
+    assert!(last.starts_with("probeops: step `a job straight over NATS` failed: ") && last.contains("first-service.creds"), "{last}");
+    std::fs::remove_dir(&in_the_way).unwrap();
+
+    // A key that may look and not ask.
+    let mut up = home.up(".probeops", &[]);
+    let key = home.run(&["keys", "add", "reader", "--scopes", "nodes:read"]).good();
+    assert_eq!(up.end(Signal::SIGTERM), Some(0));
+    std::fs::write(home.path(".probeops/admin.key"), key).unwrap();
+    let failed = home.run(&once);
+    assert_eq!((failed.code, failed.out.as_str()), (Some(1), ""), "{}", failed.err);
+    let last = failed.err.lines().last().unwrap();
+    assert!(last.starts_with("probeops: step `a job over HTTP` failed: forbidden") && last.contains("jobs:write"), "{last}");
+}
+
+#[test]
+fn somebody_who_may_do_nothing_gets_ping_or_tcp_as_the_kernel_allows() {
+    let home = Home::new();
+    home.folder_of_nobody("home");
+    std::fs::set_permissions(home.path(""), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let nats_server = home.nats_server();
+    let data = home.path("home/data");
+    let arguments = ["up", "--once", "--data", data.to_str().unwrap()];
+    let run = |more: &[&str]| {
+        let mut command = home.as_nobody(home.probeops(&arguments).args(more));
+        command.env("HOME", home.path("home")).env("NATS_SERVER", &nats_server);
+        home.finish(command)
+    };
+    let said = run(&[]).good();
+    let [job, outcome] = &documents(&said)[..] else { panic!("two documents, not\n{said}") };
+    let group = if is_root() { NOBODY } else { nix::unistd::getegid().as_raw() };
+    assert_eq!(job["tool"], if may_ping(group) { "ping" } else { "tcp" }, "{job}");
+    assert_eq!((&job["results"][0]["status"], &outcome["status"]), (&json!("success"), &json!("success")), "{said}");
+    if may_ping(group) {
+        run(&["--allow-ping"]).good();
+    } else {
+        let why = run(&["--allow-ping"]).bad(2);
+        assert!(why.contains("needs root; run `sudo sysctl -w net.ipv4.ping_group_range="), "{why}");
+    }
+}
+
+#[test]
+fn a_killed_up_leaves_nothing_running_and_the_next_one_starts() {
+    let home = Home::new();
+    let mut up = home.up("data", &[]);
+    let job = paste(&home, &up.curl());
+    let left: Vec<(i32, String)> = up.others();
+    assert_eq!(up.end(Signal::SIGKILL), None);
+    // At once, while the old broker may still have the streams.
+    let mut next = home.up("data", &[]);
+    let mut still = next.others();
+    still.retain(|process| left.contains(process));
+    assert_eq!(still, [], "what was left has ended");
+    let id = job["id"].as_str().unwrap();
+    assert_eq!(next.caller().get(&format!("/v1/jobs/{id}")).expect(200)["results"], job["results"]);
+
+    // What ends by itself ends everything, with one line.
+    let (api, _) = next.others().into_iter().find(|(_, line)| line.contains(" api ")).unwrap();
+    kill(Pid::from_raw(api), Signal::SIGKILL).unwrap();
+    assert_eq!(next.wait(), Some(1), "{}", next.log());
+    assert_eq!(next.others(), []);
+    let complaint = next.line("probeops: ");
+    assert!(complaint.starts_with("api ended by itself (signal: 9 (SIGKILL)") && complaint.contains("log/api.log"), "{complaint}");
+
+    // Killed while it starts, and told to stop while it starts.
+    let mut starting = home.start_up("data", &[]);
+    wait_until("the broker is there", || starting.others().iter().any(|(_, line)| line.contains("server.conf")));
+    assert_eq!(starting.end(Signal::SIGKILL), None);
+    let mut starting = home.start_up("data", &[]);
+    wait_until("the broker is there", || starting.others().iter().any(|(_, line)| line.contains("server.conf")));
+    assert_eq!(starting.end(Signal::SIGTERM), Some(0), "{}", starting.log());
+    assert_eq!(starting.others(), []);
+    let mut last = home.up("data", &[]);
+    assert_eq!(paste(&home, &last.curl())["results"][0]["status"], "success");
+    assert_eq!(last.end(Signal::SIGINT), Some(0));
+}
+
+#[test]
+fn credentials_that_expired_while_it_was_away_are_renewed_at_the_start() {
+    let home = Home::new();
+    let mut up = home.up("data", &["--credential-lifetime", "10s"]);
+    let held = |name: &str| Credentials::read_if_exists(&home.path(name)).unwrap().unwrap().expires_at;
+    let files = ["data/creds/api.creds", "data/creds/collector.creds", "data/nodes/demo-eu-1.creds", "data/nodes/demo-us-1.creds"];
+    // It outlives its first credentials.
+    let first: Vec<Timestamp> = files.iter().map(|name| held(name)).collect();
+    wait_until("the first credentials are over", || first.iter().all(|expiry| *expiry < Timestamp::now()));
+    assert_eq!(paste(&home, &up.curl())["results"][0]["status"], "success", "{}", up.log());
+    assert_eq!(up.end(Signal::SIGTERM), Some(0), "{}", up.log());
+    // The clock goes past the last ones while nothing runs.
+    wait_until("all credentials are over", || files.iter().all(|name| held(name) < Timestamp::now()));
+    let mut again = home.up("data", &[]);
+    assert_eq!(paste(&home, &again.curl())["results"][0]["status"], "success", "{}", again.log());
+    let twenty_nine_days = Timestamp::now().plus(std::time::Duration::from_hours(29 * 24));
+    for name in files {
+        assert!(held(name) > twenty_nine_days, "{name} lasts until {}", held(name));
+    }
+    assert_eq!(again.end(Signal::SIGTERM), Some(0));
+}
