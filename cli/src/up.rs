@@ -96,7 +96,7 @@ async fn live(fabric: &mut Fabric, settings: &Settings) -> Result<(), Failed> {
     fabric.start_programs(settings).await?;
     let nodes = fabric.ready().await?;
     if settings.once {
-        return first_jobs::run(fabric.control(), fabric.url(), &nodes).await;
+        return first_jobs::run(fabric, &nodes).await;
     }
     announce(fabric, &nodes);
     fabric.stay(settings.credential_lifetime).await
@@ -106,7 +106,7 @@ fn announce(fabric: &Fabric, nodes: &[Value]) {
     let key_file = fabric.control().layout.admin_key();
     say(format!("ready {}", fabric.url()));
     say(format!("key   {}", key_file.display()));
-    match first_jobs::curl(fabric.url(), &key_file, nodes) {
+    match first_jobs::curl(fabric, nodes) {
         Some(line) => {
             say("Try it:");
             say(format!("  {line}"));

@@ -21,8 +21,9 @@ pub const DEADLINE_MAX: Duration = Duration::from_hours(1);
 pub const ACCEPTED_AFTER: Duration = Duration::from_millis(20);
 /// A run says at least this often that it is alive, if events were asked for.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(2);
-/// An accepted run that says nothing for this long is lost.
-pub const SILENCE_MAX: Duration = Duration::from_secs(5);
+/// An accepted run that says nothing for this long is given up: twice what it may be silent, and less than grace, so that a node that dies
+/// soon after it accepted can still be replaced before the deadline.
+pub const SILENCE_MAX: Duration = Duration::from_secs(4);
 
 /// The header names of jobs and of their answers.
 pub mod header {

@@ -29,8 +29,12 @@ use crate::up::{LOOK_EVERY, unusable};
 /// The two demo nodes and their regions.
 const DEMO_NODES: [(&str, &str); 2] = [("demo-eu-1", "demo-eu"), ("demo-us-1", "demo-us")];
 /// What the demo nodes' owner allows.
-const DEMO_POLICY: &str =
-    "# The policy of the two demo agents. It allows loopback, so that the first run works without a network.\nallow_loopback = true\n";
+const DEMO_POLICY: &str = "\
+# The policy of the two demo agents. It allows loopback, so that the first run works without a network, but not the API itself.
+allow_loopback = true
+[deny]
+endpoints = [\"{api}\"]
+";
 /// Where the broker's ports are kept for the next start.
 const PORTS_FILE: &str = "ports.json";
 /// Where the programs log.
@@ -94,6 +98,11 @@ impl Fabric {
         &self.control
     }
 
+    /// A port of this machine that something listens on and that the demo agents may touch: the broker's figures.
+    pub(super) fn open_port(&self) -> u16 {
+        self.server.monitoring_port.unwrap_or_default()
+    }
+
     /// Where the API answers.
     pub(super) fn url(&self) -> &str {
         &self.url
@@ -109,8 +118,8 @@ impl Fabric {
         let logs = layout.root().join(LOG_DIR);
         files::make_dir(&logs).map_err(unusable)?;
         let policy = layout.root().join("demo-policy.toml");
-        files::write(&policy, DEMO_POLICY.as_bytes(), Secrecy::Public).map_err(unusable)?;
         let http = settings.listen()?;
+        files::write(&policy, DEMO_POLICY.replace("{api}", &http.to_string()).as_bytes(), Secrecy::Public).map_err(unusable)?;
         self.url = format!("http://{http}");
         files::write(&layout.root().join(URL_FILE), self.url.as_bytes(), Secrecy::Public).map_err(unusable)?;
         let mut api = self.common("api");

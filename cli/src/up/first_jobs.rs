@@ -15,9 +15,9 @@ use probeops_shared::tools::ToolName;
 use serde_json::{Value, json};
 
 use crate::client::Client;
-use crate::control::Control;
 use crate::exit::Failed;
 use crate::terminal::{note, pretty, say};
+use crate::up::fabric::Fabric;
 use crate::up::quoted;
 
 /// How long a job over HTTP may take.
@@ -27,37 +27,38 @@ const SERVICE_LIFETIME: Duration = Duration::from_mins(5);
 /// Where both jobs go.
 const TARGET: &str = "127.0.0.1";
 
-/// The job over HTTP: ping where a node announced it, else a connection to the API itself; none without nodes.
-fn first_job(url: &str, nodes: &[Value]) -> Option<Value> {
+/// The job over HTTP: ping where a node announced it, else a connection to a port that is open; none without nodes.
+fn first_job(open_port: u16, nodes: &[Value]) -> Option<Value> {
     let can_ping = |node: &&Value| node["beat"]["tools"].as_array().is_some_and(|tools| tools.contains(&json!(ToolName::Ping)));
     let (tool, parameters, node) = match nodes.iter().find(can_ping) {
         Some(node) => (ToolName::Ping, json!({"count": 2}), node),
-        None => (ToolName::Tcp, json!({"port": port_of(url)}), nodes.first()?),
+        None => (ToolName::Tcp, json!({"port": open_port}), nodes.first()?),
     };
     Some(json!({"tool": tool, "target": TARGET, "from": node["region"], "parameters": parameters}))
 }
 
-fn port_of(url: &str) -> u16 {
-    url.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default()
+/// The same as a line for a shell.
+pub(super) fn curl(fabric: &Fabric, nodes: &[Value]) -> Option<String> {
+    Some(line(fabric.url(), &fabric.control().layout.admin_key(), &first_job(fabric.open_port(), nodes)?))
 }
 
-/// The same as a line for a shell.
-pub(super) fn curl(url: &str, key_file: &Path, nodes: &[Value]) -> Option<String> {
-    let (body, key_file) = (first_job(url, nodes)?, quoted(key_file));
-    Some(format!("curl -s {url}/v1/jobs -H \"authorization: Bearer $(cat {key_file})\" -H 'content-type: application/json' -d '{body}'"))
+fn line(url: &str, key_file: &Path, body: &Value) -> String {
+    let key_file = quoted(key_file);
+    format!("curl -s {url}/v1/jobs -H \"authorization: Bearer $(cat {key_file})\" -H 'content-type: application/json' -d '{body}'")
 }
 
 /// Runs one job over HTTP and one straight over NATS and prints both outcomes in full.
-pub(super) async fn run(control: &Control, url: &str, nodes: &[Value]) -> Result<(), Failed> {
+pub(super) async fn run(fabric: &Fabric, nodes: &[Value]) -> Result<(), Failed> {
     let step = |name: &'static str| move |error: Failed| Failed::work(format!("step `{name}` failed: {error}"));
-    over_http(control, url, nodes).await.map_err(step("a job over HTTP"))?;
-    over_nats(control, url, nodes).await.map_err(step("a job straight over NATS"))
+    over_http(fabric, nodes).await.map_err(step("a job over HTTP"))?;
+    over_nats(fabric, nodes).await.map_err(step("a job straight over NATS"))
 }
 
-async fn over_http(control: &Control, url: &str, nodes: &[Value]) -> Result<(), Failed> {
+async fn over_http(fabric: &Fabric, nodes: &[Value]) -> Result<(), Failed> {
+    let control = fabric.control();
     let key = files::read_if_exists(&control.layout.admin_key()).map_err(|error| Failed::work(format!("{error:#}")))?.unwrap_or_default();
-    let client = Client::new(url, key.trim().to_owned(), None)?;
-    let body = first_job(url, nodes).ok_or_else(no_nodes)?;
+    let client = Client::new(fabric.url(), key.trim().to_owned(), None)?;
+    let body = first_job(fabric.open_port(), nodes).ok_or_else(no_nodes)?;
     let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
     note(format!("1. over HTTP: {} {} from {}", text("tool"), text("target"), text("from")));
     let answer = tokio::task::spawn_blocking(move || client.post("/v1/jobs", &body, HTTP_WITHIN)).await.map_err(Failed::work)??;
@@ -66,7 +67,8 @@ async fn over_http(control: &Control, url: &str, nodes: &[Value]) -> Result<(), 
     if outcome["status"] == "success" { Ok(()) } else { Err(Failed::work(format!("its outcome is {}", outcome["failure"]))) }
 }
 
-async fn over_nats(control: &Control, url: &str, nodes: &[Value]) -> Result<(), Failed> {
+async fn over_nats(fabric: &Fabric, nodes: &[Value]) -> Result<(), Failed> {
+    let control = fabric.control();
     let region: Region = nodes.first().and_then(|node| node["region"].as_str()).ok_or_else(no_nodes)?.parse().map_err(Failed::work)?;
     note(format!("2. straight over NATS: tcp {TARGET} from {region}"));
     let name: Caller = "first-service".parse().map_err(Failed::work)?;
@@ -76,7 +78,7 @@ async fn over_nats(control: &Control, url: &str, nodes: &[Value]) -> Result<(), 
     let link = Link { servers: control.servers.clone(), ca: control.ca(), creds: creds.clone() };
     let (client, _events) = connect(&link, "first service", &role.inbox_prefix()).await.map_err(Failed::work)?;
     std::fs::remove_file(&creds).map_err(|error| Failed::work(format!("cannot remove {}: {error}", creds.display())))?;
-    let message = json!({"tool": ToolName::Tcp, "target": TARGET, "parameters": {"port": port_of(url), "timeout": 2}}).to_string();
+    let message = json!({"tool": ToolName::Tcp, "target": TARGET, "parameters": {"port": fabric.open_port(), "timeout": 2}}).to_string();
     let job = Job::parse(message.as_bytes()).map_err(|rejected| Failed::work(rejected.invalid))?;
     let token = ReplyToken::new();
     let mut answers = client.subscribe(subjects::reply(&name, token, subjects::ANY)).await.map_err(Failed::work)?;
@@ -111,19 +113,17 @@ mod tests {
     #[test]
     fn the_first_job_is_what_a_node_announced() {
         let node = |region: &str, tools: &[&str]| json!({"region": region, "beat": {"tools": tools}});
-        let url = "http://127.0.0.1:8080";
         let (bare, able) = (node("a", &["echo", "tcp"]), node("b", &["echo", "ping", "tcp"]));
         let ping = json!({"tool": "ping", "target": "127.0.0.1", "from": "b", "parameters": {"count": 2}});
-        assert_eq!(first_job(url, &[bare.clone(), able]), Some(ping));
-        let tcp = json!({"tool": "tcp", "target": "127.0.0.1", "from": "a", "parameters": {"port": 8080}});
-        assert_eq!(first_job(url, &[bare]), Some(tcp));
-        assert_eq!(first_job(url, &[]), None);
+        assert_eq!(first_job(8222, &[bare.clone(), able]), Some(ping));
+        let tcp = json!({"tool": "tcp", "target": "127.0.0.1", "from": "a", "parameters": {"port": 8222}});
+        assert_eq!(first_job(8222, &[bare]), Some(tcp));
+        assert_eq!(first_job(8222, &[]), None);
     }
 
     #[test]
     fn the_line_for_a_shell_survives_any_path() {
-        let nodes = [json!({"region": "a", "beat": {"tools": ["tcp"]}})];
-        let line = curl("http://127.0.0.1:1", Path::new("/a b/it's"), &nodes).unwrap();
+        let line = line("http://127.0.0.1:1", Path::new("/a b/it's"), &json!({}));
         assert!(line.contains(r"$(cat '/a b/it'\''s')"), "{line}");
     }
 }

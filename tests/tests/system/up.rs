@@ -43,7 +43,11 @@ fn the_first_run_prints_what_works_when_pasted_and_keeps_its_state() {
     let job = paste(&home, &up.curl());
     assert_eq!((&job["status"], &job["results"][0]["status"]), (&json!("finished"), &json!("success")), "{job}");
     assert_eq!(job["target"], "127.0.0.1");
-    // Ping where the agents announced it, else tcp to the API itself; and what is missing is said with its cure.
+    // Loopback, but not what this machine's fabric itself listens on for others.
+    let own_port: u16 = up.url().rsplit(':').next().unwrap().parse().unwrap();
+    let touched = up.caller().job("tcp", "127.0.0.1", "demo-eu", &json!({"port": own_port})).outcome();
+    assert_eq!(touched["failure"]["kind"], "denied", "{touched}");
+    // Ping where the agents announced it, else tcp; and what is missing is said with its cure.
     let nodes = up.caller().get("/v1/nodes").expect(200);
     let nodes: Vec<&Value> = nodes["nodes"].as_array().unwrap().iter().collect();
     assert_eq!(nodes.iter().map(|node| &node["region"]).collect::<Vec<_>>(), ["demo-eu", "demo-us"]);
