@@ -19,6 +19,7 @@ use probeops_shared::presence::Unavailable;
 use probeops_shared::subjects::{self, ToNode};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
+use probeops_shared::tools::network::ms;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -135,7 +136,7 @@ impl Worker {
         let (result, next_seq) = self.accompany(&asker, &job.request_id, bounded).await;
         let unheard = entry.superseded.is_cancelled() && result.is_err();
         drop(entry);
-        let duration_ms = started.elapsed().as_secs_f64() * 1000.0;
+        let duration_ms = ms(started.elapsed());
         let found = match &result {
             Ok(_) => None,
             Err(failure) => {

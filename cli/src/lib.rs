@@ -1,7 +1,7 @@
 //! The command `probeops`: up, a subcommand a tool, nodes, services, keys, audit.
 //!
 //! # Layout
-//! - [`up`]: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
+//! - `up`: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
 //! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. Both ask the HTTP API, by `client`.
 //! - `register`: nodes, services and keys, with the keys of the data folder (`control`).
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.

@@ -1,7 +1,7 @@
 """Does what README.md says, as written there, in a fresh folder: starts `up`, pastes the curl call, asks from the command line, makes a
 service's credential, and asks straight over NATS with nats-py, once as granted and once not.
 
-Arguments: the program `probeops`, an empty folder. Needs curl and, for this Python, the package nats-py.
+Arguments: the program `probeops`, an empty folder. Needs curl and, for this Python, the package nats-py[nkeys].
 """
 
 import json
@@ -104,7 +104,7 @@ def check_http(reader, printed):
         assert answer["results"][0]["status"] == "success", answer
         # Where pings are not possible, `up` prints a line with another tool.
         if answer["tool"] == shown["tool"]:
-            assert shape(answer) == shape(shown), "README shows another answer than the API gives"
+            assert shape(answer) == shape(shown), f"README.md shows another answer than the API gives:\n{shape(shown)}\n{shape(answer)}"
     output = succeeded(reader.shell(block("sh", "probeops ping")))
     print(output)
     assert "2 packets transmitted, 2 received" in output, output
