@@ -51,6 +51,8 @@ pub struct Fabric {
 /// What an agent may be told; the default is as `up` tells its own.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
+    /// Another program than the command that the tests build.
+    pub program: Option<PathBuf>,
     /// Another address of the broker.
     pub server: Option<String>,
     /// Another authority.
@@ -73,6 +75,7 @@ impl Default for AgentOptions {
     fn default() -> Self {
         let tools = ToolName::ALL.iter().map(|tool| tool.as_str()).collect();
         Self {
+            program: None,
             server: None,
             ca: None,
             tools,
@@ -306,8 +309,8 @@ impl Fabric {
     fn start_agent(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {
         let creds = self.layout.node_creds(&id.parse().expect("an id"));
         let policy = self.file(&format!("{id}-policy.toml"), if options.allow_loopback { "allow_loopback = true\n" } else { "" });
-        let mut command = program();
-        command.arg("agent").arg("--servers").arg(options.server.clone().unwrap_or_else(|| self.url()));
+        let mut command = options.program.as_ref().map_or_else(|| with_subcommand("agent"), Command::new);
+        command.arg("--servers").arg(options.server.clone().unwrap_or_else(|| self.url()));
         command.arg("--ca").arg(options.ca.clone().unwrap_or_else(|| self.ca())).arg("--creds").arg(creds).arg("--policy").arg(policy);
         command.args(options.resolvers.iter().flat_map(|resolvers| ["--resolvers", resolvers]));
         for (flag, slots) in [("--slots-light", options.slots_light), ("--slots-probe", options.slots_probe)] {
@@ -559,6 +562,12 @@ pub fn program() -> Command {
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PROBEOPS_")) {
         command.env_remove(name);
     }
+    command
+}
+
+fn with_subcommand(name: &str) -> Command {
+    let mut command = program();
+    command.arg(name);
     command
 }
 

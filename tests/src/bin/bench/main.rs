@@ -9,13 +9,13 @@ mod load;
 mod relay;
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
-use probeops_tests::fabric::{Agent, Api, Fabric, free_port};
+use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric, free_port};
 
 use crate::load::{Measured, Question};
 
@@ -107,22 +107,26 @@ fn compare(connections: usize, rounds: usize, round: Duration) -> anyhow::Result
 
 /// What an agent and an API hold when nobody asks anything.
 fn memory() -> anyhow::Result<()> {
-    let ours = Ours::start();
+    let ours = Ours::start_with(&AgentOptions { program: Some(shipped_agent()?), ..AgentOptions::default() });
     std::thread::sleep(SETTLED);
     let (agent, api) = (resident_mib(ours.agent.process_id())?, resident_mib(ours.api.process_id())?);
-    println!("memory, idle, resident\n  agent {agent:.1} MiB\n  API   {api:.1} MiB");
+    println!("memory, idle, resident\n  agent {agent:.1} MiB (as shipped)\n  API   {api:.1} MiB (the command with everything in it)");
     Ok(())
 }
 
 /// How large the agent is as it is shipped.
 fn size() -> anyhow::Result<()> {
+    let bytes = std::fs::metadata(shipped_agent()?)?.len();
+    println!("size, profile dist\n  probeops-agent {bytes} bytes");
+    Ok(())
+}
+
+/// The agent as it is shipped.
+fn shipped_agent() -> anyhow::Result<PathBuf> {
     let built = Command::new(env!("CARGO")).args(["build", "--profile", "dist", "-p", "probeops-agent"]).status()?;
     ensure!(built.success(), "the agent cannot be built");
     let own = std::env::current_exe()?;
-    let target = own.ancestors().nth(2).context("no target folder")?;
-    let bytes = std::fs::metadata(target.join("dist/probeops-agent"))?.len();
-    println!("size, profile dist\n  probeops-agent {bytes} bytes");
-    Ok(())
+    Ok(own.ancestors().nth(2).context("no target folder")?.join("dist/probeops-agent"))
 }
 
 fn resident_mib(process_id: u32) -> anyhow::Result<f64> {
@@ -141,9 +145,13 @@ struct Ours {
 
 impl Ours {
     fn start() -> Self {
+        Self::start_with(&AgentOptions::default())
+    }
+
+    fn start_with(options: &AgentOptions) -> Self {
         let fabric = Fabric::start();
         let api = fabric.api();
-        let agent = fabric.agent("bench-1", "eu");
+        let agent = fabric.agent_with("bench-1", "eu", options);
         api.wait_for_nodes(1);
         Self { agent, api, fabric }
     }
