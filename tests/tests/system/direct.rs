@@ -1,5 +1,6 @@
 //! Jobs published straight to the broker, by any client that holds a service's credential.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::{Client, HeaderMap, StatusCode};
@@ -96,6 +97,25 @@ fn what_is_wrong_with_a_published_job_is_answered_too() {
         assert_eq!(answer.body["failure"]["kind"], kind, "{}", answer.body);
         assert!(answer.body["failure"]["detail"].as_str().unwrap_or_default().contains(words), "{}", answer.body);
     }
+}
+
+#[test]
+fn a_message_of_a_megabyte_costs_its_publisher_the_connection_and_nobody_else_anything() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    fabric.agent("d-1", "eu");
+    let service = Publisher::new(&fabric, "billing", &["echo"], &[]);
+    let connects = || service.client.statistics().connects.load(Ordering::Relaxed);
+    assert_eq!(connects(), 1);
+    fabric.block_on(async {
+        let (subject, reply) = ("job.v1.eu.echo.billing", "_INBOX.billing.large._");
+        service.client.publish_with_reply(subject, reply, vec![b' '; 1_000_000].into()).await.unwrap();
+    });
+    api.wait_until("the broker has cut the connection, and it is back", || connects() >= 2);
+    assert_eq!(service.ask("job.v1.eu.echo.billing", &job("echo", "after"), HeaderMap::new()).body["status"], "success");
+    let records = api.wait_for_audit("principal=billing", 1);
+    assert_eq!(records.len(), 1, "the large one reached no node: {records:?}");
+    assert_eq!(records[0]["target"], "after");
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Nodes and the broker fail while jobs come in: every job is answered once, none starts after its deadline, everything recovers by itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write;
+use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -148,6 +150,33 @@ fn a_killed_node_costs_no_job() {
     none_started_late(&api, &told);
     fabric.agent_again("f-1");
     api.wait_until("f-1 answers again", || api.admin().job("echo", "x", "node:f-1", &json!({})).status == 200);
+}
+
+#[test]
+fn a_node_that_dies_soon_after_it_began_is_replaced_before_the_deadline() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    let first = fabric.agent("f-1", "eu");
+    fabric.agent_with("f-2", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
+    api.wait_for_nodes(2);
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = target.local_addr().unwrap().port();
+    let ask = |from: &'static str| {
+        let caller = api.admin();
+        let parameters = json!({"port": port, "banner": true, "banner_wait_ms": 10_000});
+        std::thread::spawn(move || caller.job("tcp", "127.0.0.1", from, &parameters).outcome())
+    };
+    // The second node is full, so the first takes the job.
+    let (filling, mut filled) = (ask("node:f-2"), target.accept().unwrap().0);
+    let (asked, _begun) = (ask("eu"), target.accept().unwrap().0);
+    // Long enough for it to have said that it accepted: before that, it would be replaced in any case.
+    std::thread::sleep(Duration::from_millis(200));
+    first.kill();
+    filled.write_all(b"done\r\n").unwrap();
+    assert_eq!(filling.join().unwrap()["status"], "success");
+    target.accept().unwrap().0.write_all(b"hello\r\n").unwrap();
+    let outcome = asked.join().unwrap();
+    assert_eq!((&outcome["status"], &outcome["node"]["id"]), (&json!("success"), &json!("f-2")), "{outcome}");
 }
 
 #[test]
