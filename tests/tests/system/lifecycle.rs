@@ -4,7 +4,6 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use probeops_tests::fabric::{AgentOptions, Fabric};
-use probeops_tests::wire::Wire;
 use serde_json::json;
 
 #[test]
@@ -47,25 +46,23 @@ fn a_node_told_to_stop_finishes_what_runs_and_takes_nothing_new() {
 }
 
 #[test]
-fn a_node_whose_link_is_cut_costs_no_job_and_comes_back_by_itself() {
+fn a_run_whose_node_falls_silent_is_lost_and_one_that_nobody_takes_unavailable() {
     let fabric = Fabric::start();
     let api = fabric.api();
-    let wire = Wire::to(fabric.listen());
-    fabric.agent("c-1", "eu");
-    fabric.agent("c-2", "eu");
-    fabric.agent_with("c-3", "eu", &AgentOptions { server: Some(format!("tls://{}", wire.address())), ..AgentOptions::default() });
-    api.wait_for_nodes(3);
-    wire.cut();
-    for number in 0..100 {
-        let outcome = api.admin().job("echo", &format!("cut {number}"), "eu", &json!({})).outcome();
-        assert_eq!(outcome["status"], "success", "{outcome}");
-        assert_ne!(outcome["node"]["id"], "c-3", "{outcome}");
-    }
-    api.wait_until("c-3 answers again", || {
-        let answer = api.admin().job("echo", "x", "node:c-3", &json!({}));
-        std::thread::sleep(Duration::from_millis(500));
-        answer.status == 200 && answer.body["results"][0]["status"] == "success"
-    });
+    let agent = fabric.agent("q-1", "eu");
+    api.wait_for_nodes(1);
+    let target = TcpListener::bind("127.0.0.1:0").unwrap();
+    let parameters = json!({"port": target.local_addr().unwrap().port(), "banner": true, "banner_wait_ms": 10_000});
+    let caller = api.admin();
+    let asked = std::thread::spawn(move || caller.job("tcp", "127.0.0.1", "node:q-1", &parameters).failure_kind());
+    let (_begun, _) = target.accept().unwrap();
+    // Long enough for it to have said that it accepted.
+    std::thread::sleep(Duration::from_millis(200));
+    agent.pause();
+    assert_eq!(asked.join().unwrap(), "lost");
+    // The roster still has it, and nobody listens any more.
+    agent.kill();
+    assert_eq!(api.admin().job("echo", "x", "node:q-1", &json!({})).failure_kind(), "unavailable");
 }
 
 #[test]
