@@ -94,10 +94,15 @@ fn filters(args: &AuditArgs) -> Vec<(&'static str, String)> {
     given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
+/// A line for each record, by their own times: the trail has them as they arrived, and a node sends a second's worth at once.
 fn shown(records: &[Value]) -> String {
-    let row = |record: &Value| -> Option<[String; 7]> {
-        let record: Record = serde_json::from_value(record.clone()).ok()?;
-        Some([
+    let row = |record: &Value| -> [String; 7] {
+        let Ok(record) = serde_json::from_value::<Record>(record.clone()) else {
+            // Of another version, perhaps; what there is to see is shown all the same.
+            let time = record.get("time").and_then(Value::as_str).unwrap_or("-");
+            return [plain(time), "?".into(), "?".into(), "?".into(), "?".into(), "?".into(), plain(&record.to_string())];
+        };
+        [
             record.time.to_string(),
             record.verdict.as_str().to_owned(),
             plain(&record.principal),
@@ -105,9 +110,11 @@ fn shown(records: &[Value]) -> String {
             plain(&record.tool),
             plain(&record.target),
             plain(&record.detail),
-        ])
+        ]
     };
-    let rows: Vec<_> = records.iter().filter_map(row).collect();
+    let mut rows: Vec<_> = records.iter().map(row).collect();
+    // Times of one form sort as text.
+    rows.sort_by(|[earlier, ..], [later, ..]| later.cmp(earlier));
     table(["TIME", "VERDICT", "PRINCIPAL", "NODE", "TOOL", "TARGET", "DETAIL"], &rows)
 }
 
@@ -145,5 +152,14 @@ mod tests {
         let record = json!({"time": "2026-01-31T12:00:00Z", "verdict": "denied", "principal": "svc", "tool": "ping", "target": "a\u{1b}b", "request_id": "r"});
         let text = shown(&[record]);
         assert_eq!(text.lines().nth(1).unwrap(), "2026-01-31T12:00:00.000000Z  denied   svc        -     ping  a\\u{1b}b");
+    }
+
+    #[test]
+    fn records_are_in_the_order_of_their_times_and_none_is_left_out() {
+        let at = |second: u32, verdict: &str| json!({"time": format!("2026-01-31T12:00:0{second}.000000Z"), "verdict": verdict, "principal": "p"});
+        let text = shown(&[at(1, "finished"), at(3, "vanished"), at(2, "denied")]);
+        let times: Vec<&str> = text.lines().skip(1).map(|line| &line[17..19]).collect();
+        assert_eq!(times, ["03", "02", "01"], "{text}");
+        assert!(text.contains("vanished"), "{text}");
     }
 }

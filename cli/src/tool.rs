@@ -115,12 +115,13 @@ fn positive(outcome: &Outcome) -> bool {
     outcome.status == Status::Success && outcome.report.as_ref().is_some_and(|report| !negative(report))
 }
 
-/// The findings that a person would call bad: nothing received, a port that is not open, a name that does not exist.
+/// The findings that a person would call bad: nothing received, a port that is not open, no answer, a name that does not exist.
 fn negative(report: &Value) -> bool {
     let nothing_received = report.pointer("/stats/received").and_then(Value::as_u64) == Some(0);
     let not_open = report.get("state").and_then(Value::as_str).is_some_and(|state| state != "open");
-    let no_answer = report.pointer("/rcode/code").and_then(Value::as_u64).is_some_and(|code| code != 0);
-    nothing_received || not_open || no_answer
+    let no_answer = report.get("answered") == Some(&Value::Bool(false));
+    let no_such_name = report.pointer("/rcode/code").and_then(Value::as_u64).is_some_and(|code| code != 0);
+    nothing_received || not_open || no_answer || no_such_name
 }
 
 #[cfg(test)]
@@ -156,6 +157,7 @@ mod tests {
             (json!({"state": "refused"}), false),
             (json!({"rcode": {"code": 0}}), true),
             (json!({"rcode": {"code": 3}}), false),
+            (json!({"answered": false}), false),
             (json!({"version": "1"}), true),
         ] {
             assert_eq!(positive(&outcome(Status::Success, report.clone())), good, "{report}");
