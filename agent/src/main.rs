@@ -25,6 +25,10 @@ struct Command {
     program: Program,
 }
 
+/// A job is many small allocations on several threads, which the C library's own allocator makes a sixth of its cost.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     Command::parse().program.run()
 }

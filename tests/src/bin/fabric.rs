@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// A job is many small allocations on several threads, which the C library's own allocator makes a sixth of its cost.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     probeops::main()
 }
