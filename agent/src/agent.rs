@@ -145,8 +145,9 @@ impl Life {
         for class in Class::ALL {
             life.join(class).await;
         }
+        let acknowledged = life.presence.hello().await;
         let (presence, end) = (Arc::clone(&life.presence), life.end.clone());
-        drop(life.tasks.spawn(async move { presence.beat(&end).await }));
+        drop(life.tasks.spawn(async move { presence.beat(acknowledged, &end).await }));
         Ok(life)
     }
 

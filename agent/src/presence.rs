@@ -38,17 +38,21 @@ impl Presence {
         Self { worker, inbox, health, boot_id, started_at: Timestamp::now(), counter: AtomicU64::new(0), say_hello: Notify::new() }
     }
 
-    /// Beats until told to stop.
-    pub(crate) async fn beat(&self, stop: &CancellationToken) {
-        let mut kind = EventKind::Hello;
+    /// The first word; whether it was acknowledged. The broker has answered when it returns, so it knows of everything subscribed before.
+    pub(crate) async fn hello(&self) -> bool {
+        self.say(EventKind::Hello).await
+    }
+
+    /// Beats until told to stop; the last word was acknowledged or not.
+    pub(crate) async fn beat(&self, mut acknowledged: bool, stop: &CancellationToken) {
         loop {
-            let acknowledged = self.say(kind).await;
             let wait = if acknowledged { jittered(BEAT_INTERVAL_MS) } else { UNACKNOWLEDGED_RETRY };
-            tokio::select! {
-                () = self.say_hello.notified() => kind = EventKind::Hello,
-                () = tokio::time::sleep(wait) => kind = EventKind::Beat,
+            let kind = tokio::select! {
+                () = self.say_hello.notified() => EventKind::Hello,
+                () = tokio::time::sleep(wait) => EventKind::Beat,
                 () = stop.cancelled() => return,
-            }
+            };
+            acknowledged = self.say(kind).await;
         }
     }
 

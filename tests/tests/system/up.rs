@@ -143,14 +143,16 @@ fn a_killed_up_leaves_nothing_running_and_the_next_one_starts() {
     let mut up = home.up("data", &[]);
     let job = paste(&home, &up.curl());
     let left: Vec<(i32, String)> = up.others();
+    // An answer does not wait for its job to be kept; whoever reads it does.
+    let kept = format!("/v1/jobs/{}", job["id"].as_str().unwrap());
+    up.caller().get(&kept).expect(200);
     assert_eq!(up.end(Signal::SIGKILL), None);
     // At once, while the old broker may still have the streams.
     let mut next = home.up("data", &[]);
     let mut still = next.others();
     still.retain(|process| left.contains(process));
     assert_eq!(still, [], "what was left has ended");
-    let id = job["id"].as_str().unwrap();
-    assert_eq!(next.caller().get(&format!("/v1/jobs/{id}")).expect(200)["results"], job["results"]);
+    assert_eq!(next.caller().get(&kept).expect(200)["results"], job["results"]);
 
     // What ends by itself ends everything, with one line.
     let (api, _) = next.others().into_iter().find(|(_, line)| line.contains(" api ")).unwrap();
