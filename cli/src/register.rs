@@ -4,7 +4,10 @@ mod keys;
 mod nodes;
 mod services;
 
+use std::path::Path;
+
 use clap::Args;
+use probeops_nats::vault::credentials::Credentials;
 use probeops_shared::timestamp::Timestamp;
 
 use crate::control::{Control, DataArgs};
@@ -37,6 +40,26 @@ fn refuse_second(held: bool, renew: bool, kind: &str, name: &str) -> Result<(), 
 async fn revoke(control: &Control, public_key: &str) -> Result<(), Failed> {
     let revoked = probeops_nats::revoke::revoke(&control.layout, &control.servers, control.ca(), public_key).await;
     revoked.map(drop).map_err(|error| Failed::work(format!("{error:#}")))
+}
+
+/// What a new credential is about to replace.
+struct Held<'a> {
+    /// The key of the one in force.
+    public_key: &'a str,
+    /// Whether the new one grants the same.
+    same_rights: bool,
+}
+
+/// Voids a credential that the new one would leave in force beside it: of another key than lies where the new one is written, because its file
+/// was carried away, or with other rights, because the broker honours the older claims of a key as long as they last.
+async fn void_what_would_stay(control: &Control, held: &Held<'_>, path: &Path) -> Result<(), Failed> {
+    let there = Credentials::read_if_exists(path).map_err(|error| Failed::work(format!("{error:#}")))?;
+    if held.same_rights && there.is_some_and(|there| there.public_key == held.public_key) {
+        return Ok(());
+    }
+    revoke(control, held.public_key).await?;
+    note("The credential it had before is void from now on; whoever uses it is cut off.");
+    Ok(())
 }
 
 fn joined<T: std::fmt::Display>(items: &[T]) -> String {

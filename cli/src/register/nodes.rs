@@ -14,7 +14,7 @@ use probeops_shared::tools::ToolName;
 
 use crate::control::{Control, DataArgs, block_on};
 use crate::exit::Failed;
-use crate::register::{ListArgs, joined, list, refuse_second, revoke, state};
+use crate::register::{Held, ListArgs, joined, list, refuse_second, revoke, state, void_what_would_stay};
 use crate::terminal::{note, say};
 
 /// Grant, list and revoke nodes; works while the broker runs
@@ -90,8 +90,13 @@ async fn add_node(args: NodeAdd) -> Result<(), Failed> {
     let control = Control::open(&args.data)?;
     let session = control.session().await?;
     let held: Option<NodeGrant> = session.read(storage::NODES, args.id.as_str()).await?;
-    refuse_second(held.is_some_and(|grant| grant.revoked_at.is_none()), args.renew, "node", args.id.as_str())?;
+    let held = held.filter(|grant| grant.revoked_at.is_none());
+    refuse_second(held.is_some(), args.renew, "node", args.id.as_str())?;
     let path = args.out.unwrap_or_else(|| control.layout.node_creds(&args.id));
+    if let Some(held) = &held {
+        let same_rights = held.region == args.region && held.tools == args.tools;
+        void_what_would_stay(&control, &Held { public_key: &held.public_key, same_rights }, &path).await?;
+    }
     let grant = grant_node(&control, &args.id, &args.region, &args.tools, &path, CREDENTIAL_LIFETIME)?;
     let servers = control.servers_elsewhere()?;
     session.write(storage::NODES, args.id.as_str(), &grant).await?;

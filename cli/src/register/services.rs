@@ -13,7 +13,7 @@ use probeops_shared::tools::ToolName;
 
 use crate::control::{Control, DataArgs, block_on};
 use crate::exit::Failed;
-use crate::register::{ListArgs, joined, list, refuse_second, revoke, state};
+use crate::register::{Held, ListArgs, joined, list, refuse_second, revoke, state, void_what_would_stay};
 use crate::terminal::say;
 
 /// Grant, list and revoke services that publish jobs straight to the broker; works while the broker runs
@@ -105,8 +105,13 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
     let control = Control::open(&args.data)?;
     let session = control.session().await?;
     let held: Option<ServiceGrant> = session.read(storage::SERVICES, args.name.as_str()).await?;
-    refuse_second(held.is_some_and(|grant| grant.revoked_at.is_none()), args.renew, "service", args.name.as_str())?;
+    let held = held.filter(|grant| grant.revoked_at.is_none());
+    refuse_second(held.is_some(), args.renew, "service", args.name.as_str())?;
     let path = args.out.unwrap_or_else(|| control.layout.service_creds(&args.name));
+    if let Some(held) = &held {
+        let same_rights = held.regions == args.regions && held.tools == args.tools && held.nodes == args.nodes;
+        void_what_would_stay(&control, &Held { public_key: &held.public_key, same_rights }, &path).await?;
+    }
     let role =
         Role::Service { name: args.name.clone(), regions: args.regions.clone(), tools: args.tools.clone(), nodes: args.nodes.clone() };
     let minted = control.vault.mint_to(&path, &role, CREDENTIAL_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;

@@ -114,6 +114,43 @@ fn a_node_that_was_added_joins_and_one_that_was_revoked_is_cut_off_and_stays_out
     assert_eq!(up.end(Signal::SIGTERM), Some(0));
 }
 
+#[test]
+fn a_credential_that_was_carried_away_or_was_wider_is_void_once_another_takes_its_place() {
+    let home = Home::new();
+    let mut up = home.up("data", &[]);
+    let ended = |creds: &Path| {
+        let mut command = home.probeops(&["agent", "--servers", &servers(&home), "--ca", "data/tls/ca.pem"]);
+        command.arg("--creds").arg(creds);
+        home.finish(command).code
+    };
+    let (made, away, wider) = (home.path("data/nodes/fra-1.creds"), home.path("away.creds"), home.path("wider.creds"));
+    probeops(&home, "nodes add fra-1 --region office --tools echo,tcp");
+    std::fs::rename(&made, &away).unwrap();
+    let renewed = home.run(&arguments("nodes add fra-1 --region office --tools echo,tcp --renew"));
+    assert!(renewed.err.contains("void from now on"), "{}", renewed.err);
+    renewed.good();
+    assert_eq!(ended(&away), Some(78), "nothing else could take it back any more");
+
+    // Renewed where it lies and with the same rights, it goes on; with fewer, the wider one must not.
+    std::fs::copy(&made, &wider).unwrap();
+    let key = |path: &Path| Credentials::read_if_exists(path).unwrap().unwrap().public_key;
+    probeops(&home, "nodes add fra-1 --region office --tools echo,tcp --renew");
+    assert_eq!(key(&made), key(&wider));
+    probeops(&home, "nodes add fra-1 --region office --tools echo --renew");
+    assert_eq!(ended(&wider), Some(78));
+    probeops(&home, "nodes revoke fra-1");
+    assert_eq!(ended(&made), Some(78));
+
+    let (made, away) = (home.path("data/services/billing.creds"), home.path("billing.creds"));
+    probeops(&home, "services add billing --regions demo-eu --tools echo");
+    std::fs::rename(&made, &away).unwrap();
+    probeops(&home, "services add billing --regions demo-eu --tools echo --renew");
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    assert!(runtime.block_on(connect(&home, &away)).is_err());
+    runtime.block_on(connect(&home, &made)).unwrap();
+    assert_eq!(up.end(Signal::SIGTERM), Some(0), "{}", up.log());
+}
+
 /// A connection of a service, and what happens to it.
 async fn connect(home: &Home, creds: &Path) -> Result<(Client, mpsc::UnboundedReceiver<Event>), async_nats::ConnectError> {
     let (told, events) = mpsc::unbounded_channel();
