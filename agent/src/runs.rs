@@ -52,14 +52,15 @@ impl Runs {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (key, cancel, superseded) = ((caller, request_id), CancellationToken::new(), CancellationToken::new());
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let slot = match running.remove(&key) {
-            Some(older) => {
-                let later = older.attempt.is_some() && older.attempt < attempt;
-                if later { &older.superseded } else { &older.cancel }.cancel();
-                if older.class == class { Some(older.slot) } else { slots.take(class) }
-            }
-            None => slots.take(class),
-        }?;
+        // One of another class makes no room in this one; where there is none, it goes on.
+        let makes_room = running.get(&key).is_some_and(|older| older.class == class);
+        let taken = if makes_room { None } else { Some(slots.take(class)?) };
+        let older = running.remove(&key);
+        if let Some(older) = &older {
+            let later = older.attempt.is_some() && older.attempt < attempt;
+            if later { &older.superseded } else { &older.cancel }.cancel();
+        }
+        let slot = taken.or_else(|| older.map(|older| older.slot))?;
         running.insert(key.clone(), Entry { number, cancel: cancel.clone(), superseded: superseded.clone(), attempt, class, slot });
         Some(Running { runs: Arc::clone(self), key, number, cancel, superseded })
     }
@@ -147,6 +148,16 @@ mod tests {
         let _older = runs.enter(candidate("svc", "r", Class::Probe), &slots).unwrap();
         let _newer = runs.enter(candidate("svc", "r", Class::Light), &slots).unwrap();
         assert_eq!((runs.len(), slots.free(Class::Probe)), (1, 1));
+    }
+
+    #[test]
+    fn a_repeated_request_that_finds_no_room_leaves_the_older_run_alone() {
+        let (runs, slots) = (Arc::new(Runs::default()), Slots::new(&[(Class::Probe, 1), (Class::Light, 1)].into()));
+        let _other = runs.enter(candidate("svc", "other", Class::Light), &slots).unwrap();
+        let older = runs.enter(candidate("svc", "r", Class::Probe), &slots).unwrap();
+        assert!(runs.enter(candidate("svc", "r", Class::Light), &slots).is_none());
+        assert!(!older.cancel.is_cancelled() && !older.superseded.is_cancelled());
+        assert_eq!(runs.len(), 2);
     }
 
     #[test]

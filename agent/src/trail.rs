@@ -36,6 +36,14 @@ struct Waiting {
     dropped: u64,
 }
 
+/// The oldest records, on their way.
+#[derive(Debug)]
+struct Batch {
+    records: Vec<Record>,
+    /// How many had been dropped when it was taken.
+    dropped_before: u64,
+}
+
 impl Trail {
     /// Adds a record.
     pub(crate) fn record(&self, mut record: Record) {
@@ -69,17 +77,20 @@ impl Trail {
                 () = stop.cancelled() => break,
             }
             while let Some(batch) = self.batch() {
-                if self.send_batch(inbox, node, batch).await {
-                    continue;
+                // The same again until it is acknowledged: what was kept and not acknowledged is then known for a repetition.
+                while !self.send_batch(inbox, node, &batch).await {
+                    tokio::select! {
+                        () = tokio::time::sleep(RETRY_AFTER) => {}
+                        () = stop.cancelled() => break,
+                    }
                 }
-                tokio::select! {
-                    () = tokio::time::sleep(RETRY_AFTER) => {}
-                    () = stop.cancelled() => break,
+                if stop.is_cancelled() {
+                    break;
                 }
             }
         }
         while let Some(batch) = self.batch() {
-            if !self.send_batch(inbox, node, batch).await {
+            if !self.send_batch(inbox, node, &batch).await {
                 let left = self.waiting.lock().map_or(0, |waiting| waiting.records.len());
                 tracing::error!(records = left, "the agent stops with audit records that nobody acknowledged");
                 return;
@@ -87,29 +98,28 @@ impl Trail {
         }
     }
 
-    fn batch(&self) -> Option<Vec<Record>> {
+    fn batch(&self) -> Option<Batch> {
         let waiting = self.waiting.lock().ok()?;
         let mut bytes = 0;
         let fits = |record: &&Record| {
             bytes += serde_json::to_vec(record).map_or(0, |record| record.len());
             bytes <= BATCH_BYTES_MAX
         };
-        let batch: Vec<Record> = waiting.records.iter().take(BATCH_MAX).take_while(fits).cloned().collect();
-        (!batch.is_empty()).then_some(batch)
+        let records: Vec<Record> = waiting.records.iter().take(BATCH_MAX).take_while(fits).cloned().collect();
+        (!records.is_empty()).then_some(Batch { records, dropped_before: waiting.dropped })
     }
 
     /// Sends a batch and, once it is acknowledged, forgets it.
-    async fn send_batch(&self, inbox: &Inbox, node: &NodeRef, batch: Vec<Record>) -> bool {
-        let dropped_before = self.waiting.lock().map_or(0, |waiting| waiting.dropped);
-        let Ok(payload) = serde_json::to_vec(&batch) else { return false };
+    async fn send_batch(&self, inbox: &Inbox, node: &NodeRef, batch: &Batch) -> bool {
+        let Ok(payload) = serde_json::to_vec(&batch.records) else { return false };
         let subject = subjects::event(&node.region, &node.id, EventKind::Audit);
         if inbox.ask(subject, payload.into()).await.is_none() {
             return false;
         }
         if let Ok(mut waiting) = self.waiting.lock() {
             // Those dropped meanwhile for want of room were the oldest: part of this batch.
-            let dropped = usize::try_from(waiting.dropped - dropped_before).unwrap_or(usize::MAX);
-            let acknowledged = batch.len().saturating_sub(dropped).min(waiting.records.len());
+            let dropped = usize::try_from(waiting.dropped - batch.dropped_before).unwrap_or(usize::MAX);
+            let acknowledged = batch.records.len().saturating_sub(dropped).min(waiting.records.len());
             waiting.records.drain(..acknowledged);
         }
         true
@@ -142,7 +152,7 @@ mod tests {
                 duration_ms: None,
             });
         }
-        let batch = trail.batch().unwrap();
+        let batch = trail.batch().unwrap().records;
         assert!(batch.len() > 10 && batch.len() < BATCH_MAX, "{}", batch.len());
         assert!(serde_json::to_vec(&batch).unwrap().len() < BATCH_BYTES_MAX + 1024);
         assert_eq!(batch[0].detail.chars().count(), DETAIL_CHARS_MAX + 1);

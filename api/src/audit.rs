@@ -11,6 +11,7 @@ use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::NodeId;
 use probeops_shared::timestamp::Timestamp;
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -117,6 +118,12 @@ impl Audit {
     }
 }
 
+/// The id of a message of the trail: the same for the same records of the same writer, so that the broker keeps them once however often they
+/// are sent, and another for anybody else's.
+pub(crate) fn message_id(writer: impl std::fmt::Display, payload: &[u8]) -> String {
+    format!("{writer}.{}", data_encoding::HEXLOWER.encode(&Sha256::digest(payload)))
+}
+
 fn blank(verdict: Verdict, principal: &str, request_id: &str) -> Record {
     Record {
         time: Timestamp::now(),
@@ -144,6 +151,13 @@ fn cut(text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_message_has_an_id_of_its_writer_and_its_content() {
+        assert_eq!(message_id("api-1", b"x"), message_id("api-1", b"x"));
+        assert_ne!(message_id("api-1", b"x"), message_id("api-2", b"x"), "two replicas may refuse the same request in the same moment");
+        assert_ne!(message_id("api-1", b"x"), message_id("api-1", b"y"));
+    }
 
     #[test]
     fn long_texts_are_cut_between_characters() {

@@ -8,13 +8,17 @@ use std::time::Duration;
 
 use async_nats::jetstream::context::KeyValueError;
 use async_nats::jetstream::kv::{self, UpdateErrorKind};
+use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Client, Message, Subscriber, jetstream};
 use futures_util::StreamExt;
+use probeops_shared::audit::Verdict;
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::presence::{Beat, EventAck, EventKind};
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use serde::Deserialize;
+
+use crate::audit::message_id;
 
 /// How long the broker may take to keep something.
 const KEPT_WITHIN: Duration = Duration::from_secs(5);
@@ -33,11 +37,21 @@ pub(crate) struct Collector {
     written: HashMap<String, (Timestamp, u64, u64)>,
 }
 
-/// Whose an audit record says it is; the rest of it is passed on as it came.
+/// What an audit record of a node says of whose it is and what happened; the rest of it is passed on as it came.
 #[derive(Deserialize)]
 struct OfNode<'a> {
     #[serde(borrow)]
     node: std::borrow::Cow<'a, str>,
+    #[serde(borrow)]
+    region: std::borrow::Cow<'a, str>,
+    verdict: Verdict,
+}
+
+impl OfNode<'_> {
+    /// Whether that node may say it: of itself, and only what nodes do.
+    fn is_of(&self, region: &Region, node: &NodeId) -> bool {
+        self.node == node.as_str() && self.region == region.as_str() && matches!(self.verdict, Verdict::Finished | Verdict::Denied)
+    }
 }
 
 impl Collector {
@@ -61,7 +75,7 @@ impl Collector {
             let kept = match EventKind::parse(kind) {
                 Some(EventKind::Hello | EventKind::Beat) => self.keep_beat(&region, &node, &message).await,
                 Some(EventKind::Bye) => self.forget(&region, &node).await,
-                Some(EventKind::Audit) => self.keep_records(&node, &message).await,
+                Some(EventKind::Audit) => self.keep_records(&region, &node, &message).await,
                 None => Err(format!("unknown kind `{kind}`")),
             };
             match kept {
@@ -119,13 +133,15 @@ impl Collector {
         self.presence.delete(key).await.map_err(|error| error.to_string())
     }
 
-    async fn keep_records(&self, node: &NodeId, message: &Message) -> Result<(), String> {
+    async fn keep_records(&self, region: &Region, node: &NodeId, message: &Message) -> Result<(), String> {
         let records: Vec<OfNode<'_>> = serde_json::from_slice(&message.payload).map_err(|error| format!("not audit records: {error}"))?;
-        if records.iter().any(|record| record.node != node.as_str()) {
+        if !records.iter().all(|record| record.is_of(region, node)) {
             return Err("its audit records are not its own".to_owned());
         }
         let subject = subjects::audit(subjects::AUDIT_NODE, &self.name);
-        let sent = self.jetstream.publish(subject, message.payload.clone()).await.map_err(|error| error.to_string())?;
+        // A node that has not heard our acknowledgement sends the same again.
+        let kept = PublishMessage::build().payload(message.payload.clone()).message_id(message_id(node, &message.payload));
+        let sent = self.jetstream.send_publish(subject, kept).await.map_err(|error| error.to_string())?;
         sent.await.map(drop).map_err(|error| error.to_string())
     }
 

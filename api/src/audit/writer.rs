@@ -8,8 +8,8 @@ use probeops_shared::audit::{BATCH_MAX, Record};
 use probeops_shared::subjects;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
 
+use crate::audit::message_id;
 use crate::broker::Broker;
 
 /// The category of what the API itself writes.
@@ -70,7 +70,7 @@ async fn keep(broker: &Broker, batch: &[Record]) {
         }
     };
     let subject = subjects::audit(CATEGORY, broker.caller());
-    let id = id_of(batch);
+    let id = message_id(broker.caller(), &payload);
     let mut link = broker.link();
     for attempt in 1..=TRIES_MAX {
         if link.wait_for(|state| state.connected).await.is_err() {
@@ -88,12 +88,4 @@ async fn keep(broker: &Broker, batch: &[Record]) {
         tokio::time::sleep(RETRY_AFTER).await;
     }
     tracing::error!(records = batch.len(), "audit records are lost: the broker did not keep them in {TRIES_MAX} attempts");
-}
-
-/// The same for the same batch, so that the broker stores it once however often it is sent.
-fn id_of(batch: &[Record]) -> String {
-    let first =
-        batch.first().map_or_else(|| Uuid::now_v7().to_string(), |record| format!("{}.{}", record.request_id, record.time.unix_ms()));
-    let last = batch.last().map_or_else(String::new, |record| format!("{}.{}", record.request_id, record.time.unix_ms()));
-    format!("{first}-{last}-{}", batch.len())
 }

@@ -31,8 +31,8 @@ const BATCH_WITHIN: Duration = Duration::from_millis(20);
 const TRIES_MAX: u32 = 3;
 /// A document this young may still be on its way to the stream.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
-/// How often to look for one.
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// When to look for one again; twice as long after each time, for an id may also be made up.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 type Entry = (String, Bytes);
 
@@ -83,6 +83,7 @@ impl Store {
 
     /// Reads a job. One that was just accepted elsewhere is waited for, a little.
     pub(crate) async fn get(&self, id: JobId) -> Result<Option<JobDocument>, String> {
+        let mut look_again_after = LOOK_AGAIN_AFTER;
         loop {
             if let Some(document) = self.read(id).await? {
                 return Ok(Some(document));
@@ -92,7 +93,8 @@ impl Store {
             if !young {
                 return Ok(None);
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(look_again_after).await;
+            look_again_after *= 2;
         }
     }
 

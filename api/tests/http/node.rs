@@ -83,6 +83,14 @@ impl Node {
         self.client.flush().await.unwrap();
     }
 
+    /// Tells the control plane records for the trail.
+    pub(crate) async fn records(&self, records: &Value) {
+        let subject = subjects::event("lab", &self.id, EventKind::Audit);
+        let inbox = format!("{}.records", subjects::node_inbox(&self.id));
+        self.client.publish_with_reply(subject, inbox, records.to_string().into()).await.unwrap();
+        self.client.flush().await.unwrap();
+    }
+
     /// Waits until it is connected again.
     pub(crate) async fn client_is_back(&self) {
         let back = async {

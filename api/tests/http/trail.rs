@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 use serde_json::{Value, json};
 
 use crate::fixture::{Answer, Fabric};
+use crate::node::{Ears, Node};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_refused_and_what_is_changed_is_in_the_trail() {
@@ -45,6 +46,38 @@ async fn what_is_refused_and_what_is_changed_is_in_the_trail() {
     let next = page.body["next"].as_str().unwrap();
     let rest = api.get(&fabric.admin, &format!("/v1/audit?limit=3&cursor={next}")).await;
     assert_eq!((rest.body["records"].as_array().unwrap().len(), rest.body.get("next")), (1, None), "{rest:?}");
+    api.stop().await;
+    fabric.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_tells_of_its_own_runs_only_and_what_it_repeats_is_kept_once() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    let node = Node::start(&fabric, &api, "n-1", (Ears::None, 8)).await;
+    let record = |verdict: &str, node: &str, region: &str| {
+        json!([{"time": "2026-01-31T12:00:00Z", "verdict": verdict, "principal": "key:x", "node": node, "region": region, "tool": "echo",
+                "target": verdict, "request_id": format!("{verdict}-{node}-{region}")}])
+    };
+    for (verdict, of, region) in [
+        ("changed", "n-1", "lab"),
+        ("accepted", "n-1", "lab"),
+        ("refused", "n-1", "lab"),
+        ("finished", "n-2", "lab"),
+        ("finished", "n-1", "elsewhere"),
+        ("finished", "n-1", "lab"),
+        ("finished", "n-1", "lab"),
+        // The last, so that all before it have been read when it is there.
+        ("denied", "n-1", "lab"),
+    ] {
+        node.records(&record(verdict, of, region)).await;
+    }
+    let kept = |answer: &Answer| answer.body["records"].as_array().is_some_and(|records| !records.is_empty());
+    api.until_as(&fabric.admin, "/v1/audit?request_id=denied-n-1-lab", kept).await;
+    let page = api.get(&fabric.admin, "/v1/audit?principal=key:x&limit=100").await;
+    let ids: Vec<&str> = page.body["records"].as_array().unwrap().iter().map(|record| record["request_id"].as_str().unwrap()).collect();
+    assert_eq!(ids, ["denied-n-1-lab", "finished-n-1-lab"]);
+    drop(node);
     api.stop().await;
     fabric.stop().await;
 }

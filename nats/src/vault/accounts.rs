@@ -10,6 +10,9 @@ use crate::permissions::AccountName;
 const MIB: i64 = 1024 * 1024;
 /// What the application's streams and buckets may take on disk, in bytes.
 const APPLICATION_DISK_BYTES_MAX: i64 = 4096 * MIB;
+/// What the trail may take on disk, in bytes. With the application's share it is what a server has unless told otherwise: a trail that
+/// grows without measure stops itself, and not the presence of nodes.
+const AUDIT_DISK_BYTES_MAX: i64 = 12 * 1024 * MIB;
 /// What its readers may take in memory, in bytes.
 const MEMORY_BYTES_MAX: i64 = 256 * MIB;
 /// How many streams and buckets there may be.
@@ -44,8 +47,7 @@ pub fn claims(name: AccountName, signing_key: &str, audit_account: &str) -> Acco
         AccountName::Audit => {
             account.limits.exports = 1;
             account.limits.mem_storage = MEMORY_BYTES_MAX;
-            // The trail is never cut for want of space that the server still has.
-            account.limits.disk_storage = UNLIMITED;
+            account.limits.disk_storage = AUDIT_DISK_BYTES_MAX;
             account.limits.streams = 1;
             account.limits.consumer = CONSUMERS_MAX;
             account.exports.push(Export {
@@ -74,5 +76,19 @@ fn limits() -> AccountLimits {
         disk_storage: 0,
         streams: 0,
         consumer: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::FILE_BYTES_MAX;
+
+    #[test]
+    fn the_trail_cannot_take_the_applications_share_of_the_disk() {
+        let disk = |name| claims(name, "", "").limits.disk_storage;
+        let (application, audit) = (disk(AccountName::Application), disk(AccountName::Audit));
+        assert!(application > 0 && audit > 0, "neither is unlimited");
+        assert!(u64::try_from(application + audit).unwrap() <= FILE_BYTES_MAX);
     }
 }
