@@ -22,8 +22,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const BACKOFF_FLOOR: Duration = Duration::from_millis(10);
 /// The longest wait before the first attempt.
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
-/// The longest wait before reconnecting.
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+/// The longest wait before reconnecting: two that lost the same broker may be back so long one after the other.
+pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// How many events of a connection may wait to be read.
 const EVENTS_MAX: usize = 256;
 

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use probeops_nats::connect::BACKOFF_MAX;
 use probeops_shared::ids::NodeId;
 use probeops_shared::job::{Event, GRACE, SILENCE_MAX};
 use probeops_shared::outcome::{Failure, FailureKind, NodeRef, Outcome};
@@ -43,10 +44,10 @@ impl Dispatch<'_> {
             let step = tokio::select! {
                 step = tokio::time::timeout_at(until.into(), self.next_of_any()) => step,
                 Ok(()) = link.changed() => {
-                    // The node keeps what it has to say until it is back, too: a new connection starts a new silence.
+                    // The node keeps what it has to say until it is back, too, which may be later than we are: then its silence begins.
                     let now = *link.borrow_and_update();
                     if now.connected && now.epoch != connected.epoch {
-                        silent_at = Instant::now() + SILENCE_MAX;
+                        silent_at = Instant::now() + BACKOFF_MAX + SILENCE_MAX;
                     }
                     connected = now;
                     continue;
