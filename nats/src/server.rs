@@ -1,13 +1,13 @@
 //! nats-server: found, or fetched and checked; started, watched, stopped.
 
 pub mod cache;
+pub mod ports;
 pub mod sources;
 pub mod supervise;
 pub mod version;
 
 use std::ffi::OsString;
 use std::fmt;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::PathBuf;
 
 use crate::layout::Layout;
@@ -121,24 +121,6 @@ impl Search {
             }
         }
     }
-}
-
-/// A TCP port of the loopback that is free at this moment.
-pub fn free_port() -> std::io::Result<u16> {
-    free_ports().map(|[port]| port)
-}
-
-/// Different TCP ports of the loopback that are free at this moment.
-pub fn free_ports<const PORTS: usize>() -> std::io::Result<[u16; PORTS]> {
-    let mut ports = [0; PORTS];
-    // All are held until all are chosen.
-    let mut held = Vec::new();
-    for port in &mut ports {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        *port = listener.local_addr()?.port();
-        held.push(listener);
-    }
-    Ok(ports)
 }
 
 #[cfg(test)]

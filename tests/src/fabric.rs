@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::rc::Rc;
@@ -14,7 +14,7 @@ use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
 use probeops_nats::connect::{Link, connect};
 use probeops_nats::layout::Layout;
 use probeops_nats::permissions::Role;
-use probeops_nats::server::Search;
+use probeops_nats::server::{Search, ports};
 use probeops_nats::vault::Vault;
 use probeops_nats::{process, streams, tls};
 use probeops_shared::access::{Limits, Scope};
@@ -573,7 +573,7 @@ fn with_subcommand(name: &str) -> Command {
 
 /// A port that is free now.
 pub fn free_port() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port")
+    SocketAddr::from(([127, 0, 0, 1], ports::free_port().expect("a free port")))
 }
 
 /// A folder that goes with its owner.

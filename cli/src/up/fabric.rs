@@ -9,8 +9,9 @@ use futures_util::future::{join_all, select_all};
 use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
 use probeops_nats::layout::Layout;
 use probeops_nats::layout::files::{self, Secrecy};
+use probeops_nats::server::Search;
+use probeops_nats::server::ports::free_port;
 use probeops_nats::server::supervise::{self, Running};
-use probeops_nats::server::{Search, free_ports};
 use probeops_nats::tls;
 use probeops_nats::vault::Vault;
 use probeops_shared::ids::{NodeId, Region};
@@ -248,7 +249,8 @@ fn bracketed(name: &str) -> String {
 fn ports(layout: &Layout, settings: &Settings) -> Result<Ports, Failed> {
     let path = layout.root().join(PORTS_FILE);
     let held: Option<Ports> = files::read_if_exists(&path).map_err(unusable)?.and_then(|text| serde_json::from_str(&text).ok());
-    let [broker, websocket, monitoring] = free_ports().map_err(|error| Failed::work(format!("no port is free: {error}")))?;
+    let any = || free_port().map_err(|error| Failed::work(format!("no port is free: {error}")));
+    let (broker, websocket, monitoring) = (any()?, any()?, any()?);
     let is_free = |ip: IpAddr, port: u16| TcpListener::bind((ip, port)).is_ok();
     let ip = settings.broker.ip();
     let mut ports = held.unwrap_or(Ports { broker, websocket, monitoring });

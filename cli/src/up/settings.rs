@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use probeops_nats::process::LogFormat;
-use probeops_nats::server::free_port;
+use probeops_nats::server::ports::free_port;
 use probeops_nats::vault::CREDENTIAL_LIFETIME;
 use probeops_shared::settings;
 use serde::{Deserialize, Serialize};
