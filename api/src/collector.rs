@@ -4,6 +4,8 @@
 //! nothing else, so that no node can make us publish elsewhere by choosing a reply subject.
 
 use std::collections::HashMap;
+use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream::context::KeyValueError;
@@ -11,31 +13,56 @@ use async_nats::jetstream::kv::{self, UpdateErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Client, Message, Subscriber, jetstream};
 use futures_util::StreamExt;
+use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use probeops_shared::audit::Verdict;
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::presence::{Beat, EventAck, EventKind};
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use serde::Deserialize;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::audit::message_id;
 
 /// How long the broker may take to keep something.
 const KEPT_WITHIN: Duration = Duration::from_secs(5);
-/// How many nodes' revisions are remembered; more are looked up again.
-const REVISIONS_MAX: usize = 100_000;
+/// How many events of one node wait for the one in work. A node says its next only when the last was acknowledged, of beats and of records.
+const EVENTS_WAITING_MAX: usize = 16;
+/// How many events of one node are kept in a second; as many batches of the trail as 20,000 runs a second make.
+const EVENTS_PER_S_MAX: NonZeroU32 = NonZeroU32::new(200).unwrap();
+/// How long a node is remembered after its last event.
+const REMEMBERED_FOR: Duration = Duration::from_mins(1);
+/// How many nodes are heard before those that ended are looked for.
+const HEARD_MIN: usize = 64;
 
-/// What hears nodes.
+/// What hears nodes: each by itself, so that one that floods us makes nobody else wait.
 #[derive(Debug)]
 pub(crate) struct Collector {
     client: Client,
+    keeper: Arc<Keeper>,
+}
+
+/// What keeps and acknowledges the events of any node.
+#[derive(Debug)]
+struct Keeper {
     name: String,
     jetstream: jetstream::Context,
     presence: kv::Store,
     acknowledger: Client,
-    /// The last beat written for each node: the start it belongs to, its number, and the entry's revision.
-    written: HashMap<String, (Timestamp, u64, u64)>,
 }
+
+/// One node, as far as it was heard.
+struct Heard {
+    keeper: Arc<Keeper>,
+    region: Region,
+    node: NodeId,
+    allowance: DefaultDirectRateLimiter,
+    /// The last beat written: the start it belongs to, its number, and the entry's revision.
+    written: Option<Written>,
+}
+
+type Written = (Timestamp, u64, u64);
 
 /// What an audit record of a node says of whose it is and what happened; the rest of it is passed on as it came.
 #[derive(Deserialize)]
@@ -60,7 +87,7 @@ impl Collector {
         let mut jetstream = jetstream::new(client.clone());
         jetstream.set_timeout(KEPT_WITHIN);
         let presence = jetstream.get_key_value(storage::PRESENCE).await?;
-        Ok(Self { client, name, jetstream, presence, acknowledger, written: HashMap::new() })
+        Ok(Self { client, keeper: Arc::new(Keeper { name, jetstream, presence, acknowledger }) })
     }
 
     /// Joins the collectors' group.
@@ -69,48 +96,81 @@ impl Collector {
     }
 
     /// Hears nodes until the subscription ends.
-    pub(crate) async fn collect(mut self, mut events: Subscriber) {
+    pub(crate) async fn collect(self, mut events: Subscriber) {
+        let mut nodes: HashMap<String, mpsc::Sender<Message>> = HashMap::new();
+        let mut tidied_at = HEARD_MIN;
         while let Some(message) = events.next().await {
-            let Some((region, node, kind)) = subjects::parse_event(&message.subject) else { continue };
+            let Some((region, node, _)) = subjects::parse_event(&message.subject) else { continue };
+            let key = subjects::presence_key(&region, &node);
+            let message = match nodes.get(&key) {
+                Some(heard) => match heard.try_send(message) {
+                    Err(TrySendError::Closed(message)) => message,
+                    Ok(()) => continue,
+                    Err(TrySendError::Full(_)) => {
+                        tracing::debug!(%node, "an event of a node was not kept: the node does not wait for the acknowledgement of its last ones");
+                        continue;
+                    }
+                },
+                None => message,
+            };
+            if nodes.len() >= tidied_at {
+                nodes.retain(|_, heard| !heard.is_closed());
+                tidied_at = HEARD_MIN.max(nodes.len() * 2);
+            }
+            let (heard, waiting) = mpsc::channel(EVENTS_WAITING_MAX);
+            // There is room for the first.
+            drop(heard.try_send(message));
+            drop(nodes.insert(key, heard));
+            drop(tokio::spawn(Heard::new(Arc::clone(&self.keeper), region, node).keep(waiting)));
+        }
+    }
+}
+
+impl Heard {
+    fn new(keeper: Arc<Keeper>, region: Region, node: NodeId) -> Self {
+        Self { keeper, region, node, allowance: RateLimiter::direct(Quota::per_second(EVENTS_PER_S_MAX)), written: None }
+    }
+
+    /// Keeps what the node says, one after the other, until it has said nothing for long.
+    async fn keep(mut self, mut waiting: mpsc::Receiver<Message>) {
+        while let Ok(Some(message)) = tokio::time::timeout(REMEMBERED_FOR, waiting.recv()).await {
+            self.allowance.until_ready().await;
+            let kind = subjects::parse_event(&message.subject).map_or("", |(_, _, kind)| kind);
             let kept = match EventKind::parse(kind) {
-                Some(EventKind::Hello | EventKind::Beat) => self.keep_beat(&region, &node, &message).await,
-                Some(EventKind::Bye) => self.forget(&region, &node).await,
-                Some(EventKind::Audit) => self.keep_records(&region, &node, &message).await,
+                Some(EventKind::Hello | EventKind::Beat) => self.keep_beat(&message).await,
+                Some(EventKind::Bye) => self.forget().await,
+                Some(EventKind::Audit) => self.keep_records(&message).await,
                 None => Err(format!("unknown kind `{kind}`")),
             };
             match kept {
-                Ok(()) => self.acknowledge(&node, &message).await,
-                Err(error) => tracing::warn!(%node, kind, error, "an event of a node was not kept; it will say it again"),
+                Ok(()) => self.acknowledge(&message).await,
+                Err(error) => tracing::warn!(node = %self.node, kind, error, "an event of a node was not kept; it will say it again"),
             }
         }
     }
 
-    async fn keep_beat(&mut self, region: &Region, node: &NodeId, message: &Message) -> Result<(), String> {
+    async fn keep_beat(&mut self, message: &Message) -> Result<(), String> {
         let beat: Beat = serde_json::from_slice(&message.payload).map_err(|error| format!("not a beat: {error}"))?;
-        if beat.node != *node || beat.region != *region {
+        if beat.node != self.node || beat.region != self.region {
             return Err("it speaks in another node's name".to_owned());
         }
-        let key = subjects::presence_key(region, node);
+        let key = self.key();
         let order = (beat.started_at, beat.counter);
-        let value = message.payload.clone();
         for _ in 0..2 {
-            let known = match self.written.get(&key) {
-                Some(known) => Some(*known),
+            let known = match self.written {
+                Some(known) => Some(known),
                 None => self.look_up(&key).await?,
             };
             if known.is_some_and(|(started_at, counter, _)| (started_at, counter) > order) {
                 return Ok(());
             }
             let revision = known.map_or(0, |(_, _, revision)| revision);
-            match self.presence.update(&key, value.clone(), revision).await {
+            match self.keeper.presence.update(&key, message.payload.clone(), revision).await {
                 Ok(revision) => {
-                    if self.written.len() >= REVISIONS_MAX {
-                        self.written.clear();
-                    }
-                    self.written.insert(key, (order.0, order.1, revision));
+                    self.written = Some((order.0, order.1, revision));
                     return Ok(());
                 }
-                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => drop(self.written.remove(&key)),
+                Err(error) if error.kind() == UpdateErrorKind::WrongLastRevision => self.written = None,
                 Err(error) => return Err(error.to_string()),
             }
         }
@@ -118,8 +178,8 @@ impl Collector {
     }
 
     /// The entry as it is now. A deleted or expired one still has a revision to update from.
-    async fn look_up(&self, key: &str) -> Result<Option<(Timestamp, u64, u64)>, String> {
-        let entry = self.presence.entry(key).await.map_err(|error| error.to_string())?;
+    async fn look_up(&self, key: &str) -> Result<Option<Written>, String> {
+        let entry = self.keeper.presence.entry(key).await.map_err(|error| error.to_string())?;
         Ok(entry.map(|entry| {
             let beat = serde_json::from_slice::<Beat>(&entry.value).ok();
             let oldest = Timestamp::from_unix_ms(0).unwrap_or_else(Timestamp::now);
@@ -127,33 +187,37 @@ impl Collector {
         }))
     }
 
-    async fn forget(&mut self, region: &Region, node: &NodeId) -> Result<(), String> {
-        let key = subjects::presence_key(region, node);
-        self.written.remove(&key);
-        self.presence.delete(key).await.map_err(|error| error.to_string())
+    async fn forget(&mut self) -> Result<(), String> {
+        self.written = None;
+        self.keeper.presence.delete(self.key()).await.map_err(|error| error.to_string())
     }
 
-    async fn keep_records(&self, region: &Region, node: &NodeId, message: &Message) -> Result<(), String> {
+    async fn keep_records(&self, message: &Message) -> Result<(), String> {
         let records: Vec<OfNode<'_>> = serde_json::from_slice(&message.payload).map_err(|error| format!("not audit records: {error}"))?;
-        if !records.iter().all(|record| record.is_of(region, node)) {
+        if !records.iter().all(|record| record.is_of(&self.region, &self.node)) {
             return Err("its audit records are not its own".to_owned());
         }
-        let subject = subjects::audit(subjects::AUDIT_NODE, &self.name);
+        let subject = subjects::audit(subjects::AUDIT_NODE, &self.keeper.name);
         // A node that has not heard our acknowledgement sends the same again.
-        let kept = PublishMessage::build().payload(message.payload.clone()).message_id(message_id(node, &message.payload));
-        let sent = self.jetstream.send_publish(subject, kept).await.map_err(|error| error.to_string())?;
+        let kept = PublishMessage::build().payload(message.payload.clone()).message_id(message_id(&self.node, &message.payload));
+        let sent = self.keeper.jetstream.send_publish(subject, kept).await.map_err(|error| error.to_string())?;
         sent.await.map(drop).map_err(|error| error.to_string())
     }
 
-    async fn acknowledge(&self, node: &NodeId, message: &Message) {
+    async fn acknowledge(&self, message: &Message) {
         let Some(reply) = &message.reply else { return };
+        let node = &self.node;
         if !reply.starts_with(&format!("{}.", subjects::node_inbox(node))) {
             tracing::warn!(%node, %reply, "an event asks to be acknowledged in somebody else's inbox; it is not");
             return;
         }
         let ack = serde_json::to_vec(&EventAck { time_unix_ms: Timestamp::now().unix_ms() }).unwrap_or_default();
-        if let Err(error) = self.acknowledger.publish(reply.clone(), ack.into()).await {
+        if let Err(error) = self.keeper.acknowledger.publish(reply.clone(), ack.into()).await {
             tracing::warn!(%node, %error, "an event could not be acknowledged");
         }
+    }
+
+    fn key(&self) -> String {
+        subjects::presence_key(&self.region, &self.node)
     }
 }

@@ -82,6 +82,31 @@ async fn a_node_tells_of_its_own_runs_only_and_what_it_repeats_is_kept_once() {
     fabric.stop().await;
 }
 
+/// More than are kept of one node in the time that it takes to say them.
+const FLOOD: usize = 5_000;
+/// The most that one page of the trail holds.
+const PAGE_MAX: usize = 1_000;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_floods_the_collector_keeps_no_other_node_waiting() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    let flooding = Node::start(&fabric, &api, "n-1", (Ears::None, 8)).await;
+    for number in 0..FLOOD {
+        let record = json!([{"time": "2026-01-31T12:00:00Z", "verdict": "finished", "principal": "key:flood", "node": "n-1", "region": "lab",
+                             "tool": "echo", "target": "x", "request_id": format!("flood-{number}")}]);
+        flooding.records(&record).await;
+    }
+    // It is in the roster once its first word was kept, which came after all of the flood.
+    let other = Node::start(&fabric, &api, "n-2", (Ears::None, 8)).await;
+    let page = api.get(&fabric.admin, &format!("/v1/audit?principal=key:flood&limit={PAGE_MAX}")).await;
+    let kept = page.body["records"].as_array().unwrap().len();
+    assert!(kept > 0 && kept < PAGE_MAX, "{kept} of {FLOOD} were kept");
+    drop((flooding, other));
+    api.stop().await;
+    fabric.stop().await;
+}
+
 /// More than are recorded one by one.
 const STRANGERS: u64 = 400;
 
