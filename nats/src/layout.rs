@@ -14,9 +14,6 @@ use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use probeops_shared::ids::{Caller, NodeId};
 
-/// The data folder unless another one is named.
-pub const DEFAULT_DATA_DIR: &str = ".probeops";
-
 /// The paths below one data folder. Nothing else spells them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Layout {

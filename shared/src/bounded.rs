@@ -90,11 +90,6 @@ impl<const MIN_MS: u64, const MAX_MS: u64, const DEFAULT_MS: u64> Seconds<MIN_MS
         Duration::from_millis(self.0)
     }
 
-    /// From milliseconds, if within the limits.
-    pub fn from_ms(ms: u64) -> Option<Self> {
-        (MIN_MS..=MAX_MS).contains(&ms).then_some(Self(ms))
-    }
-
     fn from_seconds(seconds: f64) -> Option<Self> {
         let ms = (seconds * 1000.0).round();
         // The range check comes before the cast, so the cast is exact.

@@ -79,12 +79,6 @@ impl Caller {
         Self { token: Some(token.to_owned()), ..self.clone() }
     }
 
-    /// The same API with no token.
-    #[must_use]
-    pub fn without_token(&self) -> Self {
-        Self { token: None, ..self.clone() }
-    }
-
     /// GET.
     #[track_caller]
     pub fn get(&self, path: &str) -> Answer {

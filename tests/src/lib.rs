@@ -7,5 +7,6 @@ pub mod fabric;
 pub mod http;
 pub mod identity;
 mod process;
+pub mod silent;
 pub mod up;
 pub mod wire;

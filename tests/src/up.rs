@@ -247,16 +247,6 @@ impl Up {
         }
         found
     }
-
-    /// Waits until nothing works on its data folder any more.
-    #[track_caller]
-    pub fn wait_for_silence(&self) {
-        let started = Instant::now();
-        while let left @ [_, ..] = &self.others()[..] {
-            assert!(started.elapsed() < HANG, "still running: {left:?}");
-            std::thread::sleep(LOOK_EVERY);
-        }
-    }
 }
 
 /// Whether we may do everything.

@@ -1,39 +1,19 @@
 //! The agent on the wire, as a raw client of the broker sees it: events, cancelling, groups, and links that break.
 
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use async_nats::StatusCode;
 use futures_util::StreamExt;
 use probeops_tests::asker::{Asker, Heard};
 use probeops_tests::fabric::{AgentOptions, Fabric};
+use probeops_tests::silent::Silent;
 use probeops_tests::wire::Wire;
 use serde_json::{Value, json};
 
 /// A class that has been full for longer leaves its groups; and what that takes on top.
 const LEFT_WITHIN: Duration = Duration::from_secs(2);
-
-/// A server that accepts and says nothing.
-struct Silent(TcpListener);
-
-impl Silent {
-    fn new() -> Self {
-        Self(TcpListener::bind("127.0.0.1:0").unwrap())
-    }
-
-    /// A job that waits for its banner for so long.
-    fn job(&self, request_id: &str, wait_ms: u64) -> Value {
-        let port = self.0.local_addr().unwrap().port();
-        json!({"request_id": request_id, "tool": "tcp", "target": "127.0.0.1",
-               "parameters": {"port": port, "banner": true, "banner_wait_ms": wait_ms}})
-    }
-
-    /// Waits until the run has connected.
-    fn connected(&self) -> TcpStream {
-        self.0.accept().unwrap().0
-    }
-}
 
 fn echo(request_id: &str) -> Value {
     json!({"request_id": request_id, "tool": "echo", "target": "x"})
@@ -53,7 +33,7 @@ fn events_are_numbered_without_gaps_and_end_with_one_outcome() {
     fabric.agent("e-1", "eu");
     let asker = Asker::service(&fabric, &["echo", "tcp"], &[]);
     let events = [("Probe-Events", "1"), ("Probe-Attempt", "3")];
-    let silent = Silent::new();
+    let silent = Silent::start();
     let long = asker.ask("job.v1.eu.tcp", &silent.job("long", 5_000), &events).all();
     assert_eq!(kinds(&long), ["accepted", "alive", "alive", "outcome"], "{long:?}");
     assert!(long.iter().all(|heard| heard.attempt == Some(3) && heard.body["request_id"] == "long"), "{long:?}");
@@ -71,7 +51,7 @@ fn a_cancel_reaches_a_waiting_run_and_frees_its_slot() {
     let fabric = Fabric::start();
     fabric.agent_with("k-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
     let (api, service) = (Asker::api(&fabric), Asker::service(&fabric, &["tcp"], &["k-1"]));
-    let silent = Silent::new();
+    let silent = Silent::start();
     let mut run = api.ask("node.v1.k-1.job.tcp", &silent.job("c-1", 10_000), &[]);
     let stream = silent.connected();
     assert_eq!(service.ask("node.v1.k-1.job.tcp", &silent.job("s-1", 100), &[]).hear().body["failure"]["kind"], "busy");
@@ -91,7 +71,7 @@ fn nobody_but_the_api_cancels() {
     let fabric = Fabric::start();
     fabric.agent("k-1", "eu");
     let (api, service) = (Asker::api(&fabric), Asker::service(&fabric, &["tcp"], &["k-1"]));
-    let silent = Silent::new();
+    let silent = Silent::start();
     let mut run = service.ask("node.v1.k-1.job.tcp", &silent.job("mine", 1_500), &[]);
     let _stream = silent.connected();
     // The broker does not let a service publish there at all; and a replica does not cancel what a service asked for.
@@ -105,7 +85,7 @@ fn the_same_request_again_drops_the_older_run_and_takes_its_slot() {
     let fabric = Fabric::start();
     fabric.agent_with("r-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
     let asker = Asker::service(&fabric, &["tcp"], &["r-1"]);
-    let silent = Silent::new();
+    let silent = Silent::start();
     let mut older = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 10_000), &[]);
     let _first = silent.connected();
     let mut newer = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 300), &[]);
@@ -119,7 +99,7 @@ fn a_later_attempt_is_the_only_one_that_is_answered() {
     let fabric = Fabric::start();
     fabric.agent_with("r-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
     let asker = Asker::api(&fabric);
-    let silent = Silent::new();
+    let silent = Silent::start();
     let mut first = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 10_000), &[("Probe-Attempt", "1")]);
     let _first = silent.connected();
     let mut second = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 300), &[("Probe-Attempt", "2")]);
@@ -134,7 +114,7 @@ fn a_full_node_leaves_its_groups_and_comes_back_when_there_is_room() {
     let fabric = Fabric::start();
     let agent = fabric.agent_with("g-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
     let (api, asker) = (Asker::api(&fabric), Asker::service(&fabric, &["tcp", "echo"], &["g-1"]));
-    let silent = Silent::new();
+    let silent = Silent::start();
     let ask = |id: &str| asker.ask("job.v1.eu.tcp", &silent.job(id, 100), &[]).hear();
     let mut run = api.ask("node.v1.g-1.job.tcp", &silent.job("full", 10_000), &[]);
     let _stream = silent.connected();
@@ -187,14 +167,10 @@ fn nothing_is_lost_while_a_node_leaves_and_joins_under_load() {
     let fabric = Fabric::start();
     let agent = fabric.agent_with("l-1", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
     let asker = Asker::service(&fabric, &["tcp"], &[]);
-    let silent = Silent::new();
+    let silent = Silent::start();
     let mut job = silent.job("", 400);
     // Each is a request of its own.
     job.as_object_mut().unwrap().remove("request_id");
-    let _accepting = std::thread::spawn(move || {
-        // Held open, so that each run waits for its banner.
-        let _all: Vec<_> = silent.0.incoming().collect();
-    });
     all_are_answered(&fabric, &asker, "tcp", &job, || agent.log().matches("leaving the groups").count() >= LEAVES);
 }
 
@@ -219,7 +195,7 @@ fn a_run_that_ends_while_the_link_is_dead_is_answered_after_the_reconnect() {
     let wire = Wire::to(fabric.listen());
     fabric.agent_with("w-1", "eu", &AgentOptions { server: Some(format!("tls://{}", wire.address())), ..AgentOptions::default() });
     let asker = Asker::service(&fabric, &["tcp", "ping"], &[]);
-    let silent = Silent::new();
+    let silent = Silent::start();
     // One ends before anybody has noticed that the link is dead, which takes up to 30 s; the other when the link is back.
     let mut waits = silent.job("early", 2_000);
     waits["parameters"]["timeout"] = json!(30);
@@ -308,8 +284,8 @@ fn a_large_outcome_is_cut_and_the_link_survives_it() {
     let body = json!({"request_id": "large", "tool": "dns", "target": "large.example", "parameters": parameters});
     let mut run = asker.ask("job.v1.eu.dns", &body, &[]);
     let outcome = run.hear().body;
-    answering.join().unwrap();
     assert_eq!((&outcome["request_id"], &outcome["status"], &outcome["truncated"]), (&json!("large"), &json!("success"), &json!(true)));
+    answering.join().unwrap();
     assert_eq!(asker.ask("job.v1.eu.echo", &echo("after"), &[]).hear().body["status"], "success");
 }
 

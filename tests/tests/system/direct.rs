@@ -1,11 +1,14 @@
 //! Jobs published straight to the broker, by any client that holds a service's credential.
 
+use std::io::Write;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::{Client, HeaderMap, StatusCode};
 use futures_util::StreamExt;
+use probeops_tests::asker::Asker;
 use probeops_tests::fabric::Fabric;
+use probeops_tests::silent::Silent;
 use serde_json::{Value, json};
 
 /// Only a hang takes this long.
@@ -148,5 +151,27 @@ fn two_callers_with_the_same_request_id_get_their_own() {
             let subject = format!("job.v1.eu.echo.{}", service.name);
             assert_eq!(service.ask(&subject, &job("echo", target), HeaderMap::new()).body["target"], target);
         }
+    }
+}
+
+#[test]
+fn two_callers_with_the_same_request_id_run_at_the_same_time() {
+    let fabric = Fabric::start();
+    fabric.agent("d-1", "eu");
+    let (one, two) = (Asker::service(&fabric, &["tcp"], &[]), Asker::api(&fabric));
+    let silent = Silent::start();
+    let same = silent.job("r-1", 10_000);
+    let first = one.ask("job.v1.eu.tcp", &same, &[]);
+    let mut to_first = silent.connected();
+    let second = two.ask("job.v1.eu.tcp", &same, &[]);
+    let mut to_second = silent.connected();
+    // Both go on; the later one ends first, and each hears its own.
+    to_second.write_all(b"second\r\n").unwrap();
+    to_first.write_all(b"first\r\n").unwrap();
+    for (asked, banner) in [(first, "first"), (second, "second")] {
+        let heard = asked.all();
+        let outcome = &heard.last().unwrap().body;
+        assert_eq!((heard.len(), &outcome["status"]), (1, &json!("success")), "{outcome}");
+        assert!(outcome["report"]["banner"].to_string().contains(banner), "{outcome}");
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
-use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -11,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric};
 use probeops_tests::http::Caller;
+use probeops_tests::silent::Silent;
 use probeops_tests::wire::Wire;
 use serde_json::{Value, json};
 
@@ -159,22 +159,20 @@ fn a_node_that_dies_soon_after_it_began_is_replaced_before_the_deadline() {
     let first = fabric.agent("f-1", "eu");
     fabric.agent_with("f-2", "eu", &AgentOptions { slots_probe: Some(1), ..AgentOptions::default() });
     api.wait_for_nodes(2);
-    let target = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = target.local_addr().unwrap().port();
+    let silent = Silent::start();
     let ask = |from: &'static str| {
-        let caller = api.admin();
-        let parameters = json!({"port": port, "banner": true, "banner_wait_ms": 10_000});
+        let (caller, parameters) = (api.admin(), silent.parameters(10_000));
         std::thread::spawn(move || caller.job("tcp", "127.0.0.1", from, &parameters).outcome())
     };
     // The second node is full, so the first takes the job.
-    let (filling, mut filled) = (ask("node:f-2"), target.accept().unwrap().0);
-    let (asked, _begun) = (ask("eu"), target.accept().unwrap().0);
+    let (filling, mut filled) = (ask("node:f-2"), silent.connected());
+    let (asked, _begun) = (ask("eu"), silent.connected());
     // Long enough for it to have said that it accepted: before that, it would be replaced in any case.
     std::thread::sleep(Duration::from_millis(200));
     first.kill();
     filled.write_all(b"done\r\n").unwrap();
     assert_eq!(filling.join().unwrap()["status"], "success");
-    target.accept().unwrap().0.write_all(b"hello\r\n").unwrap();
+    silent.connected().write_all(b"hello\r\n").unwrap();
     let outcome = asked.join().unwrap();
     assert_eq!((&outcome["status"], &outcome["node"]["id"]), (&json!("success"), &json!("f-2")), "{outcome}");
 }
@@ -192,6 +190,9 @@ fn a_stopped_node_costs_no_job_and_comes_back() {
     load.wait_for(resumed_at + 100);
     let documents = load.stop();
     nodes_of(&documents);
+    // Jobs did wait in its socket, past their deadline, and it says of each that it did not run it.
+    let denied = api.wait_for_audit("node=f-1&verdict=denied", 1);
+    assert!(denied.iter().all(|record| record["detail"].as_str().is_some_and(|detail| detail.starts_with("expired: "))), "{denied:?}");
     none_started_late(&api, &documents);
     api.wait_until("f-1 answers again", || {
         let answer = api.admin().job("echo", "x", "node:f-1", &json!({}));

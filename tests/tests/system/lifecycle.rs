@@ -1,9 +1,9 @@
 //! How agents end, and what they do when the broker or the network is gone.
 
-use std::net::TcpListener;
 use std::time::Duration;
 
 use probeops_tests::fabric::{AgentOptions, Fabric};
+use probeops_tests::silent::Silent;
 use serde_json::json;
 
 #[test]
@@ -28,14 +28,11 @@ fn a_node_told_to_stop_finishes_what_runs_and_takes_nothing_new() {
     let api = fabric.api();
     let agent = fabric.agent("s-1", "eu");
     api.wait_for_nodes(1);
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = silent.local_addr().unwrap().port();
-    let caller = api.admin();
-    let running = std::thread::spawn(move || {
-        caller.job("tcp", "127.0.0.1", "eu", &json!({"port": port, "banner": true, "banner_wait_ms": 3000})).outcome()
-    });
+    let silent = Silent::start();
+    let (caller, parameters) = (api.admin(), silent.parameters(3_000));
+    let running = std::thread::spawn(move || caller.job("tcp", "127.0.0.1", "eu", &parameters).outcome());
     // The run has begun when its connection is there.
-    let (_stream, _) = silent.accept().unwrap();
+    let _stream = silent.connected();
     agent.terminate();
     let outcome = running.join().unwrap();
     assert_eq!((&outcome["status"], &outcome["report"]["state"]), (&json!("success"), &json!("open")), "{outcome}");
@@ -51,11 +48,10 @@ fn a_run_whose_node_falls_silent_is_lost_and_one_that_nobody_takes_unavailable()
     let api = fabric.api();
     let agent = fabric.agent("q-1", "eu");
     api.wait_for_nodes(1);
-    let target = TcpListener::bind("127.0.0.1:0").unwrap();
-    let parameters = json!({"port": target.local_addr().unwrap().port(), "banner": true, "banner_wait_ms": 10_000});
-    let caller = api.admin();
+    let silent = Silent::start();
+    let (caller, parameters) = (api.admin(), silent.parameters(10_000));
     let asked = std::thread::spawn(move || caller.job("tcp", "127.0.0.1", "node:q-1", &parameters).failure_kind());
-    let (_begun, _) = target.accept().unwrap();
+    let _begun = silent.connected();
     // Long enough for it to have said that it accepted.
     std::thread::sleep(Duration::from_millis(200));
     agent.pause();
@@ -87,15 +83,14 @@ fn a_full_node_says_busy_and_another_takes_the_job() {
     fabric.agent_with("b-1", "eu", &one_slot());
     fabric.agent_with("b-2", "eu", &one_slot());
     api.wait_for_nodes(2);
-    let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = silent.local_addr().unwrap().port();
-    let listen = json!({"port": port, "banner": true, "banner_wait_ms": 4000});
+    let silent = Silent::start();
+    let listen = silent.parameters(4_000);
     let (caller, parameters) = (api.admin(), listen.clone());
     let first = std::thread::spawn(move || caller.job("tcp", "127.0.0.1", "node:b-1", &parameters).outcome());
-    let (_stream, _) = silent.accept().unwrap();
-    let elsewhere = api.admin().job("tcp", "127.0.0.1", "eu", &json!({"port": port})).outcome();
+    let _stream = silent.connected();
+    let elsewhere = api.admin().job("tcp", "127.0.0.1", "eu", &json!({"port": listen["port"]})).outcome();
     assert_eq!((&elsewhere["status"], &elsewhere["node"]["id"]), (&json!("success"), &json!("b-2")), "{elsewhere}");
-    let busy = api.admin().job("tcp", "127.0.0.1", "node:b-1", &json!({"port": port})).outcome();
+    let busy = api.admin().job("tcp", "127.0.0.1", "node:b-1", &json!({"port": listen["port"]})).outcome();
     assert_eq!(busy["failure"]["kind"], "busy", "{busy}");
     assert_eq!(first.join().unwrap()["status"], "success");
 }

@@ -39,7 +39,7 @@ fn sources(folder: &Path, found: &mut Vec<(String, String)>) {
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let name = path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned();
             let text = fs::read_to_string(&path).expect("a file of ours");
-            found.push((name, text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()));
+            found.push((name, text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default().to_owned()));
         }
     }
 }

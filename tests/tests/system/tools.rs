@@ -45,8 +45,8 @@ fn a_port_is_open_or_refused_and_both_are_findings() {
             stream.write_all(b"220 ready\r\n").unwrap();
         });
         let open = api.admin().job("tcp", address, "eu", &json!({"port": port, "banner": true})).outcome();
-        greeting.join().unwrap();
         assert_eq!(open["report"]["state"], "open", "{open}");
+        greeting.join().unwrap();
         assert!(open["report"]["banner"].to_string().contains("220 ready"), "{open}");
         assert!(open["report"]["connect_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{open}");
         let refused = api.admin().job("tcp", address, "eu", &json!({"port": port})).outcome();
@@ -75,9 +75,9 @@ fn dns_asks_the_resolver_it_is_told_to() {
         server.send_to(&message[..question_end], from).unwrap();
     });
     let outcome = api.admin().job("dns", "nowhere.example", "eu", &json!({"resolver": "127.0.0.1", "port": port})).outcome();
-    answering.join().unwrap();
     assert_eq!(outcome["status"], "success", "{outcome}");
     assert_eq!(outcome["report"]["rcode"]["name"], "NXDOMAIN", "{outcome}");
+    answering.join().unwrap();
     assert!(outcome["output"].as_str().unwrap().contains("status: NXDOMAIN"), "{outcome}");
 }
 
