@@ -62,8 +62,9 @@ impl Control {
 
     /// A connection for one command.
     pub(crate) async fn session(&self) -> Result<Session, Failed> {
-        let role = Role::Api { caller: Caller::new_api() };
-        let creds = self.layout.creds(&format!("command-{}", role.name()));
+        let name: Caller = format!("command-{:08x}", rand::random::<u32>()).parse().map_err(Failed::work)?;
+        let role = Role::Registrar { name };
+        let creds = self.layout.creds(&role.name());
         self.vault.mint_to(&creds, &role, COMMAND_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
         let link = Link { servers: self.servers.clone(), ca: self.ca(), creds: creds.clone() };
         let connected = connect(&link, "probeops command", &role.inbox_prefix()).await;
@@ -173,7 +174,7 @@ impl Session {
         let failed = |error: String| Failed::new(Exit::Transport, format!("it is done, but the audit trail could not be told: {error}"));
         let sent = self
             .jetstream
-            .publish(subjects::audit("command", &self.caller), body.into())
+            .publish(subjects::audit(subjects::AUDIT_COMMAND, &self.caller), body.into())
             .await
             .map_err(|error| failed(error.to_string()))?;
         sent.await.map(drop).map_err(|error| failed(error.to_string()))

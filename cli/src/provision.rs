@@ -22,7 +22,7 @@ use probeops_shared::tools::ToolName;
 
 use crate::control::{Control, DataArgs, Session, block_on, write_servers};
 use crate::exit::Failed;
-use crate::register::grant_node;
+use crate::register::{Held, grant_node, void_what_would_stay};
 use crate::terminal::{note, say};
 
 /// Make keys, a TLS authority and the broker's configuration in a data folder; the broker is started with it afterwards. Doing it again
@@ -160,7 +160,12 @@ pub(crate) async fn everything(control: &Control, nodes: &[(NodeId, Region)], li
         if held.as_ref().is_some_and(|held| held.revoked_at.is_some()) {
             continue;
         }
-        let grant = grant_node(control, id, region, ToolName::ALL, &control.layout.node_creds(id), lifetime)?;
+        let path = control.layout.node_creds(id);
+        if let Some(held) = &held {
+            let same_rights = held.region == *region && held.tools == ToolName::ALL;
+            void_what_would_stay(control, &Held { public_key: &held.public_key, same_rights }, &path).await?;
+        }
+        let grant = grant_node(control, id, region, ToolName::ALL, &path, lifetime)?;
         if held.is_some() {
             // It may be revoked at this very moment, which must last.
             let renew = |held: &mut NodeGrant| {

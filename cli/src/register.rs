@@ -43,16 +43,16 @@ async fn revoke(control: &Control, public_key: &str) -> Result<(), Failed> {
 }
 
 /// What a new credential is about to replace.
-struct Held<'a> {
+pub(crate) struct Held<'a> {
     /// The key of the one in force.
-    public_key: &'a str,
+    pub public_key: &'a str,
     /// Whether the new one grants the same.
-    same_rights: bool,
+    pub same_rights: bool,
 }
 
 /// Voids a credential that the new one would leave in force beside it: of another key than lies where the new one is written, because its file
 /// was carried away, or with other rights, because the broker honours the older claims of a key as long as they last.
-async fn void_what_would_stay(control: &Control, held: &Held<'_>, path: &Path) -> Result<(), Failed> {
+pub(crate) async fn void_what_would_stay(control: &Control, held: &Held<'_>, path: &Path) -> Result<(), Failed> {
     let there = Credentials::read_if_exists(path).map_err(|error| Failed::work(format!("{error:#}")))?;
     if held.same_rights && there.is_some_and(|there| there.public_key == held.public_key) {
         return Ok(());

@@ -38,6 +38,11 @@ pub enum Role {
         /// The nodes it may ask by id.
         nodes: Vec<NodeId>,
     },
+    /// A command of the operator: changes the registers of nodes, services and keys, and says so in the trail; lasts minutes.
+    Registrar {
+        /// Its name, which is in its audit subjects.
+        name: Caller,
+    },
     /// Writes what nodes announce into bucket PRESENCE, and their audit records into the trail.
     Collector {
         /// Its name, which is in its audit subjects.
@@ -125,7 +130,7 @@ impl Role {
         match self {
             Self::Node { node, .. } => node.to_string(),
             Self::Api { caller } => caller.to_string(),
-            Self::Service { name, .. } | Self::Collector { name } => name.to_string(),
+            Self::Service { name, .. } | Self::Registrar { name } | Self::Collector { name } => name.to_string(),
             Self::Acknowledger => "acknowledger".to_owned(),
             Self::Presence { .. } => "presence".to_owned(),
             Self::Keymaster => "keymaster".to_owned(),
@@ -141,6 +146,7 @@ impl Role {
             Self::Node { node, .. } => subjects::node_inbox(node),
             Self::Service { name, .. } => subjects::caller_inbox(name),
             Self::Api { .. }
+            | Self::Registrar { .. }
             | Self::Collector { .. }
             | Self::Acknowledger
             | Self::Presence { .. }
@@ -159,6 +165,7 @@ impl Role {
             Self::Node { .. }
             | Self::Api { .. }
             | Self::Service { .. }
+            | Self::Registrar { .. }
             | Self::Collector { .. }
             | Self::Acknowledger
             | Self::Provisioner => AccountName::Application,

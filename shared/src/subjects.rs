@@ -22,6 +22,8 @@ pub const NO_RESPONDERS: &str = "_";
 
 /// The category of audit records that nodes make.
 pub const AUDIT_NODE: &str = "node";
+/// The category of audit records that commands of the operator make.
+pub const AUDIT_COMMAND: &str = "command";
 
 /// Streams and buckets by name.
 pub mod storage {

@@ -3,7 +3,7 @@
 use probeops_shared::ids::{Caller, NodeId, Region};
 use probeops_shared::job::JOB_BYTES_MAX;
 use probeops_shared::outcome::OUTCOME_BYTES_MAX;
-use probeops_shared::subjects::{self, ANY, AUDIT_NODE, COLLECTOR_QUEUE, NODE_QUEUE, REST, broker, storage};
+use probeops_shared::subjects::{self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, NODE_QUEUE, REST, broker, storage};
 use probeops_shared::tools::ToolName;
 
 use crate::permissions::{Permissions, Role, Transport};
@@ -16,6 +16,11 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
         Role::Node { node, region, tools } => node_permissions(node, region, tools),
         Role::Api { caller } => api_permissions(caller)?,
         Role::Service { name, regions, tools, nodes } => service_permissions(name, regions, tools, nodes)?,
+        Role::Registrar { name } => {
+            let mut publish = vec![subjects::audit(AUDIT_COMMAND, name), broker::FLOW_CONTROL.to_owned()];
+            publish.extend([storage::KEYS, storage::NODES, storage::SERVICES].into_iter().flat_map(bucket_writing));
+            internal(publish, role)
+        }
         Role::Collector { name } => collector_permissions(name),
         Role::Acknowledger => Permissions {
             // It needs none; an inbox to which nobody publishes keeps the list from being empty, which would mean everything. With a limit of 0
@@ -77,10 +82,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
         broker::direct_get_last(storage::JOBS, subjects::jobs()),
         broker::FLOW_CONTROL.to_owned(),
     ];
-    for bucket in [storage::KEYS, storage::NODES, storage::SERVICES] {
-        publish.push(broker::bucket_all(bucket));
-        publish.extend(bucket_reading(bucket));
-    }
+    publish.extend([storage::KEYS, storage::NODES].into_iter().flat_map(bucket_writing));
     publish.extend(bucket_reading(storage::PRESENCE));
     Ok(Permissions {
         publish,
@@ -89,6 +91,13 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
         max_payload_bytes: None,
         transports: vec![Transport::Standard, Transport::WebSocket],
     })
+}
+
+/// What writing a bucket needs, which is by key and revision, and what reading it needs.
+fn bucket_writing(bucket: &str) -> Vec<String> {
+    let mut publish = bucket_reading(bucket);
+    publish.insert(0, broker::bucket_all(bucket));
+    publish
 }
 
 /// What reading and watching a bucket needs. A watch makes a consumer that the broker names; after an interruption the client makes one by

@@ -20,6 +20,7 @@ fn every_role() -> Vec<Role> {
         node(),
         Role::Api { caller: "api-1".parse().unwrap() },
         service(&["eu"], &[ToolName::Echo], &["n1"]),
+        Role::Registrar { name: "command-1".parse().unwrap() },
         Role::Collector { name: "api-1".parse().unwrap() },
         Role::Acknowledger,
         Role::Presence { account: "ACC".to_owned() },
@@ -98,6 +99,18 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
     );
     assert_eq!(permissions.subscribe, ["_INBOX.api-1.>", "_INBOX_c.api-1.>"]);
     assert!(!permissions.publish.contains(&"$KV.PRESENCE.>".to_owned()), "only collectors write PRESENCE");
+    assert!(!permissions.publish.iter().any(|subject| subject.contains("SERVICES")), "only commands of the operator know services");
+}
+
+#[test]
+fn a_command_of_the_operator_changes_the_registers_and_asks_no_node() {
+    let permissions = Role::Registrar { name: "command-1".parse().unwrap() }.permissions().unwrap();
+    assert_eq!(permissions.publish[..2], ["audit.v1.command.command-1", "$JS.FC.>"]);
+    for bucket in ["KEYS", "NODES", "SERVICES"] {
+        assert!(permissions.publish.contains(&format!("$KV.{bucket}.>")), "{bucket}");
+    }
+    assert!(!permissions.publish.iter().any(|subject| subject.starts_with("job.") || subject.starts_with("node.")));
+    assert_eq!(permissions.subscribe, ["_INBOX_c.command-1.>"]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What each kind of credential must not do, refused by the broker.
 
-use fixture::{Broker, api, collector, node, service};
+use fixture::{Broker, api, collector, node, registrar, service};
 use probeops_nats::permissions::{AccountName, Role};
 
 use crate::fixture;
@@ -105,6 +105,7 @@ async fn a_replica_of_the_api_may_not() {
         Publish("ev.v1.eu.n1.beat"),
         Publish("audit.v1.api.api-2"),
         Publish("$KV.PRESENCE.eu.n1"),
+        Publish("$KV.SERVICES.svc"),
         Publish("$JS.API.STREAM.DELETE.JOBS"),
         Publish("$JS.API.STREAM.PURGE.KV_KEYS"),
         Publish("$JS.API.STREAM.UPDATE.KV_KEYS"),
@@ -120,6 +121,29 @@ async fn a_replica_of_the_api_may_not() {
         Subscribe(">"),
     ];
     refuses(&broker, &api(), &attempts).await;
+}
+
+#[tokio::test]
+async fn a_command_of_the_operator_may_not() {
+    let broker = Broker::start().await;
+    let attempts = [
+        Publish("job.v1.eu.echo.command-1"),
+        Publish("node.v1.n1.job.echo.command-1"),
+        Publish("node.v1.n1.ctl.drain.command-1"),
+        Publish("_INBOX_n.n1.x"),
+        Publish("jobs.v1.x.state"),
+        Publish("audit.v1.api.api-1"),
+        Publish("audit.v1.command.command-2"),
+        Publish("$KV.PRESENCE.eu.n1"),
+        Publish("$JS.API.STREAM.PURGE.KV_KEYS"),
+        Publish("$JS.API.STREAM.DELETE.KV_NODES"),
+        Publish("$JS.API.STREAM.MSG.DELETE.AUDIT"),
+        Publish("$SYS.REQ.CLAIMS.UPDATE"),
+        Subscribe("_INBOX_c.command-2.>"),
+        Subscribe("$KV.KEYS.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &registrar(), &attempts).await;
 }
 
 #[tokio::test]

@@ -174,6 +174,10 @@ pub(crate) fn api() -> Role {
     Role::Api { caller: "api-1".parse().unwrap() }
 }
 
+pub(crate) fn registrar() -> Role {
+    Role::Registrar { name: "command-1".parse().unwrap() }
+}
+
 pub(crate) fn collector() -> Role {
     Role::Collector { name: "api-1".parse().unwrap() }
 }

@@ -2,12 +2,12 @@
 
 use async_nats::jetstream::kv::{Operation, Watch};
 use async_nats::{Message, StatusCode, Subscriber, jetstream};
-use fixture::{Broker, Connection, PATIENCE, api, collector, node, service};
+use fixture::{Broker, Connection, PATIENCE, api, collector, node, registrar, service};
 use futures_util::StreamExt;
 use probeops_nats::connect::LinkEvent;
 use probeops_nats::permissions::Role;
 use probeops_shared::ids::{Caller, JobId, NodeId, ReplyToken};
-use probeops_shared::subjects::{self, ANY, AUDIT_NODE, COLLECTOR_QUEUE, NO_RESPONDERS, NODE_QUEUE, REST, broker, storage};
+use probeops_shared::subjects::{self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, NO_RESPONDERS, NODE_QUEUE, REST, broker, storage};
 use tokio::time::{Instant, timeout};
 
 use crate::fixture;
@@ -99,11 +99,14 @@ async fn a_node_announces_itself_and_is_acknowledged() {
 }
 
 #[tokio::test]
-async fn a_replica_of_the_api_keeps_its_registers_and_jobs() {
+async fn the_api_and_commands_keep_their_registers_and_jobs() {
     let mut broker = Broker::start().await;
     let mut connection = broker.connect(&api()).await;
+    let mut command = broker.connect(&registrar()).await;
     let context = jetstream::new(connection.client.clone());
-    for bucket in [storage::KEYS, storage::NODES, storage::SERVICES] {
+    let command_context = jetstream::new(command.client.clone());
+    let written = [(&context, storage::KEYS), (&context, storage::NODES), (&command_context, storage::SERVICES)];
+    for (context, bucket) in written {
         let store = context.get_key_value(bucket).await.unwrap();
         let revision = store.create("a", "1".into()).await.unwrap();
         store.update("a", "2".into(), revision).await.unwrap();
@@ -140,7 +143,7 @@ async fn a_replica_of_the_api_keeps_its_registers_and_jobs() {
     while told.last().is_some_and(|key| key != "c") {
         told.push(next_entry(&mut watch).await.key);
     }
-    assert!(connection.violations_so_far().is_empty());
+    assert!(connection.violations_so_far().is_empty() && command.violations_so_far().is_empty());
 }
 
 #[tokio::test]
@@ -148,14 +151,20 @@ async fn what_is_audited_is_kept_in_the_other_account_and_read_there() {
     let broker = Broker::start().await;
     let asking = broker.connect(&api()).await;
     let collecting = broker.connect(&collector()).await;
-    for (connection, subject) in [(&asking, subjects::audit("api", "api-1")), (&collecting, subjects::audit(AUDIT_NODE, "api-1"))] {
+    let commanding = broker.connect(&registrar()).await;
+    let recorded = [
+        (&asking, subjects::audit("api", "api-1")),
+        (&collecting, subjects::audit(AUDIT_NODE, "api-1")),
+        (&commanding, subjects::audit(AUDIT_COMMAND, "command-1")),
+    ];
+    for (connection, subject) in recorded {
         let published = jetstream::new(connection.client.clone()).publish(subject.clone(), subject.into()).await.unwrap();
         assert_eq!(timeout(PATIENCE, published).await.unwrap().unwrap().stream, storage::AUDIT);
     }
     let auditing = broker.connect(&Role::Auditor).await;
     let mut trail = jetstream::new(auditing.client.clone()).get_stream(storage::AUDIT).await.unwrap();
     let state = trail.info().await.unwrap().state.clone();
-    assert_eq!((state.first_sequence, state.last_sequence), (1, 2));
+    assert_eq!((state.first_sequence, state.last_sequence), (1, 3));
     assert_eq!(trail.direct_get(1).await.unwrap().payload, "audit.v1.api.api-1");
     let last = trail.direct_get_last_for_subject("audit.v1.node.api-1").await.unwrap();
     assert_eq!((last.sequence, last.payload.as_ref()), (2, b"audit.v1.node.api-1".as_slice()));
@@ -168,6 +177,7 @@ async fn what_is_audited_is_kept_in_the_other_account_and_read_there() {
     let sequence = |message: &Message| message.headers.as_ref().and_then(|headers| headers.get("Nats-Sequence").map(ToString::to_string));
     assert_eq!(sequence(&next(&mut page).await).as_deref(), Some("1"));
     assert_eq!(sequence(&next(&mut page).await).as_deref(), Some("2"));
+    assert_eq!(sequence(&next(&mut page).await).as_deref(), Some("3"));
     let end = next(&mut page).await;
     assert_eq!(end.status.map(|status| status.as_u16()), Some(204), "{end:?}");
 }

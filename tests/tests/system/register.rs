@@ -149,6 +149,14 @@ fn a_credential_that_was_carried_away_or_was_wider_is_void_once_another_takes_it
     assert!(runtime.block_on(connect(&home, &away)).is_err());
     runtime.block_on(connect(&home, &made)).unwrap();
     assert_eq!(up.end(Signal::SIGTERM), Some(0), "{}", up.log());
+
+    // What `up` makes of itself is no exception.
+    let (made, away) = (home.path("data/nodes/demo-eu-1.creds"), home.path("demo-away.creds"));
+    std::fs::rename(&made, &away).unwrap();
+    let mut up = home.up("data", &[]);
+    assert_ne!(key(&made), key(&away));
+    assert_eq!(ended(&away), Some(78));
+    assert_eq!(up.end(Signal::SIGTERM), Some(0), "{}", up.log());
 }
 
 /// A connection of a service, and what happens to it.
