@@ -99,7 +99,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         draining: AtomicBool::new(false),
         unanswerable: AtomicU64::new(0),
     });
-    let life = Life::begin(worker, client, health, settings.drain_timeout)
+    let life = Life::begin(worker, client, health, Duration::from_secs(settings.drain_timeout_s))
         .await
         .map_err(|error| AgentError::Start(format!("cannot subscribe: {error}")))?;
     tracing::info!(node = %node.id, region = %node.region, tools = ?tools, "the agent is ready");

@@ -1,7 +1,6 @@
 //! What the operator of a node may set.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use clap::Args;
 use probeops_nats::connect::Link;
@@ -83,9 +82,8 @@ pub struct Settings {
     pub slots_light: usize,
     /// Probe runs at once.
     pub slots_probe: usize,
-    /// How long runs may go on after the agent was told to stop.
-    #[serde(skip)]
-    pub drain_timeout: Duration,
+    /// How long runs may go on after the agent was told to stop, in seconds.
+    pub drain_timeout_s: u64,
     /// Where the agent says how it is.
     pub health_file: Option<PathBuf>,
     /// How log lines look.
@@ -130,7 +128,7 @@ impl Given {
             resolvers: resolvers.iter().map(|text| resolver(text)).collect::<Result<_, _>>()?,
             slots_light: slots(self.slots_light, Class::Light, "slots_light")?,
             slots_probe: slots(self.slots_probe, Class::Probe, "slots_probe")?,
-            drain_timeout: Duration::from_secs(self.drain_timeout_s.unwrap_or(DRAIN_TIMEOUT_S)),
+            drain_timeout_s: self.drain_timeout_s.unwrap_or(DRAIN_TIMEOUT_S),
             health_file: self.health_file,
             log_format: self.log_format,
         })

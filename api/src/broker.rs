@@ -13,19 +13,18 @@ use async_nats::{Client, HeaderMap};
 use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
 use probeops_shared::ids::{Caller, NodeId};
 use probeops_shared::job::Verb;
+use probeops_shared::problem::Code;
 use probeops_shared::subjects::{self, storage};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use dispatch::{Destination, Run};
-
-use crate::broker::replies::Replies;
+pub(crate) use self::dispatch::{Destination, Run};
+use self::replies::Replies;
 use crate::collector::Collector;
 use crate::problem::Problem;
 use crate::roster::Roster;
 use crate::watch::watch;
-use probeops_shared::problem::Code;
 
 /// How long the broker may take to answer a JetStream request.
 const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(5);

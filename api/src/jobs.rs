@@ -206,7 +206,12 @@ impl Jobs {
     pub async fn get(&self, principal: &Principal, id: JobId) -> Result<JobDocument, Problem> {
         let found =
             self.0.store.get(id).await.map_err(|error| Problem::new(Code::Unavailable, format!("jobs cannot be read now: {error}")))?;
-        let missing = || Problem::new(Code::NotFound, format!("there is no job `{id}` of yours; jobs are kept for 24 hours"));
+        let missing = || {
+            Problem::new(
+                Code::NotFound,
+                format!("there is no job `{id}` of yours; jobs are kept for 24 hours, and fewer where many come in"),
+            )
+        };
         let document = found.ok_or_else(missing)?;
         if document.caller == principal.name || principal.is_admin() {
             return Ok(document);

@@ -164,3 +164,15 @@ fn the_brokers_name_is_denied_on_its_port() {
     assert!(Policy::load(None, &["tls://".to_owned()]).is_err());
     assert_eq!(policy.endpoints().len(), 1);
 }
+
+#[test]
+fn the_examples_of_the_readme_are_files_that_are_taken() {
+    let readme = include_str!("../../../README.md");
+    let [rules, given] = readme.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect::<Vec<_>>()[..] else {
+        panic!("a policy and an agent's settings")
+    };
+    assert!(policy(rules).check_address(touch("10.66.0.1", Some(443)), &surroundings("203.0.113.9:4222")).is_err());
+    allows(rules, "10.1.2.3", Some(443));
+    let given: crate::config::Given = settings::parse(given, Path::new("agent.toml")).unwrap();
+    assert_eq!(given.complete().unwrap().slots_probe, 16);
+}

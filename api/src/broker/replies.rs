@@ -24,7 +24,7 @@ struct Waiter {
     sender: mpsc::Sender<Box<Answer>>,
 }
 
-/// One answer to an attempt. Boxed on its way: a queue is made for every job, with room for 32 of what it carries.
+/// One answer to an attempt. Boxed on its way: every job has a queue, and tokio makes one with room for 32 of what it carries.
 #[derive(Debug)]
 pub(crate) struct Answer {
     /// Which attempt.

@@ -12,6 +12,7 @@ use async_nats::jetstream::Context;
 use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
 use bytes::Bytes;
 use probeops_shared::ids::JobId;
+use probeops_shared::outcome::Outcome;
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use tokio::sync::{OnceCell, mpsc};
@@ -19,7 +20,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::JobDocument;
-use probeops_shared::outcome::Outcome;
 
 /// How many documents wait to be written; more are dropped and counted.
 const QUEUE_MAX: usize = 8_192;

@@ -60,7 +60,8 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: Needs::Scope(&[Scope::JobsRead, Scope::JobsWrite]),
             id: "readJob",
             summary: "Read one of your jobs",
-            description: "The job so far, or as it ended. Jobs are kept for 24 hours; those of other callers are not found.",
+            description: "The job so far, or as it ended. Jobs are kept for 24 hours, or until 1 GiB of newer ones takes their place; those of \
+                          other callers are not found.",
             query: &[],
             body: None,
             answers: vec![Answer { status: success::DONE, description: "The job.", schema: schema::<JobDocument> }],

@@ -31,10 +31,11 @@ use crate::up::{LOOK_EVERY, unusable};
 const DEMO_NODES: [(&str, &str); 2] = [("demo-eu-1", "demo-eu"), ("demo-us-1", "demo-us")];
 /// What the demo nodes' owner allows.
 const DEMO_POLICY: &str = "\
-# The policy of the two demo agents. It allows loopback, so that the first run works without a network, but not the API itself.
+# The policy of the two demo agents. It allows loopback, so that the first run works without a network, but neither the API nor the broker.
+# The broker's figures (127.0.0.1:{monitoring}) may be touched: that is the open port of the first run.
 allow_loopback = true
 [deny]
-endpoints = [\"{api}\"]
+endpoints = [\"{api}\", \"{websocket}\"]
 ";
 /// Where the broker's ports are kept for the next start.
 const PORTS_FILE: &str = "ports.json";
@@ -104,6 +105,16 @@ impl Fabric {
         self.server.monitoring_port.unwrap_or_default()
     }
 
+    fn demo_policy(&self, http: SocketAddr) -> String {
+        let port = self.server.websocket.map_or(0, |websocket| websocket.listen.port());
+        let ip = Some(self.server.listen.ip()).filter(|ip| !ip.is_unspecified()).unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let websocket = SocketAddr::new(ip, port);
+        DEMO_POLICY
+            .replace("{api}", &http.to_string())
+            .replace("{websocket}", &websocket.to_string())
+            .replace("{monitoring}", &self.open_port().to_string())
+    }
+
     /// Where the API answers.
     pub(super) fn url(&self) -> &str {
         &self.url
@@ -120,7 +131,7 @@ impl Fabric {
         files::make_dir(&logs).map_err(unusable)?;
         let policy = layout.root().join("demo-policy.toml");
         let http = settings.listen()?;
-        files::write(&policy, DEMO_POLICY.replace("{api}", &http.to_string()).as_bytes(), Secrecy::Public).map_err(unusable)?;
+        files::write(&policy, self.demo_policy(http).as_bytes(), Secrecy::Public).map_err(unusable)?;
         self.url = format!("http://{http}");
         files::write(&layout.root().join(URL_FILE), self.url.as_bytes(), Secrecy::Public).map_err(unusable)?;
         let mut api = self.common("api");

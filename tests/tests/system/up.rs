@@ -51,9 +51,12 @@ fn the_first_run_prints_what_works_when_pasted_and_keeps_its_state() {
     assert_eq!((&job["status"], &job["results"][0]["status"]), (&json!("finished"), &json!("success")), "{job}");
     assert_eq!(job["target"], "127.0.0.1");
     // Loopback, but not what this machine's fabric itself listens on for others.
-    let own_port: u16 = up.url().rsplit(':').next().unwrap().parse().unwrap();
-    let touched = up.caller().job("tcp", "127.0.0.1", "demo-eu", &json!({"port": own_port})).outcome();
-    assert_eq!(touched["failure"]["kind"], "denied", "{touched}");
+    let ports: Value = serde_json::from_str(&std::fs::read_to_string(home.path("it's data/ports.json")).unwrap()).unwrap();
+    let api: u16 = up.url().rsplit(':').next().unwrap().parse().unwrap();
+    for own_port in [json!(api), ports["broker"].clone(), ports["websocket"].clone()] {
+        let touched = up.caller().job("tcp", "127.0.0.1", "demo-eu", &json!({"port": own_port})).outcome();
+        assert_eq!(touched["failure"]["kind"], "denied", "{touched}");
+    }
     // Ping where the agents announced it, else tcp; and what is missing is said with its cure.
     let nodes = up.caller().get("/v1/nodes").expect(200);
     let nodes: Vec<&Value> = nodes["nodes"].as_array().unwrap().iter().collect();
