@@ -492,7 +492,8 @@ impl Api {
     }
 
     /// All records of the trail for a filter, page by page.
-    fn audit(&self, filter: &str) -> Vec<Value> {
+    #[track_caller]
+    pub fn audit(&self, filter: &str) -> Vec<Value> {
         let mut records = Vec::new();
         let mut cursor = String::new();
         loop {

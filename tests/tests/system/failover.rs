@@ -8,12 +8,16 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use probeops_shared::job::GRACE;
+use probeops_shared::timestamp::Timestamp;
 use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric};
 use probeops_tests::http::Caller;
 use probeops_tests::silent::Silent;
 use probeops_tests::wire::Wire;
 use serde_json::{Value, json};
 
+/// The nodes of a test with three.
+const ALL: [&str; 3] = ["f-1", "f-2", "f-3"];
 /// How many threads ask at once.
 const ASKERS: usize = 8;
 /// How often each asks, before, while and after something fails.
@@ -85,29 +89,43 @@ fn nodes_of(documents: &[Value]) -> BTreeMap<String, usize> {
     nodes
 }
 
-/// No run in the trail began later than grace after its job was accepted.
-fn none_started_late(api: &Api, documents: &[Value]) {
-    const GRACE_MS: i128 = 5_000;
-    let created: BTreeMap<&str, i128> =
-        documents.iter().filter_map(|document| Some((document["id"].as_str()?, ms(&document["created_at"])))).collect();
-    let runs = api.wait_for_audit_of(&created.keys().copied().collect(), "verdict=finished");
-    for run in &runs {
-        let id = run["request_id"].as_str().expect("an id");
+/// No run of these jobs began after its deadline: neither those whose outcome the caller has, whatever became of the node, nor those in the
+/// trail. The trail is read once the `alive` nodes have told it all; a killed one took with it what it had told to neither.
+#[track_caller]
+fn none_started_late(api: &Api, documents: &[Value], alive: &[&str]) {
+    let grace_ms = i128::try_from(GRACE.as_millis()).expect("milliseconds");
+    let mut ids = BTreeSet::new();
+    let mut created = BTreeMap::new();
+    for document in documents {
+        let (id, created_at, outcome) = (document["id"].as_str().expect("an id"), ms(&document["created_at"]), &document["results"][0]);
+        assert!(ms(&outcome["started_at"]) - created_at <= grace_ms, "{document} began too late");
+        created.insert(id, created_at);
+        if alive.iter().any(|node| outcome["node"]["id"] == *node) {
+            ids.insert(id);
+        }
+    }
+    // A node tells its runs in their order, so with its last one all are there.
+    let last: Vec<Value> =
+        alive.iter().map(|node| api.admin().job("echo", "last", &format!("node:{node}"), &json!({})).expect(200)).collect();
+    ids.extend(last.iter().filter_map(|document| document["id"].as_str()));
+    api.wait_for_audit_of(&ids, "verdict=finished");
+    for run in api.audit("verdict=finished") {
+        let Some(created_at) = created.get(run["request_id"].as_str().expect("an id")) else { continue };
         let duration_ms = run["duration_ms"].as_f64().expect("a duration");
         #[expect(clippy::cast_possible_truncation, reason = "milliseconds of a test")]
         let started = ms(&run["time"]) - duration_ms as i128;
-        assert!(started - created[id] <= GRACE_MS, "{run} began too late");
+        assert!(started - created_at <= grace_ms, "{run} began too late");
     }
 }
 
 fn ms(time: &Value) -> i128 {
-    i128::from(probeops_shared::timestamp::Timestamp::parse(time.as_str().expect("a time")).expect("RFC 3339").unix_ms())
+    i128::from(Timestamp::parse(time.as_str().expect("a time")).expect("RFC 3339").unix_ms())
 }
 
 fn three_nodes() -> (Fabric, Api, Vec<Rc<Agent>>) {
     let fabric = Fabric::start();
     let api = fabric.api();
-    let agents = ["f-1", "f-2", "f-3"].iter().map(|id| fabric.agent(id, "eu")).collect();
+    let agents = ALL.iter().map(|id| fabric.agent(id, "eu")).collect();
     api.wait_for_nodes(3);
     (fabric, api, agents)
 }
@@ -131,7 +149,7 @@ fn a_thousand_jobs_spread_over_three_nodes() {
     for (node, count) in nodes {
         assert!((200..=470).contains(&count), "{node} got {count} of 1000");
     }
-    none_started_late(&api, &documents);
+    none_started_late(&api, &documents, &ALL);
 }
 
 #[test]
@@ -139,15 +157,15 @@ fn a_killed_node_costs_no_job() {
     let (fabric, api, agents) = three_nodes();
     let load = Load::start(&api.admin());
     load.wait_for(50);
+    // It has run jobs, and some of them are in the trail already.
+    api.wait_for_audit("node=f-1&verdict=finished", 1);
     agents[0].kill();
     let killed_at = load.count();
     load.wait_for(killed_at + 300);
     let documents = load.stop();
     let nodes = nodes_of(&documents);
-    assert!(nodes.contains_key("f-2") && nodes.contains_key("f-3"), "{nodes:?}");
-    // What the killed node had not yet told the trail went with it.
-    let told: Vec<Value> = documents.into_iter().filter(|document| document["results"][0]["node"]["id"] != "f-1").collect();
-    none_started_late(&api, &told);
+    assert_eq!(nodes.len(), 3, "all three took part, the killed one before it was: {nodes:?}");
+    none_started_late(&api, &documents, &["f-2", "f-3"]);
     fabric.agent_again("f-1");
     api.wait_until("f-1 answers again", || api.admin().job("echo", "x", "node:f-1", &json!({})).status == 200);
 }
@@ -193,11 +211,8 @@ fn a_stopped_node_costs_no_job_and_comes_back() {
     // Jobs did wait in its socket, past their deadline, and it says of each that it did not run it.
     let denied = api.wait_for_audit("node=f-1&verdict=denied", 1);
     assert!(denied.iter().all(|record| record["detail"].as_str().is_some_and(|detail| detail.starts_with("expired: "))), "{denied:?}");
-    none_started_late(&api, &documents);
-    api.wait_until("f-1 answers again", || {
-        let answer = api.admin().job("echo", "x", "node:f-1", &json!({}));
-        answer.status == 200 && answer.body["results"][0]["status"] == "success"
-    });
+    wait_until_all_answer(&api);
+    none_started_late(&api, &documents, &ALL);
 }
 
 #[test]
@@ -219,7 +234,7 @@ fn a_link_cut_without_a_word_costs_no_job_and_comes_back() {
     assert_eq!(nodes.len(), 3, "all three took part before the cut: {nodes:?}");
     wait_until_all_answer(&api);
     // What the cut node had not yet told the trail it tells now: it was only cut off.
-    none_started_late(&api, &documents);
+    none_started_late(&api, &documents, &ALL);
 }
 
 #[test]
@@ -234,12 +249,12 @@ fn a_restarted_broker_loses_no_job_and_needs_no_restart_of_anything_else() {
     nodes_of(&documents);
     api.wait_for_nodes(3);
     wait_until_all_answer(&api);
-    none_started_late(&api, &documents);
+    none_started_late(&api, &documents, &ALL);
 }
 
 /// Each node, asked by its name, answers.
 fn wait_until_all_answer(api: &Api) {
-    for id in ["f-1", "f-2", "f-3"] {
+    for id in ALL {
         api.wait_until(&format!("{id} answers again"), || {
             let answer = api.admin().job("echo", "x", &format!("node:{id}"), &json!({}));
             answer.status == 200 && answer.body["results"][0]["status"] == "success"
