@@ -6,6 +6,7 @@ pub mod asker;
 pub mod fabric;
 pub mod http;
 pub mod identity;
+pub mod needs;
 mod process;
 pub mod silent;
 pub mod up;

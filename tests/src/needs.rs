@@ -1,0 +1,29 @@
+//! What some tests need of the machine. Where it is missing they fail, and say how to get it.
+
+use std::net::{Ipv6Addr, UdpSocket};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+
+/// An ICMP socket, of either kind that `ping` can use.
+#[track_caller]
+pub fn icmp() {
+    let open = |kind| socket(AddressFamily::Inet, kind, SockFlag::SOCK_CLOEXEC, SockProtocol::Icmp).map(drop);
+    if let Err(error) = open(SockType::Datagram).or_else(|_| open(SockType::Raw)) {
+        panic!(
+            "this test pings, and no ICMP socket can be opened ({error}); \
+             run `sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"`, or run the tests with CAP_NET_RAW (as root)"
+        );
+    }
+}
+
+/// IPv6 on this machine itself.
+#[track_caller]
+pub fn ipv6_loopback() {
+    if let Err(error) = UdpSocket::bind((Ipv6Addr::LOCALHOST, 0)) {
+        panic!(
+            "this test needs the address ::1, which cannot be used ({error}); \
+             run `sysctl -w net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.lo.disable_ipv6=0`, \
+             and start a container with these as its --sysctl"
+        );
+    }
+}
