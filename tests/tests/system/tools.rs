@@ -2,13 +2,39 @@
 
 use std::io::Write;
 use std::net::{TcpListener, UdpSocket};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use probeops_shared::tools::ToolName;
 use probeops_tests::fabric::{AgentOptions, Fabric};
+use probeops_tests::needs;
 use serde_json::json;
+
+/// Only a hang takes this long.
+const HANG: Duration = Duration::from_secs(60);
+
+/// Answers one query with NXDOMAIN: the query itself, marked as an answer. Returns its port.
+fn name_server() -> (u16, JoinHandle<()>) {
+    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    server.set_read_timeout(Some(HANG)).unwrap();
+    let answering = std::thread::spawn(move || {
+        let mut message = [0; 512];
+        let (length, from) = server.recv_from(&mut message).unwrap();
+        message[2] = 0x81;
+        message[3] = 0x83;
+        // Without the query's OPT record.
+        message[10] = 0;
+        message[11] = 0;
+        let question_end = 12 + message[12..length].iter().position(|byte| *byte == 0).unwrap() + 5;
+        server.send_to(&message[..question_end], from).unwrap();
+    });
+    (port, answering)
+}
 
 #[test]
 fn every_tool_of_the_catalogue_is_announced_and_runs() {
+    needs::icmp();
     let fabric = Fabric::start();
     let api = fabric.api();
     fabric.agent("t-1", "eu");
@@ -16,23 +42,27 @@ fn every_tool_of_the_catalogue_is_announced_and_runs() {
     let catalogue = api.admin().get("/v1/tools").expect(200);
     let names: Vec<&str> = catalogue["tools"].as_array().unwrap().iter().map(|tool| tool["name"].as_str().unwrap()).collect();
     assert_eq!(names, ToolName::ALL.iter().map(|tool| tool.as_str()).collect::<Vec<_>>());
+    let beat = api.admin().get("/v1/nodes/t-1").expect(200)["beat"].clone();
+    assert_eq!((&beat["tools"], &beat["unavailable"]), (&json!(names), &json!([])));
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (dns_port, answering) = name_server();
     for tool in ToolName::ALL {
-        let node = api.admin().get("/v1/nodes/t-1").expect(200);
-        let unavailable = node["beat"]["unavailable"].as_array().unwrap().iter().find(|lacks| lacks["tool"] == tool.as_str()).cloned();
-        let answer = api.admin().job(tool.as_str(), "127.0.0.1", "node:t-1", &json!({}));
-        match unavailable {
-            None => assert_eq!(answer.outcome()["tool"], tool.as_str()),
-            // A machine that grants no ICMP to this user says so, and how to change it.
-            Some(lacks) => {
-                assert!(lacks["grant"].as_str().unwrap().contains("ping_group_range"), "{lacks}");
-                assert_eq!(answer.failure_kind(), "unsupported");
-            }
-        }
+        let (parameters, pointer, found) = match tool {
+            ToolName::Echo => (json!({"payload_bytes": 3}), "/payload", json!("xxx")),
+            ToolName::Ping => (json!({"count": 2, "interval_ms": 100}), "/stats/received", json!(2)),
+            ToolName::Dns => (json!({"resolver": "127.0.0.1", "port": dns_port}), "/rcode/name", json!("NXDOMAIN")),
+            ToolName::Tcp => (json!({"port": listener.local_addr().unwrap().port()}), "/state", json!("open")),
+        };
+        let outcome = api.admin().job(tool.as_str(), "127.0.0.1", "node:t-1", &parameters).outcome();
+        assert_eq!((&outcome["tool"], &outcome["status"]), (&json!(tool), &json!("success")), "{outcome}");
+        assert_eq!(outcome["report"].pointer(pointer), Some(&found), "{outcome}");
     }
+    answering.join().unwrap();
 }
 
 #[test]
 fn a_port_is_open_or_refused_and_both_are_findings() {
+    needs::ipv6_loopback();
     let fabric = Fabric::start();
     let api = fabric.api();
     fabric.agent("t-1", "eu");
@@ -60,20 +90,7 @@ fn dns_asks_the_resolver_it_is_told_to() {
     let api = fabric.api();
     fabric.agent("t-1", "eu");
     api.wait_for_nodes(1);
-    // Answers one query with NXDOMAIN: the query itself, marked as an answer.
-    let server = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let port = server.local_addr().unwrap().port();
-    let answering = std::thread::spawn(move || {
-        let mut message = [0; 512];
-        let (length, from) = server.recv_from(&mut message).unwrap();
-        message[2] = 0x81;
-        message[3] = 0x83;
-        // Without the query's OPT record.
-        message[10] = 0;
-        message[11] = 0;
-        let question_end = 12 + message[12..length].iter().position(|byte| *byte == 0).unwrap() + 5;
-        server.send_to(&message[..question_end], from).unwrap();
-    });
+    let (port, answering) = name_server();
     let outcome = api.admin().job("dns", "nowhere.example", "eu", &json!({"resolver": "127.0.0.1", "port": port})).outcome();
     assert_eq!(outcome["status"], "success", "{outcome}");
     assert_eq!(outcome["report"]["rcode"]["name"], "NXDOMAIN", "{outcome}");
@@ -88,19 +105,25 @@ fn each_kind_of_failure_is_told_apart() {
     // A name server that never answers.
     let silent = UdpSocket::bind("127.0.0.1:0").unwrap();
     let resolver = silent.local_addr().unwrap().to_string();
-    fabric.agent_with("k-1", "eu", &AgentOptions { resolvers: Some(resolver), slots_light: Some(1), ..AgentOptions::default() });
+    fabric.agent_with("k-1", "eu", &AgentOptions { resolvers: Some(resolver.clone()), slots_light: Some(1), ..AgentOptions::default() });
     fabric.agent_with("k-2", "narrow", &AgentOptions { tools: vec!["echo"], ..AgentOptions::default() });
     api.wait_for_nodes(2);
     let admin = api.admin();
     assert_eq!(admin.job("tcp", "169.254.169.254", "eu", &json!({})).failure_kind(), "denied");
     assert_eq!(admin.job("tcp", "::ffff:169.254.169.254", "eu", &json!({})).failure_kind(), "denied");
     assert_eq!(admin.job("tcp", "127.0.0.1", "node:k-2", &json!({})).failure_kind(), "unsupported");
-    let silent_resolver = admin.job("tcp", "name.example", "eu", &json!({"timeout": 1})).failure_kind();
-    assert!(["timed_out", "unresolved"].contains(&silent_resolver.as_str()), "{silent_resolver}");
+    let unresolved = admin.job("tcp", "name.example", "eu", &json!({"timeout": 1})).outcome();
+    assert_eq!(unresolved["failure"]["kind"], "unresolved", "{unresolved}");
+    let why = format!("name.example cannot be resolved on this node: {resolver}: timeout");
+    assert_eq!(unresolved["failure"]["detail"], why, "{unresolved}");
     admin.post("/v1/nodes/k-2/drain", &json!({})).expect(200);
     assert_eq!(admin.job("echo", "x", "node:k-2", &json!({})).failure_kind(), "draining");
-    let gone = admin.job("echo", "x", "narrow", &json!({}));
-    assert!(gone.status == 503 || gone.body["results"][0]["failure"]["kind"] == "draining", "{}", gone.text);
+    // Once the API has heard of it, nobody is asked.
+    api.wait_until("it is known to drain", || admin.get("/v1/nodes/k-2").expect(200)["beat"]["draining"] == json!(true));
+    let gone = admin.job("echo", "x", "narrow", &json!({})).expect(503);
+    let why =
+        "no node of region narrow that can run echo takes jobs now; 1 of its nodes are online (1 of them draining), and they can run: none";
+    assert_eq!((&gone["code"], &gone["detail"]), (&json!("no_node_available"), &json!(why)), "{gone}");
 }
 
 #[test]
