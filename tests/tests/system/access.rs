@@ -140,7 +140,10 @@ fn tokens_of_the_configured_issuer_are_accepted_and_nothing_else() {
         (&issuer.sign_with_kid(&claims(), "unknown"), "(kid `unknown`) that is not known here"),
         (&Issuer::new().sign_with_kid(&claims(), &issuer.kid()), "the JWT's signature does not fit"),
         (&with("probeops", json!({"tools": ["pnig"]})), "claim `probeops` (limits) is refused: /tools/0: unknown tool `pnig`"),
-        (&with("probeops", json!({"tool": ["ping"]})), "claim `probeops` (limits) is refused"),
+        (
+            &with("probeops", json!({"tool": ["ping"]})),
+            "claim `probeops` (limits) is refused: /tool: unknown field `tool`, expected one of `tools`, `regions`",
+        ),
     ];
     for (token, words) in table {
         let caller = if token.is_empty() { api.nobody() } else { api.caller(token) };

@@ -3,20 +3,23 @@
 use probeops_tests::fabric::Fabric;
 use serde_json::{Value, json};
 
+/// What every message about a target ends with, or nearly every.
+const WANTS: &str = "give an address such as 192.0.2.1 or 2001:db8::1, or a name such as example.com";
+
 /// A body, and what must come of it.
 struct Row {
     body: Value,
     status: u16,
     code: &'static str,
     pointer: &'static str,
-    words: &'static str,
+    words: String,
 }
 
 /// Content type, body, and what must come of them: status, code, pointer, words.
 type Mistake<'a> = (&'a str, &'a [u8], u16, &'a str, Option<&'a str>, &'a str);
 
-fn row(body: Value, pointer: &'static str, words: &'static str) -> Row {
-    Row { body, status: 400, code: "invalid", pointer, words }
+fn row(body: Value, pointer: &'static str, words: impl Into<String>) -> Row {
+    Row { body, status: 400, code: "invalid", pointer, words: words.into() }
 }
 
 fn ping(parameters: &Value) -> Value {
@@ -31,6 +34,17 @@ fn from(from: &Value) -> Value {
     json!({"tool": "echo", "from": from})
 }
 
+/// What is said of a count.
+fn count(given: &str) -> String {
+    format!("must be a whole number from 1 to 100, not {given}")
+}
+
+/// What is said of a region.
+fn region(given: &str) -> String {
+    format!("a region must be 1 to 63 of a-z, 0-9 and `-`, not starting with `-`, not the string \"{given}\"")
+}
+
+/// The whole sentence is compared: what is wrong with a body is said at its place, all else of the whole request.
 #[track_caller]
 fn check(answer: &probeops_tests::http::Answer, status: u16, code: &str, pointer: Option<&str>, words: &str) {
     let shown = &answer.text;
@@ -42,7 +56,104 @@ fn check(answer: &probeops_tests::http::Answer, status: u16, code: &str, pointer
     if let Some(pointer) = pointer {
         assert_eq!(answer.body["errors"][0]["pointer"], pointer, "{shown}");
     }
-    assert!(shown.contains(words), "`{words}` is not in {shown}");
+    let said = if code == "invalid" { &answer.body["errors"][0]["detail"] } else { &answer.body["detail"] };
+    assert_eq!(said, words, "{shown}");
+}
+
+/// Mistakes in tool and parameters, and fields that lack or are too many.
+fn fields() -> Vec<Row> {
+    vec![
+        row(ping(&json!({"count": 0})), "/parameters/count", count("0")),
+        row(ping(&json!({"count": 101})), "/parameters/count", count("101")),
+        row(ping(&json!({"count": 1.5})), "/parameters/count", count("1.5")),
+        row(ping(&json!({"count": "4"})), "/parameters/count", count("the string \"4\"")),
+        row(ping(&json!({"count": null})), "/parameters/count", count("null")),
+        row(
+            ping(&json!({"cuont": 4})),
+            "/parameters/cuont",
+            "unknown option `cuont`; did you mean `count`? the options are count, interval_ms, timeout, payload_bytes, ttl, family (tool ping)",
+        ),
+        row(ping(&json!([])), "/parameters", "must be an object of the tool's options, not a list"),
+        row(
+            json!({"tool": "pnig", "target": "127.0.0.1", "from": "eu"}),
+            "/tool",
+            "unknown tool `pnig`; did you mean `ping`? the tools are echo, ping, dns, tcp",
+        ),
+        row(json!({"target": "127.0.0.1", "from": "eu"}), "/tool", "`tool` is missing: name the tool to run, such as \"ping\""),
+        row(json!({"tool": 7, "from": "eu"}), "/tool", "must be a string, not 7"),
+        row(
+            json!({"tool": "ping", "target": "127.0.0.1"}),
+            "/from",
+            "`from` is missing: say from where, a region such as \"eu-central\", \"node:\" and a node's id, or a list of these; \
+             /v1/regions lists the regions",
+        ),
+        row(
+            json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "form": 1}),
+            "/form",
+            "unknown field `form`; did you mean `from`? the fields are tool, target, parameters, from, timeout_ms",
+        ),
+    ]
+}
+
+fn targets() -> Vec<Row> {
+    vec![
+        row(target(""), "/target", format!("a target is required; {WANTS}")),
+        row(target("a b"), "/target", format!("the string \"a b\" has spaces in it; {WANTS}")),
+        row(target("a\u{7}b"), "/target", format!("the string \"a\\u0007b\" has control characters in it; {WANTS}")),
+        row(
+            target("https://example.com/x"),
+            "/target",
+            "the string \"https://example.com/x\" is a https URL; give only its host: example.com",
+        ),
+        row(target("[::1]"), "/target", "the string \"[::1]\" is in brackets; write the address without them: ::1"),
+        row(
+            target("fe80::1%eth0"),
+            "/target",
+            format!("the string \"fe80::1%eth0\" has a zone id, which means something only on one machine; {WANTS}"),
+        ),
+        row(
+            target("xn--a.\u{e9}\u{301}\u{200d}"),
+            "/target",
+            "the string \"xn--a.\u{e9}\u{301}\u{200d}\" is not a valid internationalised name (IDNA, UTS 46)",
+        ),
+        row(target(&"a".repeat(254)), "/target", "a name is at most 253 characters long, this one has 254"),
+        row(target("-c"), "/target", format!("the string \"-c\" starts with `-`; {WANTS}")),
+        row(
+            target("2130706433"),
+            "/target",
+            "the string \"2130706433\" is not a host name but a number form of an address; write it as four decimal numbers, such as 192.0.2.1",
+        ),
+        row(json!({"tool": "tcp", "target": 1, "from": "eu"}), "/target", "must be a string, not 1"),
+    ]
+}
+
+/// Mistakes in from where and in how long.
+fn places() -> Vec<Row> {
+    vec![
+        row(from(&json!("eu.central")), "/from", region("eu.central")),
+        row(from(&json!("*")), "/from", region("*")),
+        row(from(&json!(">")), "/from", region(">")),
+        row(from(&json!("eu central")), "/from", region("eu central")),
+        row(from(&json!([])), "/from", "must name 1 to 100 places, not 0"),
+        row(from(&json!(["eu", "EU"])), "/from/1", region("EU")),
+        row(
+            json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "timeout_ms": 10}),
+            "/timeout_ms",
+            "10 ms is too short: this tool with these parameters may take 9000 ms (lower `timeout`, `count` or `interval_ms`, \
+             or allow more than 9000)",
+        ),
+        row(
+            json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "timeout_ms": "x"}),
+            "/timeout_ms",
+            "must be a whole number of milliseconds from 1 to 3600000, not the string \"x\"",
+        ),
+        Row { status: 404, code: "no_such_region", ..row(from(&json!("mars")), "/from", "there is no region `mars`; the regions are: eu") },
+        Row {
+            status: 404,
+            code: "no_such_node",
+            ..row(from(&json!("node:mars-1")), "/from", "there is no node `mars-1`; the nodes are: bad-1")
+        },
+    ]
 }
 
 #[test]
@@ -52,47 +163,8 @@ fn each_mistake_in_a_job_is_named_with_its_place() {
     fabric.agent("bad-1", "eu");
     let caller = api.admin();
     api.wait_for_nodes(1);
-    let table = [
-        row(ping(&json!({"count": 0})), "/parameters/count", "must be a whole number from 1 to 100, not 0"),
-        row(ping(&json!({"count": 101})), "/parameters/count", "must be a whole number from 1 to 100, not 101"),
-        row(ping(&json!({"count": 1.5})), "/parameters/count", "not 1.5"),
-        row(ping(&json!({"count": "4"})), "/parameters/count", "not the string \\\"4\\\""),
-        row(ping(&json!({"count": null})), "/parameters/count", "not null"),
-        row(ping(&json!({"cuont": 4})), "/parameters/cuont", "did you mean `count`?"),
-        row(ping(&json!([])), "/parameters", "must be an object"),
-        row(
-            json!({"tool": "pnig", "target": "127.0.0.1", "from": "eu"}),
-            "/tool",
-            "did you mean `ping`? the tools are echo, ping, dns, tcp",
-        ),
-        row(json!({"target": "127.0.0.1", "from": "eu"}), "/tool", "missing"),
-        row(json!({"tool": 7, "from": "eu"}), "/tool", "must be a string, not 7"),
-        row(json!({"tool": "ping", "target": "127.0.0.1"}), "/from", "from"),
-        row(json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "form": 1}), "/form", "did you mean `from`?"),
-        row(target(""), "/target", "a target is required"),
-        row(target("a b"), "/target", "spaces"),
-        row(target("a\u{7}b"), "/target", "control characters"),
-        row(target("https://example.com/x"), "/target", "give only its host: example.com"),
-        row(target("[::1]"), "/target", "without them: ::1"),
-        row(target("fe80::1%eth0"), "/target", "zone id"),
-        row(target("xn--a.\u{e9}\u{301}\u{200d}"), "/target", "internationalised"),
-        row(target(&"a".repeat(254)), "/target", "at most 253"),
-        row(target("-c"), "/target", "starts with `-`"),
-        row(target("2130706433"), "/target", "number form of an address"),
-        row(json!({"tool": "tcp", "target": 1, "from": "eu"}), "/target", "must be a string"),
-        row(from(&json!("eu.central")), "/from", "must be 1 to 63 of a-z"),
-        row(from(&json!("*")), "/from", "must be 1 to 63 of a-z"),
-        row(from(&json!(">")), "/from", "must be 1 to 63 of a-z"),
-        row(from(&json!("eu central")), "/from", "must be 1 to 63 of a-z"),
-        row(from(&json!([])), "/from", "from"),
-        row(from(&json!(["eu", "EU"])), "/from/1", "must be 1 to 63 of a-z"),
-        row(json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "timeout_ms": 10}), "/timeout_ms", "may take"),
-        row(json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "timeout_ms": "x"}), "/timeout_ms", "must be a whole number"),
-        Row { status: 404, code: "no_such_region", ..row(from(&json!("mars")), "/from", "the regions are: eu") },
-        Row { status: 404, code: "no_such_node", ..row(from(&json!("node:mars-1")), "/from", "the nodes are: bad-1") },
-    ];
-    for Row { body, status, code, pointer, words } in table {
-        check(&caller.post("/v1/jobs", &body), status, code, Some(pointer), words);
+    for Row { body, status, code, pointer, words } in [fields(), targets(), places()].into_iter().flatten() {
+        check(&caller.post("/v1/jobs", &body), status, code, Some(pointer), &words);
     }
     let accepted = caller.job("tcp", "b\u{fc}cher.example", "eu", &json!({})).expect(200);
     assert_eq!(accepted["target"], "xn--bcher-kva.example");
@@ -106,32 +178,51 @@ fn each_mistake_around_a_job_is_named() {
     let good = json!({"tool": "echo", "from": "eu"}).to_string();
     let large = format!("{{\"tool\":\"{}\"}}", "x".repeat(70_000));
     let json_type = "application/json";
+    let (early, not_json) =
+        ("the JSON ends too early: EOF while parsing a value at line 1 column 8", "not JSON: expected value at line 1 column 1");
+    let unknown = "unknown field `x`; the fields are tool, target, parameters, from, timeout_ms";
+    let content_type = |said: &str| format!("{said}; it must be application/json (with curl, add -H 'Content-Type: application/json')");
+    let text = content_type("the body's content type is `text/plain`");
+    let form = content_type("the body's content type is `application/x-www-form-urlencoded`");
     // A pointer is where it is, and the whole body where it is everywhere; what is wrong with the headers is nowhere in the body.
     let table: [Mistake<'_>; 11] = [
-        (json_type, b"", 400, "invalid", Some(""), "the body is empty"),
-        (json_type, b"{\"tool\":", 400, "invalid", Some(""), "ends too early"),
-        (json_type, b"ping", 400, "invalid", Some(""), "not JSON"),
-        (json_type, b"\xff\xfe", 400, "invalid", Some(""), "not JSON"),
-        (json_type, b"[1]", 400, "invalid", Some(""), "must be a JSON object"),
-        (json_type, b"{\"tool\":\"echo\",\"tool\":\"echo\"}", 400, "invalid", Some("/tool"), "`tool` is given twice"),
-        (json_type, b"{\"parameters\":{\"count\":1,\"count\":1}}", 400, "invalid", Some("/parameters/count"), "`count` is given twice"),
-        (json_type, b"{\"tool\":\"echo\",\"x\":1}", 400, "invalid", Some("/x"), "unknown field `x`"),
-        (json_type, large.as_bytes(), 413, "too_large", None, "larger than 65536 bytes"),
-        ("text/plain", good.as_bytes(), 415, "unsupported_media_type", None, "it must be application/json"),
-        ("application/x-www-form-urlencoded", good.as_bytes(), 415, "unsupported_media_type", None, "it must be application/json"),
+        (json_type, b"", 400, "invalid", Some(""), "the body is empty; send a JSON object"),
+        (json_type, b"{\"tool\":", 400, "invalid", Some(""), early),
+        (json_type, b"ping", 400, "invalid", Some(""), not_json),
+        (json_type, b"\xff\xfe", 400, "invalid", Some(""), not_json),
+        (json_type, b"[1]", 400, "invalid", Some(""), "must be a JSON object, not a list"),
+        (json_type, b"{\"tool\":\"echo\",\"tool\":\"echo\"}", 400, "invalid", Some("/tool"), "field `tool` is given twice"),
+        (
+            json_type,
+            b"{\"parameters\":{\"count\":1,\"count\":1}}",
+            400,
+            "invalid",
+            Some("/parameters/count"),
+            "field `count` is given twice",
+        ),
+        (json_type, b"{\"tool\":\"echo\",\"x\":1}", 400, "invalid", Some("/x"), unknown),
+        (json_type, large.as_bytes(), 413, "too_large", None, "the body is larger than 65536 bytes; no job needs so much"),
+        ("text/plain", good.as_bytes(), 415, "unsupported_media_type", None, &text),
+        ("application/x-www-form-urlencoded", good.as_bytes(), 415, "unsupported_media_type", None, &form),
     ];
     for (content_type, body, status, code, pointer, words) in table {
         check(&caller.post_raw("/v1/jobs", content_type, body, &[]), status, code, pointer, words);
     }
     let packed = caller.post_raw("/v1/jobs", json_type, good.as_bytes(), &[("content-encoding", "gzip")]);
-    check(&packed, 415, "unsupported_media_type", None, "encoded as `gzip`");
-    check(&caller.post_raw("/v1/jobs", "", good.as_bytes(), &[]), 415, "unsupported_media_type", None, "application/json");
-    check(&caller.get("/v1/nothing"), 404, "not_found", None, "/v1/nothing");
+    let encoded = "the body is encoded as `gzip`; send it as it is, without Content-Encoding";
+    check(&packed, 415, "unsupported_media_type", None, encoded);
+    let none = content_type("the body has no content type");
+    check(&caller.post_raw("/v1/jobs", "", good.as_bytes(), &[]), 415, "unsupported_media_type", None, &none);
+    let nothing = "there is nothing at `/v1/nothing`; /openapi.json says what there is";
+    check(&caller.get("/v1/nothing"), 404, "not_found", None, nothing);
     let wrong_method = caller.get("/v1/jobs");
-    check(&wrong_method, 405, "method_not_allowed", None, "GET");
+    let allowed = "`/v1/jobs` cannot be asked with GET; the header Allow says with what";
+    check(&wrong_method, 405, "method_not_allowed", None, allowed);
     assert_eq!(wrong_method.header("allow"), Some("POST"));
-    check(&caller.get("/v1/jobs/7"), 404, "not_found", None, "must be a UUID");
-    check(&caller.get("/v1/audit?limti=3"), 400, "invalid", None, "did you mean `limit`?");
+    check(&caller.get("/v1/jobs/7"), 404, "not_found", None, "a job id must be a UUID, not the string \"7\"");
+    let limti = "unknown query parameter `limti`; did you mean `limit`? the query parameters are since, until, principal, node, tool, verdict, \
+                 request_id, limit, cursor";
+    check(&caller.get("/v1/audit?limti=3"), 400, "invalid", Some("?limti"), limti);
 }
 
 #[test]

@@ -85,15 +85,33 @@ fn what_is_wrong_with_a_published_job_is_answered_too() {
     let service = Publisher::new(&fabric, "billing", &["echo", "tcp"], &[]);
     let huge = format!("{{\"request_id\":\"{}\"}}", "x".repeat(70_000));
     let table: [(&str, &[u8], HeaderMap, &str, &str); 9] = [
-        ("echo", b"ping 127.0.0.1", HeaderMap::new(), "invalid", "not JSON"),
-        ("echo", huge.as_bytes(), HeaderMap::new(), "invalid", "at most 65536 bytes"),
-        ("echo", &job("tcp", "127.0.0.1"), HeaderMap::new(), "invalid", "its subject for `echo`"),
+        ("echo", b"ping 127.0.0.1", HeaderMap::new(), "invalid", "not JSON: expected value at line 1 column 1"),
+        ("echo", huge.as_bytes(), HeaderMap::new(), "invalid", "a job message is at most 65536 bytes long, this one has 70017"),
+        (
+            "echo",
+            &job("tcp", "127.0.0.1"),
+            HeaderMap::new(),
+            "invalid",
+            "the message asks for `tcp`, its subject for `echo`; they must be the same",
+        ),
         ("echo", br#"{"tool":"echo","parameters":{"timeuot":1}}"#, HeaderMap::new(), "invalid", "did you mean `timeout`?"),
-        ("echo", br#"{"tool":"echo","request_id":"a b"}"#, HeaderMap::new(), "invalid", "request id"),
-        ("echo", &job("echo", "x"), deadline(&(unix_ms() - 1000).to_string()), "expired", "deadline passed"),
-        ("echo", &job("echo", "x"), deadline(&(unix_ms() + 86_400_000).to_string()), "invalid", "at most"),
-        ("echo", &job("echo", "x"), deadline("tomorrow"), "invalid", "milliseconds since 1970"),
-        ("tcp", &job("tcp", "169.254.169.254"), HeaderMap::new(), "denied", "169.254.169.254"),
+        ("echo", br#"{"tool":"echo","request_id":"a b"}"#, HeaderMap::new(), "invalid", "a request id must be 1 to 64"),
+        ("echo", &job("echo", "x"), deadline(&(unix_ms() - 1000).to_string()), "expired", "ms before the job arrived"),
+        ("echo", &job("echo", "x"), deadline(&(unix_ms() + 86_400_000).to_string()), "invalid", "ms away; at most 3600000 ms are allowed"),
+        (
+            "echo",
+            &job("echo", "x"),
+            deadline("tomorrow"),
+            "invalid",
+            "header Probe-Deadline must be milliseconds since 1970 as a whole number, not `tomorrow`",
+        ),
+        (
+            "tcp",
+            &job("tcp", "169.254.169.254"),
+            HeaderMap::new(),
+            "denied",
+            "169.254.169.254: this node's policy: a link-local address (where clouds serve their metadata) is always denied",
+        ),
     ];
     for (tool, body, headers, kind, words) in table {
         let answer = service.ask(&format!("job.v1.eu.{tool}.billing"), body, headers);
