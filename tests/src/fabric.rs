@@ -23,6 +23,7 @@ use probeops_shared::registry::NodeGrant;
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 
 use crate::http::Caller;
@@ -537,6 +538,19 @@ impl Agent {
     /// Lets it go on.
     pub fn resume(&self) {
         self.process.borrow().signal(Signal::SIGCONT);
+    }
+
+    /// Lets it open no more files and sockets (`RLIMIT_NOFILE`), what it holds apart. Returns the limit there was.
+    pub fn open_no_more(&self) -> Rlimit {
+        // It has inherited ours.
+        let limit = getrlimit(Resource::Nofile);
+        self.limit_files(Rlimit { current: Some(0), ..limit })
+    }
+
+    /// Sets that limit, and returns the one there was.
+    pub fn limit_files(&self, limit: Rlimit) -> Rlimit {
+        let process = i32::try_from(self.process_id()).ok().and_then(Pid::from_raw).expect("a process id");
+        prlimit(Some(process), Resource::Nofile, limit).expect("a process of ours")
     }
 
     /// What it has logged.

@@ -134,3 +134,22 @@ fn a_name_without_an_address_is_unresolved() {
     api.wait_for_nodes(1);
     assert_eq!(api.admin().job("tcp", "no-such-name.invalid", "eu", &json!({})).failure_kind(), "unresolved");
 }
+
+#[test]
+fn a_fault_of_the_node_is_internal_and_its_log_has_it() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    let agent = fabric.agent("i-1", "eu");
+    api.wait_for_nodes(1);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let ask = || api.admin().job("tcp", "127.0.0.1", "node:i-1", &json!({"port": listener.local_addr().unwrap().port()})).outcome();
+    // A machine that is out of descriptors.
+    let before = agent.open_no_more();
+    let outcome = ask();
+    assert_eq!((&outcome["status"], &outcome["failure"]["kind"]), (&json!("failed"), &json!("internal")), "{outcome}");
+    let detail = outcome["failure"]["detail"].as_str().unwrap();
+    let incident = detail.strip_prefix("this node could not open a connection: Too many open files; its log has it as incident ").unwrap();
+    agent.wait_for_log(incident);
+    agent.limit_files(before);
+    assert_eq!(ask()["report"]["state"], "open");
+}
