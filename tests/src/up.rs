@@ -34,6 +34,10 @@ pub struct Up {
     data: PathBuf,
 }
 
+/// A command that goes on.
+#[derive(Debug)]
+pub struct Running(Process);
+
 /// What a command that has ended said.
 #[derive(Clone, Debug)]
 pub struct Said {
@@ -104,6 +108,14 @@ impl Home {
         Said { code, out: text(&out), err: text(&err) }
     }
 
+    /// Starts a command that goes on, and waits until it has printed this.
+    #[track_caller]
+    pub fn start(&self, name: &str, command: Command, words: &str) -> Running {
+        let mut process = Process::start(name, &self.folder.0, command);
+        process.wait_for_log(words);
+        Running(process)
+    }
+
     /// Starts `up` on the data folder `data` with a free port, and waits until it is ready.
     pub fn up(&self, data: &str, arguments: &[&str]) -> Up {
         let mut up = self.start_up(data, arguments);
@@ -152,6 +164,19 @@ impl Home {
         let copy = self.path("nats-server");
         std::fs::copy(&found, &copy).expect("a copy of nats-server");
         copy
+    }
+}
+
+impl Running {
+    /// What it has printed.
+    pub fn log(&self) -> String {
+        self.0.log()
+    }
+
+    /// Sends a signal and waits for its end.
+    pub fn end(&mut self, signal: Signal) -> Option<i32> {
+        self.0.signal(signal);
+        self.0.wait().code()
     }
 }
 
