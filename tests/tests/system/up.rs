@@ -194,7 +194,8 @@ fn credentials_that_expired_while_it_was_away_are_renewed_at_the_start() {
     // It outlives its first credentials.
     let first: Vec<Timestamp> = files.iter().map(|name| held(name)).collect();
     wait_until("the first credentials are over", || first.iter().all(|expiry| *expiry < Timestamp::now()));
-    assert_eq!(paste(&home, &up.curl())["results"][0]["status"], "success", "{}", up.log());
+    let job = paste(&home, &up.curl());
+    assert_eq!(job["results"][0]["status"], "success", "{job}\n{}", up.log());
     assert_eq!(up.end(Signal::SIGTERM), Some(0), "{}", up.log());
     // The clock goes past the last ones while nothing runs.
     wait_until("all credentials are over", || files.iter().all(|name| held(name) < Timestamp::now()));
