@@ -92,6 +92,8 @@ impl Default for AgentOptions {
 /// What an API may be told.
 #[derive(Clone, Debug, Default)]
 pub struct ApiOptions {
+    /// Another address of the broker.
+    pub server: Option<String>,
     /// Who checks JWTs.
     pub jwks: Option<PathBuf>,
     /// Their issuer.
@@ -259,7 +261,7 @@ impl Fabric {
             self.vault.mint_to(&creds.join(format!("{file}.creds")), &role, LIFETIME).expect("a credential");
         }
         let mut command = program();
-        command.arg("api").args(["--http", &address.to_string(), "--servers", &self.url()]);
+        command.arg("api").args(["--http", &address.to_string(), "--servers", options.server.as_ref().unwrap_or(&self.url())]);
         command.arg("--ca").arg(self.ca()).arg("--creds").arg(&creds).arg("--vault").arg(self.data());
         for (flag, value) in [("--jwt-issuer", &options.jwt_issuer), ("--jwt-audience", &options.jwt_audience)] {
             command.args(value.iter().flat_map(|value| [flag, value]));

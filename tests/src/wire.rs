@@ -2,14 +2,16 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Forwards connections to another address, until cut.
 #[derive(Debug)]
 pub struct Wire {
     address: SocketAddr,
     cuts: Arc<AtomicU64>,
+    broken: Arc<AtomicBool>,
+    connections: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl Wire {
@@ -18,11 +20,13 @@ impl Wire {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         let cuts = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&cuts);
+        let (broken, connections) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+        let (counted, closed, made) = (Arc::clone(&cuts), Arc::clone(&broken), Arc::clone(&connections));
         // Ends with the test's process; every connection holds two threads.
         std::thread::spawn(move || {
-            for here in listener.incoming().flatten() {
+            for here in listener.incoming().flatten().filter(|_| !closed.load(Ordering::SeqCst)) {
                 let Ok(there) = TcpStream::connect(to) else { continue };
+                made.lock().unwrap_or_else(PoisonError::into_inner).push(here.try_clone().expect("a socket"));
                 let made_at = counted.load(Ordering::SeqCst);
                 for (from, to) in [(here.try_clone(), there.try_clone()), (Ok(there), Ok(here))] {
                     let (from, to) = (from.expect("a socket"), to.expect("a socket"));
@@ -31,7 +35,7 @@ impl Wire {
                 }
             }
         });
-        Self { address, cuts }
+        Self { address, cuts, broken, connections }
     }
 
     /// Where it begins.
@@ -42,6 +46,20 @@ impl Wire {
     /// From now on nothing passes over the connections there are: no bytes, no end. New connections pass.
     pub fn cut(&self) {
         self.cuts.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Ends the connections there are, with a word to both ends, and makes no new ones until mended.
+    pub fn break_off(&self) {
+        self.broken.store(true, Ordering::SeqCst);
+        for connection in self.connections.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // It may have ended already.
+            drop(connection.shutdown(std::net::Shutdown::Both));
+        }
+    }
+
+    /// Makes new connections again.
+    pub fn mend(&self) {
+        self.broken.store(false, Ordering::SeqCst);
     }
 }
 

@@ -21,9 +21,9 @@ use super::replies::{Answer, Waiting, cancel};
 use super::{Broker, LinkState};
 
 /// The most attempts for one run.
-const ATTEMPTS_MAX: u32 = 12;
+const ATTEMPTS_MAX: usize = 12;
 /// So many attempts go to the region's queue group before nodes are chosen by name.
-const GROUP_ATTEMPTS: u32 = 2;
+const GROUP_ATTEMPTS: usize = 2;
 /// The shortest time a node has to accept.
 const ACCEPT_WITHIN: Duration = Duration::from_millis(250);
 /// When nobody at all has listened for this long, nobody will.
@@ -114,9 +114,9 @@ struct Attempt<'a> {
 
 impl<'a> Dispatch<'a> {
     async fn outcome(&mut self) -> Outcome {
-        for number in 1..=ATTEMPTS_MAX {
-            if number > 1 {
-                tokio::time::sleep(retry_wait(number - 1)).await;
+        while self.attempts.len() < ATTEMPTS_MAX {
+            if !self.attempts.is_empty() {
+                tokio::time::sleep(retry_wait(self.attempts.len())).await;
             }
             if !self.connected().await || self.expired() {
                 break;
@@ -124,8 +124,8 @@ impl<'a> Dispatch<'a> {
             if self.nobody_since.is_some_and(|since| since.elapsed() >= NOBODY_FOR) {
                 break;
             }
-            let Some(destination) = self.destination(number) else { break };
-            self.publish(number, &destination).await;
+            let Some(destination) = self.destination() else { break };
+            let number = self.publish(&destination).await;
             if let Some(outcome) = self.follow(number).await {
                 return outcome;
             }
@@ -147,10 +147,10 @@ impl<'a> Dispatch<'a> {
     }
 
     /// The group first, then nodes by name; none when every node has refused.
-    fn destination(&self, number: u32) -> Option<Destination> {
+    fn destination(&self) -> Option<Destination> {
         let Destination::Region(region) = &self.run.to else { return Some(self.run.to.clone()) };
         let refused_for_good = self.refusal.as_ref().is_some_and(|outcome| is_about_this_node(outcome.failure_kind()));
-        if number <= GROUP_ATTEMPTS && !refused_for_good {
+        if self.attempts.len() < GROUP_ATTEMPTS && !refused_for_good {
             return Some(self.run.to.clone());
         }
         let candidates = self.broker.roster().candidates(region, self.run.tool);
@@ -162,8 +162,10 @@ impl<'a> Dispatch<'a> {
         }
     }
 
-    async fn publish(&mut self, number: u32, destination: &Destination) {
+    /// Makes one more attempt and returns its number, from 1.
+    async fn publish(&mut self, destination: &Destination) -> u32 {
         let broker: &'a Broker = self.broker;
+        let number = u32::try_from(self.attempts.len() + 1).unwrap_or(u32::MAX);
         let waiting = broker.0.replies.wait(number, self.sender.clone());
         let (caller, run) = (&broker.0.caller, self.run);
         let subject = match destination {
@@ -176,6 +178,7 @@ impl<'a> Dispatch<'a> {
         if let Err(error) = sent {
             tracing::warn!(job.id = %run.request_id, attempt = number, %error, "an attempt could not be published");
         }
+        number
     }
 
     fn accept_within(&self) -> Duration {
@@ -227,7 +230,7 @@ fn is_about_this_node(failure: Option<FailureKind>) -> bool {
 }
 
 /// 5 ms, doubled for each attempt up to 160 ms, half of it more or less by chance.
-fn retry_wait(attempts_so_far: u32) -> Duration {
+fn retry_wait(attempts_so_far: usize) -> Duration {
     let doubled = RETRY_MIN.saturating_mul(1 << attempts_so_far.saturating_sub(1).min(8)).min(RETRY_MAX);
     doubled.mul_f64(0.5 + rand::random::<f64>())
 }

@@ -22,7 +22,7 @@ const ISSUER: &str = "https://id.example";
 
 fn jwt_options(jwks: Option<PathBuf>, jwt_secret: Option<PathBuf>) -> ApiOptions {
     let jwt_issuer = Some(ISSUER.to_owned());
-    ApiOptions { jwks, jwt_secret, jwt_issuer, jwt_audience: Some("probeops".to_owned()), tls: None }
+    ApiOptions { jwks, jwt_secret, jwt_issuer, jwt_audience: Some("probeops".to_owned()), ..ApiOptions::default() }
 }
 
 #[test]

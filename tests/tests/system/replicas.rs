@@ -1,6 +1,11 @@
 //! Two APIs, one truth: any of them answers for any job.
 
-use probeops_tests::fabric::Fabric;
+use std::io::Write;
+use std::time::Duration;
+
+use probeops_tests::fabric::{ApiOptions, Fabric};
+use probeops_tests::silent::Silent;
+use probeops_tests::wire::Wire;
 use serde_json::json;
 
 #[test]
@@ -58,4 +63,27 @@ fn a_revoked_key_is_refused_at_once_everywhere() {
     for api in [&first, &second] {
         api.wait_until("the key is refused", || api.caller(&key).get("/v1/tools").status == 401);
     }
+}
+
+#[test]
+fn an_answer_that_came_while_the_replica_was_away_is_asked_for_again() {
+    let fabric = Fabric::start();
+    let wire = Wire::to(fabric.listen());
+    let api = fabric.api_with(&ApiOptions { server: Some(format!("tls://{}", wire.address())), ..ApiOptions::default() });
+    fabric.agent("r-1", "eu");
+    api.wait_for_nodes(1);
+    let silent = Silent::start();
+    let (caller, parameters) = (api.admin(), silent.parameters(10_000));
+    let asked = std::thread::spawn(move || caller.job("tcp", "127.0.0.1", "eu", &parameters).outcome());
+    let mut first = silent.connected();
+    // Long enough for the node to have said that it accepted, and then to say its outcome to nobody.
+    std::thread::sleep(Duration::from_millis(200));
+    wire.break_off();
+    first.write_all(b"unheard\r\n").unwrap();
+    drop(first);
+    std::thread::sleep(Duration::from_millis(500));
+    wire.mend();
+    silent.connected().write_all(b"heard\r\n").unwrap();
+    let outcome = asked.join().unwrap();
+    assert_eq!((&outcome["status"], &outcome["report"]["banner"]), (&json!("success"), &json!("heard\\r\\n")), "{outcome}");
 }

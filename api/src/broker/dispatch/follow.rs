@@ -7,7 +7,7 @@ use probeops_shared::ids::NodeId;
 use probeops_shared::job::{Event, GRACE, SILENCE_MAX};
 use probeops_shared::outcome::{Failure, FailureKind, NodeRef, Outcome};
 
-use super::{Destination, Dispatch};
+use super::{ATTEMPTS_MAX, Destination, Dispatch};
 use crate::broker::replies::{Answer, cancel};
 
 /// What to do after an answer.
@@ -33,20 +33,22 @@ impl Dispatch<'_> {
     }
 
     /// Stays with a run that a node has begun.
-    async fn accompany(&mut self, running: u32) -> Option<Outcome> {
+    async fn accompany(&mut self, mut running: u32) -> Option<Outcome> {
         let patience_ends = Instant::now() + self.run.budget + GRACE;
         let mut silent_at = Instant::now() + SILENCE_MAX;
         let mut link = self.link.clone();
         let mut connected = *link.borrow_and_update();
+        let mut again = None;
         loop {
             // Without a connection silence says nothing.
             let until = if connected.connected { patience_ends.min(silent_at) } else { patience_ends };
             let step = tokio::select! {
                 step = tokio::time::timeout_at(until.into(), self.next_of_any()) => step,
                 Ok(()) = link.changed() => {
-                    // The node keeps what it has to say until it is back, too, which may be later than we are: then its silence begins.
                     let now = *link.borrow_and_update();
                     if now.connected && now.epoch != connected.epoch {
+                        again = self.ask_again(running).await;
+                        // The node keeps what it has to say until it is back, too, which may be later than we are: then its silence begins.
                         silent_at = Instant::now() + BACKOFF_MAX + SILENCE_MAX;
                     }
                     connected = now;
@@ -56,15 +58,28 @@ impl Dispatch<'_> {
             match step {
                 Ok(Step::Final(outcome)) => return Some(*outcome),
                 Ok(Step::Over(over)) if over == running => return None,
-                Ok(Step::Running(alive)) if alive == running => silent_at = Instant::now() + SILENCE_MAX,
+                Ok(Step::Running(alive)) if alive == running || Some(alive) == again => {
+                    (running, silent_at) = (alive, Instant::now() + SILENCE_MAX);
+                }
                 Ok(Step::Running(other)) => self.cancel_attempt(other, running).await,
-                Ok(Step::Over(_)) => {}
+                // Somebody has it, so it does not count that nobody listens.
+                Ok(Step::Over(_)) => self.nobody_since = None,
                 Err(_silent) => {
                     self.give_up_silent(running);
                     return None;
                 }
             }
         }
+    }
+
+    /// Asks the node that had begun once more, as long as a run may begin: what it said while only we were away, it said to nobody. If it is
+    /// still at it, it drops the older run. Returns the number of the attempt.
+    async fn ask_again(&mut self, running: u32) -> Option<u32> {
+        let node = self.attempt(running)?.accepted_by.clone()?;
+        if self.expired() || self.attempts.len() >= ATTEMPTS_MAX {
+            return None;
+        }
+        Some(self.publish(&Destination::Node(node)).await)
     }
 
     /// Remembers that the node which had begun says nothing any more.
