@@ -1,7 +1,7 @@
 //! What runs a tool: one file each, all of them below one function.
 //!
 //! An executor owns all it needs and spawns nothing, so dropping its future ends the run. It waits only as long as the tool's own options
-//! say; the budget of the run is the worker's. What it has measured so far it leaves in [`Partial`].
+//! say; the budget of the run is the worker's. What it has measured so far it leaves in [`Live`], and tells it there.
 
 mod dns;
 mod echo;
@@ -11,19 +11,26 @@ mod tcp;
 
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use probeops_shared::access::Targets;
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::{Spec, Tool, ToolName};
 use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
 
 use crate::net::icmp::Icmp;
 use crate::net::words;
 use crate::policy::Policy;
 use crate::policy::surroundings::Lookout;
 use crate::resolve::Resolver;
+
+/// How many pieces of progress wait for a slow connection.
+const NEWS_WAITING_MAX: usize = 256;
 
 /// What executors work with; cheap to make for each run.
 #[derive(Debug)]
@@ -79,37 +86,84 @@ impl Found {
     }
 }
 
-/// What a run has found so far, for when it is cut short.
+/// A run while it goes on: what it has found so far, for when it is cut short, and who is told of what it finds.
 #[derive(Debug, Default)]
-pub(crate) struct Partial(Mutex<Option<Found>>);
+pub(crate) struct Live {
+    found: Mutex<Option<Found>>,
+    listener: Option<Listener>,
+}
 
-impl Partial {
-    /// What was found until now.
-    pub(crate) fn take(&self) -> Option<Found> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+/// Where progress goes. Nobody waits for a listener: what it has no room for is counted, and it is told how many.
+#[derive(Debug)]
+struct Listener {
+    began: Instant,
+    news: mpsc::Sender<News>,
+    missed: AtomicU64,
+}
+
+/// A piece of progress on its way to the caller.
+#[derive(Debug)]
+pub(crate) struct News {
+    /// How long after the run began.
+    pub(crate) elapsed: Duration,
+    /// In the tool's own shape.
+    pub(crate) progress: Value,
+    /// What the tool would print of it.
+    pub(crate) output: String,
+    /// How many were missed before it.
+    pub(crate) missed: u64,
+}
+
+impl Live {
+    /// A run whose progress somebody wants to hear.
+    pub(crate) fn heard() -> (Self, mpsc::Receiver<News>) {
+        let (news, heard) = mpsc::channel(NEWS_WAITING_MAX);
+        let listener = Listener { began: Instant::now(), news, missed: AtomicU64::new(0) };
+        (Self { found: Mutex::default(), listener: Some(listener) }, heard)
     }
 
+    /// What was found until now.
+    pub(crate) fn take(&self) -> Option<Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// What is there if the run ends now.
     fn set(&self, found: Found) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+    }
+
+    /// Tells what was just found.
+    fn tell<T: Tool>(&self, options: &T, target: &T::Target, progress: &T::Progress) {
+        let Some(listener) = &self.listener else { return };
+        let news = News {
+            elapsed: listener.began.elapsed(),
+            // Serialising plain data cannot fail.
+            progress: serde_json::to_value(progress).unwrap_or_default(),
+            output: options.progress_output(target, progress),
+            missed: listener.missed.swap(0, Ordering::Relaxed),
+        };
+        if let Err(TrySendError::Full(unsaid)) = listener.news.try_send(news) {
+            listener.missed.fetch_add(unsaid.missed + 1, Ordering::Relaxed);
+        }
     }
 }
 
 /// Runs a tool to its end. Dropping the future stops it and frees all it holds.
-pub(crate) async fn execute(context: &Context, spec: Spec, partial: &Partial) -> Result<Found, Failure> {
+pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Result<Found, Failure> {
     context.node.policy.check_tool(spec.tool()).map_err(|rule| denied(&format!("this node's policy: {rule}")))?;
     // Boxed, so that a run is not as large as the largest of them while it runs the smallest.
     match spec {
         Spec::Echo { target, options } => Ok(Found::of(&options, &target, &echo::run(context, &options))),
         Spec::Ping { target, options } => {
-            let report = Box::pin(ping::run(context, &target, &options, partial)).await?;
+            let report = Box::pin(ping::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
         Spec::Dns { target, options } => {
-            let report = Box::pin(dns::run(context, &target, &options, partial)).await?;
+            let report = Box::pin(dns::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
         Spec::Tcp { target, options } => {
-            let report = Box::pin(tcp::run(context, &target, &options, partial)).await?;
+            let report = Box::pin(tcp::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
     }

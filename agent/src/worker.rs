@@ -3,6 +3,7 @@
 mod admission;
 mod control;
 
+use std::future::pending;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,17 +15,18 @@ use probeops_shared::access::Targets;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::{Caller, RequestId};
 use probeops_shared::job::{ACCEPTED_AFTER, ALIVE_EVERY, Event, GRACE, Job, header};
-use probeops_shared::outcome::{Failure, FailureKind, NodeRef, OUTCOME_BYTES_MAX, Outcome, Status};
+use probeops_shared::outcome::{Failure, FailureKind, NodeRef, OUTCOME_BYTES_MAX, Outcome, Progress, Status};
 use probeops_shared::presence::Unavailable;
 use probeops_shared::subjects::{self, ToNode};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::ms;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::executors::{self, Context, Found, Partial};
+use crate::executors::{self, Context, Found, Live, News};
 use crate::outbox::{Answer, Outbox};
 use crate::runs::{Running, Runs};
 use crate::slots::Slots;
@@ -118,9 +120,14 @@ impl Worker {
         let Accepted { asker, job, targets, dispatch_ms, entry } = accepted;
         let (started_at, started) = (Timestamp::now(), Instant::now());
         let (tool, target, budget) = (job.spec.tool(), job.spec.target(), job.spec.budget());
-        let partial = Partial::default();
+        let (live, news) = if asker.events {
+            let (live, news) = Live::heard();
+            (live, Some(news))
+        } else {
+            (Live::default(), None)
+        };
         let context = self.context.for_run(targets, dispatch_ms, self.clock.measured().map(|measured| measured.offset_ms));
-        let executed = AssertUnwindSafe(executors::execute(&context, job.spec, &partial)).catch_unwind();
+        let executed = AssertUnwindSafe(executors::execute(&context, job.spec, &live)).catch_unwind();
         let bounded = async {
             tokio::select! {
                 done = tokio::time::timeout(budget, executed) => match done {
@@ -133,15 +140,13 @@ impl Worker {
                 () = self.abort.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the agent stopped before the run was over")),
             }
         };
-        let (result, next_seq) = self.accompany(&asker, &job.request_id, bounded).await;
+        let (result, next_seq) = self.accompany(&asker, &job.request_id, bounded, news).await;
         let unheard = entry.superseded.is_cancelled() && result.is_err();
         drop(entry);
         let duration_ms = ms(started.elapsed());
         let found = match &result {
             Ok(_) => None,
-            Err(failure) => {
-                partial.take().or_else(|| Some(Found { report: serde_json::Value::Null, output: format!("{tool}: {failure}\n") }))
-            }
+            Err(failure) => live.take().or_else(|| Some(Found { report: serde_json::Value::Null, output: format!("{tool}: {failure}\n") })),
         };
         let (status, failure, found) = match (result, found) {
             (Ok(found), _) => (Status::Success, None, found),
@@ -166,25 +171,51 @@ impl Worker {
         self.conclude(&asker, next_seq, outcome, budget.saturating_sub(started.elapsed())).await;
     }
 
-    /// Says that the run goes on, if the caller wants to know, until it is over. Returns the number of the next event.
-    async fn accompany<T>(&self, asker: &Asker, request_id: &RequestId, run: impl Future<Output = T>) -> (T, u64) {
+    /// Says that the run goes on and what it finds, if the caller wants to know, until it is over. Returns the number of the next event.
+    async fn accompany<T>(
+        &self,
+        asker: &Asker,
+        request_id: &RequestId,
+        run: impl Future<Output = T>,
+        news: Option<mpsc::Receiver<News>>,
+    ) -> (T, u64) {
+        let Some(mut news) = news else { return (run.await, 0) };
+        let next = AtomicU64::new(0);
+        let say = async |event: Event, body: Vec<u8>| {
+            let seq = next.load(Ordering::Relaxed);
+            self.outbox.send(answer(asker, event, seq, body, Duration::ZERO)).await;
+            next.store(seq + 1, Ordering::Relaxed);
+        };
+        let tell = async |news: News| {
+            let News { elapsed, progress, output, missed } = news;
+            let progress = Progress { request_id: request_id.clone(), elapsed_ms: ms(elapsed), progress, output, missed };
+            say(Event::Progress, serde_json::to_vec(&progress).unwrap_or_default()).await;
+        };
+        let alive = || serde_json::json!({"request_id": request_id}).to_string().into_bytes();
+        // What is quickly over has only an outcome.
         tokio::pin!(run);
-        if !asker.events {
-            return (run.await, 0);
+        if let Ok(result) = tokio::time::timeout(ACCEPTED_AFTER, &mut run).await {
+            return (result, 0);
         }
-        let mut seq = 0;
-        let (mut wait, mut event) = (ACCEPTED_AFTER, Event::Accepted);
-        loop {
-            tokio::select! {
-                result = &mut run => return (result, seq),
-                () = tokio::time::sleep(wait) => {
-                    let body = serde_json::json!({"request_id": request_id}).to_string();
-                    self.outbox.send(answer(asker, event, seq, body.into_bytes(), Duration::ZERO)).await;
-                    seq += 1;
-                    (wait, event) = (ALIVE_EVERY, Event::Alive);
+        let telling = async {
+            say(Event::Accepted, alive()).await;
+            loop {
+                match tokio::time::timeout(ALIVE_EVERY, news.recv()).await {
+                    Ok(Some(found)) => tell(found).await,
+                    Ok(None) => pending().await,
+                    Err(_elapsed) => say(Event::Alive, alive()).await,
                 }
             }
+        };
+        // The run does not wait for a slow connection.
+        let result = tokio::select! {
+            result = &mut run => result,
+            never = telling => never,
+        };
+        while let Ok(found) = news.try_recv() {
+            tell(found).await;
         }
+        (result, next.into_inner())
     }
 
     /// Answers with an outcome and puts it in the trail. The caller waits for what is left of the budget, and for grace.

@@ -54,6 +54,8 @@ pub enum Event {
     Accepted,
     /// It goes on and has nothing to say.
     Alive,
+    /// It has found something; the body is a [`Progress`](crate::outcome::Progress).
+    Progress,
     /// It is over; the body is an [`Outcome`].
     Outcome,
 }
@@ -64,6 +66,7 @@ impl Event {
         match self {
             Self::Accepted => "accepted",
             Self::Alive => "alive",
+            Self::Progress => "progress",
             Self::Outcome => "outcome",
         }
     }
@@ -73,6 +76,7 @@ impl Event {
         match text {
             Some("accepted") => Some(Self::Accepted),
             Some("alive") => Some(Self::Alive),
+            Some("progress") => Some(Self::Progress),
             Some("outcome") | None => Some(Self::Outcome),
             Some(_) => None,
         }

@@ -44,6 +44,28 @@ pub struct Outcome {
     pub truncated: bool,
 }
 
+/// What a run has just found, told while it goes on; its outcome will have all of it again.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Progress {
+    /// The request that is being answered.
+    pub request_id: RequestId,
+    /// How long after the node began, in milliseconds.
+    pub elapsed_ms: f64,
+    /// What was found (the tool's own shape).
+    pub progress: Value,
+    /// What the tool would print of it in a terminal; absent where it prints nothing yet.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub output: String,
+    /// How many before this one could not be told, because too many came at once; absent when none.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub missed: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 fn is_false(flag: &bool) -> bool {
     !flag

@@ -36,6 +36,8 @@ pub trait Tool: Serialize + DeserializeOwned + JsonSchema + Default + Clone + fm
     type Target: Clone + fmt::Debug + fmt::Display + FromStr<Err = String> + JsonSchema;
     /// What it finds.
     type Report: Serialize + DeserializeOwned + JsonSchema + fmt::Debug;
+    /// What it tells while it goes on; [`Nothing`] where it tells nothing.
+    type Progress: Serialize + DeserializeOwned + JsonSchema + fmt::Debug;
 
     /// What no single option can say of itself: combinations.
     fn check(&self, _target: &Self::Target) -> Result<(), Invalid> {
@@ -47,7 +49,16 @@ pub trait Tool: Serialize + DeserializeOwned + JsonSchema + Default + Clone + fm
 
     /// What the tool that everybody knows would print.
     fn output(&self, target: &Self::Target, report: &Self::Report) -> String;
+
+    /// What that tool would print at this moment; nothing, where it prints only at its end.
+    fn progress_output(&self, _target: &Self::Target, _progress: &Self::Progress) -> String {
+        String::new()
+    }
 }
+
+/// What is never told.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
+pub enum Nothing {}
 
 /// Which slots of a node a tool takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -125,6 +136,11 @@ macro_rules! catalogue {
             /// The JSON Schema of its report.
             pub fn report_schema(self, schemas: &mut SchemaGenerator) -> Schema {
                 match self { $(Self::$Variant => schemas.subschema_for::<<$Options as Tool>::Report>()),+ }
+            }
+
+            /// The JSON Schema of what it tells while it goes on.
+            pub fn progress_schema(self, schemas: &mut SchemaGenerator) -> Schema {
+                match self { $(Self::$Variant => schemas.subschema_for::<<$Options as Tool>::Progress>()),+ }
             }
 
             /// Its options with their defaults.

@@ -25,7 +25,7 @@ pub struct Asker<'a> {
 /// One message of an answer.
 #[derive(Debug)]
 pub struct Heard {
-    /// What it is: `accepted`, `alive`, `outcome`.
+    /// What it is: `accepted`, `alive`, `progress`, `outcome`.
     pub event: String,
     /// Its number.
     pub seq: u64,

@@ -6,18 +6,18 @@ use probeops_shared::host::DnsName;
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::dns::report::{AttemptResult, DnsAttempt, DnsReport, DnsServer, DnsTimings};
-use probeops_shared::tools::dns::{Dns, Transport};
+use probeops_shared::tools::dns::{Dns, DnsProgress, Transport};
 use probeops_shared::tools::network::ms;
 use tokio::time::Instant;
 
-use crate::executors::{Context, Found, Partial};
+use crate::executors::{Context, Found, Live};
 use crate::net::dns::message::{self, Query};
 use crate::net::dns::{self, Answer, NoAnswer};
 
-pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, partial: &Partial) -> Result<DnsReport, Failure> {
+pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live: &Live) -> Result<DnsReport, Failure> {
     context.permit_question(target)?;
     let query = Query::new(target, options.record_type(target), options).map_err(|detail| Failure::new(FailureKind::Invalid, detail))?;
-    let (servers, name, resolve_ms) = servers(context, options).await?;
+    let (servers, name, resolve_ms) = servers(context, target, options, live).await?;
     let turns = servers.iter().cycle().take(usize::try_from(options.tries.get()).unwrap_or(1));
     let Some(first) = servers.first() else {
         return Err(Failure::new(FailureKind::Unresolved, "this node has no name server of its own; name one in `resolver`"));
@@ -37,26 +37,37 @@ pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, part
         },
     };
     for server in turns {
-        run.ask(*server, options.protocol).await;
-        partial.set(Found::of(options, target, &run.report));
-        if run.report.attempts.last().is_some_and(|attempt| attempt.result == AttemptResult::Truncated) {
-            run.ask(*server, Transport::Tcp).await;
+        let mut transport = options.protocol;
+        loop {
+            run.ask(*server, transport).await;
+            live.set(Found::of(options, target, &run.report));
+            let Some(attempt) = run.report.attempts.last() else { break };
+            live.tell(options, target, &DnsProgress::Attempt(attempt.clone()));
+            if attempt.result != AttemptResult::Truncated {
+                break;
+            }
+            transport = Transport::Tcp;
         }
         if run.report.answered {
             break;
         }
-        partial.set(Found::of(options, target, &run.report));
     }
     Ok(run.report)
 }
 
 /// Whom to ask: the server that the caller names, a target like any other, or the node's own, which are always usable.
-async fn servers(context: &Context, options: &Dns) -> Result<(Vec<SocketAddr>, Option<String>, Option<f64>), Failure> {
+async fn servers(
+    context: &Context,
+    target: &DnsName,
+    options: &Dns,
+    live: &Live,
+) -> Result<(Vec<SocketAddr>, Option<String>, Option<f64>), Failure> {
     let Some(resolver) = &options.resolver else {
         return Ok((context.node.resolver.own_servers().await, None, None));
     };
     let port = options.port.get_u16();
     let reached = context.reach(resolver, Some(port), options.family).await?;
+    live.tell(options, target, &DnsProgress::Resolved(reached.resolved()));
     let name = resolver.address().is_none().then(|| resolver.to_string());
     Ok((vec![SocketAddr::new(reached.address, port)], name, reached.resolve_ms))
 }

@@ -9,21 +9,22 @@ use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::{Family, ms};
-use probeops_shared::tools::ping::{PacketStatus, Ping, PingPacket, PingReport, PingStats};
+use probeops_shared::tools::ping::{PacketStatus, Ping, PingPacket, PingProgress, PingReport, PingStats};
 use tokio::time::MissedTickBehavior;
 
 use crate::executors::reach::Reached;
-use crate::executors::{Context, Found, Partial, broken};
+use crate::executors::{Context, Found, Live, broken};
 use crate::net::icmp::{Echo, IcmpSocket};
 
-pub(super) async fn run(context: &Context, target: &Host, options: &Ping, partial: &Partial) -> Result<PingReport, Failure> {
+pub(super) async fn run(context: &Context, target: &Host, options: &Ping, live: &Live) -> Result<PingReport, Failure> {
     let reached = context.reach(target, None, options.family).await?;
     let ttl = options.ttl.and_then(|ttl| u8::try_from(ttl.get()).ok());
     let socket = context.node.icmp.socket(reached.address, ttl);
     let socket = socket.map_err(|error| broken(ToolName::Ping, "open an ICMP socket", &error))?;
+    live.tell(options, target, &PingProgress::Resolved(reached.resolved()));
     let mut progress =
         Progress { reached, options, socket: &socket, started: Instant::now(), sending: Duration::ZERO, packets: Vec::new() };
-    partial.set(Found::of(options, target, &progress.report()));
+    live.set(Found::of(options, target, &progress.report()));
     let payload: Arc<[u8]> = (0..=u8::MAX).cycle().take(options.payload_bytes.get_usize()).collect();
     let mut interval = tokio::time::interval(options.interval_ms.ms());
     // A request that left late does not make the next one leave early.
@@ -33,8 +34,10 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Ping, partia
     loop {
         tokio::select! {
             Some(packet) = under_way.next() => {
+                let packet: PingPacket = packet;
+                live.tell(options, target, &PingProgress::Packet(packet.clone()));
                 progress.packets.push(packet);
-                partial.set(Found::of(options, target, &progress.report()));
+                live.set(Found::of(options, target, &progress.report()));
             }
             _ = interval.tick(), if !left.is_empty() => {
                 if let Some(seq) = left.next() {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use probeops_shared::host::{DnsName, Host};
 use probeops_shared::outcome::{Failure, FailureKind};
-use probeops_shared::tools::network::{Family, RESOLUTION_MAX, ms};
+use probeops_shared::tools::network::{Family, RESOLUTION_MAX, Resolved, ms};
 
 use crate::executors::{Context, denied};
 use crate::policy::Touch;
@@ -24,6 +24,13 @@ pub(super) struct Reached {
     pub(super) address: IpAddr,
     /// How long its name took to resolve.
     pub(super) resolve_ms: Option<f64>,
+}
+
+impl Reached {
+    /// What is told of it.
+    pub(super) fn resolved(self) -> Resolved {
+        Resolved { address: self.address, family: Family::of(self.address), resolve_ms: self.resolve_ms }
+    }
 }
 
 impl Context {

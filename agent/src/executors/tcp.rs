@@ -7,14 +7,15 @@ use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::{Family, IcmpMessage, ms};
-use probeops_shared::tools::tcp::{BANNER_BYTES_MAX, PortState, Tcp, TcpReport};
+use probeops_shared::tools::tcp::{BANNER_BYTES_MAX, PortState, Tcp, TcpProgress, TcpReport};
 
-use crate::executors::{Context, Found, Partial, broken};
+use crate::executors::{Context, Found, Live, broken};
 use crate::net::tcp::{self, Handshake};
 
-pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, partial: &Partial) -> Result<TcpReport, Failure> {
+pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &Live) -> Result<TcpReport, Failure> {
     let port = options.port.get_u16();
     let reached = context.reach(target, Some(port), options.family).await?;
+    live.tell(options, target, &TcpProgress::Resolved(reached.resolved()));
     let handshake = tcp::connect(SocketAddr::new(reached.address, port), options.timeout.duration()).await;
     let handshake = handshake.map_err(|error| broken(ToolName::Tcp, "open a connection", &error))?;
     let report = TcpReport {
@@ -35,7 +36,8 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, partial
             if !options.banner {
                 return Ok(report);
             }
-            partial.set(Found::of(options, target, &report));
+            live.set(Found::of(options, target, &report));
+            live.tell(options, target, &TcpProgress::Open { connect_ms: ms(took) });
             let heard = tcp::listen(&mut stream, BANNER_BYTES_MAX, options.banner_wait_ms.ms()).await;
             let banner = (!heard.is_empty()).then(|| heard.escape_ascii().to_string());
             TcpReport { banner, banner_bytes: Some(heard.len()), ..report }

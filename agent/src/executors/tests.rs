@@ -37,7 +37,7 @@ fn spec(tool: &str, target: &str, parameters: Value) -> Spec {
 }
 
 async fn run(context: &Context, tool: &str, target: &str, parameters: Value) -> Result<Found, Failure> {
-    execute(context, spec(tool, target, parameters), &Partial::default()).await
+    execute(context, spec(tool, target, parameters), &Live::default()).await
 }
 
 async fn finds(context: &Context, tool: &str, target: &str, parameters: Value) -> Found {
@@ -87,10 +87,10 @@ async fn a_host_that_is_silent_is_a_finding() {
 
 #[tokio::test]
 async fn a_run_cut_short_leaves_what_it_found() {
-    let (context, partial) = (open_node(&[]), Partial::default());
-    let run = execute(&context, spec("ping", "127.0.0.1", json!({"count": 100, "interval_ms": 1000})), &partial);
+    let (context, live) = (open_node(&[]), Live::default());
+    let run = execute(&context, spec("ping", "127.0.0.1", json!({"count": 100, "interval_ms": 1000})), &live);
     let first_reply = async {
-        while partial.0.lock().unwrap().as_ref().is_none_or(|found| found.report["stats"]["received"] == 0) {
+        while live.found.lock().unwrap().as_ref().is_none_or(|found| found.report["stats"]["received"] == 0) {
             tokio::task::yield_now().await;
         }
     };
@@ -98,7 +98,7 @@ async fn a_run_cut_short_leaves_what_it_found() {
         _ = run => panic!("a hundred seconds have passed"),
         () = first_reply => {}
     }
-    let found = partial.take().unwrap();
+    let found = live.take().unwrap();
     assert_eq!((&found.report["stats"]["sent"], found.report["packets"].as_array().unwrap().len()), (&json!(1), 1));
 }
 

@@ -56,6 +56,8 @@ struct ToolView {
     parameters: Schema,
     /// What its report looks like, as a JSON Schema.
     report: Schema,
+    /// What it tells while it goes on, to callers who hear events, as a JSON Schema.
+    progress: Schema,
 }
 
 /// It does not change while we run.
@@ -81,6 +83,7 @@ fn view(tool: ToolName) -> ToolView {
         target: tool.target_schema(&mut schemas()),
         parameters: tool.options_schema(&mut schemas()),
         report: tool.report_schema(&mut schemas()),
+        progress: tool.progress_schema(&mut schemas()),
     }
 }
 

@@ -13,11 +13,11 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::{DnsName, Host};
 use crate::invalid::Invalid;
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
+use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved};
 use crate::tools::{Class, Tool};
 
 use record_type::RecordType;
-use report::DnsReport;
+use report::{DnsAttempt, DnsReport};
 
 /// The port of name servers.
 pub const DNS_PORT: u16 = 53;
@@ -126,12 +126,23 @@ impl Dns {
     }
 }
 
+/// What a run tells while it goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum DnsProgress {
+    /// Where the resolver is.
+    Resolved(Resolved),
+    /// What became of a query.
+    Attempt(DnsAttempt),
+}
+
 impl Tool for Dns {
     const SUMMARY: &'static str = "Ask a name server for records of any type, over UDP or TCP";
     const CLASS: Class = Class::Probe;
     const EXAMPLE_TARGET: &'static str = "example.com";
     type Target = DnsName;
     type Report = DnsReport;
+    type Progress = DnsProgress;
 
     fn check(&self, target: &DnsName) -> Result<(), Invalid> {
         let kind = self.record_type(target);

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounded::{Bounded, Seconds};
 use crate::timestamp::Timestamp;
-use crate::tools::{Class, Tool};
+use crate::tools::{Class, Nothing, Tool};
 
 /// Ask a node for its clock, its version and what dispatch cost.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -66,6 +66,7 @@ impl Tool for Echo {
     const EXAMPLE_TARGET: &'static str = "hello";
     type Target = EchoTarget;
     type Report = EchoReport;
+    type Progress = Nothing;
 
     fn budget(&self) -> Duration {
         self.timeout.duration()

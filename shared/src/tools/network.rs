@@ -145,6 +145,18 @@ pub fn ms(duration: Duration) -> f64 {
     (duration.as_secs_f64() * 1_000_000.0).round() / 1000.0
 }
 
+/// The address that a run will touch.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Resolved {
+    /// The address.
+    pub address: IpAddr,
+    /// Its family.
+    pub family: Family,
+    /// How long the name took to resolve, in milliseconds; absent for a literal address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolve_ms: Option<f64>,
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;

@@ -12,7 +12,7 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, IcmpMessage, RESOLUTION_MAX};
+use crate::tools::network::{BUDGET_SLACK, Family, IcmpMessage, RESOLUTION_MAX, Resolved};
 use crate::tools::{Class, Tool};
 
 /// The longest a run may be planned to take.
@@ -192,6 +192,16 @@ fn rounded(number: f64) -> f64 {
     (number * 1000.0).round() / 1000.0
 }
 
+/// What a run tells while it goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum PingProgress {
+    /// Who is pinged; before the first request.
+    Resolved(Resolved),
+    /// What became of a request.
+    Packet(PingPacket),
+}
+
 impl Ping {
     /// From the first request until the last is given up.
     fn longest(&self) -> Duration {
@@ -206,6 +216,7 @@ impl Tool for Ping {
     const EXAMPLE_TARGET: &'static str = "example.com";
     type Target = Host;
     type Report = PingReport;
+    type Progress = PingProgress;
 
     fn check(&self, target: &Host) -> Result<(), Invalid> {
         self.family.check(target)?;
@@ -229,6 +240,13 @@ impl Tool for Ping {
 
     fn output(&self, target: &Host, report: &PingReport) -> String {
         output::of(target, report)
+    }
+
+    fn progress_output(&self, target: &Host, progress: &PingProgress) -> String {
+        match progress {
+            PingProgress::Resolved(resolved) => output::opening(target, resolved.address, self.payload_bytes.get()),
+            PingProgress::Packet(packet) => output::packet_line(packet, self.payload_bytes.get()),
+        }
     }
 }
 

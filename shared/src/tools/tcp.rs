@@ -11,7 +11,7 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, IcmpMessage, RESOLUTION_MAX};
+use crate::tools::network::{BUDGET_SLACK, Family, IcmpMessage, RESOLUTION_MAX, Resolved};
 use crate::tools::{Class, Tool};
 
 /// The most that is read of what a server says first.
@@ -79,12 +79,26 @@ pub struct TcpReport {
     pub banner_bytes: Option<usize>,
 }
 
+/// What a run tells while it goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum TcpProgress {
+    /// Where the target is.
+    Resolved(Resolved),
+    /// The port is open, and the banner is listened for.
+    Open {
+        /// How long that took, in milliseconds.
+        connect_ms: f64,
+    },
+}
+
 impl Tool for Tcp {
     const SUMMARY: &'static str = "Open a TCP connection: open, refused, filtered or unreachable, and how long it took";
     const CLASS: Class = Class::Probe;
     const EXAMPLE_TARGET: &'static str = "example.com";
     type Target = Host;
     type Report = TcpReport;
+    type Progress = TcpProgress;
 
     fn check(&self, target: &Host) -> Result<(), Invalid> {
         self.family.check(target)

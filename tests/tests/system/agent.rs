@@ -36,15 +36,41 @@ fn events_are_numbered_without_gaps_and_end_with_one_outcome() {
     let events = [("Probe-Events", "1"), ("Probe-Attempt", "3")];
     let silent = Silent::start();
     let long = asker.ask("job.v1.eu.tcp", &silent.job("long", 5_000), &events).all();
-    assert_eq!(kinds(&long), ["accepted", "alive", "alive", "outcome"], "{long:?}");
+    assert_eq!(kinds(&long), ["accepted", "progress", "progress", "alive", "alive", "outcome"], "{long:?}");
     assert!(long.iter().all(|heard| heard.attempt == Some(3) && heard.body["request_id"] == "long"), "{long:?}");
-    assert_eq!(long[3].body["report"]["state"], "open");
+    assert_eq!((&long[1].body["progress"]["address"], &long[2].body["progress"]["type"]), (&json!("127.0.0.1"), &json!("open")));
+    assert_eq!(long[5].body["report"]["state"], "open");
     // What is over at once, and what is refused, is not said to be accepted first.
     assert_eq!(kinds(&asker.ask("job.v1.eu.echo", &echo("short"), &events).all()), ["outcome"]);
     let refused = asker.ask("job.v1.eu.tcp", &json!({"tool": "tcp", "target": "169.254.169.254"}), &events).all();
     assert_eq!((kinds(&refused), &refused[0].body["failure"]["kind"]), (vec!["outcome"], &json!("denied")));
     // Without the header there is one message, however long it takes.
     assert_eq!(kinds(&asker.ask("job.v1.eu.tcp", &silent.job("quiet", 2_500), &[]).all()), ["outcome"]);
+}
+
+#[test]
+fn what_a_run_finds_is_told_as_it_happens_and_kept_when_it_is_cut_short() {
+    let fabric = Fabric::start();
+    fabric.agent("p-1", "eu");
+    let asker = Asker::api(&fabric);
+    let body = json!({"request_id": "p", "tool": "ping", "target": "127.0.0.1", "parameters": {"count": 100, "interval_ms": 200}});
+    let mut run = asker.ask("node.v1.p-1.job.ping", &body, &[("Probe-Events", "1")]);
+    let mut heard: Vec<Heard> = (0..4).map(|_| run.hear()).collect();
+    assert_eq!(asker.cancel("p-1", "p"), json!({"changed": true}));
+    heard.extend(run.all());
+    let outcome = &heard.last().unwrap().body;
+    assert_eq!(outcome["failure"]["kind"], "cancelled", "{outcome}");
+    let told: Vec<&Value> = heard.iter().filter(|heard| heard.event == "progress").map(|heard| &heard.body).collect();
+    assert_eq!(kinds(&heard)[..2], ["accepted", "progress"]);
+    assert_eq!((&told[0]["progress"]["type"], &told[1]["progress"]["seq"]), (&json!("resolved"), &json!(1)), "{told:?}");
+    let packets = outcome["report"]["packets"].as_array().unwrap();
+    assert_eq!(
+        packets.iter().map(|packet| &packet["seq"]).collect::<Vec<_>>(),
+        told[1..].iter().map(|told| &told["progress"]["seq"]).collect::<Vec<_>>()
+    );
+    // Together they print what the whole prints before its figures.
+    let printed: String = told.iter().map(|told| told["output"].as_str().unwrap()).collect();
+    assert!(outcome["output"].as_str().unwrap().starts_with(&printed), "{printed}\n{outcome}");
 }
 
 #[test]

@@ -4,7 +4,7 @@ use serde_json::{Map, json};
 use tokio::net::TcpListener;
 
 use super::dns_server::DnsServer;
-use super::{Context, FailureKind, Partial, Spec, ToolName, execute, fails, finds, open_node, policy, run};
+use super::{Context, FailureKind, Live, Spec, ToolName, execute, fails, finds, open_node, policy, run};
 
 #[tokio::test]
 async fn loopback_and_metadata_are_denied_by_default() {
@@ -51,13 +51,13 @@ async fn no_way_of_writing_an_address_gets_past_the_policy() {
         for tool in ["ping", "tcp"] {
             match Spec::parse(tool.parse().unwrap(), text, Map::new()) {
                 Err(invalid) => assert_eq!(invalid.pointer, "/target", "{text}: {invalid}"),
-                Ok(spec) => fails(execute(&closed, spec, &Partial::default()).await, FailureKind::Denied, "this node's policy"),
+                Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
             }
         }
         let resolver = json!({"resolver": text});
         match Spec::parse(ToolName::Dns, "example.com", resolver.as_object().unwrap().clone()) {
             Err(invalid) => assert_eq!(invalid.pointer, "/parameters/resolver", "{text}: {invalid}"),
-            Ok(spec) => fails(execute(&closed, spec, &Partial::default()).await, FailureKind::Denied, "this node's policy"),
+            Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
         }
     }
 }

@@ -125,7 +125,7 @@ impl Dispatch<'_> {
         };
         self.nobody_since = None;
         match answer.event {
-            Event::Accepted | Event::Alive => {
+            Event::Accepted | Event::Alive | Event::Progress => {
                 let attempt = self.attempt(number)?;
                 attempt.accepted_by = Some(node);
                 (!attempt.over).then_some(Step::Running(number))

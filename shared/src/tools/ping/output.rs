@@ -12,26 +12,30 @@ const ICMP_HEADER_BYTES: u64 = 8;
 const IPV4_HEADER_BYTES: u64 = 20;
 
 pub(super) fn of(target: &Host, report: &PingReport) -> String {
-    let icmp_bytes = report.payload_bytes + ICMP_HEADER_BYTES;
-    let mut text = match report.address {
-        IpAddr::V4(address) => {
-            format!("PING {target} ({address}) {}({}) bytes of data.\n", report.payload_bytes, icmp_bytes + IPV4_HEADER_BYTES)
-        }
-        IpAddr::V6(address) => format!("PING {target}({address}) {} data bytes\n", report.payload_bytes),
-    };
+    let mut text = opening(target, report.address, report.payload_bytes);
     for packet in &report.packets {
-        text.push_str(&packet_line(packet, icmp_bytes));
+        text.push_str(&packet_line(packet, report.payload_bytes));
     }
     text.push_str(&closing(target, &report.stats));
     text
 }
 
-fn packet_line(packet: &PingPacket, icmp_bytes: u64) -> String {
+pub(super) fn opening(target: &Host, address: IpAddr, payload_bytes: u64) -> String {
+    match address {
+        IpAddr::V4(address) => {
+            let packet_bytes = payload_bytes + ICMP_HEADER_BYTES + IPV4_HEADER_BYTES;
+            format!("PING {target} ({address}) {payload_bytes}({packet_bytes}) bytes of data.\n")
+        }
+        IpAddr::V6(address) => format!("PING {target}({address}) {payload_bytes} data bytes\n"),
+    }
+}
+
+pub(super) fn packet_line(packet: &PingPacket, payload_bytes: u64) -> String {
     let seq = packet.seq;
     let from = packet.from.map_or_else(|| "?".to_owned(), |from| from.to_string());
     match (packet.status, packet.rtt_ms) {
         (PacketStatus::Reply, rtt_ms) => {
-            let bytes = packet.bytes.unwrap_or(icmp_bytes);
+            let bytes = packet.bytes.unwrap_or(payload_bytes + ICMP_HEADER_BYTES);
             let ttl = packet.ttl.map_or_else(String::new, |ttl| format!(" ttl={ttl}"));
             let time = rtt_ms.map_or_else(String::new, |rtt_ms| format!(" time={} ms", rtt(rtt_ms)));
             format!("{bytes} bytes from {from}: icmp_seq={seq}{ttl}{time}\n")
