@@ -4,8 +4,8 @@ pub(crate) mod dns;
 pub(crate) mod error_queue;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
+pub(crate) mod starttls;
 pub(crate) mod tcp;
-#[cfg_attr(not(test), expect(dead_code, reason = "the first tool to use it comes next"))]
 pub(crate) mod tls;
 
 use std::io;

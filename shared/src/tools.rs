@@ -10,6 +10,7 @@ pub mod echo;
 pub mod network;
 pub mod ping;
 pub mod tcp;
+pub mod tls;
 
 use std::fmt;
 use std::str::FromStr;
@@ -198,6 +199,7 @@ catalogue! {
     "ping" => Ping(ping::Ping),
     "dns" => Dns(dns::Dns),
     "tcp" => Tcp(tcp::Tcp),
+    "tls" => Tls(tls::Tls),
 }
 
 impl ToolName {

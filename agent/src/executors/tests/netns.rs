@@ -2,6 +2,7 @@
 
 mod beside_dig;
 mod beside_nc;
+mod beside_openssl;
 mod beside_ping;
 mod network;
 
