@@ -6,6 +6,7 @@
 mod dial;
 mod dns;
 mod echo;
+mod http;
 mod ping;
 mod reach;
 mod tcp;
@@ -170,6 +171,10 @@ pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Resul
         }
         Spec::Tls { target, options } => {
             let report = Box::pin(tls::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Http { target, options } => {
+            let report = Box::pin(http::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::{Map, Value};
 
 use crate::bounded::{Bounded, Seconds, shown};
 use crate::host::Host;
@@ -18,6 +19,7 @@ use crate::tools::choice::choice;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
 use crate::tools::{Class, Tool};
 
+pub(crate) use output::openssl_cipher;
 use report::{TlsProgress, TlsReport};
 
 /// The port of HTTPS.
@@ -126,8 +128,8 @@ impl Alpn {
 
 impl<'de> Deserialize<'de> for Alpn {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = serde_json::Value::deserialize(deserializer)?;
-        let names = value.as_array().map(|list| list.iter().map(serde_json::Value::as_str).collect::<Option<Vec<_>>>());
+        let value = Value::deserialize(deserializer)?;
+        let names = value.as_array().map(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
         let fits = |name: &&str| (1..=255).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic());
         match names {
             Some(Some(names)) if names.len() <= ALPN_MAX && names.iter().all(fits) => {
@@ -197,6 +199,12 @@ impl Tool for Tls {
             return Err(Invalid::new("/parameters/min_version", format!("{min} is newer than `max_version`, which is {max}")));
         }
         Ok(())
+    }
+
+    fn conceal(parameters: &mut Map<String, Value>) {
+        if let Some(key) = parameters.get_mut("client_key") {
+            *key = "***".into();
+        }
     }
 
     fn budget(&self) -> Duration {
