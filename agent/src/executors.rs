@@ -135,6 +135,11 @@ impl Live {
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
     }
 
+    /// Whether anybody wants to hear of progress; for tools to whom telling it is work.
+    fn is_heard(&self) -> bool {
+        self.listener.is_some()
+    }
+
     /// Tells what was just found.
     fn tell<T: Tool>(&self, options: &T, target: &T::Target, progress: &T::Progress) {
         let Some(listener) = &self.listener else { return };

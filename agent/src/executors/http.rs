@@ -1,6 +1,7 @@
 //! `http`: a request, and as many more as redirects lead to, each to an address that was judged first.
 
 mod hop;
+mod request;
 
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use probeops_shared::http_url::{HttpUrl, Scheme};
 use probeops_shared::outcome::Failure;
 use probeops_shared::tools::http::Http;
 use probeops_shared::tools::http::assertion::Evidence;
-use probeops_shared::tools::http::report::{HttpProgress, HttpReport, HttpTimings};
+use probeops_shared::tools::http::report::{HttpPhase, HttpProgress, HttpReport, HttpRequest, HttpTimings};
 use probeops_shared::tools::network::ms;
 use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
@@ -39,8 +40,13 @@ pub(super) async fn run(context: &Context, target: &HttpUrl, options: &Http, liv
     };
     let mut next = Next { url: target.clone(), method: options.method.as_str().to_owned(), with_body: true };
     loop {
-        let Done { request, headers, kept } = Hop { run: &run, next: &next, so_far: &report }.run().await?;
+        let Done { mut request, headers, kept } = Hop { run: &run, next: &next, so_far: &report }.run().await?;
         let followed = run.follow(&next, request.status, &headers, report.redirects);
+        if let (Ok(Some(_)), Some(body)) = (&followed, &mut request.body) {
+            // Nobody reads what a redirect says beside where it leads, and ten of them would not fit into an outcome.
+            body.text.clear();
+        }
+        run.tell(HttpPhase::Finished, &request);
         (report.status, report.failure) = (request.status, request.failure.clone());
         report.requests.push(request);
         report.total_ms = ms(started.elapsed());
@@ -54,7 +60,9 @@ pub(super) async fn run(context: &Context, target: &HttpUrl, options: &Http, liv
             Ok(None) => {}
             Err(why) => report.redirect_not_followed = Some(why),
         }
-        live.set(Found::of(options, target, &report));
+        if !options.assertions.is_empty() {
+            live.set(Found::of(options, target, &report));
+        }
         run.judge(&mut report, headers, kept).await;
         return Ok(report);
     }
@@ -78,6 +86,13 @@ struct Next {
 }
 
 impl Run<'_> {
+    /// Tells how far a request is, if anybody listens.
+    fn tell(&self, phase: HttpPhase, request: &HttpRequest) {
+        if self.live.is_heard() {
+            self.live.tell(self.options, self.target, &HttpProgress::Phase { phase, request: Box::new(request.clone()) });
+        }
+    }
+
     /// Where an answer leads; `None` when it is final, in words why it is not gone there.
     fn follow(&self, asked: &Next, status: Option<u16>, headers: &[(String, String)], followed: usize) -> Result<Option<Next>, String> {
         let max = self.options.redirects_max.get_usize();

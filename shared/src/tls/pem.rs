@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::bounded::shown;
 
 /// The most that a caller may give: a dozen certificates.
-const PEM_BYTES_MAX: usize = 32 * 1024;
+const PEM_BYTES_MAX: usize = 16 * 1024;
 
 /// One or more certificates, PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]

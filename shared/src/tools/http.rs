@@ -26,7 +26,7 @@ use parts::{BasicAuth, HeaderLines, Method, Token};
 use report::{HttpProgress, HttpReport};
 
 /// The most that is sent as a body.
-pub const BODY_SENT_MAX: usize = 64 * 1024;
+pub const BODY_SENT_MAX: usize = 32 * 1024;
 
 /// Ask a web server, and see each phase, every header, the certificate and the body.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,9 +36,9 @@ pub struct Http {
     pub method: Method,
     /// Header lines to send, such as `Accept: text/html`; at most 128.
     pub headers: HeaderLines,
-    /// What to send as the body, text of at most 64 KiB.
+    /// What to send as the body, text of at most 32 KiB; the whole job is at most 64 KiB long.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 65_536))]
+    #[schemars(length(max = 32_768))]
     pub body: Option<String>,
     /// Which version of HTTP to speak. `auto` takes what the server prefers of 2 and 1.1 over TLS, and 1.1 in clear. There is no HTTP/3:
     /// the only client in Rust (h3 0.0.x) is declared experimental.
@@ -74,10 +74,10 @@ pub struct Http {
     pub proxy_auth: Option<BasicAuth>,
     /// Whether to give up when the certificate is not trusted; if not, the report says why it is not.
     pub verify: bool,
-    /// The oldest version of TLS to offer.
+    /// The oldest version of TLS to offer; what is older than 1.2 can only be looked at, with the tool `tls`.
     pub tls_min_version: MinTls,
     /// The newest version of TLS to offer.
-    pub tls_max_version: TlsVersion,
+    pub tls_max_version: MaxTls,
     /// Authorities to trust besides those of the node, PEM; a server's own certificate may be among them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<CertificatesPem>,
@@ -95,7 +95,9 @@ pub struct Http {
     pub read_bytes_max: Bounded<0, 16_777_216, 1_048_576>,
     /// How long each request may take after its name is resolved, in seconds.
     pub timeout: Seconds<100, 60_000, 10_000>,
-    /// What the answer has to be like, at most 20. One that does not hold is a finding: the run itself has succeeded.
+    /// What the answer has to be like, at most 20, such as `{"type": "status", "one_of": ["2xx"]}` or
+    /// `{"type": "phase", "phase": "first_byte", "max_ms": 500}`; the other types are `header`, `body`, `json`, `certificate_days_left` and
+    /// `protocol`. One that does not hold is a finding: the run itself has succeeded.
     pub assertions: Assertions,
 }
 
@@ -118,7 +120,7 @@ impl Default for Http {
             proxy_auth: None,
             verify: true,
             tls_min_version: MinTls::default(),
-            tls_max_version: TlsVersion::default(),
+            tls_max_version: MaxTls::default(),
             ca_certificates: None,
             client_certificate: None,
             client_key: None,
@@ -155,6 +157,27 @@ choice! {
     }
 }
 
+choice! {
+    /// A version of TLS that can be spoken.
+    MaxTls {
+        /// RFC 5246.
+        V1_2 = "1.2",
+        /// RFC 8446.
+        #[default]
+        V1_3 = "1.3",
+    }
+}
+
+impl MaxTls {
+    /// The version.
+    pub const fn version(self) -> TlsVersion {
+        match self {
+            Self::V1_2 => TlsVersion::V1_2,
+            Self::V1_3 => TlsVersion::V1_3,
+        }
+    }
+}
+
 impl MinTls {
     /// The version.
     pub const fn version(self) -> TlsVersion {
@@ -168,13 +191,8 @@ impl MinTls {
 impl Http {
     fn check_tls(&self, target: &HttpUrl) -> Result<(), Invalid> {
         tls::check_client(self.client_certificate.as_ref(), self.client_key.as_ref())?;
-        let max = self.tls_max_version;
-        if max.number() < TlsVersion::V1_2.number() {
-            let detail = format!("TLS {max} is too old to be spoken; the tool `tls` shows what such a server has");
-            return Err(Invalid::new("/parameters/tls_max_version", detail));
-        }
-        if self.tls_min_version.version().number() > max.number() {
-            let detail = format!("{} is newer than `tls_max_version`, which is {max}", self.tls_min_version);
+        if self.tls_min_version.version().number() > self.tls_max_version.version().number() {
+            let detail = format!("{} is newer than `tls_max_version`, which is {}", self.tls_min_version, self.tls_max_version);
             return Err(Invalid::new("/parameters/tls_min_version", detail));
         }
         if self.server_name.is_some() && target.scheme() == Scheme::Http && self.redirects_max.get() == 0 {

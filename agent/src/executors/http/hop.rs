@@ -2,20 +2,14 @@
 
 use std::net::SocketAddr;
 
-use bytes::Bytes;
-use data_encoding::BASE64;
-use http_body_util::Full;
-use hyper::Request;
-use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
-use probeops_shared::VERSION;
 use probeops_shared::host::{DnsName, Host};
 use probeops_shared::http_url::{HttpUrl, Scheme};
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::http::assertion::BODY_ASSERTED_MAX;
-use probeops_shared::tools::http::parts::{BasicAuth, concealed_value};
+use probeops_shared::tools::http::parts::concealed_value;
 use probeops_shared::tools::http::report::{
-    HeaderField, HttpFailure, HttpFailureCode, HttpPhase, HttpProgress, HttpProxy, HttpReport, HttpRequest, HttpTimings,
+    HeaderField, HttpFailure, HttpFailureCode, HttpPhase, HttpProxy, HttpReport, HttpRequest, HttpTimings,
 };
 use probeops_shared::tools::http::{Http, HttpVersion};
 use probeops_shared::tools::network::{Family, ms};
@@ -24,15 +18,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Next, Run};
+use super::{Next, Run, request};
 use crate::executors::Found;
 use crate::executors::dial::{Closed, Dialled, dial};
 use crate::executors::reach::Reached;
 use crate::net::http::{self, Answer, Limits, Speech, tunnel};
 use crate::net::tls::{self, Terms, Trust};
-
-/// Who we say we are.
-const AGENT: &str = "ProbeOps/";
 
 /// A request to be made.
 pub(super) struct Hop<'a> {
@@ -69,7 +60,6 @@ impl Hop<'_> {
         let until = started + self.options().timeout.duration();
         done.request.failure = Box::pin(self.make(&way, until, &mut done)).await?.err();
         done.request.timings.total_ms = Some(ms(started.elapsed()) + way.dns_ms.unwrap_or_default());
-        self.tell(HttpPhase::Finished, &done.request);
         Ok(done)
     }
 
@@ -106,14 +96,14 @@ impl Hop<'_> {
                 let code = if silent { HttpFailureCode::TimedOut } else { HttpFailureCode::Connect };
                 let failure = HttpFailure { code, detail: reason };
                 (done.request.state, done.request.icmp, done.request.failure) = (state, icmp, Some(failure.clone()));
-                self.tell(HttpPhase::Connected, &done.request);
+                self.run.tell(HttpPhase::Connected, &done.request);
                 return Ok(Err(failure));
             }
         };
         // A request is small, and nobody is to wait for it.
         stream.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Internal, crate::net::words(&error)))?;
         let passed = timeout_at(until, self.pass(&mut stream, way, done)).await;
-        self.tell(HttpPhase::Connected, &done.request);
+        self.run.tell(HttpPhase::Connected, &done.request);
         if let Err(failure) = passed.unwrap_or_else(|_| Err(late("the proxy did not answer"))) {
             return Ok(Err(failure));
         }
@@ -130,7 +120,7 @@ impl Hop<'_> {
     async fn pass(&self, stream: &mut TcpStream, way: &Way, done: &mut Done) -> Result<(), Failed> {
         let Some(behind) = way.behind.filter(|_| done.request.proxy.as_ref().is_some_and(|proxy| proxy.tunnel)) else { return Ok(()) };
         let started = Instant::now();
-        let authorization = self.options().proxy_auth.as_ref().map(basic);
+        let authorization = self.options().proxy_auth.as_ref().map(request::basic);
         let opened = tunnel::open(stream, behind, authorization.as_deref()).await;
         if opened.is_ok() {
             done.request.timings.proxy_ms = Some(ms(started.elapsed()));
@@ -150,7 +140,7 @@ impl Hop<'_> {
             trust: if options.verify { Trust::Strict } else { Trust::Inspect },
             alpn: alpn.iter().map(|protocol| (*protocol).to_owned()).collect(),
             min: options.tls_min_version.version(),
-            max: options.tls_max_version,
+            max: options.tls_max_version.version(),
             authorities: self.run.authorities.clone(),
             identity: self.run.identity.clone().filter(|_| own),
             ..Terms::new(options.server_name.as_ref().filter(|_| own).unwrap_or_else(|| url.host()))
@@ -172,12 +162,12 @@ impl Hop<'_> {
                     (HttpVersion::Auto | HttpVersion::V1_1, _) => Speech::One,
                 };
                 done.request.tls = Some(Box::new(session));
-                self.tell(HttpPhase::Secured, &done.request);
+                self.run.tell(HttpPhase::Secured, &done.request);
                 self.ask(stream, speech, until, done).await
             }
             Err(refused) => {
                 done.request.tls = Some(refused.session);
-                self.tell(HttpPhase::Secured, &done.request);
+                self.run.tell(HttpPhase::Secured, &done.request);
                 Err(HttpFailure { code: HttpFailureCode::Tls, detail: refused.failure.detail })
             }
         }
@@ -196,7 +186,7 @@ impl Hop<'_> {
         let mut told = done.request.clone();
         let asked = http::exchange(stream, speech, request, limits, &mut answer, |head| {
             note(head, &mut told);
-            self.tell(HttpPhase::Answered, &told);
+            self.run.tell(HttpPhase::Answered, &told);
             let mut so_far = self.so_far.clone();
             (so_far.status, so_far.requests) = (told.status, [so_far.requests, vec![told.clone()]].concat());
             self.run.live.set(Found::of(options, self.run.target, &so_far));
@@ -211,62 +201,6 @@ impl Hop<'_> {
         }
         (done.headers, done.kept) = (answer.headers, answer.kept);
         asked
-    }
-
-    /// The request, and its lines as they are shown.
-    fn request(&self, speech: Speech, done: &mut Done) -> Result<Request<Full<Bytes>>, Failed> {
-        let (options, url) = (self.options(), &self.next.url);
-        let own_host = options.host_header.clone().filter(|_| self.is_targets_host()).unwrap_or_else(|| url.authority());
-        let handed_over = done.request.proxy.as_ref().is_some_and(|proxy| !proxy.tunnel);
-        let uri = match speech {
-            Speech::Two => format!("{}://{own_host}{}", url.scheme().as_str(), url.path_and_query()),
-            Speech::One if handed_over => url.to_string(),
-            Speech::One => url.path_and_query().to_owned(),
-        };
-        let mut lines = Vec::new();
-        if speech == Speech::One {
-            lines.push((HOST, own_host));
-        }
-        lines.extend(self.lines(handed_over));
-        let body = options.body.clone().filter(|_| self.next.with_body).unwrap_or_default();
-        let mut builder = Request::builder().method(self.next.method.as_str()).uri(uri);
-        for (name, value) in &lines {
-            let value =
-                HeaderValue::from_bytes(value.as_bytes()).map_err(|_| unsent(&format!("{name} has a value that cannot be sent")))?;
-            builder = builder.header(name, value);
-        }
-        done.request.request_headers = lines
-            .iter()
-            .map(|(name, value)| HeaderField {
-                name: if speech == Speech::One { title_case(name.as_str()) } else { name.to_string() },
-                value: concealed_value(name.as_str(), value),
-            })
-            .collect();
-        builder.body(Full::new(Bytes::from(body))).map_err(|error| unsent(&error.to_string()))
-    }
-
-    /// The header lines beside `Host`: ours, unless the caller has given them; credentials only to the origin that they were given for.
-    fn lines(&self, handed_over: bool) -> Vec<(HeaderName, String)> {
-        let options = self.options();
-        let own = self.next.url.same_origin(self.run.target);
-        let secret = |name: &str| ["authorization", "cookie"].iter().any(|secret| name.eq_ignore_ascii_case(secret));
-        let given = options.headers.pairs().filter(|(name, _)| own || !secret(name));
-        let given = given.filter_map(|(name, value)| Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value.to_owned())));
-        let mut lines = Vec::new();
-        for (name, value) in [(USER_AGENT, format!("{AGENT}{VERSION}")), (ACCEPT, "*/*".to_owned())] {
-            if !options.headers.has(name.as_str()) {
-                lines.push((name, value));
-            }
-        }
-        if options.compression {
-            lines.push((ACCEPT_ENCODING, "gzip, deflate".to_owned()));
-        }
-        let authorization = options.basic_auth.as_ref().map(basic);
-        let authorization = authorization.or_else(|| options.bearer_token.as_ref().map(|token| format!("Bearer {}", token.expose())));
-        lines.extend(authorization.filter(|_| own).map(|value| (AUTHORIZATION, value)));
-        lines.extend(options.proxy_auth.as_ref().filter(|_| handed_over).map(|auth| (PROXY_AUTHORIZATION, basic(auth))));
-        lines.extend(given);
-        lines
     }
 
     fn blank(&self, way: &Way) -> HttpRequest {
@@ -295,18 +229,13 @@ impl Hop<'_> {
         }
     }
 
-    fn options(&self) -> &Http {
+    pub(super) fn options(&self) -> &Http {
         self.run.options
     }
 
     /// Whether what was said of the target's host is meant for this one.
-    fn is_targets_host(&self) -> bool {
+    pub(super) fn is_targets_host(&self) -> bool {
         self.next.url.host() == self.run.target.host()
-    }
-
-    fn tell(&self, phase: HttpPhase, request: &HttpRequest) {
-        let progress = HttpProgress::Phase { phase, request: Box::new(request.clone()) };
-        self.run.live.tell(self.options(), self.run.target, &progress);
     }
 }
 
@@ -324,22 +253,4 @@ fn note(answer: &Answer, request: &mut HttpRequest) {
 
 fn late(what: &str) -> HttpFailure {
     HttpFailure { code: HttpFailureCode::TimedOut, detail: format!("{what} within `timeout`") }
-}
-
-fn unsent(detail: &str) -> HttpFailure {
-    HttpFailure { code: HttpFailureCode::Protocol, detail: detail.to_owned() }
-}
-
-/// RFC 7617.
-fn basic(auth: &BasicAuth) -> String {
-    format!("Basic {}", BASE64.encode(auth.expose().as_bytes()))
-}
-
-/// As it is sent over HTTP/1.
-fn title_case(name: &str) -> String {
-    let part = |part: &str| {
-        let mut letters = part.chars();
-        letters.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + letters.as_str())
-    };
-    name.split('-').map(part).collect::<Vec<_>>().join("-")
 }

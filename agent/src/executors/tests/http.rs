@@ -258,6 +258,24 @@ async fn http_2_is_spoken_where_the_server_prefers_it() {
 }
 
 #[tokio::test]
+async fn http_2_in_clear_is_spoken_when_asked_for() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://127.0.0.1:{}/", listener.local_addr().unwrap().port());
+    let serve = async {
+        let io = hyper_util::rt::TokioIo::new(listener.accept().await.unwrap().0);
+        let service = hyper::service::service_fn(|request: hyper::Request<hyper::body::Incoming>| async move {
+            let body = http_body_util::BodyExt::collect(request.into_body()).await.unwrap().to_bytes();
+            Ok::<_, std::convert::Infallible>(hyper::Response::new(http_body_util::Full::new(body)))
+        });
+        hyper::server::conn::http2::Builder::new(hyper_util::rt::TokioExecutor::new()).serve_connection(io, service).await
+    };
+    let options = json!({"http_version": "2", "method": "POST", "body": "sent back"});
+    let (report, _served) = tokio::join!(asks(&url, options), serve);
+    let request = &report["requests"][0];
+    assert_eq!((&request["protocol"], &request["body"]["text"]), (&json!("HTTP/2"), &json!("sent back")), "{report}");
+}
+
+#[tokio::test]
 async fn bodies_are_bounded_and_decompressed() {
     let text = b"0123456789".repeat(5000);
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());

@@ -1,25 +1,19 @@
 //! What an answer has to be like, and whether it is.
 
-use std::fmt;
+pub mod values;
 
-use regex::bytes::{Regex, RegexBuilder};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
-use serde_json_path::JsonPath;
 
 use super::parts::concealed_value;
 use super::report::{HttpRequest, HttpTimings};
-use crate::bounded::shown;
 use crate::tools::choice::choice;
+
+use values::{Path, Pattern, StatusPattern};
 
 /// How many assertions one run takes.
 const ASSERTIONS_MAX: usize = 20;
-/// The longest pattern, and how large it may become when it is compiled: what bounds the time that it takes (regex is linear in the text).
-const PATTERN_LENGTH_MAX: usize = 1024;
-const PATTERN_BYTES_MAX: usize = 512 * 1024;
-/// The longest path into JSON.
-const PATH_LENGTH_MAX: usize = 512;
 /// How much of a body assertions look at.
 pub const BODY_ASSERTED_MAX: usize = 1024 * 1024;
 /// How much of what was found a verdict shows.
@@ -199,7 +193,7 @@ fn header(name: &str, matches: Option<&Pattern>, not_matches: Option<&Pattern>, 
     if values.is_empty() {
         return (absent, format!("there is no {name}"));
     }
-    let any = |pattern: &Pattern| values.iter().any(|value| pattern.0.is_match(value.as_bytes()));
+    let any = |pattern: &Pattern| values.iter().any(|value| pattern.is_match(value.as_bytes()));
     let passed = !absent && matches.is_none_or(any) && !not_matches.is_some_and(any);
     let shown: Vec<String> = values.iter().map(|value| cut(&concealed_value(name, value))).collect();
     (passed, format!("{name} is {}", shown.join(", ")))
@@ -210,7 +204,7 @@ fn body(matches: Option<&Pattern>, not_matches: Option<&Pattern>, evidence: &Evi
         return (false, "there is no body".to_owned());
     }
     let looked_at = evidence.body.get(..BODY_ASSERTED_MAX).unwrap_or(evidence.body);
-    let found = |pattern: &Pattern| pattern.0.find(looked_at).map(|found| cut(&found.as_bytes().escape_ascii().to_string()));
+    let found = |pattern: &Pattern| pattern.find(looked_at).map(|found| cut(&found.escape_ascii().to_string()));
     match (matches.map(found), not_matches.and_then(found)) {
         (Some(None), _) => (false, format!("no match in {} bytes", looked_at.len())),
         (_, Some(unwanted)) => (false, format!("there is `{unwanted}`")),
@@ -227,10 +221,10 @@ fn json(path: &Path, equals: Option<&Value>, matches: Option<&Pattern>, evidence
         Ok(document) => document,
         Err(error) => return (false, format!("the body is not JSON: {error}")),
     };
-    let found = path.0.query(&document).all();
+    let found = path.query(&document);
     let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     let holds = |value: &&Value| {
-        equals.is_none_or(|wanted| *value == wanted) && matches.is_none_or(|pattern| pattern.0.is_match(text(value).as_bytes()))
+        equals.is_none_or(|wanted| *value == wanted) && matches.is_none_or(|pattern| pattern.is_match(text(value).as_bytes()))
     };
     let passed = found.iter().any(holds);
     match found.as_slice() {
@@ -267,122 +261,3 @@ fn quick(phase: TimedPhase, max_ms: f64, timings: HttpTimings) -> (bool, String)
 fn cut(text: &str) -> String {
     if text.chars().count() <= SHOWN_MAX { text.to_owned() } else { text.chars().take(SHOWN_MAX).chain(['…']).collect() }
 }
-
-/// A status such as `200`, or a hundred of them such as `2xx`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StatusPattern {
-    from: u16,
-    to: u16,
-}
-
-impl StatusPattern {
-    fn matches(self, status: u16) -> bool {
-        (self.from..=self.to).contains(&status)
-    }
-}
-
-impl fmt::Display for StatusPattern {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.from == self.to { self.from.fmt(f) } else { write!(f, "{}xx", self.from / 100) }
-    }
-}
-
-impl Serialize for StatusPattern {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for StatusPattern {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-        let hundred = text.strip_suffix("xx").and_then(|first| first.parse::<u16>().ok()).filter(|first| (1..=9).contains(first));
-        let one = || text.parse().ok().filter(|status| (100..=999).contains(status));
-        match (hundred, one()) {
-            (Some(hundred), _) => Ok(Self { from: hundred * 100, to: hundred * 100 + 99 }),
-            (None, Some(status)) => Ok(Self { from: status, to: status }),
-            (None, None) => Err(de::Error::custom(format!("must be a status such as \"200\" or \"2xx\", not {}", shown(&value)))),
-        }
-    }
-}
-
-impl JsonSchema for StatusPattern {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "StatusPattern".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": ["string", "integer"], "pattern": "^[1-9]([0-9][0-9]|xx)$", "minimum": 100, "maximum": 999})
-    }
-}
-
-/// A regular expression, in the syntax of the crate regex: no look-around and no back-references, so its time is linear.
-#[derive(Clone, Debug)]
-pub struct Pattern(Regex);
-
-impl PartialEq for Pattern {
-    fn eq(&self, other: &Self) -> bool {
-        self.0.as_str() == other.0.as_str()
-    }
-}
-
-/// A JSONPath that takes linear time: at most one `..`, one `?`, and no second `$`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Path(JsonPath);
-
-fn pattern(text: &str) -> Result<Pattern, String> {
-    if text.len() > PATTERN_LENGTH_MAX {
-        return Err(format!("must be at most {PATTERN_LENGTH_MAX} bytes long, this has {}", text.len()));
-    }
-    let compiled = RegexBuilder::new(text).size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX).build();
-    compiled.map(Pattern).map_err(|error| format!("is no regular expression: {}", error.to_string().replace('\n', " ")))
-}
-
-fn path(text: &str) -> Result<Path, String> {
-    if text.len() > PATH_LENGTH_MAX {
-        return Err(format!("must be at most {PATH_LENGTH_MAX} bytes long, this has {}", text.len()));
-    }
-    for sign in ["..", "?", "$"] {
-        if text.matches(sign).count() > 1 {
-            return Err(format!("must have `{sign}` only once, so that it takes no longer than the document is long"));
-        }
-    }
-    JsonPath::parse(text).map(Path).map_err(|error| format!("is no JSONPath such as $.items[0].name: {error}"))
-}
-
-macro_rules! as_text {
-    ($name:ident, $parse:ident, $max:expr, |$it:ident| $text:expr) => {
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                let $it = self;
-                serializer.collect_str(&$text)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                match Value::deserialize(deserializer)? {
-                    Value::String(text) => $parse(&text).map_err(de::Error::custom),
-                    other => Err(de::Error::custom(format!("must be a string, not {}", shown(&other)))),
-                }
-            }
-        }
-
-        impl JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
-            }
-            fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "maxLength": $max})
-            }
-        }
-    };
-}
-as_text!(Pattern, pattern, PATTERN_LENGTH_MAX, |it| it.0.as_str());
-as_text!(Path, path, PATH_LENGTH_MAX, |it| it.0);
