@@ -26,6 +26,7 @@ pub(super) async fn run(context: &Context, target: &HttpUrl, options: &Http, liv
         target,
         options,
         live,
+        started,
         authorities: tls::authorities(options.ca_certificates.as_ref())?,
         identity: tls::identity(options.client_certificate.as_ref(), options.client_key.as_ref())?,
     };
@@ -74,6 +75,7 @@ struct Run<'a> {
     target: &'a HttpUrl,
     options: &'a Http,
     live: &'a Live,
+    started: Instant,
     authorities: Vec<CertificateDer<'static>>,
     identity: Option<Arc<CertifiedKey>>,
 }

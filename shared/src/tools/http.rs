@@ -34,7 +34,9 @@ pub const BODY_SENT_MAX: usize = 32 * 1024;
 pub struct Http {
     /// Which method, such as `GET`, `HEAD` or `POST`; any but CONNECT.
     pub method: Method,
-    /// Header lines to send, such as `Accept: text/html`; at most 128.
+    /// Header lines to send, such as `Accept: text/html`; at most 128. Of Authorization, Cookie, X-Api-Key, Api-Key and X-Auth-Token the
+    /// value is a secret: never shown again, and not sent where redirects lead to another origin. Everything else is shown, as are URL and
+    /// body.
     pub headers: HeaderLines,
     /// What to send as the body, text of at most 32 KiB; the whole job is at most 64 KiB long.
     #[serde(skip_serializing_if = "Option::is_none")]

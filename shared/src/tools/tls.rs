@@ -26,8 +26,8 @@ use report::{TlsProgress, TlsReport};
 pub const TLS_PORT: u16 = 443;
 /// How many application protocols may be offered.
 const ALPN_MAX: usize = 8;
-/// How many connections one run may open: the handshake, a second one where the first is refused, and two for each version.
-const CONNECTIONS_MAX: u32 = 10;
+/// How many connections one run may open: for the handshake, for a second one where the first is refused, for each version, and for 1.2 twice.
+const CONNECTIONS_MAX: u32 = 7;
 /// The same when the versions are not tried.
 const CONNECTIONS: u32 = 2;
 

@@ -50,8 +50,6 @@ struct Way {
     dns_ms: Option<f64>,
 }
 
-type Failed = HttpFailure;
-
 impl Hop<'_> {
     pub(super) async fn run(self) -> Result<Done, Failure> {
         let way = self.way().await?;
@@ -86,7 +84,7 @@ impl Hop<'_> {
     }
 
     /// Everything after the address is known; an outer failure is one of this machine.
-    async fn make(&self, way: &Way, until: Instant, done: &mut Done) -> Result<Result<(), Failed>, Failure> {
+    async fn make(&self, way: &Way, until: Instant, done: &mut Done) -> Result<Result<(), HttpFailure>, Failure> {
         let mut stream = match dial(ToolName::Http, way.to, self.options().timeout.duration()).await? {
             Dialled::Open { stream, took } => {
                 (done.request.state, done.request.timings.connect_ms) = (PortState::Open, Some(ms(took)));
@@ -117,7 +115,7 @@ impl Hop<'_> {
     }
 
     /// Through the proxy, if there is one and the request is not handed over to it whole.
-    async fn pass(&self, stream: &mut TcpStream, way: &Way, done: &mut Done) -> Result<(), Failed> {
+    async fn pass(&self, stream: &mut TcpStream, way: &Way, done: &mut Done) -> Result<(), HttpFailure> {
         let Some(behind) = way.behind.filter(|_| done.request.proxy.as_ref().is_some_and(|proxy| proxy.tunnel)) else { return Ok(()) };
         let started = Instant::now();
         let authorization = self.options().proxy_auth.as_ref().map(request::basic);
@@ -128,7 +126,7 @@ impl Hop<'_> {
         opened.map_err(|detail| HttpFailure { code: HttpFailureCode::Proxy, detail })
     }
 
-    async fn ask_over_tls(&self, stream: TcpStream, until: Instant, done: &mut Done) -> Result<(), Failed> {
+    async fn ask_over_tls(&self, stream: TcpStream, until: Instant, done: &mut Done) -> Result<(), HttpFailure> {
         let (options, url) = (self.options(), &self.next.url);
         let alpn: &[&str] = match options.http_version {
             HttpVersion::Auto => &["h2", "http/1.1"],
@@ -152,18 +150,17 @@ impl Hop<'_> {
         done.request.timings.tls_ms = Some(ms(started.elapsed()));
         match connected {
             Ok((stream, session)) => {
-                let speech = match (options.http_version, session.alpn.as_deref()) {
-                    (_, Some("h2")) => Speech::Two,
-                    (HttpVersion::V2, _) => {
-                        done.request.tls = Some(Box::new(session));
-                        let detail = "the server does not speak HTTP/2 (it did not choose h2 by ALPN)".to_owned();
-                        return Err(HttpFailure { code: HttpFailureCode::Protocol, detail });
-                    }
-                    (HttpVersion::Auto | HttpVersion::V1_1, _) => Speech::One,
-                };
+                let two = session.alpn.as_deref() == Some("h2");
                 done.request.tls = Some(Box::new(session));
                 self.run.tell(HttpPhase::Secured, &done.request);
-                self.ask(stream, speech, until, done).await
+                match (options.http_version, two) {
+                    (_, true) => self.ask(stream, Speech::Two, until, done).await,
+                    (HttpVersion::Auto | HttpVersion::V1_1, false) => self.ask(stream, Speech::One, until, done).await,
+                    (HttpVersion::V2, false) => {
+                        let detail = "the server does not speak HTTP/2 (it did not choose h2 by ALPN)".to_owned();
+                        Err(HttpFailure { code: HttpFailureCode::Protocol, detail })
+                    }
+                }
             }
             Err(refused) => {
                 done.request.tls = Some(refused.session);
@@ -173,7 +170,7 @@ impl Hop<'_> {
         }
     }
 
-    async fn ask<S>(&self, stream: S, speech: Speech, until: Instant, done: &mut Done) -> Result<(), Failed>
+    async fn ask<S>(&self, stream: S, speech: Speech, until: Instant, done: &mut Done) -> Result<(), HttpFailure>
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
@@ -188,7 +185,8 @@ impl Hop<'_> {
             note(head, &mut told);
             self.run.tell(HttpPhase::Answered, &told);
             let mut so_far = self.so_far.clone();
-            (so_far.status, so_far.requests) = (told.status, [so_far.requests, vec![told.clone()]].concat());
+            (so_far.status, so_far.total_ms) = (told.status, ms(self.run.started.elapsed()));
+            so_far.requests.push(told.clone());
             self.run.live.set(Found::of(options, self.run.target, &so_far));
         })
         .await;
@@ -206,7 +204,8 @@ impl Hop<'_> {
     fn blank(&self, way: &Way) -> HttpRequest {
         let url = self.next.url.clone();
         // A proxy would look a name up by itself, past the policy; an address it can have.
-        let tunnel = url.scheme() == Scheme::Https || url.host().address().is_none() || self.options().resolve.is_some();
+        let named = url.host().address().is_none() || self.options().resolve.is_some();
+        let tunnel = named || url.scheme() == Scheme::Https || self.options().http_version == HttpVersion::V2;
         let proxy = self.options().proxy.clone().zip(way.behind);
         HttpRequest {
             method: self.next.method.clone(),

@@ -6,7 +6,7 @@ use http_body_util::Full;
 use hyper::Request;
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
 use probeops_shared::VERSION;
-use probeops_shared::tools::http::parts::{BasicAuth, concealed_value};
+use probeops_shared::tools::http::parts::{BasicAuth, concealed_value, is_secret};
 use probeops_shared::tools::http::report::{HeaderField, HttpFailure, HttpFailureCode};
 
 use super::hop::{Done, Hop};
@@ -52,8 +52,7 @@ impl Hop<'_> {
     fn lines(&self, handed_over: bool) -> Vec<(HeaderName, String)> {
         let options = self.options();
         let own = self.next.url.same_origin(self.run.target);
-        let secret = |name: &str| ["authorization", "cookie"].iter().any(|secret| name.eq_ignore_ascii_case(secret));
-        let given = options.headers.pairs().filter(|(name, _)| own || !secret(name));
+        let given = options.headers.pairs().filter(|(name, _)| own || !is_secret(name));
         let given = given.filter_map(|(name, value)| Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value.to_owned())));
         let mut lines = Vec::new();
         for (name, value) in [(USER_AGENT, format!("{AGENT}{VERSION}")), (ACCEPT, "*/*".to_owned())] {

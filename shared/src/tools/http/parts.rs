@@ -21,8 +21,8 @@ const SECRET_LENGTH_MAX: usize = 8192;
 /// Those that frame the message, or speak to the next hop: they are made here.
 const OURS: [&str; 9] =
     ["host", "content-length", "transfer-encoding", "connection", "keep-alive", "upgrade", "te", "trailer", "proxy-connection"];
-/// Those whose values are secret.
-const SECRET: [&str; 4] = ["authorization", "proxy-authorization", "cookie", "set-cookie"];
+/// Those whose values are secret: the standard's own, and what is usual for keys.
+const SECRET: [&str; 7] = ["authorization", "proxy-authorization", "cookie", "set-cookie", "x-api-key", "api-key", "x-auth-token"];
 
 /// A method (RFC 9110, 9).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -148,9 +148,14 @@ pub(super) fn is_host_header(text: &str) -> bool {
     (1..=300).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte))
 }
 
+/// Whether a header's value is a secret: not shown, and sent only to the origin that it was given for.
+pub fn is_secret(name: &str) -> bool {
+    SECRET.iter().any(|secret| name.eq_ignore_ascii_case(secret))
+}
+
 /// The value of a header as it may be shown: of secret ones only the scheme, or the cookies' names and attributes.
 pub fn concealed_value(name: &str, value: &str) -> String {
-    if !SECRET.iter().any(|secret| name.eq_ignore_ascii_case(secret)) {
+    if !is_secret(name) {
         return value.to_owned();
     }
     let cookie = |cookie: &str| match cookie.split_once('=') {
@@ -164,7 +169,10 @@ pub fn concealed_value(name: &str, value: &str) -> String {
         let (first, attributes) = value.split_once(';').map_or((value, String::new()), |(first, rest)| (first, format!(";{rest}")));
         return cookie(first) + &attributes;
     }
-    value.split_once(' ').map_or_else(|| CONCEALED.to_owned(), |(scheme, _)| format!("{scheme} {CONCEALED}"))
+    match value.split_once(' ') {
+        Some((scheme, _)) if name.to_ascii_lowercase().ends_with("authorization") => format!("{scheme} {CONCEALED}"),
+        Some(_) | None => CONCEALED.to_owned(),
+    }
 }
 
 /// A header line as it may be shown, where that is not as it is.

@@ -56,6 +56,7 @@ fn secrets_are_not_shown_again() {
         ("Set-Cookie", "id=secret; Path=/; HttpOnly", "id=***; Path=/; HttpOnly"),
         ("authorization", "Basic c2VjcmV0", "Basic ***"),
         ("Proxy-Authorization", "secret", "***"),
+        ("X-Api-Key", "my secret", "***"),
         ("content-type", "text/html", "text/html"),
     ] {
         assert_eq!(parts::concealed_value(name, value), shown);

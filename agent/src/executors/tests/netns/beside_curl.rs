@@ -23,8 +23,8 @@ http {
     scgi_temp_path FOLDER/e; default_type text/plain; gzip_types text/plain; gzip_min_length 1;
     server {
         listen 8000; listen [::]:8000;
-        root FOLDER/root; add_header X-Server "one two"; add_header x-lower 1;
-        location /gzip/ { gzip on; alias FOLDER/root/; }
+        root FOLDER/pages; add_header X-Server "one two"; add_header x-lower 1;
+        location /gzip/ { gzip on; alias FOLDER/pages/; }
         location /empty { return 204; }
         location /gone { return 410 "gone\n"; }
         location /1 { return 301 /2; }
@@ -38,13 +38,13 @@ http {
         location /auth { auth_basic "x"; auth_basic_user_file FOLDER/users; }
     }
     server { listen 8443 ssl http2; listen [::]:8443 ssl http2; ssl_certificate FOLDER/good.pem; ssl_certificate_key FOLDER/good.key;
-             root FOLDER/root; location /clear { return 302 http://10.9.1.2:8000/page; } }
-    server { listen 8444 ssl; ssl_certificate FOLDER/expired.pem; ssl_certificate_key FOLDER/expired.key; root FOLDER/root; }
-    server { listen 8445 ssl; ssl_certificate FOLDER/other.pem; ssl_certificate_key FOLDER/other.key; root FOLDER/root; }
-    server { listen 8446 ssl; ssl_certificate FOLDER/lonely.pem; ssl_certificate_key FOLDER/lonely.key; root FOLDER/root; }
-    server { listen 8447 ssl; ssl_certificate FOLDER/good.pem; ssl_certificate_key FOLDER/good.key; root FOLDER/root;
+             root FOLDER/pages; location /clear { return 302 http://10.9.1.2:8000/page; } }
+    server { listen 8444 ssl; ssl_certificate FOLDER/expired.pem; ssl_certificate_key FOLDER/expired.key; root FOLDER/pages; }
+    server { listen 8445 ssl; ssl_certificate FOLDER/other.pem; ssl_certificate_key FOLDER/other.key; root FOLDER/pages; }
+    server { listen 8446 ssl; ssl_certificate FOLDER/lonely.pem; ssl_certificate_key FOLDER/lonely.key; root FOLDER/pages; }
+    server { listen 8447 ssl; ssl_certificate FOLDER/good.pem; ssl_certificate_key FOLDER/good.key; root FOLDER/pages;
              ssl_client_certificate FOLDER/root.pem; ssl_verify_client on; }
-    server { listen 8448 ssl; ssl_certificate FOLDER/good.pem; ssl_certificate_key FOLDER/good.key; root FOLDER/root; ssl_protocols TLSv1.2; }
+    server { listen 8448 ssl; ssl_certificate FOLDER/good.pem; ssl_certificate_key FOLDER/good.key; root FOLDER/pages; ssl_protocols TLSv1.2; }
 }
 "#;
 
@@ -58,7 +58,7 @@ struct Nginx {
 impl Nginx {
     fn start(network: &Network) -> Self {
         let folder = std::env::temp_dir().join(format!("probeops-nginx-{:08x}", rand::random::<u32>()));
-        std::fs::create_dir_all(folder.join("root")).unwrap();
+        std::fs::create_dir_all(folder.join("pages")).unwrap();
         let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
         let root = Authority::root("Root");
         let middle = root.below("Middle");
@@ -76,9 +76,9 @@ impl Nginx {
         keep("client", &client, "");
         write("root.pem", &root.certificate.pem());
         write("users", "user:{PLAIN}secret\n");
-        write("root/page", &"a page\n".repeat(1000));
-        write("root/index.html", "index\n");
-        std::fs::write(folder.join("root/large"), vec![7; 700_000]).unwrap();
+        write("pages/page", &"a page\n".repeat(1000));
+        write("pages/index.html", "index\n");
+        std::fs::write(folder.join("pages/large"), vec![7; 700_000]).unwrap();
         write("nginx.conf", &CONFIGURATION.replace("FOLDER", &folder.display().to_string()));
         let mut command = network.host_command("nginx");
         command.arg("-c").arg(folder.join("nginx.conf")).stdin(Stdio::null()).stderr(Stdio::null());
@@ -135,7 +135,7 @@ fn by_curl(network: &Network, nginx: &Nginx, url: &str, options: &[&str]) -> See
         "28" => Some("timed_out"),
         "47" => Some("too many redirects"),
         "52" => Some("closed"),
-        "60" | "56" => Some("tls"),
+        "60" => Some("tls"),
         other => panic!("curl {options:?} {url} exits with {other}"),
     };
     let heads = nginx.text("head").replace('\r', "");
