@@ -3,11 +3,14 @@
 //! An executor owns all it needs and spawns nothing, so dropping its future ends the run. It waits only as long as the tool's own options
 //! say; the budget of the run is the worker's. What it has measured so far it leaves in [`Live`], and tells it there.
 
+mod dial;
 mod dns;
 mod echo;
+mod http;
 mod ping;
 mod reach;
 mod tcp;
+mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -132,6 +135,11 @@ impl Live {
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
     }
 
+    /// Whether anybody wants to hear of progress; for tools to whom telling it is work.
+    fn is_heard(&self) -> bool {
+        self.listener.is_some()
+    }
+
     /// Tells what was just found.
     fn tell<T: Tool>(&self, options: &T, target: &T::Target, progress: &T::Progress) {
         let Some(listener) = &self.listener else { return };
@@ -164,6 +172,14 @@ pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Resul
         }
         Spec::Tcp { target, options } => {
             let report = Box::pin(tcp::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Tls { target, options } => {
+            let report = Box::pin(tls::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Http { target, options } => {
+            let report = Box::pin(http::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
     }

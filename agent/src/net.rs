@@ -2,9 +2,12 @@
 
 pub(crate) mod dns;
 pub(crate) mod error_queue;
+pub(crate) mod http;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
+pub(crate) mod starttls;
 pub(crate) mod tcp;
+pub(crate) mod tls;
 
 use std::io;
 

@@ -5,17 +5,19 @@
 //! - [`job`]: the message that asks, as published on the broker and as posted over HTTP.
 //! - [`outcome`]: the message that answers.
 //! - [`subjects`]: every subject of the broker, spelled here and nowhere else.
-//! - [`ids`], [`host`], [`bounded`], [`timestamp`]: strings and numbers with rules.
+//! - [`ids`], [`host`], [`http_url`], [`bounded`], [`timestamp`]: strings and numbers with rules.
 //! - [`json`], [`invalid`]: strict JSON, and what is wrong with it.
 //! - [`registry`]: what was granted to nodes and services.
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
 //! - [`problem`]: the closed set of HTTP problem codes.
 //! - [`settings`]: configuration files.
+//! - [`tls`]: what the tools that speak TLS tell of it.
 
 pub mod access;
 pub mod audit;
 pub mod bounded;
 pub mod host;
+pub mod http_url;
 pub mod ids;
 pub mod invalid;
 pub mod job;
@@ -27,6 +29,7 @@ pub mod registry;
 pub mod settings;
 pub mod subjects;
 pub mod timestamp;
+pub mod tls;
 pub mod tools;
 
 /// The version all parts of this build share.

@@ -2,8 +2,11 @@
 
 mod denials;
 mod dns_server;
+mod http;
 #[cfg(feature = "netns")]
 mod netns;
+mod tls;
+mod web;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

@@ -1,7 +1,9 @@
 //! Each executor beside the program that everybody knows, on networks of our own. Run as root: see `netns` in the manifest.
 
+mod beside_curl;
 mod beside_dig;
 mod beside_nc;
+mod beside_openssl;
 mod beside_ping;
 mod network;
 
