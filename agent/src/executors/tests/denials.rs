@@ -70,7 +70,7 @@ async fn a_name_is_resolved_once_and_the_checked_address_is_kept() {
     let port = listener.local_addr().unwrap().port();
     let context = open_node(&[server.address]);
     let found = finds(&context, "tcp", "rebinding.test", json!({"port": port})).await;
-    assert_eq!((&found.report["state"], &found.report["address"]), (&json!("open"), &json!("127.0.0.1")), "{}", found.report);
+    assert_eq!((&found.report["ports"][0]["state"], &found.report["address"]), (&json!("open"), &json!("127.0.0.1")), "{}", found.report);
     fails(run(&context, "tcp", "rebinding.test", json!({"port": port})).await, FailureKind::Denied, "link-local");
 }
 
