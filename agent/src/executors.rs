@@ -6,6 +6,7 @@
 mod dns;
 mod echo;
 mod ping;
+mod pmtu;
 mod reach;
 mod tcp;
 
@@ -164,6 +165,10 @@ pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Resul
         }
         Spec::Tcp { target, options } => {
             let report = Box::pin(tcp::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Pmtu { target, options } => {
+            let report = Box::pin(pmtu::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
     }

@@ -4,6 +4,7 @@ pub(crate) mod dns;
 pub(crate) mod error_queue;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
+pub(crate) mod pmtu;
 pub(crate) mod tcp;
 
 use std::io;

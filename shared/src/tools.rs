@@ -9,6 +9,7 @@ pub mod dns;
 pub mod echo;
 pub mod network;
 pub mod ping;
+pub mod pmtu;
 pub mod tcp;
 
 use std::fmt;
@@ -198,6 +199,7 @@ catalogue! {
     "ping" => Ping(ping::Ping),
     "dns" => Dns(dns::Dns),
     "tcp" => Tcp(tcp::Tcp),
+    "pmtu" => Pmtu(pmtu::Pmtu),
 }
 
 impl ToolName {

@@ -4,6 +4,7 @@ mod denials;
 mod dns_server;
 #[cfg(feature = "netns")]
 mod netns;
+mod pmtu;
 mod tcp;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -3,6 +3,7 @@
 mod beside_dig;
 mod beside_nc;
 mod beside_ping;
+mod beside_tracepath;
 mod network;
 
 use std::process::Command;

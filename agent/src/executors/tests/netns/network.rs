@@ -86,6 +86,20 @@ impl Network {
         must(self.host_command("nft").arg(format!("add rule inet t in {rule}")));
     }
 
+    /// Makes the link between router and host carry no more than this.
+    pub(super) fn narrow_the_far_link(&self, mtu: u16) {
+        ip(&self.router, &format!("link set east mtu {mtu}"));
+        ip(&self.host, &format!("link set eth0 mtu {mtu}"));
+    }
+
+    /// Makes the router a black hole: what it cannot pass on for its size it drops without a word.
+    pub(super) fn router_says_nothing_of_size(&self) {
+        must(command(&self.router, "nft").arg("add chain inet t out { type filter hook output priority 0 ; }"));
+        for rule in ["icmp type destination-unreachable icmp code frag-needed drop", "icmpv6 type packet-too-big drop"] {
+            must(command(&self.router, "nft").arg(format!("add rule inet t out {rule}")));
+        }
+    }
+
     /// A program in the node's namespace.
     pub(super) fn node_command(&self, program: &str) -> Command {
         command(&self.node, program)
