@@ -4,7 +4,7 @@
 //! it: subjects, permissions, validation and its messages, JSON Schema, OpenAPI, command line, budgets, documentation.
 //! To add one, write its file below `tools/`, add its row to the catalogue, and write its executor in the agent.
 
-mod choice;
+pub(crate) mod choice;
 pub mod dns;
 pub mod echo;
 pub mod network;
