@@ -1,21 +1,24 @@
 //! `tcp`: a handshake with each port, and a short talk with what listens there.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use nix::errno::Errno;
 use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
+use probeops_shared::tls::{TlsFailure, TlsFailureCode, TlsSession};
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::{Family, IcmpMessage, ms};
-use probeops_shared::tools::tcp::report::{Expectation, PortReport, PortState, TcpProgress, TcpReport};
+use probeops_shared::tools::tcp::report::{Expectation, PortReport, PortState, TcpProgress, TcpReport, TcpTls};
 use probeops_shared::tools::tcp::{BANNER_BYTES_MAX, PORT_INTERVAL, REPLY_BYTES_MAX, Tcp};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::executors::{Context, Found, Live, broken};
 use crate::net::tcp::{self, Handshake, Until};
+use crate::net::tls::{self, Terms, Trust};
 
 pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &Live) -> Result<TcpReport, Failure> {
     let ports = options.ports();
@@ -38,7 +41,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
                 (port, Some(stream)) if options.talks() => {
                     let connect_ms = port.connect_ms.unwrap_or_default();
                     live.tell(options, target, &TcpProgress::Open { address, port: port.port, connect_ms });
-                    talks.push(talk(stream, options, port.clone()));
+                    talks.push(talk(stream, target, options, port.clone()));
                     // That it is open is known, however the run ends.
                     report.ports.push(port);
                     live.set(Found::of(options, target, &report));
@@ -75,8 +78,32 @@ async fn shake_hands(to: SocketAddr, patience: Duration) -> Result<(PortReport, 
     })
 }
 
+/// Talks to what listens, over TLS if that is asked for and comes about.
+async fn talk(stream: TcpStream, target: &Host, options: &Tcp, report: PortReport) -> PortReport {
+    if !options.tls {
+        return converse(stream, options, report).await;
+    }
+    let terms = Terms { trust: Trust::Inspect, ..Terms::new(options.sni.as_ref().unwrap_or(target)) };
+    let (started, patience) = (Instant::now(), options.timeout.duration());
+    let failed = |failure, session| PortReport {
+        tls: Some(Box::new(TcpTls { handshake_ms: None, failure: Some(failure), session })),
+        ..report.clone()
+    };
+    match tokio::time::timeout(patience, tls::connect(stream, &terms)).await {
+        Ok(Ok((stream, session))) => {
+            let tls = TcpTls { handshake_ms: Some(ms(started.elapsed())), failure: None, session };
+            converse(stream, options, PortReport { tls: Some(Box::new(tls)), ..report }).await
+        }
+        Ok(Err(refused)) => failed(refused.failure, *refused.session),
+        Err(_) => {
+            let detail = format!("timed out: no handshake within {} ms", patience.as_millis());
+            failed(TlsFailure { code: TlsFailureCode::TimedOut, detail }, TlsSession::default())
+        }
+    }
+}
+
 /// Listens for the banner, says what is to be said, and looks for what is expected.
-async fn talk(mut stream: TcpStream, options: &Tcp, mut report: PortReport) -> PortReport {
+async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, options: &Tcp, mut report: PortReport) -> PortReport {
     if options.banner {
         let heard = tcp::listen(&mut stream, Until::Pause, BANNER_BYTES_MAX, options.banner_wait_ms.ms()).await;
         (report.banner, report.banner_bytes) = (escaped(&heard), Some(heard.len()));

@@ -37,10 +37,15 @@ pub struct Tcp {
     /// Several ports instead of one: numbers and ranges such as `22,80,8000-8010`, at most 20 in all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Ports>,
-    /// How long each handshake may take, in seconds.
+    /// How long each handshake may take, in seconds; that of TLS may take as long again.
     pub timeout: Seconds<100, 30_000, 5_000>,
     /// Which kind of address to use where the name has both.
     pub family: Family,
+    /// Whether to speak TLS; a certificate that cannot be trusted is told and does not end the talk.
+    pub tls: bool,
+    /// The name that the certificate must be for, told to the server (SNI); the target unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sni: Option<Host>,
     /// Whether to listen for what the server says first (SSH, SMTP, FTP and the like do): at most 1024 bytes.
     pub banner: bool,
     /// How long to listen for it, in milliseconds.
@@ -72,7 +77,7 @@ impl Tcp {
 
     /// Whether there is more to do than the handshake.
     pub fn talks(&self) -> bool {
-        self.banner || self.send.is_some() || self.expects()
+        self.tls || self.banner || self.send.is_some() || self.expects()
     }
 }
 
@@ -89,6 +94,9 @@ impl Tool for Tcp {
         let refused = |option: &str, detail: &str| Err(Invalid::new(format!("/parameters/{option}"), detail));
         if self.ports.is_some() && self.port != Bounded::default() {
             return refused("port", "`port` is one and `ports` are several; give either");
+        }
+        if self.sni.is_some() && !self.tls {
+            return refused("sni", "only TLS tells the server a name; set `tls`");
         }
         if self.expect.is_some() && self.expect_regex.is_some() {
             return refused("expect_regex", "`expect` is text and `expect_regex` a regular expression; give either");
@@ -109,7 +117,8 @@ impl Tool for Tcp {
         let listening = if self.banner { self.banner_wait_ms.ms() } else { Duration::ZERO };
         let replying = if self.send.is_some() || self.expects() { self.reply_wait_ms.ms() } else { Duration::ZERO };
         let starting = PORT_INTERVAL.saturating_mul(u32::try_from(self.ports().len()).unwrap_or(u32::MAX));
-        RESOLUTION_MAX + starting + self.timeout.duration() + listening + replying + BUDGET_SLACK
+        let handshakes = self.timeout.duration().saturating_mul(if self.tls { 2 } else { 1 });
+        RESOLUTION_MAX + starting + handshakes + listening + replying + BUDGET_SLACK
     }
 
     fn output(&self, target: &Host, report: &TcpReport) -> String {
@@ -151,6 +160,7 @@ mod tests {
         refuses(&json!({"ports": "1-21"}), "/parameters/ports", "more than 20 ports");
         refuses(&json!({"ports": 22}), "/parameters/ports", "must be a string, not 22");
         refuses(&json!({"send": "\\q"}), "/parameters/send", "`\\q` means nothing");
+        refuses(&json!({"sni": "example.org"}), "/parameters/sni", "set `tls`");
         refuses(&json!({"expect": "a", "expect_regex": "a"}), "/parameters/expect_regex", "give either");
         refuses(&json!({"expect_regex": "("}), "/parameters/expect_regex", "unclosed group");
         refuses(&json!({"expect": "220", "banner": true}), "/parameters/banner", "leave `banner` out");
@@ -164,6 +174,7 @@ mod tests {
         let without = with(json!({}));
         assert_eq!(with(json!({"banner": true})), without + Duration::from_secs(2));
         assert_eq!(with(json!({"banner": true, "send": "x", "reply_wait_ms": 500})), without + Duration::from_millis(2500));
+        assert_eq!(with(json!({"tls": true, "timeout": 3})), without + Duration::from_secs(1));
         assert_eq!(with(json!({"ports": "1-20"})), without + PORT_INTERVAL * 19);
     }
 

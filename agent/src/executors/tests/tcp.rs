@@ -1,13 +1,16 @@
 //! `tcp` against servers that talk, and several ports at once.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use probeops_shared::tools::tcp::PORT_INTERVAL;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
 
 use super::{Context, FailureKind, Found, Live, execute, fails, finds, open_node, policy, run, spec};
+use crate::testing::{self_signed, server_config};
 
 /// Listens on loopback and answers one connection: greets, and answers the line it is sent.
 async fn talk_to(greeting: &'static [u8], answer: fn(&[u8]) -> Vec<u8>, parameters: Value) -> (Found, Vec<u8>) {
@@ -68,6 +71,49 @@ async fn what_is_expected_may_come_in_pieces_and_ends_the_wait() {
     let probe = finds(&context, "tcp", "127.0.0.1", json!({"port": port, "expect": "220 read", "reply_wait_ms": 10_000}));
     let (found, ()) = tokio::join!(probe, serve);
     assert_eq!(found.report["ports"][0]["expect"], json!({"matched": true, "found": "220 read"}), "{}", found.report);
+}
+
+#[tokio::test]
+async fn over_tls_the_talk_is_the_same_and_a_stranger_is_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let config = server_config(&self_signed(&["mail.test"]), &[]);
+    let serve = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        stream.write_all(b"+OK ready\r\n").await.unwrap();
+        let mut line = [0; 6];
+        stream.read_exact(&mut line).await.unwrap();
+        stream.write_all(b"+OK bye\r\n").await.unwrap();
+        stream.flush().await.unwrap();
+        (line, stream.get_ref().1.server_name().map(str::to_owned))
+    };
+    let context = open_node(&[]);
+    let parameters = json!({"port": port, "tls": true, "sni": "mail.test", "banner": true, "send": "QUIT\\r\\n", "expect": "bye"});
+    let (found, (line, sni)) = tokio::join!(finds(&context, "tcp", "127.0.0.1", parameters), serve);
+    assert_eq!((&line, sni.as_deref()), (b"QUIT\r\n", Some("mail.test")));
+    let port = &found.report["ports"][0];
+    assert_eq!((&port["banner"], &port["expect"]["matched"]), (&json!("+OK ready\\r\\n"), &json!(true)), "{port}");
+    let tls = &port["tls"];
+    assert_eq!(
+        (&tls["version"], &tls["verified"], &tls["problems"][0]["code"]),
+        (&json!("1.3"), &json!(false), &json!("self_signed")),
+        "{tls}"
+    );
+    assert!(tls["handshake_ms"].is_number() && tls.get("failure").is_none());
+    assert!(found.output.contains("(TLSv1.3, TLS_AES_256_GCM_SHA384, CN=mail.test, not trusted: "), "{}", found.output);
+}
+
+#[tokio::test]
+async fn a_port_without_tls_is_open_all_the_same() {
+    let (found, _) = talk_to(b"220 plain\r\n", |_| Vec::new(), json!({"tls": true, "banner": true})).await;
+    let port = &found.report["ports"][0];
+    assert_eq!((&port["state"], &port["tls"]["failure"]["code"]), (&json!("open"), &json!("not_tls")), "{port}");
+    assert!(
+        port.get("banner").is_none() && found.output.contains("(no TLS: the server answers with something that is not TLS)"),
+        "{}",
+        found.output
+    );
 }
 
 #[tokio::test]

@@ -4,8 +4,9 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::Tcp;
-use super::report::{PortReport, PortState};
+use super::report::{PortReport, PortState, TcpTls};
 use crate::host::Host;
+use crate::tls::{TlsSession, TlsVersion};
 
 /// All lines about a port.
 pub(super) fn of(options: &Tcp, target: &Host, address: IpAddr, report: &PortReport) -> String {
@@ -30,7 +31,7 @@ pub(super) fn heading(target: &Host, address: IpAddr, report: &PortReport) -> St
 
 /// What was said over the connection.
 pub(super) fn dialogue(options: &Tcp, report: &PortReport) -> String {
-    let mut text = String::new();
+    let mut text = report.tls.as_deref().map_or_else(String::new, encryption);
     match (&report.banner, report.banner_bytes) {
         (Some(banner), _) => text.push_str(&lines(banner)),
         (None, Some(0)) => {
@@ -57,6 +58,24 @@ pub(super) fn dialogue(options: &Tcp, report: &PortReport) -> String {
         };
     }
     text
+}
+
+/// What was agreed, and whom it was agreed with.
+fn encryption(tls: &TcpTls) -> String {
+    if let Some(failure) = &tls.failure {
+        return format!("(no TLS: {failure})\n");
+    }
+    let TlsSession { version, cipher, chain, problems, .. } = &tls.session;
+    let version = version.map_or("TLS", TlsVersion::printed);
+    let cipher = cipher.as_ref().map_or_else(String::new, |cipher| format!(", {cipher}"));
+    let subject = chain.first().map_or_else(String::new, |own| format!(", {}", own.subject));
+    let verdict = if problems.is_empty() {
+        "verified".to_owned()
+    } else {
+        let problems: Vec<&str> = problems.iter().map(|problem| problem.detail.as_str()).collect();
+        format!("not trusted: {}", problems.join("; "))
+    };
+    format!("({version}{cipher}{subject}, {verdict})\n")
 }
 
 /// One line for each line that was sent, so that it reads as it was meant.

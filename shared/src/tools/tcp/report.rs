@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::tls::{TlsFailure, TlsSession};
 use crate::tools::choice::choice;
 use crate::tools::network::{Family, IcmpMessage, Resolved};
 
@@ -53,6 +54,9 @@ pub struct PortReport {
     /// Why it is not open, in words.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// What became of TLS; absent unless asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Box<TcpTls>>,
     /// What the server said first; what is not printable ASCII is escaped as in `\r\n` and `\xff`. Absent unless asked for and heard.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub banner: Option<String>,
@@ -71,6 +75,20 @@ pub struct PortReport {
     /// Whether the server said what was expected; absent unless something was, or when the port is not open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect: Option<Expectation>,
+}
+
+/// What became of TLS on a connection. Whom one cannot trust is talked to all the same: that is a finding, not a failure.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TcpTls {
+    /// How long the handshake of TLS took, in milliseconds; absent when it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handshake_ms: Option<f64>,
+    /// Why it failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<TlsFailure>,
+    /// What was agreed, what the server presented, and what is to be thought of it.
+    #[serde(flatten)]
+    pub session: TlsSession,
 }
 
 /// Whether what was expected was found in the reply.
