@@ -9,6 +9,7 @@ mod ping;
 mod pmtu;
 mod reach;
 mod tcp;
+mod whois;
 
 use std::io;
 use std::net::SocketAddr;
@@ -169,6 +170,10 @@ pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Resul
         }
         Spec::Pmtu { target, options } => {
             let report = Box::pin(pmtu::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Whois { target, options } => {
+            let report = Box::pin(whois::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod dns;
 pub(crate) mod error_queue;
+pub(crate) mod get;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
 pub(crate) mod pmtu;

@@ -11,6 +11,7 @@ pub mod network;
 pub mod ping;
 pub mod pmtu;
 pub mod tcp;
+pub mod whois;
 
 use std::fmt;
 use std::str::FromStr;
@@ -200,6 +201,7 @@ catalogue! {
     "dns" => Dns(dns::Dns),
     "tcp" => Tcp(tcp::Tcp),
     "pmtu" => Pmtu(pmtu::Pmtu),
+    "whois" => Whois(whois::Whois),
 }
 
 impl ToolName {

@@ -54,6 +54,17 @@ async fn no_way_of_writing_an_address_gets_past_the_policy() {
                 Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
             }
         }
+        let server = json!({"server": text});
+        match Spec::parse(ToolName::Whois, "example.com", server.as_object().unwrap().clone()) {
+            Err(invalid) => assert_eq!(invalid.pointer, "/parameters/server", "{text}: {invalid}"),
+            Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
+        }
+        let bracketed = if text.contains(':') { format!("[{text}]") } else { text.to_owned() };
+        let rdap = json!({"rdap_server": format!("https://{bracketed}/"), "protocol": "rdap"});
+        match Spec::parse(ToolName::Whois, "example.com", rdap.as_object().unwrap().clone()) {
+            Err(invalid) => assert_eq!(invalid.pointer, "/parameters/rdap_server", "{text}: {invalid}"),
+            Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
+        }
         let resolver = json!({"resolver": text});
         match Spec::parse(ToolName::Dns, "example.com", resolver.as_object().unwrap().clone()) {
             Err(invalid) => assert_eq!(invalid.pointer, "/parameters/resolver", "{text}: {invalid}"),

@@ -4,6 +4,7 @@ mod beside_dig;
 mod beside_nc;
 mod beside_ping;
 mod beside_tracepath;
+mod beside_whois;
 mod network;
 
 use std::process::Command;

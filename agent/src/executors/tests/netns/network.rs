@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, setns};
@@ -100,6 +101,38 @@ impl Network {
         }
     }
 
+    /// Gives the host one more address, with the length of its network.
+    pub(super) fn host_address(&self, address: &str) {
+        ip(&self.host, &format!("addr add {address} dev eth0"));
+    }
+
+    /// What the node's programs read as /etc/hosts.
+    pub(super) fn node_hosts(&self, text: &str) {
+        let directory = self.node_directory();
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("hosts"), text).unwrap();
+    }
+
+    fn node_directory(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.node)
+    }
+
+    /// Counts the packets that leave the node for this network of IPv4, to which there is a way.
+    pub(super) fn count_what_leaves_for(&self, network: &str) {
+        ip(&self.node, &format!("route add {network} via 10.9.0.1"));
+        must(self.node_command("nft").args(["add", "table", "inet", "t"]));
+        must(self.node_command("nft").arg("add chain inet t out { type filter hook output priority 0 ; }"));
+        must(self.node_command("nft").arg(format!("add rule inet t out ip daddr {network} counter")));
+    }
+
+    /// How many have left.
+    pub(super) fn left(&self) -> u64 {
+        let listed = self.node_command("nft").args(["list", "chain", "inet", "t", "out"]).output().unwrap();
+        let text = String::from_utf8(listed.stdout).unwrap();
+        let packets = text.split_once("counter packets ").and_then(|(_, rest)| rest.split(' ').next());
+        packets.and_then(|packets| packets.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    }
+
     /// A program in the node's namespace.
     pub(super) fn node_command(&self, program: &str) -> Command {
         command(&self.node, program)
@@ -142,6 +175,7 @@ fn ip(namespace: &str, arguments: &str) {
 
 impl Drop for Network {
     fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(self.node_directory()));
         for namespace in [&self.node, &self.router, &self.host] {
             drop(Command::new("ip").args(["netns", "del", namespace]).status());
         }
