@@ -118,10 +118,19 @@ fn positive(outcome: &Outcome) -> bool {
 /// The findings that a person would call bad: nothing received, a port that is not open, no answer, a name that does not exist.
 fn negative(report: &Value) -> bool {
     let nothing_received = report.pointer("/stats/received").and_then(Value::as_u64) == Some(0);
-    let not_open = report.get("state").and_then(Value::as_str).is_some_and(|state| state != "open");
+    let port_is_bad = |port: &Value| {
+        port.get("state").is_some_and(|state| state != "open")
+            || port.pointer("/expect/matched") == Some(&Value::Bool(false))
+            || port.pointer("/tls/failure").is_some()
+    };
+    let bad_port = report.get("ports").and_then(Value::as_array).is_some_and(|ports| ports.iter().any(port_is_bad));
+    // Of pmtu: no packet arrives, or large ones vanish.
+    let bad_path = matches!(report.get("verdict").and_then(Value::as_str), Some("silent" | "unreachable" | "black_hole"));
+    // Of whois: there is no such entry, or no registry said.
+    let not_registered = report.get("queries").is_some() && report.get("registered") != Some(&Value::Bool(true));
     let no_answer = report.get("answered") == Some(&Value::Bool(false));
     let no_such_name = report.pointer("/rcode/code").and_then(Value::as_u64).is_some_and(|code| code != 0);
-    nothing_received || not_open || no_answer || no_such_name
+    nothing_received || bad_port || bad_path || not_registered || no_answer || no_such_name
 }
 
 #[cfg(test)]
@@ -153,8 +162,14 @@ mod tests {
         for (report, good) in [
             (json!({"stats": {"received": 4}}), true),
             (json!({"stats": {"received": 0}}), false),
-            (json!({"state": "open"}), true),
-            (json!({"state": "refused"}), false),
+            (json!({"ports": [{"state": "open", "expect": {"matched": true}}]}), true),
+            (json!({"ports": [{"state": "open"}, {"state": "refused"}]}), false),
+            (json!({"ports": [{"state": "open", "expect": {"matched": false}}]}), false),
+            (json!({"ports": [{"state": "open", "tls": {"failure": {"code": "closed"}}}]}), false),
+            (json!({"verdict": "hop"}), true),
+            (json!({"verdict": "black_hole"}), false),
+            (json!({"queries": [], "registered": true}), true),
+            (json!({"queries": []}), false),
             (json!({"rcode": {"code": 0}}), true),
             (json!({"rcode": {"code": 3}}), false),
             (json!({"answered": false}), false),
@@ -162,7 +177,7 @@ mod tests {
         ] {
             assert_eq!(positive(&outcome(Status::Success, report.clone())), good, "{report}");
         }
-        assert!(!positive(&outcome(Status::Failed, json!({"state": "open"}))));
+        assert!(!positive(&outcome(Status::Failed, json!({"ports": [{"state": "open"}]}))));
     }
 
     #[test]
