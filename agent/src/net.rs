@@ -6,8 +6,8 @@ pub(crate) mod get;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
 pub(crate) mod pmtu;
+pub(crate) mod starttls;
 pub(crate) mod tcp;
-#[cfg_attr(not(test), expect(dead_code, reason = "the first tool to use it comes next"))]
 pub(crate) mod tls;
 
 use std::io;

@@ -52,6 +52,12 @@ impl Authority {
         Self { certificate: params.signed_by(&key, &self.issuer).unwrap(), issuer: Issuer::new(params, key) }
     }
 
+    /// Its key, PEM.
+    #[cfg(feature = "netns")]
+    pub(crate) fn key_pem(&self) -> String {
+        self.issuer.key().serialize_pem()
+    }
+
     /// A server's certificate for these names.
     pub(crate) fn certify(&self, names: &[&str]) -> Identity {
         self.certify_with(names, |_| {})

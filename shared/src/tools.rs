@@ -11,6 +11,7 @@ pub mod network;
 pub mod ping;
 pub mod pmtu;
 pub mod tcp;
+pub mod tls;
 pub mod whois;
 
 use std::fmt;
@@ -200,6 +201,7 @@ catalogue! {
     "ping" => Ping(ping::Ping),
     "dns" => Dns(dns::Dns),
     "tcp" => Tcp(tcp::Tcp),
+    "tls" => Tls(tls::Tls),
     "pmtu" => Pmtu(pmtu::Pmtu),
     "whois" => Whois(whois::Whois),
 }

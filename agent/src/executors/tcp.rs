@@ -141,7 +141,7 @@ fn expectation(options: &Tcp, heard: &[u8]) -> Option<Expectation> {
 }
 
 /// What a failed handshake says about the port.
-fn judge(family: Family, errno: Errno, icmp: Option<&IcmpMessage>) -> (PortState, String) {
+pub(super) fn judge(family: Family, errno: Errno, icmp: Option<&IcmpMessage>) -> (PortState, String) {
     let system = errno.desc();
     match icmp {
         Some(icmp) => {

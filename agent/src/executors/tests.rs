@@ -6,6 +6,7 @@ mod dns_server;
 mod netns;
 mod pmtu;
 mod tcp;
+mod tls;
 mod whois;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -10,6 +10,7 @@
 
 pub(crate) mod certificate;
 mod der;
+pub(crate) mod hello;
 mod judge;
 mod ocsp;
 mod roots;

@@ -2,6 +2,7 @@
 
 mod beside_dig;
 mod beside_nc;
+mod beside_openssl;
 mod beside_ping;
 mod beside_tracepath;
 mod beside_whois;

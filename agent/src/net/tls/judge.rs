@@ -60,7 +60,25 @@ pub(super) fn problems(
         let when = staple.revoked_at.map_or_else(String::new, |at| format!(" on {at}"));
         found.push(problem(ProblemCode::Revoked, Some(0), format!("its authority revoked it{when}, says the stapled OCSP answer")));
     }
+    // In the order in which openssl looks, so that the last, which it prints, is the same.
+    found.sort_by_key(|problem| rank(problem.code));
     found
+}
+
+fn rank(code: ProblemCode) -> u8 {
+    match code {
+        ProblemCode::Unsupported
+        | ProblemCode::UnknownIssuer
+        | ProblemCode::SelfSigned
+        | ProblemCode::WrongPurpose
+        | ProblemCode::NotAnAuthority
+        | ProblemCode::NameConstraint => 0,
+        ProblemCode::WeakKey | ProblemCode::WeakSignature => 1,
+        ProblemCode::NameMismatch => 2,
+        ProblemCode::Revoked => 3,
+        ProblemCode::BadSignature => 4,
+        ProblemCode::Expired | ProblemCode::NotYetValid => 5,
+    }
 }
 
 fn problem(code: ProblemCode, certificate: Option<usize>, detail: String) -> CertificateProblem {

@@ -66,10 +66,10 @@ async fn every_reason_is_told_at_once() {
     assert_eq!(codes(with(&middle.certify_with(&["good.test"], |params| valid(params, 2, 9))), &terms).await, [Code::NotYetValid]);
     assert_eq!(codes(with(&middle.certify(&["other.test"])), &terms).await, [Code::NameMismatch]);
     let identity = middle.certify_with(&["other.test"], |params| valid(params, -9, -1));
-    assert_eq!(codes(with(&identity), &terms).await, [Code::Expired, Code::NameMismatch]);
+    assert_eq!(codes(with(&identity), &terms).await, [Code::NameMismatch, Code::Expired]);
     assert_eq!(
         codes(server_config(&identity, &[]), &terms).await,
-        [Code::Expired, Code::UnknownIssuer, Code::NameMismatch],
+        [Code::UnknownIssuer, Code::NameMismatch, Code::Expired],
         "and the link to the root is missing"
     );
     let client = middle.certify_with(&["good.test"], |params| {

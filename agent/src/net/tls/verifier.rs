@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use probeops_shared::tls::{CertificateProblem, OcspStaple, ProblemCode, TlsSession};
 use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
 use super::judge::{self, Authorities};
-use super::{Terms, Trust, certificate, ocsp};
+use super::{Terms, Trust, certificate, ocsp, roots, server_name};
 
 /// Sees a handshake.
 #[derive(Debug)]
@@ -49,6 +49,16 @@ impl Witness {
         session.verified = (!seen.chain.is_empty()).then_some(seen.problems.is_empty());
     }
 
+    /// Judges a chain and keeps it; says whether it is to be trusted.
+    fn look(&self, chain: Vec<CertificateDer<'static>>, name: &ServerName<'_>, staple: &[u8], now: UnixTime) -> bool {
+        let ocsp = (!staple.is_empty()).then(|| ocsp::read(staple, &chain));
+        let problems = judge::problems(&chain, name, ocsp.as_ref(), now, &self.authorities);
+        let trusted = problems.is_empty();
+        let at_unix_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
+        *self.seen() = Seen { chain, at_unix_s, ocsp, problems, signature_scheme: None };
+        trusted
+    }
+
     /// Keeps a verdict on the handshake's signature, and says what rustls shall make of it.
     fn signed(&self, scheme: SignatureScheme, verdict: Result<HandshakeSignatureValid, Error>) -> Result<HandshakeSignatureValid, Error> {
         let mut seen = self.seen();
@@ -79,12 +89,8 @@ impl ServerCertVerifier for Witness {
         staple: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).map(|der| der.clone().into_owned()).collect();
-        let ocsp = (!staple.is_empty()).then(|| ocsp::read(staple, &chain));
-        let problems = judge::problems(&chain, name, ocsp.as_ref(), now, &self.authorities);
-        let trusted = problems.is_empty();
-        let at_unix_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
-        *self.seen() = Seen { chain, at_unix_s, ocsp, problems, signature_scheme: None };
+        let chain = std::iter::once(end_entity).chain(intermediates).map(|der| der.clone().into_owned()).collect();
+        let trusted = self.look(chain, name, staple, now);
         match self.trust {
             Trust::Strict if !trusted => Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)),
             Trust::Strict | Trust::Inspect => Ok(ServerCertVerified::assertion()),
@@ -112,6 +118,15 @@ impl ServerCertVerifier for Witness {
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.authorities.algorithms.supported_schemes()
     }
+}
+
+/// Adds to a session a chain that was shown without a handshake, and what is to be thought of it.
+pub(super) async fn judge_shown(terms: &Terms, chain: Vec<CertificateDer<'static>>, staple: &[u8], session: &mut TlsSession) {
+    let Ok(name) = server_name(&terms.name) else { return };
+    let algorithms = ring::default_provider().signature_verification_algorithms;
+    let witness = Witness::new(terms, roots::with(&terms.authorities).await, algorithms);
+    witness.look(chain, &name, staple, UnixTime::now());
+    witness.tell(session, terms.pem);
 }
 
 /// Who we are, if a server asks; and whether it did.
