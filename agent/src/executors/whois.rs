@@ -8,18 +8,21 @@ use std::time::{Duration, Instant};
 
 use probeops_shared::host::{DnsName, Host};
 use probeops_shared::outcome::{Failure, FailureKind};
+use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::ms;
 use probeops_shared::tools::whois::registered::Registered;
-use probeops_shared::tools::whois::report::{Record, Registry, WhoisProgress, WhoisQuery, WhoisReport, WhoisStatus};
+use probeops_shared::tools::whois::report::{Registry, WhoisProgress, WhoisQuery, WhoisRecord, WhoisReport, WhoisStatus};
 use probeops_shared::tools::whois::url::RdapUrl;
 use probeops_shared::tools::whois::{RDAP_BYTES_MAX, REDIRECTS_MAX, REFERRALS_MAX, WHOIS_BYTES_MAX, WHOIS_PORT, Whois};
 use rustls::pki_types::CertificateDer;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use crate::executors::dial::{Dialled, dial};
+use crate::executors::tls::authorities;
 use crate::executors::{Context, Found, Live};
 use crate::net::get::{self, Fetched, Wanted};
-use crate::net::tcp::{self, Handshake};
 use crate::net::tls::{self, Terms};
 
 use text::Reading;
@@ -33,11 +36,7 @@ pub(super) async fn run(context: &Context, target: &Registered, options: &Whois,
         Registered::Address(address) => context.permit_question(&DnsName::Address(*address))?,
         Registered::AutonomousSystem(_) => {}
     }
-    let authorities = options.ca_certificates.as_ref().map_or(Ok(Vec::new()), tls::certificates);
-    let authorities = authorities.map_err(|why| {
-        let failure = Failure::new(FailureKind::Invalid, format!("`ca_certificates` {why}"));
-        Failure { pointer: Some("/parameters/ca_certificates".to_owned()), ..failure }
-    })?;
+    let authorities = authorities(options.ca_certificates.as_ref())?;
     let report = WhoisReport { kind: target.kind(), ..WhoisReport::default() };
     let mut search = Search { context, target, options, live, authorities, report, refusal: None };
     for registry in options.protocols() {
@@ -85,7 +84,7 @@ impl Search<'_> {
                 }
                 Some(Next::Know(record)) => {
                     self.report.registered = Some(true);
-                    self.report.record = Some(Record::clone(&record));
+                    self.report.record = Some(WhoisRecord::clone(&record));
                     return self.tell(query, Some(*record));
                 }
                 Some(Next::End) | None => {
@@ -149,11 +148,17 @@ impl Search<'_> {
                 query: Some(line.clone()),
                 ..WhoisQuery::default()
             };
-            let answer = match self.reach(&mut query, &server, port).await {
-                Some(to) => bounded(&mut query, self.options.timeout.duration(), ask(to, &line)).await,
-                None => None,
+            let Some(to) = self.reach(&mut query, &server, port).await else { return self.tell(query, None) };
+            let mut bytes = Vec::new();
+            let truncated = match bounded(&mut query, self.options.timeout.duration(), ask(to, &line, &mut bytes)).await {
+                Some(more) => more,
+                // It answered and did not end: what it said is the answer.
+                None if !bytes.is_empty() => {
+                    query.reason = query.reason.take().map(|why| format!("its answer did not end: {why}"));
+                    true
+                }
+                None => return self.tell(query, None),
             };
-            let Some((bytes, truncated)) = answer else { return self.tell(query, None) };
             let Reading { record, missing, referral } = text::read(self.target, &text::decoded(&bytes));
             query.size_bytes = Some(bytes.len());
             query.truncated = truncated;
@@ -171,7 +176,10 @@ impl Search<'_> {
                 (None, None) => WhoisStatus::Failed,
             };
             if query.status == WhoisStatus::Failed {
-                query.reason = Some("its answer has nothing that is known of such an entry".to_owned());
+                query.reason = Some(match &query.referral {
+                    Some(other) => format!("it only refers to {other}, which is not asked"),
+                    None => "its answer has nothing that is known of such an entry".to_owned(),
+                });
             }
             if let Some(record) = record.clone() {
                 self.report.registered = Some(true);
@@ -207,7 +215,7 @@ impl Search<'_> {
     }
 
     /// Keeps what a server said, and tells it.
-    fn tell(&mut self, query: WhoisQuery, record: Option<Record>) {
+    fn tell(&mut self, query: WhoisQuery, record: Option<WhoisRecord>) {
         self.report.queries.push(query.clone());
         self.live.set(Found::of(self.options, self.target, &self.report));
         let progress = WhoisProgress::Answer { record: record.map(Box::new), query: Box::new(query) };
@@ -227,7 +235,7 @@ fn named_server(host: &Host, port: u16) -> String {
 /// What follows an answer of RDAP.
 enum Next {
     Ask(RdapUrl),
-    Know(Box<Record>),
+    Know(Box<WhoisRecord>),
     End,
 }
 
@@ -257,14 +265,10 @@ enum Trouble {
 const CONNECT_PATIENCE: Duration = Duration::from_mins(1);
 
 async fn connect(to: SocketAddr) -> Result<TcpStream, Trouble> {
-    match tcp::connect(to, CONNECT_PATIENCE).await {
-        Ok(Handshake::Open { stream, .. }) => Ok(stream),
-        Ok(Handshake::Failed { errno, icmp, .. }) => {
-            let icmp = icmp.map_or_else(String::new, |icmp| format!(" ({})", icmp.meaning));
-            Err(Trouble::NoConnection(format!("{}{icmp}", errno.desc())))
-        }
-        Ok(Handshake::Silent) => Err(Trouble::NoConnection("nobody answers".to_owned())),
-        Err(error) => Err(Trouble::NoConnection(crate::net::words(&error))),
+    match dial(ToolName::Whois, to, CONNECT_PATIENCE).await {
+        Ok(Dialled::Open { stream, .. }) => Ok(stream),
+        Ok(Dialled::Closed(closed)) => Err(Trouble::NoConnection(closed.reason)),
+        Err(failure) => Err(Trouble::NoConnection(failure.detail)),
     }
 }
 
@@ -281,14 +285,11 @@ async fn fetch(to: SocketAddr, url: &RdapUrl, authorities: &[CertificateDer<'sta
 }
 
 /// Sends one line and reads until the server ends (RFC 3912), and whether there was more than is kept.
-async fn ask(to: SocketAddr, line: &str) -> Result<(Vec<u8>, bool), Trouble> {
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+async fn ask(to: SocketAddr, line: &str, answer: &mut Vec<u8>) -> Result<bool, Trouble> {
     let no_answer = |error: std::io::Error| Trouble::NoAnswer(crate::net::words(&error));
     let mut stream = connect(to).await?;
     stream.write_all(format!("{line}\r\n").as_bytes()).await.map_err(no_answer)?;
-    let mut answer = Vec::new();
     let bound = u64::try_from(WHOIS_BYTES_MAX).unwrap_or(u64::MAX);
-    (&mut stream).take(bound).read_to_end(&mut answer).await.map_err(no_answer)?;
-    let more = answer.len() == WHOIS_BYTES_MAX && stream.read_u8().await.is_ok();
-    Ok((answer, more))
+    (&mut stream).take(bound).read_to_end(answer).await.map_err(no_answer)?;
+    Ok(answer.len() == WHOIS_BYTES_MAX && stream.read_u8().await.is_ok())
 }

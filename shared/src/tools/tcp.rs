@@ -13,12 +13,13 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
+use crate::tls::pem::CertificatesPem;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
 use crate::tools::{Class, Tool};
 
 use dialogue::{Bytes, Pattern};
 use ports::Ports;
-use report::{PortReport, PortState, TcpProgress, TcpReport};
+use report::{PortState, TcpPort, TcpProgress, TcpReport};
 
 /// The most that is read of what a server says first.
 pub const BANNER_BYTES_MAX: usize = 1024;
@@ -45,7 +46,10 @@ pub struct Tcp {
     pub tls: bool,
     /// The name that the certificate must be for, told to the server (SNI); the target unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sni: Option<Host>,
+    pub server_name: Option<Host>,
+    /// Certificates (PEM) of authorities to trust besides those of the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_certificates: Option<CertificatesPem>,
     /// Whether to listen for what the server says first (SSH, SMTP, FTP and the like do): at most 1024 bytes.
     pub banner: bool,
     /// How long to listen for it, in milliseconds.
@@ -95,8 +99,10 @@ impl Tool for Tcp {
         if self.ports.is_some() && self.port != Bounded::default() {
             return refused("port", "`port` is one and `ports` are several; give either");
         }
-        if self.sni.is_some() && !self.tls {
-            return refused("sni", "only TLS tells the server a name; set `tls`");
+        for (option, given) in [("server_name", self.server_name.is_some()), ("ca_certificates", self.ca_certificates.is_some())] {
+            if given && !self.tls {
+                return refused(option, "it means something only over TLS; set `tls`");
+            }
         }
         if self.expect.is_some() && self.expect_regex.is_some() {
             return refused("expect_regex", "`expect` is text and `expect_regex` a regular expression; give either");
@@ -130,7 +136,7 @@ impl Tool for Tcp {
         let one = self.ports().len() == 1;
         match progress {
             TcpProgress::Open { address, port, connect_ms } if one => {
-                let report = PortReport { port: *port, state: PortState::Open, connect_ms: Some(*connect_ms), ..PortReport::default() };
+                let report = TcpPort { port: *port, state: PortState::Open, connect_ms: Some(*connect_ms), ..TcpPort::default() };
                 output::heading(target, *address, &report)
             }
             TcpProgress::Resolved(_) | TcpProgress::Open { .. } => String::new(),
@@ -160,7 +166,7 @@ mod tests {
         refuses(&json!({"ports": "1-21"}), "/parameters/ports", "more than 20 ports");
         refuses(&json!({"ports": 22}), "/parameters/ports", "must be a string, not 22");
         refuses(&json!({"send": "\\q"}), "/parameters/send", "`\\q` means nothing");
-        refuses(&json!({"sni": "example.org"}), "/parameters/sni", "set `tls`");
+        refuses(&json!({"server_name": "example.org"}), "/parameters/server_name", "set `tls`");
         refuses(&json!({"expect": "a", "expect_regex": "a"}), "/parameters/expect_regex", "give either");
         refuses(&json!({"expect_regex": "("}), "/parameters/expect_regex", "unclosed group");
         refuses(&json!({"expect": "220", "banner": true}), "/parameters/banner", "leave `banner` out");
@@ -182,13 +188,13 @@ mod tests {
     fn what_is_told_of_one_port_adds_up_to_the_output() {
         let (tcp, target) = (Tcp { banner: true, port: Bounded::new(25).unwrap(), ..Tcp::default() }, "192.0.2.1".parse().unwrap());
         let address = "192.0.2.1".parse().unwrap();
-        let report = PortReport {
+        let report = TcpPort {
             port: 25,
             state: PortState::Open,
             connect_ms: Some(1.0),
             banner: Some("220 x\\r\\n".to_owned()),
             banner_bytes: Some(7),
-            ..PortReport::default()
+            ..TcpPort::default()
         };
         let told =
             [TcpProgress::Open { address, port: 25, connect_ms: 1.0 }, TcpProgress::Port { address, report: Box::new(report.clone()) }];

@@ -268,6 +268,17 @@ async fn nobody_to_ask_is_a_failure_and_silence_a_finding() {
         "the caller's own target limits",
     );
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let open_ended = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let held = async {
+        let (mut stream, _) = open_ended.accept().await.unwrap();
+        stream.write_all(b"aut-num: AS64500\nas-name: EXAMPLE-AS\n").await.unwrap();
+        stream
+    };
+    let parameters = json!({"server": "127.0.0.1", "port": open_ended.local_addr().unwrap().port(), "timeout": 0.3});
+    let context = open_node(&[]);
+    let (found, _stream) = tokio::join!(finds(&context, "whois", "AS64500", parameters), held);
+    let query = &found.report["queries"][0];
+    assert_eq!((&query["status"], &query["truncated"]), (&json!("found"), &json!(true)), "it answered and did not end: {query}");
     let silent = json!({"server": "127.0.0.1", "port": listener.local_addr().unwrap().port(), "timeout": 0.2});
     let found = finds(&open_node(&[]), "whois", "example.test", silent).await;
     assert_eq!((statuses(&found.report), found.report.get("registered")), (vec!["unreachable"], None), "{}", found.report);

@@ -1,13 +1,13 @@
 //! RDAP objects (RFC 9083) as the few fields that everybody asks for.
 
-use probeops_shared::tools::whois::report::Record;
+use probeops_shared::tools::whois::report::WhoisRecord;
 use serde_json::Value;
 
 /// How deep entities are searched for others: a registrar has its contact for abuse one below.
 const DEPTH_MAX: u32 = 3;
 
 /// The object and what it says.
-pub(super) fn read(body: &[u8]) -> Result<(Value, Record), String> {
+pub(super) fn read(body: &[u8]) -> Result<(Value, WhoisRecord), String> {
     let object: Value = serde_json::from_slice(body).map_err(|_| "its answer is not JSON".to_owned())?;
     let class = object.get("objectClassName").and_then(Value::as_str).unwrap_or_default();
     let mut record = match class {
@@ -41,37 +41,37 @@ pub(super) fn read(body: &[u8]) -> Result<(Value, Record), String> {
     Ok((object, record))
 }
 
-fn domain(object: &Value) -> Record {
+fn domain(object: &Value) -> WhoisRecord {
     let servers = object.get("nameservers").and_then(Value::as_array).into_iter().flatten();
-    Record {
+    WhoisRecord {
         name: text(object, "ldhName").map(|name| name.to_ascii_lowercase()),
         name_servers: servers.filter_map(|server| text(server, "ldhName")).map(|name| name.to_ascii_lowercase()).collect(),
         dnssec: object.get("secureDNS").and_then(|dnssec| dnssec.get("delegationSigned")).and_then(Value::as_bool),
-        ..Record::default()
+        ..WhoisRecord::default()
     }
 }
 
-fn network(object: &Value) -> Record {
+fn network(object: &Value) -> WhoisRecord {
     let prefixes = object.get("cidr0_cidrs").and_then(Value::as_array).into_iter().flatten();
     let prefix = |prefix: &Value| {
         let first = text(prefix, "v4prefix").or_else(|| text(prefix, "v6prefix"))?;
         Some(format!("{first}/{}", prefix.get("length")?.as_u64()?))
     };
-    Record {
+    WhoisRecord {
         name: text(object, "name"),
         range: text(object, "startAddress").zip(text(object, "endAddress")).map(|(first, last)| format!("{first} - {last}")),
         prefixes: prefixes.filter_map(prefix).collect(),
         country: text(object, "country"),
-        ..Record::default()
+        ..WhoisRecord::default()
     }
 }
 
-fn autonomous_system(object: &Value) -> Record {
+fn autonomous_system(object: &Value) -> WhoisRecord {
     let number = |key| object.get(key).and_then(Value::as_u64);
     let range = number("startAutnum")
         .zip(number("endAutnum"))
         .map(|(first, last)| if first == last { format!("AS{first}") } else { format!("AS{first} - AS{last}") });
-    Record { name: text(object, "name"), range, country: text(object, "country"), ..Record::default() }
+    WhoisRecord { name: text(object, "name"), range, country: text(object, "country"), ..WhoisRecord::default() }
 }
 
 fn text(object: &Value, key: &str) -> Option<String> {
@@ -123,7 +123,7 @@ mod tests {
 
     use super::*;
 
-    fn record(object: &Value) -> Record {
+    fn record(object: &Value) -> WhoisRecord {
         read(object.to_string().as_bytes()).unwrap().1
     }
 
@@ -193,6 +193,6 @@ mod tests {
         for _ in 0..10 {
             deep = json!({"roles": ["other"], "entities": [deep]});
         }
-        assert_eq!(record(&json!({"objectClassName": "domain", "entities": [deep]})), Record::default());
+        assert_eq!(record(&json!({"objectClassName": "domain", "entities": [deep]})), WhoisRecord::default());
     }
 }

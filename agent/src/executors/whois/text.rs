@@ -3,7 +3,7 @@
 use probeops_shared::host::Host;
 use probeops_shared::tools::whois::WHOIS_PORT;
 use probeops_shared::tools::whois::registered::{Registered, RegisteredKind};
-use probeops_shared::tools::whois::report::Record;
+use probeops_shared::tools::whois::report::WhoisRecord;
 
 /// The longest that a key is; a longer one is a sentence with a colon in it.
 const KEY_LENGTH_MAX: usize = 48;
@@ -12,7 +12,7 @@ const KEY_LENGTH_MAX: usize = 48;
 #[derive(Debug, Default)]
 pub(super) struct Reading {
     /// Of the entry; `None` if it has none that is understood.
-    pub(super) record: Option<Record>,
+    pub(super) record: Option<WhoisRecord>,
     /// Whether it says that there is no entry.
     pub(super) missing: bool,
     /// Who is said to know more.
@@ -176,7 +176,7 @@ impl Fields {
         })
     }
 
-    fn domain(&self) -> Record {
+    fn domain(&self) -> WhoisRecord {
         // Statuses are written as words in a list, or as a word with the address of its explanation.
         let statuses = self.many(&["domain status", "status", "state"]);
         let statuses = statuses.iter().flat_map(|status| status.split(',')).filter_map(|status| match status.trim() {
@@ -189,7 +189,7 @@ impl Fields {
             let word = word.to_ascii_lowercase();
             word.starts_with("signed") || word == "yes" || word == "active"
         });
-        Record {
+        WhoisRecord {
             name: self.one(&["domain name", "domain"]).map(|name| name.to_ascii_lowercase()),
             handle: self.one(&["registry domain id"]),
             registrar: self.one(&["registrar", "sponsoring registrar", "registrar name", "registrar.name"]),
@@ -214,23 +214,23 @@ impl Fields {
             statuses: statuses.collect(),
             name_servers: servers.map(|server| server.trim_end_matches('.').to_ascii_lowercase()).collect(),
             dnssec: signed.or_else(|| (!self.many(&["ds-rdata", "dsrecord", "ds"]).is_empty()).then_some(true)),
-            ..Record::default()
+            ..WhoisRecord::default()
         }
     }
 
-    fn network(&self) -> Record {
+    fn network(&self) -> WhoisRecord {
         let range = self.one(&["inetnum", "inet6num", "netrange"]);
         let mut prefixes: Vec<String> =
             self.many(&["cidr"]).iter().flat_map(|list| list.split(',')).map(|prefix| prefix.trim().to_owned()).collect();
         if prefixes.is_empty() {
             prefixes.extend(range.clone().filter(|range| range.contains('/')));
         }
-        Record { name: self.one(&["netname"]), handle: self.one(&["nethandle"]), range, prefixes, ..self.holder() }
+        WhoisRecord { name: self.one(&["netname"]), handle: self.one(&["nethandle"]), range, prefixes, ..self.holder() }
     }
 
-    fn autonomous_system(&self) -> Record {
+    fn autonomous_system(&self) -> WhoisRecord {
         let number = |text: String| if text.bytes().all(|byte| byte.is_ascii_digit()) { format!("AS{text}") } else { text };
-        Record {
+        WhoisRecord {
             name: self.one(&["as-name", "asname"]),
             handle: self.one(&["ashandle"]),
             range: self.one(&["aut-num", "asnumber"]).map(number),
@@ -239,8 +239,8 @@ impl Fields {
     }
 
     /// What regional registries say of whoever holds a network or an autonomous system.
-    fn holder(&self) -> Record {
-        Record {
+    fn holder(&self) -> WhoisRecord {
+        WhoisRecord {
             organization: self.one(&["org-name", "orgname", "organization", "owner", "custname", "descr"]),
             country: self.one(&["country"]),
             abuse_email: self.one(&["orgabuseemail", "abuse-mailbox"]),
@@ -248,7 +248,7 @@ impl Fields {
             created: self.one(&["regdate", "created"]),
             updated: self.one(&["updated", "last-modified", "changed"]),
             statuses: self.many(&["status", "nettype"]),
-            ..Record::default()
+            ..WhoisRecord::default()
         }
     }
 }

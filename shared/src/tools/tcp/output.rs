@@ -4,17 +4,17 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::Tcp;
-use super::report::{PortReport, PortState, TcpTls};
+use super::report::{PortState, TcpPort, TcpTls};
 use crate::host::Host;
 use crate::tls::{TlsSession, TlsVersion};
 
 /// All lines about a port.
-pub(super) fn of(options: &Tcp, target: &Host, address: IpAddr, report: &PortReport) -> String {
+pub(super) fn of(options: &Tcp, target: &Host, address: IpAddr, report: &TcpPort) -> String {
     heading(target, address, report) + &dialogue(options, report)
 }
 
 /// What became of the handshake.
-pub(super) fn heading(target: &Host, address: IpAddr, report: &PortReport) -> String {
+pub(super) fn heading(target: &Host, address: IpAddr, report: &TcpPort) -> String {
     let port = report.port;
     let host = if target.address().is_some() { target.to_string() } else { format!("{target} ({address})") };
     let took = report.connect_ms.map_or_else(String::new, |connect_ms| format!(" in {connect_ms:.3} ms"));
@@ -30,7 +30,7 @@ pub(super) fn heading(target: &Host, address: IpAddr, report: &PortReport) -> St
 }
 
 /// What was said over the connection.
-pub(super) fn dialogue(options: &Tcp, report: &PortReport) -> String {
+pub(super) fn dialogue(options: &Tcp, report: &TcpPort) -> String {
     let mut text = report.tls.as_deref().map_or_else(String::new, encryption);
     match (&report.banner, report.banner_bytes) {
         (Some(banner), _) => text.push_str(&lines(banner)),
@@ -131,29 +131,29 @@ fn service(port: u16) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::report::Expectation;
+    use super::super::report::TcpExpectation;
     use super::*;
 
     #[test]
     fn output_reads_like_nc() {
         let (tcp, name, address) = (Tcp::default(), "example.com".parse().unwrap(), "192.0.2.1".parse().unwrap());
-        let open = PortReport {
+        let open = TcpPort {
             port: 22,
             state: PortState::Open,
             connect_ms: Some(1.5),
             banner: Some("SSH-2.0-x\\r\\n".to_owned()),
-            ..PortReport::default()
+            ..TcpPort::default()
         };
         assert_eq!(
             of(&tcp, &name, address, &open),
             "Connection to example.com (192.0.2.1) 22 port [tcp/ssh] succeeded in 1.500 ms!\nSSH-2.0-x\n"
         );
-        let refused = PortReport {
+        let refused = TcpPort {
             port: 22,
             state: PortState::Refused,
             connect_ms: Some(0.25),
             reason: Some("Connection refused".to_owned()),
-            ..PortReport::default()
+            ..TcpPort::default()
         };
         let literal = "192.0.2.1".parse().unwrap();
         assert_eq!(
@@ -165,15 +165,15 @@ mod tests {
     #[test]
     fn a_dialogue_ends_in_its_verdict() {
         let tcp = Tcp { expect: "+PONG".parse().ok(), ..Tcp::default() };
-        let report = PortReport {
+        let report = TcpPort {
             state: PortState::Open,
             reply: Some("-ERR\\r\\n".to_owned()),
             reply_bytes: Some(6),
-            expect: Some(Expectation::default()),
-            ..PortReport::default()
+            expect: Some(TcpExpectation::default()),
+            ..TcpPort::default()
         };
         assert_eq!(dialogue(&tcp, &report), "-ERR\n(expected \"+PONG\": not found)\n");
-        let silent = PortReport { reply: None, reply_bytes: Some(0), ..report };
+        let silent = TcpPort { reply: None, reply_bytes: Some(0), ..report };
         assert_eq!(dialogue(&tcp, &silent), "(no reply within 2000 ms)\n(expected \"+PONG\": not found)\n");
     }
 }

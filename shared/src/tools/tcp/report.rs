@@ -35,12 +35,12 @@ pub struct TcpReport {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resolve_ms: Option<f64>,
     /// Each port, in the order in which it became known what it is.
-    pub ports: Vec<PortReport>,
+    pub ports: Vec<TcpPort>,
 }
 
 /// What became of the connection to one port.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct PortReport {
+pub struct TcpPort {
     /// The port.
     pub port: u16,
     /// What became of the handshake.
@@ -74,7 +74,7 @@ pub struct PortReport {
     pub reply_bytes: Option<usize>,
     /// Whether the server said what was expected; absent unless something was, or when the port is not open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expect: Option<Expectation>,
+    pub expect: Option<TcpExpectation>,
 }
 
 /// What became of TLS on a connection. Whom one cannot trust is talked to all the same: that is a finding, not a failure.
@@ -93,7 +93,7 @@ pub struct TcpTls {
 
 /// Whether what was expected was found in the reply.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Expectation {
+pub struct TcpExpectation {
     /// Whether it was.
     pub matched: bool,
     /// What was found, escaped like the reply.
@@ -125,6 +125,6 @@ pub enum TcpProgress {
         address: IpAddr,
         /// What became of it.
         #[serde(flatten)]
-        report: Box<PortReport>,
+        report: Box<TcpPort>,
     },
 }

@@ -3,10 +3,10 @@
 use std::fmt::Write as _;
 
 use super::registered::RegisteredKind;
-use super::report::{Record, Registry, WhoisQuery, WhoisStatus};
+use super::report::{Registry, WhoisQuery, WhoisRecord, WhoisStatus};
 
 /// What one server said; `record` is what its answer amounts to.
-pub(super) fn answer(kind: RegisteredKind, query: &WhoisQuery, record: Option<&Record>) -> String {
+pub(super) fn answer(kind: RegisteredKind, query: &WhoisQuery, record: Option<&WhoisRecord>) -> String {
     let WhoisQuery { protocol, server, .. } = query;
     let mut text = match (query.status, protocol) {
         // An answer that means nothing to us may mean something to people.
@@ -29,7 +29,7 @@ pub(super) fn answer(kind: RegisteredKind, query: &WhoisQuery, record: Option<&R
 }
 
 /// A record in the words of gTLD registries, or of regional ones.
-fn lines(kind: RegisteredKind, record: &Record) -> String {
+fn lines(kind: RegisteredKind, record: &WhoisRecord) -> String {
     let mut text = String::new();
     let mut line = |label: &str, value: &str| {
         let _ = writeln!(text, "{label}: {value}");
@@ -91,13 +91,13 @@ mod tests {
 
     #[test]
     fn an_answer_of_rdap_reads_like_one_of_whois() {
-        let record = Record {
+        let record = WhoisRecord {
             name: Some("example.com".to_owned()),
             registrar: Some("Example Registrar".to_owned()),
             statuses: vec!["client transfer prohibited".to_owned()],
             name_servers: vec!["a.iana-servers.net".to_owned()],
             dnssec: Some(true),
-            ..Record::default()
+            ..WhoisRecord::default()
         };
         let query = WhoisQuery { status: WhoisStatus::Found, ..WhoisQuery::default() };
         assert_eq!(

@@ -33,7 +33,7 @@ pub struct WhoisReport {
     pub registered: Option<bool>,
     /// What the registries say of it, put together: the registry's own word first, then what a registrar adds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub record: Option<Record>,
+    pub record: Option<WhoisRecord>,
     /// Every server that was asked, in order, with its answer as it came.
     pub queries: Vec<WhoisQuery>,
 }
@@ -41,7 +41,7 @@ pub struct WhoisReport {
 /// What is said of a domain, a network or an autonomous system. What a registry does not say is absent; times are as the registry writes them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
-pub struct Record {
+pub struct WhoisRecord {
     /// The registry's own identifier.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub handle: Option<String>,
@@ -92,7 +92,7 @@ pub struct Record {
     pub dnssec: Option<bool>,
 }
 
-impl Record {
+impl WhoisRecord {
     /// Whether nothing is said at all.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
@@ -206,7 +206,7 @@ pub enum WhoisProgress {
     /// What became of asking it.
     Answer {
         /// What it says.
-        record: Option<Box<Record>>,
+        record: Option<Box<WhoisRecord>>,
         /// The whole of it.
         #[serde(flatten)]
         query: Box<WhoisQuery>,

@@ -7,7 +7,7 @@ fn reading(target: &str, text: &str) -> Reading {
 }
 
 #[track_caller]
-fn record(target: &str, text: &str) -> Record {
+fn record(target: &str, text: &str) -> WhoisRecord {
     reading(target, text).record.unwrap_or_else(|| panic!("no record in {text}"))
 }
 
