@@ -25,7 +25,7 @@ pub(crate) fn probe(granted: &[ToolName]) -> (Vec<ToolName>, Vec<Unavailable>) {
 /// What a tool lacks, and the command that grants it.
 fn missing(tool: ToolName) -> Option<(String, String)> {
     match tool {
-        ToolName::Echo | ToolName::Dns | ToolName::Tcp | ToolName::Tls | ToolName::Http => None,
+        ToolName::Echo | ToolName::Dns | ToolName::Tcp | ToolName::Tls | ToolName::Http | ToolName::Pmtu | ToolName::Whois => None,
         ToolName::Ping => icmp::try_open().err().map(|error| (format!("no ICMP socket can be opened ({error})"), grant_icmp())),
     }
 }

@@ -8,9 +8,11 @@ mod dns;
 mod echo;
 mod http;
 mod ping;
+mod pmtu;
 mod reach;
 mod tcp;
 mod tls;
+mod whois;
 
 use std::io;
 use std::net::SocketAddr;
@@ -180,6 +182,14 @@ pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Resul
         }
         Spec::Http { target, options } => {
             let report = Box::pin(http::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Pmtu { target, options } => {
+            let report = Box::pin(pmtu::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Whois { target, options } => {
+            let report = Box::pin(whois::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
     }

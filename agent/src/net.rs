@@ -2,9 +2,11 @@
 
 pub(crate) mod dns;
 pub(crate) mod error_queue;
+pub(crate) mod get;
 pub(crate) mod http;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
+pub(crate) mod pmtu;
 pub(crate) mod starttls;
 pub(crate) mod tcp;
 pub(crate) mod tls;

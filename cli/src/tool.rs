@@ -119,14 +119,25 @@ fn positive(outcome: &Outcome) -> bool {
 /// that cannot be spoken to or is not to be trusted, an assertion that does not hold.
 fn negative(report: &Value) -> bool {
     let nothing_received = report.pointer("/stats/received").and_then(Value::as_u64) == Some(0);
-    let not_open = report.get("state").and_then(Value::as_str).is_some_and(|state| state != "open");
+    let port_is_bad = |port: &Value| {
+        port.get("state").is_some_and(|state| state != "open")
+            || port.pointer("/expect/matched") == Some(&Value::Bool(false))
+            || port.pointer("/tls/failure").is_some()
+    };
+    let bad_port = report.get("ports").and_then(Value::as_array).is_some_and(|ports| ports.iter().any(port_is_bad));
+    // Of pmtu: no packet arrives, or large ones vanish.
+    let bad_path = matches!(report.get("verdict").and_then(Value::as_str), Some("silent" | "unreachable" | "black_hole"));
+    // Of whois: there is no such entry, or no registry said.
+    let not_registered = report.get("queries").is_some() && report.get("registered") != Some(&Value::Bool(true));
     let no_answer = report.get("answered") == Some(&Value::Bool(false));
     let no_such_name = report.pointer("/rcode/code").and_then(Value::as_u64).is_some_and(|code| code != 0);
+    let not_open = report.get("state").and_then(Value::as_str).is_some_and(|state| state != "open");
     let not_trusted = report.get("verified") == Some(&Value::Bool(false));
     let not_spoken_to = report.get("failure").is_some();
     let assertions = report.get("assertions").and_then(Value::as_array);
     let not_asserted = assertions.is_some_and(|verdicts| verdicts.iter().any(|verdict| verdict.get("passed") == Some(&Value::Bool(false))));
-    nothing_received || not_open || no_answer || no_such_name || not_trusted || not_spoken_to || not_asserted
+    let bad_answer = no_answer || no_such_name || not_registered || not_trusted || not_spoken_to || not_asserted;
+    nothing_received || not_open || bad_port || bad_path || bad_answer
 }
 
 #[cfg(test)]
@@ -158,8 +169,14 @@ mod tests {
         for (report, good) in [
             (json!({"stats": {"received": 4}}), true),
             (json!({"stats": {"received": 0}}), false),
-            (json!({"state": "open"}), true),
-            (json!({"state": "refused"}), false),
+            (json!({"ports": [{"state": "open", "expect": {"matched": true}}]}), true),
+            (json!({"ports": [{"state": "open"}, {"state": "refused"}]}), false),
+            (json!({"ports": [{"state": "open", "expect": {"matched": false}}]}), false),
+            (json!({"ports": [{"state": "open", "tls": {"failure": {"code": "closed"}}}]}), false),
+            (json!({"verdict": "hop"}), true),
+            (json!({"verdict": "black_hole"}), false),
+            (json!({"queries": [], "registered": true}), true),
+            (json!({"queries": []}), false),
             (json!({"rcode": {"code": 0}}), true),
             (json!({"rcode": {"code": 3}}), false),
             (json!({"answered": false}), false),
@@ -172,7 +189,7 @@ mod tests {
         ] {
             assert_eq!(positive(&outcome(Status::Success, report.clone())), good, "{report}");
         }
-        assert!(!positive(&outcome(Status::Failed, json!({"state": "open"}))));
+        assert!(!positive(&outcome(Status::Failed, json!({"ports": [{"state": "open"}]}))));
     }
 
     #[test]

@@ -10,8 +10,10 @@ pub mod echo;
 pub mod http;
 pub mod network;
 pub mod ping;
+pub mod pmtu;
 pub mod tcp;
 pub mod tls;
+pub mod whois;
 
 use std::fmt;
 use std::str::FromStr;
@@ -213,6 +215,8 @@ catalogue! {
     "tcp" => Tcp(tcp::Tcp),
     "tls" => Tls(tls::Tls),
     "http" => Http(http::Http),
+    "pmtu" => Pmtu(pmtu::Pmtu),
+    "whois" => Whois(whois::Whois),
 }
 
 impl ToolName {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::{Family, IcmpMessage};
-use probeops_shared::tools::tcp::PortState;
+use probeops_shared::tools::tcp::report::PortState;
 use tokio::net::TcpStream;
 
 use crate::executors::{broken, tcp::judge};

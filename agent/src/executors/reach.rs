@@ -36,8 +36,13 @@ impl Reached {
 impl Context {
     /// The address of `host` to touch on `port`.
     pub(super) async fn reach(&self, host: &Host, port: Option<u16>, family: Family) -> Result<Reached, Failure> {
+        self.reach_all(host, &[port], family).await
+    }
+
+    /// The address of `host` to touch on all these ports: one that is denied denies the run, before any packet leaves.
+    pub(super) async fn reach_all(&self, host: &Host, ports: &[Option<u16>], family: Family) -> Result<Reached, Failure> {
         let look = self.node.lookout.look(&self.node.policy, &self.node.resolver);
-        let (surroundings, candidates) = tokio::join!(look, self.candidates(host, port));
+        let (surroundings, candidates) = tokio::join!(look, self.candidates(host, ports));
         let (candidates, resolved_in) = candidates?;
         let mut wanted = candidates.iter().copied().filter(|address| family.includes(*address)).peekable();
         if wanted.peek().is_none() {
@@ -45,7 +50,7 @@ impl Context {
         }
         let mut denials = Vec::new();
         for address in wanted {
-            match self.permit_address(host, address, port, &surroundings) {
+            match ports.iter().try_for_each(|port| self.permit_address(host, address, *port, &surroundings)) {
                 Ok(()) => return Ok(Reached { address, resolve_ms: resolved_in.map(ms) }),
                 Err(rule) if host.address().is_some() => denials.push(format!("{host}: {rule}")),
                 Err(rule) => denials.push(format!("{host} ({address}): {rule}")),
@@ -60,12 +65,13 @@ impl Context {
     }
 
     /// The addresses of a host that may be asked for, and how long its name took to resolve.
-    async fn candidates(&self, host: &Host, port: Option<u16>) -> Result<(Vec<IpAddr>, Option<Duration>), Failure> {
+    async fn candidates(&self, host: &Host, ports: &[Option<u16>]) -> Result<(Vec<IpAddr>, Option<Duration>), Failure> {
         match host {
             Host::Address(address) => Ok((vec![address.to_canonical()], None)),
             Host::Name(name) => {
                 self.permit_name(name)?;
-                self.node.policy.check_endpoint_name(name, port).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
+                let own_server = ports.iter().try_for_each(|port| self.node.policy.check_endpoint_name(name, *port));
+                own_server.map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
                 let (addresses, took) = self.resolve(name).await?;
                 Ok((addresses, Some(took)))
             }

@@ -5,8 +5,11 @@ mod dns_server;
 mod http;
 #[cfg(feature = "netns")]
 mod netns;
+mod pmtu;
+mod tcp;
 mod tls;
 mod web;
+mod whois;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -117,8 +120,13 @@ async fn a_port_is_open_and_its_banner_read() {
             stream.write_all(b"220 hello\r\n\xff").await.unwrap();
         };
         let (found, ()) = tokio::join!(probe, serve);
-        assert_eq!((&found.report["state"], &found.report["banner"]), (&json!("open"), &json!("220 hello\\r\\n\\xff")), "{}", found.report);
-        assert!(found.report["connect_ms"].as_f64().unwrap() > 0.0 && found.output.contains("succeeded"), "{}", found.output);
+        assert_eq!(
+            (&found.report["ports"][0]["state"], &found.report["ports"][0]["banner"]),
+            (&json!("open"), &json!("220 hello\\r\\n\\xff")),
+            "{}",
+            found.report
+        );
+        assert!(found.report["ports"][0]["connect_ms"].as_f64().unwrap() > 0.0 && found.output.contains("succeeded"), "{}", found.output);
     }
 }
 
@@ -128,12 +136,12 @@ async fn a_port_where_nothing_listens_is_refused() {
         let port = std::net::TcpListener::bind((address, 0)).unwrap().local_addr().unwrap().port();
         let found = finds(&open_node(&[]), "tcp", &address.to_string(), json!({"port": port})).await;
         assert_eq!(
-            (&found.report["state"], &found.report["reason"]),
+            (&found.report["ports"][0]["state"], &found.report["ports"][0]["reason"]),
             (&json!("refused"), &json!("Connection refused")),
             "{}",
             found.report
         );
-        assert!(found.report["connect_ms"].is_number() && found.report.get("icmp").is_none());
+        assert!(found.report["ports"][0]["connect_ms"].is_number() && found.report["ports"][0].get("icmp").is_none());
     }
 }
 
@@ -146,8 +154,8 @@ async fn a_port_whose_backlog_is_full_looks_filtered() {
     let (_first, _second) =
         (std::net::TcpStream::connect(address).unwrap(), std::net::TcpStream::connect_timeout(&address, Duration::from_millis(100)));
     let found = finds(&open_node(&[]), "tcp", "127.0.0.1", json!({"port": address.port(), "timeout": 0.2})).await;
-    assert_eq!(found.report["state"], "filtered", "{}", found.report);
-    assert!(found.report.get("connect_ms").is_none() && found.output.contains("timed out"), "{}", found.output);
+    assert_eq!(found.report["ports"][0]["state"], "filtered", "{}", found.report);
+    assert!(found.report["ports"][0].get("connect_ms").is_none() && found.output.contains("timed out"), "{}", found.output);
 }
 
 #[tokio::test]
@@ -157,7 +165,7 @@ async fn names_are_resolved_by_the_servers_that_the_operator_set() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let found = finds(&context, "tcp", "local.test", json!({"port": port})).await;
-    assert_eq!((&found.report["state"], &found.report["address"]), (&json!("open"), &json!("127.0.0.1")), "{}", found.report);
+    assert_eq!((&found.report["ports"][0]["state"], &found.report["address"]), (&json!("open"), &json!("127.0.0.1")), "{}", found.report);
     assert!(found.report["resolve_ms"].is_number());
     fails(run(&context, "tcp", "nowhere.test", json!({})).await, FailureKind::Unresolved, "NXDOMAIN");
     fails(run(&context, "tcp", "local.test", json!({"family": "6"})).await, FailureKind::Unresolved, "has no IPv6 address, only 127.0.0.1");

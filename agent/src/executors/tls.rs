@@ -10,7 +10,7 @@ use probeops_shared::tls::pem::{CertificatesPem, PrivateKeyPem};
 use probeops_shared::tls::{TlsFailure, TlsFailureCode, TlsSession, TlsVersion};
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::{Family, ms};
-use probeops_shared::tools::tcp::PortState;
+use probeops_shared::tools::tcp::report::PortState;
 use probeops_shared::tools::tls::Tls;
 use probeops_shared::tools::tls::report::{Handshake, TlsProgress, TlsReport, TlsTimings, VersionOffer};
 use rustls::sign::CertifiedKey;

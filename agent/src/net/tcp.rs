@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use probeops_shared::tools::network::{Family, IcmpMessage};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant as Deadline, timeout_at};
 
 use crate::net::error_queue;
 
 /// A server that has begun to speak has finished when it is silent for this long.
-const BANNER_PAUSE: Duration = Duration::from_millis(200);
+const REPLY_PAUSE: Duration = Duration::from_millis(200);
 
 /// What became of a handshake.
 #[derive(Debug)]
@@ -90,19 +90,50 @@ fn failed(error: &io::Error, icmp: Option<IcmpMessage>, took: Duration) -> io::R
     }
 }
 
-/// Reads what the other side says first: until it pauses or ends, `bytes_max` are read, or `patience` is over.
-pub(crate) async fn listen(stream: &mut TcpStream, bytes_max: usize, patience: Duration) -> Vec<u8> {
+/// When what the other side says is all that is wanted.
+pub(crate) enum Until<'a> {
+    /// It pauses.
+    Pause,
+    /// This holds of what was heard.
+    Heard(&'a (dyn Fn(&[u8]) -> bool + Sync)),
+}
+
+/// Reads what the other side says: until it is all that is wanted, it ends, `bytes_max` are read, or `patience` is over.
+pub(crate) async fn listen(stream: &mut (impl AsyncRead + Unpin), until: Until<'_>, bytes_max: usize, patience: Duration) -> Vec<u8> {
     let deadline = Deadline::now() + patience;
     let mut heard = vec![0; bytes_max];
     let mut length = 0;
     while let Some(free) = heard.get_mut(length..).filter(|free| !free.is_empty()) {
-        let until = if length == 0 { deadline } else { deadline.min(Deadline::now() + BANNER_PAUSE) };
-        match timeout_at(until, stream.read(free)).await {
+        let turn = match until {
+            Until::Pause if length > 0 => deadline.min(Deadline::now() + REPLY_PAUSE),
+            Until::Pause | Until::Heard(_) => deadline,
+        };
+        match timeout_at(turn, stream.read(free)).await {
             Ok(Ok(more)) if more > 0 => length += more,
             // It has ended, was reset, or is silent: what was heard until then is the answer.
             Ok(Ok(_) | Err(_)) | Err(_) => break,
         }
+        if let (Until::Heard(enough), Some(so_far)) = (&until, heard.get(..length))
+            && enough(so_far)
+        {
+            break;
+        }
     }
     heard.truncate(length);
     heard
+}
+
+/// Says something, and how many bytes of it were taken within `patience`.
+pub(crate) async fn say(stream: &mut (impl AsyncWrite + Unpin), text: &[u8], patience: Duration) -> usize {
+    let deadline = Deadline::now() + patience;
+    let mut said = 0;
+    while let Some(rest) = text.get(said..).filter(|rest| !rest.is_empty()) {
+        match timeout_at(deadline, stream.write(rest)).await {
+            Ok(Ok(more)) if more > 0 => said += more,
+            Ok(Ok(_) | Err(_)) | Err(_) => break,
+        }
+    }
+    // What lies in the buffers of TLS has not been said; an error shows in the reply that does not come.
+    let _flushed = timeout_at(deadline, stream.flush()).await;
+    said
 }

@@ -36,10 +36,11 @@ fn events_are_numbered_without_gaps_and_end_with_one_outcome() {
     let events = [("Probe-Events", "1"), ("Probe-Attempt", "3")];
     let silent = Silent::start();
     let long = asker.ask("job.v1.eu.tcp", &silent.job("long", 5_000), &events).all();
-    assert_eq!(kinds(&long), ["accepted", "progress", "progress", "alive", "alive", "outcome"], "{long:?}");
+    assert_eq!(kinds(&long), ["accepted", "progress", "progress", "alive", "alive", "progress", "outcome"], "{long:?}");
     assert!(long.iter().all(|heard| heard.attempt == Some(3) && heard.body["request_id"] == "long"), "{long:?}");
     assert_eq!((&long[1].body["progress"]["address"], &long[2].body["progress"]["type"]), (&json!("127.0.0.1"), &json!("open")));
-    assert_eq!(long[5].body["report"]["state"], "open");
+    assert_eq!(long[5].body["progress"]["type"], "port", "with the banner that did not come: {long:?}");
+    assert_eq!(long[6].body["report"]["ports"][0]["state"], "open");
     // What is over at once, and what is refused, is not said to be accepted first.
     assert_eq!(kinds(&asker.ask("job.v1.eu.echo", &echo("short"), &events).all()), ["outcome"]);
     let refused = asker.ask("job.v1.eu.tcp", &json!({"tool": "tcp", "target": "169.254.169.254"}), &events).all();
@@ -87,7 +88,7 @@ fn a_cancel_reaches_a_waiting_run_and_frees_its_slot() {
     assert_eq!(Asker::api(&fabric).cancel("k-1", "c-1"), json!({"changed": true}));
     let outcome = run.hear().body;
     assert_eq!((&outcome["status"], &outcome["failure"]["kind"]), (&json!("failed"), &json!("cancelled")), "{outcome}");
-    assert_eq!(outcome["report"]["state"], "open", "what was found until then: {outcome}");
+    assert_eq!(outcome["report"]["ports"][0]["state"], "open", "what was found until then: {outcome}");
     drop(stream);
     let next = service.ask("node.v1.k-1.job.tcp", &silent.job("s-2", 100), &[]).hear().body;
     assert_eq!(next["status"], "success", "the slot is free: {next}");
@@ -118,7 +119,7 @@ fn the_same_request_again_drops_the_older_run_and_takes_its_slot() {
     let mut newer = asker.ask("node.v1.r-1.job.tcp", &silent.job("again", 300), &[]);
     assert_eq!(older.hear().body["failure"]["kind"], "cancelled");
     let outcome = newer.hear().body;
-    assert_eq!((&outcome["status"], &outcome["report"]["state"]), (&json!("success"), &json!("open")), "{outcome}");
+    assert_eq!((&outcome["status"], &outcome["report"]["ports"][0]["state"]), (&json!("success"), &json!("open")), "{outcome}");
 }
 
 #[test]
@@ -236,7 +237,11 @@ fn a_run_that_ends_while_the_link_is_dead_is_answered_after_the_reconnect() {
     wire.cut();
     let heard = early.all();
     assert_eq!(kinds(&heard), ["outcome"]);
-    assert_eq!((&heard[0].body["request_id"], &heard[0].body["report"]["state"]), (&json!("early"), &json!("open")), "{heard:?}");
+    assert_eq!(
+        (&heard[0].body["request_id"], &heard[0].body["report"]["ports"][0]["state"]),
+        (&json!("early"), &json!("open")),
+        "{heard:?}"
+    );
     let heard = late.all();
     let last = heard.last().unwrap();
     assert_eq!((&last.body["request_id"], &last.body["report"]["stats"]["received"]), (&json!("late"), &json!(5)), "{heard:?}");

@@ -190,6 +190,6 @@ fn two_callers_with_the_same_request_id_run_at_the_same_time() {
         let heard = asked.all();
         let outcome = &heard.last().unwrap().body;
         assert_eq!((heard.len(), &outcome["status"]), (1, &json!("success")), "{outcome}");
-        assert!(outcome["report"]["banner"].to_string().contains(banner), "{outcome}");
+        assert!(outcome["report"]["ports"][0]["banner"].to_string().contains(banner), "{outcome}");
     }
 }

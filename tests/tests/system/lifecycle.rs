@@ -35,7 +35,7 @@ fn a_node_told_to_stop_finishes_what_runs_and_takes_nothing_new() {
     let _stream = silent.connected();
     agent.terminate();
     let outcome = running.join().unwrap();
-    assert_eq!((&outcome["status"], &outcome["report"]["state"]), (&json!("success"), &json!("open")), "{outcome}");
+    assert_eq!((&outcome["status"], &outcome["report"]["ports"][0]["state"]), (&json!("success"), &json!("open")), "{outcome}");
     assert_eq!(agent.wait(), Some(0), "{}", agent.log());
     api.wait_until("the roster knows", || api.admin().get("/v1/nodes/s-1").expect(200)["online"] == json!(false));
     assert_eq!(api.admin().job("echo", "x", "eu", &json!({})).expect(503)["code"], "no_node_available");

@@ -75,12 +75,12 @@ fn a_port_is_open_or_refused_and_both_are_findings() {
             stream.write_all(b"220 ready\r\n").unwrap();
         });
         let open = api.admin().job("tcp", address, "eu", &json!({"port": port, "banner": true})).outcome();
-        assert_eq!(open["report"]["state"], "open", "{open}");
+        assert_eq!(open["report"]["ports"][0]["state"], "open", "{open}");
         greeting.join().unwrap();
-        assert!(open["report"]["banner"].to_string().contains("220 ready"), "{open}");
-        assert!(open["report"]["connect_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{open}");
+        assert!(open["report"]["ports"][0]["banner"].to_string().contains("220 ready"), "{open}");
+        assert!(open["report"]["ports"][0]["connect_ms"].as_f64().is_some_and(|ms| ms > 0.0), "{open}");
         let refused = api.admin().job("tcp", address, "eu", &json!({"port": port})).outcome();
-        assert_eq!((&refused["status"], &refused["report"]["state"]), (&json!("success"), &json!("refused")), "{refused}");
+        assert_eq!((&refused["status"], &refused["report"]["ports"][0]["state"]), (&json!("success"), &json!("refused")), "{refused}");
     }
 }
 

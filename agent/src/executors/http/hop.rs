@@ -13,7 +13,7 @@ use probeops_shared::tools::http::report::{
 };
 use probeops_shared::tools::http::{Http, HttpVersion};
 use probeops_shared::tools::network::{Family, ms};
-use probeops_shared::tools::tcp::PortState;
+use probeops_shared::tools::tcp::report::PortState;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};

@@ -48,7 +48,7 @@ async fn no_way_of_writing_an_address_gets_past_the_policy() {
         "::ffff:a9fe:a9fe",
         "64:ff9b::a9fe:a9fe",
     ] {
-        for tool in ["ping", "tcp", "tls"] {
+        for tool in ["ping", "tcp", "tls", "pmtu"] {
             match Spec::parse(tool.parse().unwrap(), text, Map::new()) {
                 Err(invalid) => assert_eq!(invalid.pointer, "/target", "{text}: {invalid}"),
                 Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
@@ -66,6 +66,17 @@ async fn no_way_of_writing_an_address_gets_past_the_policy() {
                 Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
             }
         }
+        let server = json!({"server": text});
+        match Spec::parse(ToolName::Whois, "example.com", server.as_object().unwrap().clone()) {
+            Err(invalid) => assert_eq!(invalid.pointer, "/parameters/server", "{text}: {invalid}"),
+            Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
+        }
+        let bracketed = if text.contains(':') { format!("[{text}]") } else { text.to_owned() };
+        let rdap = json!({"rdap_server": format!("https://{bracketed}/"), "protocol": "rdap"});
+        match Spec::parse(ToolName::Whois, "example.com", rdap.as_object().unwrap().clone()) {
+            Err(invalid) => assert_eq!(invalid.pointer, "/parameters/rdap_server", "{text}: {invalid}"),
+            Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
+        }
         let resolver = json!({"resolver": text});
         match Spec::parse(ToolName::Dns, "example.com", resolver.as_object().unwrap().clone()) {
             Err(invalid) => assert_eq!(invalid.pointer, "/parameters/resolver", "{text}: {invalid}"),
@@ -82,7 +93,7 @@ async fn a_name_is_resolved_once_and_the_checked_address_is_kept() {
     let port = listener.local_addr().unwrap().port();
     let context = open_node(&[server.address]);
     let found = finds(&context, "tcp", "rebinding.test", json!({"port": port})).await;
-    assert_eq!((&found.report["state"], &found.report["address"]), (&json!("open"), &json!("127.0.0.1")), "{}", found.report);
+    assert_eq!((&found.report["ports"][0]["state"], &found.report["address"]), (&json!("open"), &json!("127.0.0.1")), "{}", found.report);
     fails(run(&context, "tcp", "rebinding.test", json!({"port": port})).await, FailureKind::Denied, "link-local");
 }
 

@@ -5,6 +5,8 @@ mod beside_dig;
 mod beside_nc;
 mod beside_openssl;
 mod beside_ping;
+mod beside_tracepath;
+mod beside_whois;
 mod network;
 
 use std::process::Command;

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::tls::TlsSession;
-use crate::tools::tcp::PortState;
+use crate::tools::tcp::report::PortState;
 use crate::tools::tls::openssl_cipher;
 
 use super::assertion::Verdict;

@@ -9,7 +9,7 @@ use crate::http_url::HttpUrl;
 use crate::tls::TlsSession;
 use crate::tools::choice::choice;
 use crate::tools::network::{Family, IcmpMessage};
-use crate::tools::tcp::PortState;
+use crate::tools::tcp::report::PortState;
 
 use super::assertion::Verdict;
 

@@ -6,7 +6,7 @@ use super::assertion::Evidence;
 use super::report::{HttpBody, HttpRequest, HttpTimings};
 use super::*;
 use crate::tools::Spec;
-use crate::tools::tcp::PortState;
+use crate::tools::tcp::report::PortState;
 
 fn check(target: &str, parameters: Value) -> Result<Spec, Invalid> {
     let Value::Object(parameters) = parameters else { panic!("{parameters}") };

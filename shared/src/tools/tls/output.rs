@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::host::Host;
 use crate::tls::{Certificate, CertificateProblem, OcspStaple, ProblemCode, TlsSession};
-use crate::tools::tcp::PortState;
+use crate::tools::tcp::report::PortState;
 
 use super::report::{Handshake, TlsProgress, TlsReport, VersionOffer};
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::tls::{TlsFailure, TlsSession, TlsVersion};
 use crate::tools::choice::choice;
 use crate::tools::network::{Family, IcmpMessage, Resolved};
-use crate::tools::tcp::PortState;
+use crate::tools::tcp::report::PortState;
 
 /// What a server shows of itself. The fields of the session are here too.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -1,6 +1,9 @@
 //! `tcp` beside `nc -v`: the same words, and filters told apart where nc does not.
 
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
 use std::net::TcpListener;
+use std::process::Stdio;
 
 use serde_json::{Value, json};
 
@@ -29,7 +32,7 @@ const CASES: [Case; 7] = [
 
 fn tcp(network: &Network, target: &str, port: u16) -> (Value, String) {
     let found = ours(network, "tcp", target, json!({"port": port, "timeout": 1}));
-    (found.report, found.output)
+    (found.report["ports"][0].clone(), found.output)
 }
 
 fn nc(network: &Network, target: &str, port: u16) -> String {
@@ -100,5 +103,50 @@ fn a_router_that_forbids_or_knows_no_way_is_named() {
         assert_eq!(report["state"], "unreachable", "no way from here at all: {report}");
         assert!(report.get("icmp").is_none() && report.get("connect_ms").is_none());
         assert_eq!(without_more(output.trim_end()), nc(&network, target, 80).trim_end());
+    }
+}
+
+#[test]
+fn several_ports_read_as_nc_prints_them() {
+    let network = Network::new();
+    network.host_filter("tcp dport 8002 reject with tcp reset");
+    network.host_filter("tcp dport 8005 drop");
+    for target in TARGETS {
+        let listeners = [8000, 8003].map(|port| network.in_host(move || TcpListener::bind((target, port)).unwrap()));
+        let found = ours(&network, "tcp", target, json!({"ports": "8000-8005", "timeout": 1}));
+        let real = theirs(&network, "nc", &["-v", "-z", "-w", "1", target, "8000-8005"]);
+        let judged = |text: &str| -> BTreeSet<String> {
+            // What times out names another bound.
+            text.lines().map(|line| without_more(line.split(" timed out").next().unwrap_or_default())).collect()
+        };
+        assert_eq!(judged(&found.output), judged(&real), "{}\n{real}", found.output);
+        let states: Vec<&str> = found.report["ports"].as_array().unwrap().iter().map(|port| port["state"].as_str().unwrap()).collect();
+        assert_eq!(states, ["open", "refused", "refused", "open", "refused", "filtered"], "in order, the silent one last");
+        drop(listeners);
+    }
+}
+
+#[test]
+fn what_nc_is_told_we_are_told() {
+    let network = Network::new();
+    for target in TARGETS {
+        let port = 8000;
+        let listener = network.in_host(move || TcpListener::bind((target, port)).unwrap());
+        let server = std::thread::spawn(move || {
+            for stream in listener.incoming().take(2) {
+                let mut stream = stream.unwrap();
+                let mut line = [0; 6];
+                stream.read_exact(&mut line).unwrap();
+                stream.write_all(b"+PONG\r\n").unwrap();
+            }
+        });
+        let found = ours(&network, "tcp", target, json!({"port": port, "send": "PING\\r\\n", "expect": "+PONG"}));
+        assert_eq!(found.report["ports"][0]["expect"]["matched"], true, "{}", found.report);
+        let mut nc = network.node_command("nc");
+        let mut nc = nc.args(["-w", "2", target, "8000"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        nc.stdin.as_mut().unwrap().write_all(b"PING\r\n").unwrap();
+        let said = nc.wait_with_output().unwrap().stdout;
+        assert_eq!(found.report["ports"][0]["reply"], said.escape_ascii().to_string());
+        server.join().unwrap();
     }
 }

@@ -69,7 +69,7 @@ impl Server {
         command.args(more).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let server = Self(command.spawn().expect("openssl; apt-get install openssl"));
         let started = Instant::now();
-        while ours(network, "tcp", HOST, json!({"port": port})).report["state"] != "open" {
+        while ours(network, "tcp", HOST, json!({"port": port})).report["ports"][0]["state"] != "open" {
             assert!(started.elapsed() < Duration::from_secs(10), "openssl s_server {name} {more:?} does not listen");
         }
         server

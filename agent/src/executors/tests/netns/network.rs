@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, setns};
@@ -86,6 +87,52 @@ impl Network {
         must(self.host_command("nft").arg(format!("add rule inet t in {rule}")));
     }
 
+    /// Makes the link between router and host carry no more than this.
+    pub(super) fn narrow_the_far_link(&self, mtu: u16) {
+        ip(&self.router, &format!("link set east mtu {mtu}"));
+        ip(&self.host, &format!("link set eth0 mtu {mtu}"));
+    }
+
+    /// Makes the router a black hole: what it cannot pass on for its size it drops without a word.
+    pub(super) fn router_says_nothing_of_size(&self) {
+        must(command(&self.router, "nft").arg("add chain inet t out { type filter hook output priority 0 ; }"));
+        for rule in ["icmp type destination-unreachable icmp code frag-needed drop", "icmpv6 type packet-too-big drop"] {
+            must(command(&self.router, "nft").arg(format!("add rule inet t out {rule}")));
+        }
+    }
+
+    /// Gives the host one more address, with the length of its network.
+    pub(super) fn host_address(&self, address: &str) {
+        ip(&self.host, &format!("addr add {address} dev eth0"));
+    }
+
+    /// What the node's programs read as /etc/hosts.
+    pub(super) fn node_hosts(&self, text: &str) {
+        let directory = self.node_directory();
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join("hosts"), text).unwrap();
+    }
+
+    fn node_directory(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.node)
+    }
+
+    /// Counts the packets that leave the node for this network of IPv4, to which there is a way.
+    pub(super) fn count_what_leaves_for(&self, network: &str) {
+        ip(&self.node, &format!("route add {network} via 10.9.0.1"));
+        must(self.node_command("nft").args(["add", "table", "inet", "t"]));
+        must(self.node_command("nft").arg("add chain inet t out { type filter hook output priority 0 ; }"));
+        must(self.node_command("nft").arg(format!("add rule inet t out ip daddr {network} counter")));
+    }
+
+    /// How many have left.
+    pub(super) fn left(&self) -> u64 {
+        let listed = self.node_command("nft").args(["list", "chain", "inet", "t", "out"]).output().unwrap();
+        let text = String::from_utf8(listed.stdout).unwrap();
+        let packets = text.split_once("counter packets ").and_then(|(_, rest)| rest.split(' ').next());
+        packets.and_then(|packets| packets.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    }
+
     /// A program in the node's namespace.
     pub(super) fn node_command(&self, program: &str) -> Command {
         command(&self.node, program)
@@ -128,6 +175,7 @@ fn ip(namespace: &str, arguments: &str) {
 
 impl Drop for Network {
     fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(self.node_directory()));
         for namespace in [&self.node, &self.router, &self.host] {
             drop(Command::new("ip").args(["netns", "del", namespace]).status());
         }

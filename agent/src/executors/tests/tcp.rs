@@ -1,0 +1,157 @@
+//! `tcp` against servers that talk, and several ports at once.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use probeops_shared::tools::tcp::PORT_INTERVAL;
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use super::{Context, FailureKind, Found, Live, execute, fails, finds, open_node, policy, run, spec};
+use crate::testing::{self_signed, server_config};
+
+/// Listens on loopback and answers one connection: greets, and answers the line it is sent.
+async fn talk_to(greeting: &'static [u8], answer: fn(&[u8]) -> Vec<u8>, parameters: Value) -> (Found, Vec<u8>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let mut parameters = parameters;
+    parameters["port"] = json!(listener.local_addr().unwrap().port());
+    let serve = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(greeting).await.unwrap();
+        let mut line = vec![0; 1024];
+        let length = stream.read(&mut line).await.unwrap_or(0);
+        line.truncate(length);
+        stream.write_all(&answer(&line)).await.unwrap();
+        line
+    };
+    let context = open_node(&[]);
+    let (found, heard) = tokio::join!(finds(&context, "tcp", "127.0.0.1", parameters), serve);
+    (found, heard)
+}
+
+#[tokio::test]
+async fn what_is_sent_arrives_and_what_is_expected_is_found() {
+    let parameters = json!({"banner": true, "send": "PING \\x00\\xff\\r\\n", "expect_regex": "\\+(P[A-Z]+)"});
+    let (found, heard) = talk_to(b"* ready\r\n", |line| [b"+PONG ", line].concat(), parameters).await;
+    assert_eq!(heard, b"PING \0\xff\r\n");
+    let port = &found.report["ports"][0];
+    assert_eq!((&port["banner"], &port["sent_bytes"]), (&json!("* ready\\r\\n"), &json!(9)), "{port}");
+    assert_eq!(port["expect"], json!({"matched": true, "found": "+PONG", "groups": ["PONG"]}));
+    assert!(found.output.ends_with("* ready\n+PONG PING \\x00\\xff\n(expected /\\+(P[A-Z]+)/: found \"+PONG\")\n"), "{}", found.output);
+}
+
+#[tokio::test]
+async fn what_is_expected_and_not_said_is_a_finding() {
+    let parameters = json!({"send": "HELO\\n", "expect": "250", "reply_wait_ms": 300});
+    let (found, _) = talk_to(b"", |_| b"554 no\r\n".to_vec(), parameters).await;
+    let port = &found.report["ports"][0];
+    assert_eq!((&port["state"], &port["expect"]), (&json!("open"), &json!({"matched": false})), "{port}");
+    assert_eq!((&port["reply"], &port["reply_bytes"]), (&json!("554 no\\r\\n"), &json!(8)));
+    assert!(found.output.ends_with("554 no\n(expected \"250\": not found)\n"), "{}", found.output);
+}
+
+#[tokio::test]
+async fn what_is_expected_may_come_in_pieces_and_ends_the_wait() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serve = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        for piece in [b"22", b"0 ", b"re", b"ad"] {
+            stream.write_all(piece).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        // Held open: only the match ends the wait.
+        let mut end = [0; 1];
+        assert!(matches!(stream.read(&mut end).await, Ok(0) | Err(_)));
+    };
+    let context = open_node(&[]);
+    let probe = finds(&context, "tcp", "127.0.0.1", json!({"port": port, "expect": "220 read", "reply_wait_ms": 10_000}));
+    let (found, ()) = tokio::join!(probe, serve);
+    assert_eq!(found.report["ports"][0]["expect"], json!({"matched": true, "found": "220 read"}), "{}", found.report);
+}
+
+#[tokio::test]
+async fn over_tls_the_talk_is_the_same_and_a_stranger_is_named() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let config = server_config(&self_signed(&["mail.test"]), &[]);
+    let serve = async {
+        let (stream, _) = listener.accept().await.unwrap();
+        let mut stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+        stream.write_all(b"+OK ready\r\n").await.unwrap();
+        let mut line = [0; 6];
+        stream.read_exact(&mut line).await.unwrap();
+        stream.write_all(b"+OK bye\r\n").await.unwrap();
+        stream.flush().await.unwrap();
+        (line, stream.get_ref().1.server_name().map(str::to_owned))
+    };
+    let context = open_node(&[]);
+    let parameters = json!({"port": port, "tls": true, "server_name": "mail.test", "banner": true, "send": "QUIT\\r\\n", "expect": "bye"});
+    let (found, (line, sni)) = tokio::join!(finds(&context, "tcp", "127.0.0.1", parameters), serve);
+    assert_eq!((&line, sni.as_deref()), (b"QUIT\r\n", Some("mail.test")));
+    let port = &found.report["ports"][0];
+    assert_eq!((&port["banner"], &port["expect"]["matched"]), (&json!("+OK ready\\r\\n"), &json!(true)), "{port}");
+    let tls = &port["tls"];
+    assert_eq!(
+        (&tls["version"], &tls["verified"], &tls["problems"][0]["code"]),
+        (&json!("1.3"), &json!(false), &json!("self_signed")),
+        "{tls}"
+    );
+    assert!(tls["handshake_ms"].is_number() && tls.get("failure").is_none());
+    assert!(found.output.contains("(TLSv1.3, TLS_AES_256_GCM_SHA384, CN=mail.test, not trusted: "), "{}", found.output);
+}
+
+#[tokio::test]
+async fn a_port_without_tls_is_open_all_the_same() {
+    let (found, _) = talk_to(b"220 plain\r\n", |_| Vec::new(), json!({"tls": true, "banner": true})).await;
+    let port = &found.report["ports"][0];
+    assert_eq!((&port["state"], &port["tls"]["failure"]["code"]), (&json!("open"), &json!("not_tls")), "{port}");
+    assert!(
+        port.get("banner").is_none() && found.output.contains("(no TLS: the server answers with something that is not TLS)"),
+        "{}",
+        found.output
+    );
+}
+
+#[tokio::test]
+async fn every_port_is_told_as_it_becomes_known_and_the_telling_is_the_output() {
+    let (first, second) = (TcpListener::bind("127.0.0.1:0").await.unwrap(), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let open = [first.local_addr().unwrap().port(), second.local_addr().unwrap().port()];
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let ports = format!("{},{closed},{}", open[0], open[1]);
+    let (live, mut heard) = Live::heard();
+    let found = execute(&open_node(&[]), spec("tcp", "127.0.0.1", json!({"ports": ports})), &live).await.unwrap();
+    let states: BTreeMap<u64, &str> = found.report["ports"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|port| (port["port"].as_u64().unwrap(), port["state"].as_str().unwrap()))
+        .collect();
+    assert_eq!(states, BTreeMap::from([(open[0].into(), "open"), (closed.into(), "refused"), (open[1].into(), "open")]));
+    drop(live);
+    let mut told = Vec::new();
+    while let Some(news) = heard.recv().await {
+        told.push(news);
+    }
+    assert_eq!(told.iter().map(|news| news.progress["type"].as_str().unwrap()).collect::<Vec<_>>(), ["resolved", "port", "port", "port"]);
+    assert_eq!(told.iter().map(|news| news.output.as_str()).collect::<String>(), found.output);
+    // Paced: the third handshake begins two intervals after the first.
+    assert!(told[3].elapsed >= PORT_INTERVAL * 2, "{told:?}");
+}
+
+#[tokio::test]
+async fn one_denied_port_denies_the_run_before_anything_is_sent() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let allowed = listener.local_addr().unwrap().port();
+    let context = Context::new(policy("allow_loopback = true\n[deny]\nports = [25]"), &[]).unwrap();
+    fails(
+        run(&context, "tcp", "127.0.0.1", json!({"ports": format!("{allowed},25")})).await,
+        FailureKind::Denied,
+        "port 25 is in deny.ports",
+    );
+    let nobody = std::future::poll_fn(|task| std::task::Poll::Ready(listener.poll_accept(task).is_pending())).await;
+    assert!(nobody, "somebody connected");
+}

@@ -1,0 +1,86 @@
+//! The words of ping(8) with `-M do` for each probe, and a last line like that of tracepath(8).
+
+use std::net::IpAddr;
+
+use super::{PmtuProbe, PmtuProbeStatus, PmtuProtocol, PmtuReport, PmtuVerdict};
+use crate::host::Host;
+
+pub(super) fn heading(target: &Host, address: IpAddr, protocol: PmtuProtocol) -> String {
+    let with = if protocol == PmtuProtocol::Udp { "UDP datagrams" } else { "ICMP echo requests" };
+    format!("PMTU {target} ({address}) by {with} that must not be fragmented\n")
+}
+
+pub(super) fn probe(probe: &PmtuProbe) -> String {
+    let from = probe.icmp.as_ref().and_then(|icmp| icmp.from).map_or_else(String::new, |from| format!("From {from}: "));
+    let took = probe.rtt_ms.map_or_else(String::new, |rtt_ms| format!("  time={rtt_ms:.3} ms"));
+    let mtu = probe.mtu_bytes.unwrap_or(0);
+    let what = match probe.status {
+        PmtuProbeStatus::Reply => "arrived".to_owned(),
+        PmtuProbeStatus::TooBig if probe.icmp.as_ref().is_some_and(|icmp| icmp.kind == 2) => format!("{from}Packet too big: mtu={mtu}"),
+        PmtuProbeStatus::TooBig => format!("{from}Frag needed and DF set (mtu = {mtu})"),
+        PmtuProbeStatus::NotSent => format!("local error: message too long, mtu={mtu}"),
+        PmtuProbeStatus::Timeout => "no answer".to_owned(),
+        PmtuProbeStatus::Unreachable => {
+            format!("{from}{}", probe.reason.as_deref().unwrap_or("cannot be reached"))
+        }
+    };
+    format!("{:>5} bytes: {what}{took}\n", probe.size_bytes)
+}
+
+pub(super) fn summary(report: &PmtuReport) -> String {
+    let mtu = report.mtu_bytes.unwrap_or(0);
+    match report.verdict {
+        PmtuVerdict::Interface => format!("     Resume: pmtu {mtu}, as the interface of this node\n"),
+        PmtuVerdict::Hop => {
+            let hop = report.limited_by.map_or_else(|| "a hop".to_owned(), |hop| hop.to_string());
+            format!("     Resume: pmtu {mtu}, limited by {hop}\n")
+        }
+        PmtuVerdict::BlackHole => format!("     Resume: pmtu {mtu}, black hole: larger packets vanish and nobody says so\n"),
+        PmtuVerdict::Capped => format!("     Resume: pmtu {mtu} or more; nothing larger was tried\n"),
+        PmtuVerdict::Silent => "     Resume: no answer, even to the smallest packets\n".to_owned(),
+        PmtuVerdict::Unreachable => "     Resume: the target cannot be reached\n".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tools::network::{Family, IcmpMessage};
+
+    #[test]
+    fn output_reads_like_ping_and_tracepath() {
+        let (target, address): (Host, IpAddr) = ("example.com".parse().unwrap(), "10.9.1.2".parse().unwrap());
+        let hop = Some("10.9.0.1".parse().unwrap());
+        let too_big = PmtuProbe {
+            size_bytes: 1500,
+            status: PmtuProbeStatus::TooBig,
+            rtt_ms: Some(0.5),
+            mtu_bytes: Some(1400),
+            icmp: Some(IcmpMessage::new(Family::V4, 3, 4, hop)),
+            reason: None,
+        };
+        let arrived = PmtuProbe { size_bytes: 1400, status: PmtuProbeStatus::Reply, rtt_ms: Some(1.25), ..PmtuProbe::default() };
+        let report = PmtuReport {
+            address,
+            family: Family::V4,
+            resolve_ms: None,
+            protocol: PmtuProtocol::Icmp,
+            mtu_bytes: Some(1400),
+            verdict: PmtuVerdict::Hop,
+            limited_by: hop,
+            interface_mtu_bytes: None,
+            probes: Vec::new(),
+        };
+        let text = heading(&target, address, report.protocol) + &probe(&too_big) + &probe(&arrived) + &summary(&report);
+        assert_eq!(
+            text,
+            "PMTU example.com (10.9.1.2) by ICMP echo requests that must not be fragmented\n\
+             \x20\x20 1500 bytes: From 10.9.0.1: Frag needed and DF set (mtu = 1400)  time=0.500 ms\n\
+             \x20\x20 1400 bytes: arrived  time=1.250 ms\n\
+             \x20    Resume: pmtu 1400, limited by 10.9.0.1\n"
+                .replace("\x20\x20 1", " 1")
+        );
+        let v6 = PmtuProbe { icmp: Some(IcmpMessage::new(Family::V6, 2, 0, "fd09::1".parse().ok())), ..too_big };
+        assert_eq!(probe(&v6), " 1500 bytes: From fd09::1: Packet too big: mtu=1400  time=0.500 ms\n");
+    }
+}
