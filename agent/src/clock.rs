@@ -25,8 +25,10 @@ impl Clock {
         let rtt_ms = rtt.as_secs_f64() * 1000.0;
         #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in milliseconds is far below 2^52")]
         let offset_ms = (sent.unix_ms() - answered_unix_ms) as f64 + rtt_ms / 2.0;
+        // To the microsecond, like all that is measured.
+        let rounded = |number: f64| (number * 1000.0).round() / 1000.0;
         if let Ok(mut measured) = self.0.lock() {
-            *measured = Some(Measured { offset_ms, rtt_ms });
+            *measured = Some(Measured { offset_ms: rounded(offset_ms), rtt_ms: rounded(rtt_ms) });
         }
     }
 
