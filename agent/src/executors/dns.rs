@@ -43,7 +43,7 @@ pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live
             live.set(Found::of(options, target, &run.report));
             let Some(attempt) = run.report.attempts.last() else { break };
             live.tell(options, target, &DnsProgress::Attempt(attempt.clone()));
-            if attempt.result != AttemptResult::Truncated {
+            if attempt.result != AttemptResult::Truncated || !options.tcp_fallback {
                 break;
             }
             transport = Transport::Tcp;

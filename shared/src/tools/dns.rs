@@ -3,6 +3,7 @@
 mod output;
 pub mod record_type;
 pub mod report;
+pub mod subnet;
 
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use crate::tools::{Class, Tool};
 
 use record_type::RecordType;
 use report::{DnsAttempt, DnsReport};
+use subnet::Subnet;
 
 /// The port of name servers.
 pub const DNS_PORT: u16 = 53;
@@ -38,8 +40,10 @@ pub struct Dns {
     pub resolver: Option<Host>,
     /// On which port of the `resolver`.
     pub port: Bounded<0, 65_535, { DNS_PORT as u64 }>,
-    /// Over which transport; an answer truncated over UDP is asked for again over TCP.
+    /// Over which transport.
     pub protocol: Transport,
+    /// Whether an answer that does not fit a datagram is asked for again over TCP.
+    pub tcp_fallback: bool,
     /// Which kind of address of the `resolver` to use where its name has both.
     pub family: Family,
     /// How long to wait for the answer to one query, in seconds.
@@ -54,6 +58,10 @@ pub struct Dns {
     pub checking_disabled: bool,
     /// Whether to ask which of its machines answers (EDNS option NSID).
     pub nsid: bool,
+    /// A network to ask on behalf of: a server may answer differently for each (EDNS option ECS, RFC 7871). `0.0.0.0/0` asks that
+    /// none be passed on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_subnet: Option<Subnet>,
     /// Whether to speak EDNS, which some old servers do not understand.
     pub edns: bool,
     /// How large an answer over UDP may be, as told to the server by EDNS.
@@ -68,6 +76,7 @@ impl Default for Dns {
             resolver: None,
             port: Bounded::default(),
             protocol: Transport::default(),
+            tcp_fallback: true,
             family: Family::default(),
             timeout: Seconds::default(),
             tries: Bounded::default(),
@@ -75,6 +84,7 @@ impl Default for Dns {
             dnssec: false,
             checking_disabled: false,
             nsid: false,
+            client_subnet: None,
             edns: true,
             edns_bytes: Bounded::default(),
         }
@@ -157,7 +167,11 @@ impl Tool for Dns {
             return Err(Invalid::new("/parameters/port", "`port` is a port of the `resolver`, and none is given"));
         }
         self.resolver.as_ref().map_or(Ok(()), |resolver| self.family.check(resolver))?;
-        for (name, asked_for) in [("dnssec", self.dnssec), ("nsid", self.nsid)] {
+        if !self.tcp_fallback && self.protocol != Transport::Udp {
+            let detail = format!("only an answer over udp can be truncated, and `protocol` is {}; leave `tcp_fallback` out", self.protocol);
+            return Err(Invalid::new("/parameters/tcp_fallback", detail));
+        }
+        for (name, asked_for) in [("dnssec", self.dnssec), ("nsid", self.nsid), ("client_subnet", self.client_subnet.is_some())] {
             if asked_for && !self.edns {
                 return Err(Invalid::new(format!("/parameters/{name}"), format!("`{name}` is asked for by EDNS, and `edns` is false")));
             }
@@ -203,6 +217,9 @@ mod tests {
         refuses("example.com", &json!({"port": 5353}), "/parameters/port", "none is given");
         refuses("example.com", &json!({"dnssec": true, "edns": false}), "/parameters/dnssec", "`edns` is false");
         refuses("example.com", &json!({"nsid": true, "edns": false}), "/parameters/nsid", "`edns` is false");
+        refuses("example.com", &json!({"client_subnet": "10.0.0.0/8", "edns": false}), "/parameters/client_subnet", "`edns` is false");
+        refuses("example.com", &json!({"client_subnet": "10.0.0.0/33"}), "/parameters/client_subnet", "such as 192.0.2.0/24");
+        refuses("example.com", &json!({"protocol": "tcp", "tcp_fallback": false}), "/parameters/tcp_fallback", "`protocol` is tcp");
         refuses("example.com", &json!({"class": "ch"}), "/parameters/class", "\"IN\", \"CH\", \"HS\"");
         refuses("example.com", &json!({"type": "AAAAA"}), "/parameters/type", "did you mean `AAAA`?");
         refuses("example.com", &json!({"type": 70_000}), "/parameters/type", "from 1 to 65535");

@@ -56,6 +56,9 @@ impl Query {
                 // Empty: the server fills it in.
                 edns.options_mut().insert(EdnsOption::Unknown(edns::NSID, Vec::new()));
             }
+            if let Some(subnet) = options.client_subnet {
+                edns.options_mut().insert(EdnsOption::Unknown(edns::CLIENT_SUBNET, edns::client_subnet_asked(subnet)));
+            }
             message.set_edns(edns);
         }
         let bytes = message.to_vec().map_err(|error| format!("the query cannot be written: {error}"))?;

@@ -11,7 +11,9 @@ const TAB: usize = 8;
 
 pub(super) fn of(report: &DnsReport) -> String {
     let mut text = String::new();
-    for attempt in &report.attempts {
+    // A truncated answer that is the last is kept as it is; before another it was asked for again.
+    let kept = report.attempts.last().is_some_and(|last| last.result == AttemptResult::Truncated);
+    for attempt in report.attempts.iter().take(report.attempts.len() - usize::from(kept)) {
         text.push_str(&attempted(report, attempt));
     }
     match &report.response {
@@ -101,7 +103,8 @@ fn pseudosection(edns: &DnsEdns) -> String {
     let wanted = if edns.dnssec_ok { " do" } else { "" };
     let mut text = format!(";; OPT PSEUDOSECTION:\n; EDNS: version: {}, flags:{wanted}; udp: {}\n", edns.version, edns.udp_bytes);
     for option in &edns.options {
-        let _ = writeln!(text, "; {}: {}", option.name, option.value);
+        let space = if option.value.is_empty() { "" } else { " " };
+        let _ = writeln!(text, "; {}:{space}{}", option.name, option.value);
     }
     text
 }
