@@ -3,6 +3,7 @@
 mod edns;
 pub(crate) mod message;
 mod rdata;
+pub(crate) mod root;
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -4,6 +4,7 @@ mod output;
 pub mod record_type;
 pub mod report;
 pub mod subnet;
+pub mod trace;
 
 use std::time::Duration;
 
@@ -18,11 +19,14 @@ use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved};
 use crate::tools::{Class, Tool};
 
 use record_type::RecordType;
-use report::{DnsAttempt, DnsReport};
+use report::{AttemptResult, DnsAttempt, DnsReport};
 use subnet::Subnet;
+use trace::{DnsTraceStep, TRACE_LOOKUPS_MAX, TRACE_QUERIES_MAX};
 
 /// The port of name servers.
 pub const DNS_PORT: u16 = 53;
+/// The longest a run may be planned to take.
+const RUN_MAX: Duration = Duration::from_mins(5);
 
 /// Ask a name server for records. An address is asked for by its reverse name, under in-addr.arpa or ip6.arpa.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -38,13 +42,13 @@ pub struct Dns {
     /// Which name server to ask, by address or name; the node's own unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolver: Option<Host>,
-    /// On which port of the `resolver`.
+    /// On which port of the `resolver`; with `trace`, of every server.
     pub port: Bounded<0, 65_535, { DNS_PORT as u64 }>,
     /// Over which transport.
     pub protocol: Transport,
     /// Whether an answer that does not fit a datagram is asked for again over TCP.
     pub tcp_fallback: bool,
-    /// Which kind of address of the `resolver` to use where its name has both.
+    /// Which kind of address of a server to use where there are both.
     pub family: Family,
     /// How long to wait for the answer to one query, in seconds.
     pub timeout: Seconds<100, 30_000, 2_000>,
@@ -66,6 +70,9 @@ pub struct Dns {
     pub edns: bool,
     /// How large an answer over UDP may be, as told to the server by EDNS.
     pub edns_bytes: Bounded<512, 65_535, 1_232>,
+    /// Whether to go the way of every delegation from the root down to the answer, asking the servers of each zone on the way. It
+    /// starts at the `resolver` if one is given, which for a private root is its server, and at the Internet's root otherwise.
+    pub trace: bool,
 }
 
 impl Default for Dns {
@@ -87,6 +94,7 @@ impl Default for Dns {
             client_subnet: None,
             edns: true,
             edns_bytes: Bounded::default(),
+            trace: false,
         }
     }
 }
@@ -134,6 +142,29 @@ impl Dns {
             DnsName::Name(_) => RecordType::A,
         })
     }
+
+    fn longest_trace(&self) -> Duration {
+        // One lookup more for the name of the starting server.
+        RESOLUTION_MAX.saturating_mul(TRACE_LOOKUPS_MAX + 1) + self.timeout.duration().saturating_mul(TRACE_QUERIES_MAX)
+    }
+
+    fn check_trace(&self) -> Result<(), Invalid> {
+        if self.class != RecordClass::In {
+            let detail = format!("delegations are followed in class IN only, not in {}; leave `trace` or `class` out", self.class);
+            return Err(Invalid::new("/parameters/class", detail));
+        }
+        let (longest, most) = (self.longest_trace(), RUN_MAX);
+        if longest > most {
+            let detail = format!(
+                "{TRACE_QUERIES_MAX} queries of {} s each may take {} s; a run may take at most {} s, so lower `timeout`",
+                self.timeout.duration().as_secs_f64(),
+                longest.as_secs(),
+                most.as_secs()
+            );
+            return Err(Invalid::new("/parameters/timeout", detail));
+        }
+        Ok(())
+    }
 }
 
 /// What a run tells while it goes on.
@@ -144,10 +175,12 @@ pub enum DnsProgress {
     Resolved(Resolved),
     /// What became of a query.
     Attempt(DnsAttempt),
+    /// What a step of a trace led to; its queries were told one by one.
+    Step(Box<DnsTraceStep>),
 }
 
 impl Tool for Dns {
-    const SUMMARY: &'static str = "Ask a name server for records of any type, over UDP or TCP";
+    const SUMMARY: &'static str = "Ask name servers for records of any type, or trace a name from the root";
     const CLASS: Class = Class::Probe;
     const EXAMPLE_TARGET: &'static str = "example.com";
     type Target = DnsName;
@@ -167,6 +200,9 @@ impl Tool for Dns {
             return Err(Invalid::new("/parameters/port", "`port` is a port of the `resolver`, and none is given"));
         }
         self.resolver.as_ref().map_or(Ok(()), |resolver| self.family.check(resolver))?;
+        if self.trace {
+            self.check_trace()?;
+        }
         if !self.tcp_fallback && self.protocol != Transport::Udp {
             let detail = format!("only an answer over udp can be truncated, and `protocol` is {}; leave `tcp_fallback` out", self.protocol);
             return Err(Invalid::new("/parameters/tcp_fallback", detail));
@@ -179,14 +215,29 @@ impl Tool for Dns {
         Ok(())
     }
 
-    /// Resolver's name, every try, and one more over TCP.
+    /// Resolver's name, every try, and one more over TCP; of a trace all that it may send and look up.
     fn budget(&self) -> Duration {
+        if self.trace {
+            return self.longest_trace() + BUDGET_SLACK;
+        }
         let queries = u32::try_from(self.tries.get() + 1).unwrap_or(u32::MAX);
         RESOLUTION_MAX + self.timeout.duration().saturating_mul(queries) + BUDGET_SLACK
     }
 
     fn output(&self, _target: &DnsName, report: &DnsReport) -> String {
         output::of(report)
+    }
+
+    fn progress_output(&self, target: &DnsName, progress: &DnsProgress) -> String {
+        let named = self.resolver.as_ref().filter(|resolver| resolver.address().is_none()).map(ToString::to_string);
+        match progress {
+            DnsProgress::Resolved(_) => String::new(),
+            DnsProgress::Attempt(attempt) if attempt.result == AttemptResult::Truncated && (self.trace || !self.tcp_fallback) => {
+                String::new()
+            }
+            DnsProgress::Attempt(attempt) => output::attempted(&target.to_string(), named.as_deref(), attempt),
+            DnsProgress::Step(step) => trace::conclusion(step),
+        }
     }
 }
 
@@ -220,6 +271,8 @@ mod tests {
         refuses("example.com", &json!({"client_subnet": "10.0.0.0/8", "edns": false}), "/parameters/client_subnet", "`edns` is false");
         refuses("example.com", &json!({"client_subnet": "10.0.0.0/33"}), "/parameters/client_subnet", "such as 192.0.2.0/24");
         refuses("example.com", &json!({"protocol": "tcp", "tcp_fallback": false}), "/parameters/tcp_fallback", "`protocol` is tcp");
+        refuses("example.com", &json!({"trace": true, "class": "CH"}), "/parameters/class", "class IN only");
+        refuses("example.com", &json!({"trace": true, "timeout": 30}), "/parameters/timeout", "at most 300 s");
         refuses("example.com", &json!({"class": "ch"}), "/parameters/class", "\"IN\", \"CH\", \"HS\"");
         refuses("example.com", &json!({"type": "AAAAA"}), "/parameters/type", "did you mean `AAAA`?");
         refuses("example.com", &json!({"type": 70_000}), "/parameters/type", "from 1 to 65535");

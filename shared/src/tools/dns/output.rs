@@ -2,19 +2,22 @@
 
 use std::fmt::Write as _;
 
-use super::Transport;
 use super::report::{AttemptResult, DnsAttempt, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsReport, DnsResponse};
+use super::{Transport, trace};
 
 /// In which columns dig begins TTL, class, type and data; a tabulator is eight wide.
 const COLUMNS: [usize; 4] = [24, 32, 40, 48];
 const TAB: usize = 8;
 
 pub(super) fn of(report: &DnsReport) -> String {
+    if !report.trace.is_empty() {
+        return trace::of(&report.trace);
+    }
     let mut text = String::new();
     // A truncated answer that is the last is kept as it is; before another it was asked for again.
     let kept = report.attempts.last().is_some_and(|last| last.result == AttemptResult::Truncated);
     for attempt in report.attempts.iter().take(report.attempts.len() - usize::from(kept)) {
-        text.push_str(&attempted(report, attempt));
+        text.push_str(&attempted(&report.question.name, report.server.name.as_deref(), attempt));
     }
     match &report.response {
         Some(response) => {
@@ -26,12 +29,20 @@ pub(super) fn of(report: &DnsReport) -> String {
     text
 }
 
-fn attempted(report: &DnsReport, attempt: &DnsAttempt) -> String {
+/// What is printed of a query before the next is sent; `named` is the name that the server was given by.
+pub(super) fn attempted(asked: &str, named: Option<&str>, attempt: &DnsAttempt) -> String {
+    match attempt.result {
+        AttemptResult::Truncated => ";; Truncated, retrying in TCP mode.\n".to_owned(),
+        _ => failed(asked, named, attempt).unwrap_or_default(),
+    }
+}
+
+/// The same where nothing is said of what did not fit a datagram.
+pub(super) fn failed(asked: &str, named: Option<&str>, attempt: &DnsAttempt) -> Option<String> {
     let server = format!("{}#{}", attempt.address, attempt.port);
     let detail = attempt.detail.as_deref();
     let what = match attempt.result {
-        AttemptResult::Answered => return String::new(),
-        AttemptResult::Truncated => return ";; Truncated, retrying in TCP mode.\n".to_owned(),
+        AttemptResult::Answered | AttemptResult::Truncated => return None,
         AttemptResult::Timeout => "timed out",
         AttemptResult::Refused => "connection refused",
         AttemptResult::Unreachable => match detail {
@@ -42,9 +53,9 @@ fn attempted(report: &DnsReport, attempt: &DnsAttempt) -> String {
         AttemptResult::Closed => "end of file",
         AttemptResult::Malformed => "malformed message",
     };
-    let named = report.server.name.clone().unwrap_or_else(|| attempt.address.to_string());
-    let asked = report.question.name.strip_suffix('.').filter(|name| !name.is_empty()).unwrap_or(&report.question.name);
-    match (attempt.transport, attempt.connect_ms) {
+    let named = named.map_or_else(|| attempt.address.to_string(), str::to_owned);
+    let asked = asked.strip_suffix('.').filter(|name| !name.is_empty()).unwrap_or(asked);
+    Some(match (attempt.transport, attempt.connect_ms) {
         (Transport::Tcp, None) => format!(";; Connection to {server}({named}) for {asked} failed: {what}.\n"),
         // Without a way there the datagram is not even sent.
         (Transport::Udp, _) if what == "network unreachable" => {
@@ -55,7 +66,7 @@ fn attempted(report: &DnsReport, attempt: &DnsAttempt) -> String {
                 detail.filter(|_| attempt.result == AttemptResult::Malformed).map_or_else(String::new, |detail| format!(" ({detail})"));
             format!(";; communications error to {server}: {what}{more}\n")
         }
-    }
+    })
 }
 
 fn answer(response: &DnsResponse) -> String {
@@ -116,7 +127,7 @@ fn question_line(question: &DnsQuestion) -> String {
     format!(";{}\n", line.text)
 }
 
-fn record_line(record: &DnsRecord) -> String {
+pub(super) fn record_line(record: &DnsRecord) -> String {
     let [ttl, class, kind, value] = COLUMNS;
     let mut line = Line::default();
     line.put(&record.name).to(ttl).put(&record.ttl_s.to_string()).to(class).put(&record.class).to(kind).put(&record.kind);
@@ -188,6 +199,7 @@ mod tests {
             asked_at: Timestamp::parse("2026-11-05T09:08:07Z").unwrap(),
             timings: DnsTimings { query_ms: Some(11.6), ..DnsTimings::default() },
             response,
+            trace: Vec::new(),
         }
     }
 

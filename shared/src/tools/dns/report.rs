@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Transport;
+use super::trace::DnsTraceStep;
 use crate::timestamp::Timestamp;
 use crate::tools::choice::choice;
 
@@ -39,7 +40,7 @@ pub struct DnsReport {
     pub server: DnsServer,
     /// What carried the last query.
     pub transport: Transport,
-    /// Every query sent, in order.
+    /// Every query sent, in order; of a trace those of its last step.
     pub attempts: Vec<DnsAttempt>,
     /// Whether there is an answer, be it an error of the server's.
     pub answered: bool,
@@ -50,10 +51,13 @@ pub struct DnsReport {
     /// The answer.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub response: Option<DnsResponse>,
+    /// With `trace`, every step from the root to the answer, which the rest of the report is about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trace: Vec<DnsTraceStep>,
 }
 
 /// A question.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DnsQuestion {
     /// The name, with its final dot.
     pub name: String,
@@ -222,6 +226,7 @@ mod tests {
             asked_at: Timestamp::from_unix_ms(0).unwrap(),
             timings: DnsTimings::default(),
             response: None,
+            trace: Vec::new(),
         };
         let value = serde_json::to_value(&report).unwrap();
         assert!(value.get("rcode").is_none() && value.get("answer").is_none(), "{value}");

@@ -6,6 +6,7 @@
 //! ```
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, setns};
@@ -84,6 +85,34 @@ impl Network {
         must(self.host_command("nft").args(["add", "table", "inet", "t"]));
         must(self.host_command("nft").arg("add chain inet t in { type filter hook input priority 0 ; }"));
         must(self.host_command("nft").arg(format!("add rule inet t in {rule}")));
+    }
+
+    /// Counts the packets that leave the node, its own loopback included, and match the rule of nftables.
+    pub(super) fn count_leaving(&self, rule: &str) {
+        must(self.node_command("nft").args(["add", "table", "inet", "t"]));
+        must(self.node_command("nft").arg("add chain inet t out { type filter hook output priority 0 ; }"));
+        must(self.node_command("nft").arg(format!("add rule inet t out {rule} counter")));
+    }
+
+    /// How many there were.
+    pub(super) fn leaving(&self) -> u64 {
+        let text =
+            String::from_utf8(self.node_command("nft").args(["list", "chain", "inet", "t", "out"]).output().unwrap().stdout).unwrap();
+        let counts = text.split("packets ").skip(1).map(|rest| rest.split_whitespace().next().unwrap());
+        counts.map(|count| count.parse::<u64>().unwrap()).sum()
+    }
+
+    /// Gives the host another address.
+    pub(super) fn host_address(&self, address: &str) {
+        ip(&self.host, &format!("addr add {address} dev eth0"));
+    }
+
+    /// What programs in the node's namespace find as /etc/resolv.conf. The file is to be removed with its folder.
+    pub(super) fn node_resolv_conf(&self, text: &str) -> PathBuf {
+        let folder = Path::new("/etc/netns").join(&self.node);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("resolv.conf"), text).unwrap();
+        folder.join("resolv.conf")
     }
 
     /// A program in the node's namespace.
