@@ -1,6 +1,7 @@
 //! `dns`: one question to one server, or to the node's own in turn, until there is an answer; or the way from the root to it.
 
 mod asking;
+mod proof;
 mod referral;
 mod trace;
 
@@ -37,7 +38,11 @@ pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live
             break;
         }
     }
-    Ok(report(&asking, &servers, first))
+    let mut report = report(&asking, &servers, first);
+    if options.validate {
+        report.validation = Some(proof::prove(&asking, target, options, live).await);
+    }
+    Ok(report)
 }
 
 fn query(target: &DnsName, options: &Dns) -> Result<Query, Failure> {
@@ -88,5 +93,6 @@ fn report(asking: &Asking<'_>, servers: &Servers, first: SocketAddr) -> DnsRepor
         timings: DnsTimings { resolve_ms: servers.resolve_ms, ..timings },
         response: asking.response.clone(),
         trace: Vec::new(),
+        validation: None,
     }
 }

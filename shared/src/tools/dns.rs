@@ -5,6 +5,7 @@ pub mod record_type;
 pub mod report;
 pub mod subnet;
 pub mod trace;
+pub mod validation;
 
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use record_type::RecordType;
 use report::{AttemptResult, DnsAttempt, DnsReport};
 use subnet::Subnet;
 use trace::{DnsTraceStep, TRACE_LOOKUPS_MAX, TRACE_QUERIES_MAX};
+use validation::{DnsValidationQuery, TrustAnchor, VALIDATION_MAX};
 
 /// The port of name servers.
 pub const DNS_PORT: u16 = 53;
@@ -73,6 +75,11 @@ pub struct Dns {
     /// Whether to go the way of every delegation from the root down to the answer, asking the servers of each zone on the way. It
     /// starts at the `resolver` if one is given, which for a private root is its server, and at the Internet's root otherwise.
     pub trace: bool,
+    /// Whether the node itself shall prove the answer by DNSSEC, from the trust anchor down, with what the server gives it.
+    pub validate: bool,
+    /// Where a proof begins, instead of at the keys of the Internet's root: a DS or DNSKEY record of another root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust_anchor: Option<TrustAnchor>,
 }
 
 impl Default for Dns {
@@ -95,6 +102,8 @@ impl Default for Dns {
             edns: true,
             edns_bytes: Bounded::default(),
             trace: false,
+            validate: false,
+            trust_anchor: None,
         }
     }
 }
@@ -148,6 +157,18 @@ impl Dns {
         RESOLUTION_MAX.saturating_mul(TRACE_LOOKUPS_MAX + 1) + self.timeout.duration().saturating_mul(TRACE_QUERIES_MAX)
     }
 
+    fn check_validation(&self) -> Result<(), Invalid> {
+        let refused = |name: &str, detail: String| Err(Invalid::new(format!("/parameters/{name}"), detail));
+        match (self.validate, &self.trust_anchor) {
+            (false, Some(_)) => refused("trust_anchor", "a proof begins there, and none is asked for; set `validate` too".to_owned()),
+            (true, _) if self.trace => {
+                refused("validate", "`trace` shows what each server says, and proves nothing; leave one of them out".to_owned())
+            }
+            (true, _) if self.class != RecordClass::In => refused("class", format!("only class IN is signed, not {}", self.class)),
+            _ => Ok(()),
+        }
+    }
+
     fn check_trace(&self) -> Result<(), Invalid> {
         if self.class != RecordClass::In {
             let detail = format!("delegations are followed in class IN only, not in {}; leave `trace` or `class` out", self.class);
@@ -177,10 +198,12 @@ pub enum DnsProgress {
     Attempt(DnsAttempt),
     /// What a step of a trace led to; its queries were told one by one.
     Step(Box<DnsTraceStep>),
+    /// A question that the proof of the answer needed.
+    Proof(DnsValidationQuery),
 }
 
 impl Tool for Dns {
-    const SUMMARY: &'static str = "Ask name servers for records of any type, or trace a name from the root";
+    const SUMMARY: &'static str = "Ask name servers for records of any type, prove the answer by DNSSEC, or trace a name from the root";
     const CLASS: Class = Class::Probe;
     const EXAMPLE_TARGET: &'static str = "example.com";
     type Target = DnsName;
@@ -200,6 +223,7 @@ impl Tool for Dns {
             return Err(Invalid::new("/parameters/port", "`port` is a port of the `resolver`, and none is given"));
         }
         self.resolver.as_ref().map_or(Ok(()), |resolver| self.family.check(resolver))?;
+        self.check_validation()?;
         if self.trace {
             self.check_trace()?;
         }
@@ -207,7 +231,9 @@ impl Tool for Dns {
             let detail = format!("only an answer over udp can be truncated, and `protocol` is {}; leave `tcp_fallback` out", self.protocol);
             return Err(Invalid::new("/parameters/tcp_fallback", detail));
         }
-        for (name, asked_for) in [("dnssec", self.dnssec), ("nsid", self.nsid), ("client_subnet", self.client_subnet.is_some())] {
+        for (name, asked_for) in
+            [("dnssec", self.dnssec), ("validate", self.validate), ("nsid", self.nsid), ("client_subnet", self.client_subnet.is_some())]
+        {
             if asked_for && !self.edns {
                 return Err(Invalid::new(format!("/parameters/{name}"), format!("`{name}` is asked for by EDNS, and `edns` is false")));
             }
@@ -221,7 +247,8 @@ impl Tool for Dns {
             return self.longest_trace() + BUDGET_SLACK;
         }
         let queries = u32::try_from(self.tries.get() + 1).unwrap_or(u32::MAX);
-        RESOLUTION_MAX + self.timeout.duration().saturating_mul(queries) + BUDGET_SLACK
+        let proof = if self.validate { VALIDATION_MAX } else { Duration::ZERO };
+        RESOLUTION_MAX + self.timeout.duration().saturating_mul(queries) + proof + BUDGET_SLACK
     }
 
     fn output(&self, _target: &DnsName, report: &DnsReport) -> String {
@@ -231,7 +258,7 @@ impl Tool for Dns {
     fn progress_output(&self, target: &DnsName, progress: &DnsProgress) -> String {
         let named = self.resolver.as_ref().filter(|resolver| resolver.address().is_none()).map(ToString::to_string);
         match progress {
-            DnsProgress::Resolved(_) => String::new(),
+            DnsProgress::Resolved(_) | DnsProgress::Proof(_) => String::new(),
             DnsProgress::Attempt(attempt) if attempt.result == AttemptResult::Truncated && (self.trace || !self.tcp_fallback) => {
                 String::new()
             }
@@ -271,6 +298,11 @@ mod tests {
         refuses("example.com", &json!({"client_subnet": "10.0.0.0/8", "edns": false}), "/parameters/client_subnet", "`edns` is false");
         refuses("example.com", &json!({"client_subnet": "10.0.0.0/33"}), "/parameters/client_subnet", "such as 192.0.2.0/24");
         refuses("example.com", &json!({"protocol": "tcp", "tcp_fallback": false}), "/parameters/tcp_fallback", "`protocol` is tcp");
+        refuses("example.com", &json!({"trust_anchor": ". DS 1 8 2 00"}), "/parameters/trust_anchor", "set `validate` too");
+        refuses("example.com", &json!({"trust_anchor": ". A 1", "validate": true}), "/parameters/trust_anchor", "must be a DS or DNSKEY");
+        refuses("example.com", &json!({"trace": true, "validate": true}), "/parameters/validate", "leave one of them out");
+        refuses("example.com", &json!({"validate": true, "class": "CH"}), "/parameters/class", "only class IN is signed");
+        refuses("example.com", &json!({"validate": true, "edns": false}), "/parameters/validate", "`edns` is false");
         refuses("example.com", &json!({"trace": true, "class": "CH"}), "/parameters/class", "class IN only");
         refuses("example.com", &json!({"trace": true, "timeout": 30}), "/parameters/timeout", "at most 300 s");
         refuses("example.com", &json!({"class": "ch"}), "/parameters/class", "\"IN\", \"CH\", \"HS\"");

@@ -234,6 +234,7 @@ impl Trace<'_> {
             timings: DnsTimings { resolve_ms: self.resolve_ms, connect_ms: None, query_ms: last.query_ms },
             response: last.response,
             trace: self.steps.clone(),
+            validation: None,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Each executor beside the program that everybody knows, on networks of our own. Run as root: see `netns` in the manifest.
 
+mod beside_delv;
 mod beside_dig;
 mod beside_dig_trace;
 mod beside_nc;

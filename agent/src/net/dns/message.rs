@@ -39,6 +39,11 @@ impl Query {
                 Name::from_ascii(format!("{name}.")).map_err(|error| format!("the name cannot be asked for: {error}"))?
             }
         };
+        Self::of(name, kind, options)
+    }
+
+    /// Asks for records of this type and name.
+    pub(crate) fn of(name: Name, kind: RecordType, options: &Dns) -> Result<Self, String> {
         let id = rand::random();
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = options.recursion;
@@ -70,6 +75,16 @@ impl Query {
         &self.bytes
     }
 
+    /// Whose records it asks for.
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Of which type.
+    pub(crate) fn kind(&self) -> u16 {
+        self.kind.number()
+    }
+
     /// What it asks.
     pub(crate) fn question(&self) -> DnsQuestion {
         DnsQuestion { name: name_text(&self.name), class: class_name(self.class), kind: self.kind.to_string() }
@@ -91,6 +106,11 @@ fn reverse_name(address: IpAddr) -> Name {
     let mut name = Name::from(address);
     name.set_fqdn(true);
     name
+}
+
+/// A name as it is printed.
+pub(crate) fn name_of(name: &Name) -> String {
+    name_text(name)
 }
 
 /// Whether the message says that it was cut.
@@ -188,7 +208,7 @@ fn opcode_name(opcode: u8) -> String {
 }
 
 /// IANA "DNS RCODEs".
-fn rcode(code: u16) -> DnsCode {
+pub(crate) fn rcode(code: u16) -> DnsCode {
     const NAMES: [&str; 12] = [
         "NOERROR",
         "FORMERR",

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::report::{AttemptResult, DnsAttempt, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsReport, DnsResponse};
-use super::{Transport, trace};
+use super::{Transport, trace, validation};
 
 /// In which columns dig begins TTL, class, type and data; a tabulator is eight wide.
 const COLUMNS: [usize; 4] = [24, 32, 40, 48];
@@ -25,6 +25,10 @@ pub(super) fn of(report: &DnsReport) -> String {
             text.push_str(&closing(report, response));
         }
         None => text.push_str(";; no servers could be reached\n"),
+    }
+    if let Some(validation) = &report.validation {
+        text.push('\n');
+        text.push_str(&validation::line(validation));
     }
     text
 }
@@ -200,6 +204,7 @@ mod tests {
             timings: DnsTimings { query_ms: Some(11.6), ..DnsTimings::default() },
             response,
             trace: Vec::new(),
+            validation: None,
         }
     }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Transport;
 use super::trace::DnsTraceStep;
+use super::validation::DnsValidation;
 use crate::timestamp::Timestamp;
 use crate::tools::choice::choice;
 
@@ -54,6 +55,9 @@ pub struct DnsReport {
     /// With `trace`, every step from the root to the answer, which the rest of the report is about.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub trace: Vec<DnsTraceStep>,
+    /// With `validate`, what this node has proven of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<DnsValidation>,
 }
 
 /// A question.
@@ -227,6 +231,7 @@ mod tests {
             timings: DnsTimings::default(),
             response: None,
             trace: Vec::new(),
+            validation: None,
         };
         let value = serde_json::to_value(&report).unwrap();
         assert!(value.get("rcode").is_none() && value.get("answer").is_none(), "{value}");

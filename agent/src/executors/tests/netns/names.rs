@@ -62,7 +62,7 @@ const STRAY: &str = "denied NS ns.denied\nns.denied A 169.254.169.254\nns.denied
     upwards NS above.probe.test.\n";
 
 const ZONE: &str = "$TTL 300\n@ SOA ns1 hostmaster 1 3600 900 604800 60\n@ NS ns1\nns1 A 10.9.1.56\nwww A 192.0.2.80\nalias CNAME www\n\
-    outside CNAME www.plain.test.\n*.wild A 192.0.2.81\nquiet A 10.9.1.57\nagain A 10.9.1.58\nabove A 10.9.1.54\nmetadata A 169.254.169.254\nlarge TXT LARGE\n@ MX 10 www\n";
+    outside CNAME www.plain.test.\n*.wild A 192.0.2.81\nquiet A 10.9.1.57\nagain A 10.9.1.58\nabove A 10.9.1.54\na.inner A 192.0.2.82\ndangling CNAME nope\n*.wildalias CNAME www\nchain CNAME outside.hashed.test.\nmetadata A 169.254.169.254\nlarge TXT LARGE\n@ MX 10 www\n";
 
 pub(super) struct Names {
     servers: Vec<Child>,
@@ -111,11 +111,6 @@ impl Names {
         self.folder.join("bind.keys")
     }
 
-    /// The certificate of the resolver, which signs itself.
-    pub(super) fn certificate(&self) -> PathBuf {
-        self.folder.join("certificate.pem")
-    }
-
     fn root_key(&self) -> PathBuf {
         let keys = fs::read_dir(self.folder.join("keys")).unwrap().map(|entry| entry.unwrap().path());
         let is_anchor = |path: &PathBuf| {
@@ -156,7 +151,7 @@ impl Names {
                 }
             }
         }
-        let delegations: String = ZONES.iter().map(|(name, ..)| format!("{name} NS ns1.{name}\nns1.{name} A 10.9.1.56\n")).collect();
+        let delegations = ZONES.map(|(name, ..)| format!("{name} NS ns1.{name}\nns1.{name} A 10.9.1.56\n")).concat();
         self.write("test", &format!("$TTL 300\n@ SOA ns1 host 1 3600 900 604800 60\n@ NS ns1\nns1 A 10.9.1.55\n{delegations}{STRAY}"));
         self.sign("test", &["-3", "-"]);
         self.write("root", "$TTL 300\n@ SOA ns1.root. host. 1 3600 900 604800 60\n@ NS ns1.root.\nns1.root. A 10.9.1.54\ntest. NS ns1.test.\nns1.test. A 10.9.1.55\n");
@@ -244,7 +239,7 @@ fn bind_configuration(folder: &Path) -> String {
     let other = "recursion yes; zone \".\" { type hint; file \"hints\"; }; zone \"probe.test\" { type primary; file \"wrong\"; };";
     let hints = ". 3600 NS ns1.root.\nns1.root. 3600 A 10.9.1.54\n";
     fs::write(folder.join("hints"), hints).unwrap();
-    let addresses: String = [52, 54, 55, 56, 58].iter().map(|last| format!("10.9.1.{last}; ")).collect();
+    let addresses = [52, 54, 55, 56, 58].map(|last| format!("10.9.1.{last}; ")).concat();
     format!(
         "options {{ directory \"{}\"; pid-file none; session-keyfile none; listen-on {{ {addresses} }};\n\
          listen-on-v6 {{ none; }}; recursion no;\n\

@@ -1,0 +1,159 @@
+//! Proof of an answer by DNSSEC (RFC 4033 to 4035, 5155). The library proves; what it needs is asked through our own transports, of the one
+//! server that was judged, and kept, so that [`reason`] can say in words why a proof fails.
+
+mod reason;
+mod source;
+mod wildcard;
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use futures_util::StreamExt as _;
+use hickory_net::dnssec::DnssecDnsHandle;
+use hickory_net::xfer::DnsHandle as _;
+use hickory_net::{DnsError, NetError};
+use hickory_proto::dnssec::rdata::{DNSKEY, DNSSECRData, DS};
+use hickory_proto::dnssec::{Algorithm, DigestType, Proof, PublicKeyBuf, TrustAnchors};
+use hickory_proto::op::{DnsRequest, DnsRequestOptions, Message, Query as Asked, ResponseCode};
+use hickory_proto::rr::{Name, RData, RecordType};
+use probeops_shared::tools::dns::validation::{TrustAnchor, ValidationState};
+
+use reason::Facts;
+pub(crate) use source::Source;
+
+/// The keys of the Internet's root, as IANA publishes them; the library has them built in.
+pub(crate) const ROOT_ANCHORS: [&str; 2] = [
+    ". IN DS 20326 8 2 E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D",
+    ". IN DS 38696 8 2 683D2D0ACB8C9B712A1948B27F741219298D0A450D612C483AF444A4C0FB2B16",
+];
+
+/// What is proven of an answer.
+#[derive(Debug)]
+pub(crate) struct Verdict {
+    pub(crate) state: ValidationState,
+    /// Why it is not secure.
+    pub(crate) reason: Option<String>,
+    /// Whether the answer is that there is no such name, or that it has no such records.
+    pub(crate) negative: bool,
+}
+
+impl Verdict {
+    pub(crate) fn indeterminate(reason: impl Into<String>) -> Self {
+        Self { state: ValidationState::Indeterminate, reason: Some(reason.into()), negative: false }
+    }
+}
+
+/// Proves what the source says to a question.
+pub(crate) async fn validate(source: &Source, name: &Name, kind: u16, anchor: Option<&TrustAnchor>) -> Verdict {
+    let kind = RecordType::from(kind);
+    let anchors = match anchors(source, anchor).await {
+        Ok(anchors) => Arc::new(anchors),
+        Err(verdict) => return verdict,
+    };
+    let client = DnssecDnsHandle::with_trust_anchor(source.clone(), Arc::clone(&anchors));
+    let request = DnsRequest::from_query(Asked::query(name.clone(), kind), DnsRequestOptions::default());
+    let answer = client.send(request).next().await.unwrap_or(Err(NetError::Timeout));
+    let exchanges = source.exchanges();
+    let facts = Facts { exchanges: &exchanges, anchors: &anchors, now: now() };
+    let asked = facts.answer(name, kind);
+    if let Some(why) = facts.unanswered().filter(|_| !answer.as_ref().is_ok_and(|answer| state(answer) == ValidationState::Secure)) {
+        return Verdict::indeterminate(why);
+    }
+    let negative = asked.is_some_and(|message| !message.answers.iter().any(|record| record.record_type() != RecordType::RRSIG));
+    let state = match &answer {
+        Ok(answer) => state(answer),
+        Err(NetError::Dns(DnsError::Nsec { response, .. })) if wildcard::is_proven(response) => ValidationState::Secure,
+        Err(NetError::Dns(DnsError::Nsec { proof, .. })) => state_of(*proof),
+        Err(error) => return Verdict::indeterminate(error.to_string()),
+    };
+    let reason = match state {
+        ValidationState::Secure => None,
+        ValidationState::Insecure => Some(facts.why_insecure()),
+        ValidationState::Bogus => Some(facts.why_bogus(name, kind)),
+        ValidationState::Indeterminate => Some("what was asked for is not signed, and cannot be".to_owned()),
+    };
+    Verdict { state, reason, negative }
+}
+
+/// The keys that are trusted from the start. Of a digest, the key is asked for.
+async fn anchors(source: &Source, anchor: Option<&TrustAnchor>) -> Result<TrustAnchors, Verdict> {
+    let mut anchors = TrustAnchors::empty();
+    match anchor {
+        None => return Ok(TrustAnchors::default()),
+        Some(TrustAnchor::Key { algorithm, key, .. }) => {
+            anchors.insert(&PublicKeyBuf::new(key.clone(), Algorithm::from_u8(*algorithm)));
+        }
+        Some(TrustAnchor::Digest { key_tag, algorithm, digest_type, digest }) => {
+            let digest = DS::new(*key_tag, Algorithm::from_u8(*algorithm), DigestType::from(*digest_type), digest.clone());
+            let answer = source.ask(Name::root(), RecordType::DNSKEY).await.map_err(|error| {
+                let detail = source.exchanges().iter().find_map(|exchange| exchange.failure()).unwrap_or_else(|| error.to_string());
+                Verdict::indeterminate(detail)
+            })?;
+            for key in answer.answers.iter().filter_map(|record| key(&record.data)) {
+                if digest.covers(&Name::root(), key).unwrap_or(false) {
+                    anchors.insert(key.public_key());
+                }
+            }
+        }
+    }
+    Ok(anchors)
+}
+
+fn key(data: &RData) -> Option<&DNSKEY> {
+    match data {
+        RData::DNSSEC(DNSSECRData::DNSKEY(key)) => Some(key),
+        _ => None,
+    }
+}
+
+/// An answer is as good as the weakest of its records; one without records as what its authority section has of a proof.
+fn state(message: &Message) -> ValidationState {
+    let unsigned = |kind: RecordType| kind != RecordType::RRSIG;
+    let of = |records: &[hickory_proto::rr::Record]| {
+        let proofs = records.iter().filter(|record| unsigned(record.record_type())).map(|record| record.proof);
+        proofs.min_by_key(|proof| match proof {
+            Proof::Bogus => 0,
+            Proof::Indeterminate => 1,
+            Proof::Insecure => 2,
+            Proof::Secure => 3,
+        })
+    };
+    match message.metadata.response_code {
+        ResponseCode::NoError | ResponseCode::NXDomain => {}
+        _ => return ValidationState::Indeterminate,
+    }
+    // Without any record the library has looked for a proof that the zone is not signed, and found it.
+    state_of(of(&message.answers).or_else(|| of(&message.authorities)).unwrap_or(Proof::Insecure))
+}
+
+fn state_of(proof: Proof) -> ValidationState {
+    match proof {
+        Proof::Secure => ValidationState::Secure,
+        Proof::Insecure => ValidationState::Insecure,
+        Proof::Bogus => ValidationState::Bogus,
+        Proof::Indeterminate => ValidationState::Indeterminate,
+    }
+}
+
+/// Seconds since 1970, in the 32 bits of a signature.
+fn now() -> u32 {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    u32::try_from(seconds & u64::from(u32::MAX)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_roots_keys_are_those_that_iana_publishes() {
+        let built_in = TrustAnchors::default();
+        for (index, anchor) in ROOT_ANCHORS.iter().enumerate() {
+            let Ok(TrustAnchor::Digest { key_tag, algorithm, digest_type, digest }) = anchor.parse() else { panic!("{anchor}") };
+            let digest = DS::new(key_tag, Algorithm::from_u8(algorithm), DigestType::from(digest_type), digest);
+            let key = DNSKEY::with_flags(257, built_in.get(index).unwrap().clone());
+            assert!(digest.covers(&Name::root(), &key).unwrap(), "{anchor}");
+        }
+        assert_eq!(built_in.len(), ROOT_ANCHORS.len());
+    }
+}
