@@ -3,11 +3,13 @@
 //! An executor owns all it needs and spawns nothing, so dropping its future ends the run. It waits only as long as the tool's own options
 //! say; the budget of the run is the worker's. What it has measured so far it leaves in [`Live`], and tells it there.
 
+mod dial;
 mod dns;
 mod echo;
 mod ping;
 mod reach;
 mod tcp;
+mod tls;
 
 use std::io;
 use std::net::SocketAddr;
@@ -164,6 +166,10 @@ pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Resul
         }
         Spec::Tcp { target, options } => {
             let report = Box::pin(tcp::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Tls { target, options } => {
+            let report = Box::pin(tls::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
     }

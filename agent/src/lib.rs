@@ -24,5 +24,7 @@ pub mod program;
 mod resolve;
 mod runs;
 mod slots;
+#[cfg(test)]
+mod testing;
 mod trail;
 mod worker;

@@ -5,7 +5,9 @@ pub(crate) mod dnssec;
 pub(crate) mod error_queue;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
+pub(crate) mod starttls;
 pub(crate) mod tcp;
+pub(crate) mod tls;
 
 use std::io;
 

@@ -115,13 +115,16 @@ fn positive(outcome: &Outcome) -> bool {
     outcome.status == Status::Success && outcome.report.as_ref().is_some_and(|report| !negative(report))
 }
 
-/// The findings that a person would call bad: nothing received, a port that is not open, no answer, a name that does not exist.
+/// The findings that a person would call bad: nothing received, a port that is not open, no answer, a name that does not exist, a server
+/// that cannot be spoken to or is not to be trusted.
 fn negative(report: &Value) -> bool {
     let nothing_received = report.pointer("/stats/received").and_then(Value::as_u64) == Some(0);
     let not_open = report.get("state").and_then(Value::as_str).is_some_and(|state| state != "open");
     let no_answer = report.get("answered") == Some(&Value::Bool(false));
     let no_such_name = report.pointer("/rcode/code").and_then(Value::as_u64).is_some_and(|code| code != 0);
-    nothing_received || not_open || no_answer || no_such_name
+    let not_trusted = report.get("verified") == Some(&Value::Bool(false));
+    let not_spoken_to = report.get("failure").is_some();
+    nothing_received || not_open || no_answer || no_such_name || not_trusted || not_spoken_to
 }
 
 #[cfg(test)]
@@ -159,6 +162,9 @@ mod tests {
             (json!({"rcode": {"code": 3}}), false),
             (json!({"answered": false}), false),
             (json!({"version": "1"}), true),
+            (json!({"state": "open", "verified": true}), true),
+            (json!({"state": "open", "verified": false}), false),
+            (json!({"failure": {"code": "alert"}}), false),
         ] {
             assert_eq!(positive(&outcome(Status::Success, report.clone())), good, "{report}");
         }

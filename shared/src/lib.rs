@@ -11,6 +11,7 @@
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
 //! - [`problem`]: the closed set of HTTP problem codes.
 //! - [`settings`]: configuration files.
+//! - [`tls`]: what the tools that speak TLS tell of it.
 
 pub mod access;
 pub mod audit;
@@ -27,6 +28,7 @@ pub mod registry;
 pub mod settings;
 pub mod subjects;
 pub mod timestamp;
+pub mod tls;
 pub mod tools;
 
 /// The version all parts of this build share.

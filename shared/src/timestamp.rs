@@ -51,6 +51,12 @@ impl Timestamp {
         self.0.format(&form).unwrap_or_else(|_| self.to_string())
     }
 
+    /// As openssl prints it: `Nov  5 09:08:07 2026 GMT`.
+    pub fn calendar_gmt(self) -> String {
+        let form = format_description!("[month repr:short] [day padding:space] [hour]:[minute]:[second] [year] GMT");
+        self.0.format(&form).unwrap_or_else(|_| self.to_string())
+    }
+
     /// Parses RFC 3339.
     pub fn parse(text: &str) -> Option<Self> {
         OffsetDateTime::parse(text, &Rfc3339).ok().map(|at| Self(at.to_offset(time::UtcOffset::UTC)))

@@ -4,12 +4,13 @@
 //! it: subjects, permissions, validation and its messages, JSON Schema, OpenAPI, command line, budgets, documentation.
 //! To add one, write its file below `tools/`, add its row to the catalogue, and write its executor in the agent.
 
-mod choice;
+pub(crate) mod choice;
 pub mod dns;
 pub mod echo;
 pub mod network;
 pub mod ping;
 pub mod tcp;
+pub mod tls;
 
 use std::fmt;
 use std::str::FromStr;
@@ -198,6 +199,7 @@ catalogue! {
     "ping" => Ping(ping::Ping),
     "dns" => Dns(dns::Dns),
     "tcp" => Tcp(tcp::Tcp),
+    "tls" => Tls(tls::Tls),
 }
 
 impl ToolName {

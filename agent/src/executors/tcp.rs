@@ -55,7 +55,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
 }
 
 /// What a failed handshake says about the port.
-fn judge(family: Family, errno: Errno, icmp: Option<&IcmpMessage>) -> (PortState, String) {
+pub(super) fn judge(family: Family, errno: Errno, icmp: Option<&IcmpMessage>) -> (PortState, String) {
     let system = errno.desc();
     match icmp {
         Some(icmp) => {

@@ -4,6 +4,7 @@ mod denials;
 mod dns_server;
 #[cfg(feature = "netns")]
 mod netns;
+mod tls;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

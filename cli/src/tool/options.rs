@@ -12,8 +12,14 @@ pub(super) fn flags(tool: ToolName) -> Vec<Arg> {
 
 /// The options that were given.
 pub(super) fn given(tool: ToolName, matches: &ArgMatches) -> Map<String, Value> {
-    let value = |name: &String| matches.get_one::<Value>(name).map(|value| (name.clone(), value.clone()));
-    tool.option_names().iter().filter_map(value).collect()
+    let properties = tool.option_properties();
+    properties.iter().filter_map(|(name, property)| Some((name.clone(), value(name, property, matches)?))).collect()
+}
+
+/// The value of an option, if it was given; a list is given one by one.
+fn value(name: &str, property: &Value, matches: &ArgMatches) -> Option<Value> {
+    let mut values = matches.get_many::<Value>(name)?.cloned();
+    if matches!(kind(property), Some(Kind::List(_))) { Some(Value::Array(values.collect())) } else { values.next() }
 }
 
 /// What kind of value an option takes.
@@ -29,11 +35,19 @@ enum Kind {
     Choice(Vec<String>),
     /// Text that the tool itself understands.
     Text,
+    /// Several of these.
+    List(Box<Self>),
+    /// What only JSON can say.
+    Json,
 }
 
 fn flag(name: &str, property: &Value) -> Arg {
     let kind = kind(property).unwrap_or(Kind::Text);
     let arg = Arg::new(name.to_owned()).long(name.replace('_', "-")).help(help(property, &kind)).action(ArgAction::Set);
+    typed(arg, kind, property)
+}
+
+fn typed(arg: Arg, kind: Kind, property: &Value) -> Arg {
     match kind {
         // `--banner` is enough to say yes; `--banner=false` undoes a default of yes.
         Kind::Flag => {
@@ -44,6 +58,11 @@ fn flag(name: &str, property: &Value) -> Arg {
         Kind::Number { min, max } => arg.value_name(unit(property)).allow_negative_numbers(true).value_parser(number(min, max)),
         Kind::Choice(words) => arg.value_name("WORD").value_parser(PossibleValuesParser::new(words).map(Value::from)),
         Kind::Text => arg.value_name("TEXT").value_parser(StringValueParser::new().map(Value::from)),
+        Kind::List(item) => typed(arg, *item, property).action(ArgAction::Append),
+        Kind::Json => {
+            let parser = |text: &str| serde_json::from_str::<Value>(text).map_err(|error| format!("is not JSON: {error}"));
+            arg.value_name("JSON").value_parser(ValueParser::from(parser))
+        }
     }
 }
 
@@ -85,6 +104,13 @@ fn kind(property: &Value) -> Option<Kind> {
     if of_type("boolean").is_some() {
         return Some(Kind::Flag);
     }
+    if let Some(list) = of_type("array") {
+        return Some(Kind::List(Box::new(kind(list.get("items")?)?)));
+    }
+    // One of several shapes is told apart by the tool itself.
+    if of_type("object").is_some() {
+        return Some(Kind::Json);
+    }
     if let Some(schema) = of_type("integer") {
         let bound = |key: &str| schema.get(key).and_then(Value::as_u64);
         return Some(Kind::Whole { min: bound("minimum").unwrap_or(0), max: bound("maximum").unwrap_or(u64::MAX) });
@@ -120,7 +146,8 @@ fn help(property: &Value, kind: &Kind) -> String {
     match kind {
         Kind::Whole { min, max } => notes.push(format!("{min} to {max}")),
         Kind::Number { min, max } => notes.push(format!("{min} to {max}")),
-        Kind::Flag | Kind::Choice(_) | Kind::Text => {}
+        Kind::List(_) => notes.push("may be given several times".to_owned()),
+        Kind::Flag | Kind::Choice(_) | Kind::Text | Kind::Json => {}
     }
     match property.get("default") {
         Some(Value::String(word)) if !word.is_empty() => notes.push(format!("default: {word}")),
@@ -160,7 +187,7 @@ mod tests {
             for (name, value) in tool.default_parameters() {
                 let text = match &value {
                     Value::String(text) => text.clone(),
-                    Value::Null => continue,
+                    Value::Null | Value::Array(_) => continue,
                     other => other.to_string(),
                 };
                 let matches =
@@ -201,5 +228,20 @@ mod tests {
         reads(&json!({"type": "boolean"}), "--an-option", Some(&json!(true)));
         reads(&json!({"type": "boolean"}), "--an-option=false", Some(&json!(false)));
         reads(&json!({"type": ["string", "integer"]}), "--an-option=TYPE65", Some(&json!("TYPE65")));
+        reads(&json!({"type": "object"}), "--an-option={\"a\": 1}", Some(&json!({"a": 1})));
+        reads(&json!({"type": "object"}), "--an-option=a", None);
+    }
+
+    #[test]
+    fn a_list_is_given_one_by_one() {
+        let given = |property: &Value, arguments: &[&str]| {
+            let matches = Command::new("t").arg(flag("an_option", property)).try_get_matches_from([&["t"], arguments].concat()).unwrap();
+            value("an_option", property, &matches)
+        };
+        let words = json!({"type": "array", "items": {"type": "string"}});
+        assert_eq!(given(&words, &["--an-option=a,b", "--an-option", "c"]), Some(json!(["a,b", "c"])));
+        assert_eq!(given(&words, &[]), None);
+        let objects = json!({"type": "array", "items": {"oneOf": [{"type": "object", "properties": {"type": {"const": "a"}}}]}});
+        assert_eq!(given(&objects, &["--an-option={\"type\": \"a\"}"]), Some(json!([{"type": "a"}])));
     }
 }

@@ -48,7 +48,7 @@ async fn no_way_of_writing_an_address_gets_past_the_policy() {
         "::ffff:a9fe:a9fe",
         "64:ff9b::a9fe:a9fe",
     ] {
-        for tool in ["ping", "tcp"] {
+        for tool in ["ping", "tcp", "tls"] {
             match Spec::parse(tool.parse().unwrap(), text, Map::new()) {
                 Err(invalid) => assert_eq!(invalid.pointer, "/target", "{text}: {invalid}"),
                 Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),

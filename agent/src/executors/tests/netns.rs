@@ -4,6 +4,7 @@ mod beside_delv;
 mod beside_dig;
 mod beside_dig_trace;
 mod beside_nc;
+mod beside_openssl;
 mod beside_ping;
 mod names;
 mod network;

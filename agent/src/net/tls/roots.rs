@@ -1,0 +1,36 @@
+//! The authorities that this machine trusts.
+
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use tokio::sync::OnceCell;
+
+/// Read once, at the first handshake: an idle node does not hold them, and a new authority is seen when the agent starts again.
+static MACHINE: OnceCell<Arc<RootCertStore>> = OnceCell::const_new();
+
+/// The authorities of the machine and `more`.
+pub(super) async fn with(more: &[CertificateDer<'static>]) -> Arc<RootCertStore> {
+    let machine = MACHINE.get_or_init(|| async { tokio::task::spawn_blocking(load).await.unwrap_or_else(|_| Arc::new(mozilla())) }).await;
+    if more.is_empty() {
+        return Arc::clone(machine);
+    }
+    let mut roots = RootCertStore::clone(machine);
+    roots.add_parsable_certificates(more.iter().cloned());
+    Arc::new(roots)
+}
+
+/// Those of the system (or of `SSL_CERT_FILE`); Mozilla's where there are none, as in an image with nothing but the agent.
+fn load() -> Arc<RootCertStore> {
+    let loaded = rustls_native_certs::load_native_certs();
+    for error in &loaded.errors {
+        tracing::warn!(%error, "an authority of this machine cannot be read");
+    }
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(loaded.certs);
+    Arc::new(if added == 0 { mozilla() } else { roots })
+}
+
+fn mozilla() -> RootCertStore {
+    RootCertStore { roots: webpki_roots::TLS_SERVER_ROOTS.to_vec() }
+}
