@@ -5,11 +5,15 @@ mod proof;
 mod referral;
 mod trace;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use probeops_shared::host::DnsName;
+use futures_util::future::try_join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use probeops_shared::host::{DnsName, Host};
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::timestamp::Timestamp;
+use probeops_shared::tools::dns::comparison::{DnsCompared, DnsComparison};
 use probeops_shared::tools::dns::report::{DnsReport, DnsServer, DnsTimings};
 use probeops_shared::tools::dns::{Dns, DnsProgress};
 
@@ -24,25 +28,73 @@ pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live
     }
     let query = query(target, options)?;
     let servers = Servers::of(context, target, options, live).await?;
-    let first = servers.first()?;
-    let mut asking = Asking::new(&query, options);
-    let turns = servers.addresses.iter().cycle().take(options.tries.get_usize());
-    for server in turns {
-        asking
-            .ask(*server, |asking, attempt| {
-                live.set(Found::of(options, target, &report(asking, &servers, first)));
-                live.tell(options, target, &DnsProgress::Attempt(attempt.clone()));
-            })
-            .await;
-        if asking.response.is_some() {
-            break;
+    let job = Job { query: &query, target, options, live };
+    let (asking, mut report) = match options.compare_with.hosts() {
+        [] => job.answer(&servers, |report| live.set(Found::of(options, target, report))).await?,
+        others => {
+            // All of them are judged before anything is sent to one of them.
+            let others = others.iter().map(|resolver| Servers::named(context, target, options, resolver, live));
+            job.compare(&servers, &try_join_all(others).await?).await?
         }
-    }
-    let mut report = report(&asking, &servers, first);
+    };
     if options.validate {
+        live.set(Found::of(options, target, &report));
         report.validation = Some(proof::prove(&asking, target, options, live).await);
     }
     Ok(report)
+}
+
+/// A question, and who is told of its answers.
+struct Job<'a> {
+    query: &'a Query,
+    target: &'a DnsName,
+    options: &'a Dns,
+    live: &'a Live,
+}
+
+impl<'a> Job<'a> {
+    /// What the servers say, asked in turn until one does; `known` is told after each query.
+    async fn answer(&self, servers: &Servers, known: impl Fn(&DnsReport)) -> Result<(Asking<'a>, DnsReport), Failure> {
+        let first = servers.first()?;
+        let mut asking = Asking::new(self.query, self.options);
+        for server in servers.addresses.iter().cycle().take(self.options.tries.get_usize()) {
+            asking
+                .ask(*server, |asking, attempt| {
+                    known(&report(asking, servers, first));
+                    self.live.tell(self.options, self.target, &DnsProgress::Attempt(attempt.clone()));
+                })
+                .await;
+            if asking.response.is_some() {
+                break;
+            }
+        }
+        let report = report(&asking, servers, first);
+        Ok((asking, report))
+    }
+
+    /// What several say, asked at once. The report is that of the first, and of all of them.
+    async fn compare(&self, first: &Servers, others: &[Servers]) -> Result<(Asking<'a>, DnsReport), Failure> {
+        let all = std::iter::once(first).chain(others).enumerate();
+        let mut pending: FuturesUnordered<_> =
+            all.map(|(index, servers)| async move { (index, self.answer(servers, |_| ()).await) }).collect();
+        let mut answers = BTreeMap::new();
+        while let Some((index, answer)) = pending.next().await {
+            let answer = answer?;
+            self.live.tell(self.options, self.target, &DnsProgress::Compared(Box::new(DnsCompared::of(&answer.1))));
+            answers.insert(index, answer);
+            if let Some((_, report)) = answers.first_key_value().map(|(_, answer)| answer) {
+                self.live.set(Found::of(self.options, self.target, &with_comparison(report, &answers)));
+            }
+        }
+        let report = answers.get(&0).map(|(_, report)| with_comparison(report, &answers));
+        // The first is always among them.
+        answers.remove(&0).map(|(asking, _)| asking).zip(report).ok_or_else(|| Failure::new(FailureKind::Internal, "no resolver was asked"))
+    }
+}
+
+fn with_comparison(report: &DnsReport, answers: &BTreeMap<usize, (Asking<'_>, DnsReport)>) -> DnsReport {
+    let compared = answers.values().map(|(_, report)| DnsCompared::of(report)).collect();
+    DnsReport { comparison: Some(DnsComparison::of(compared)), ..report.clone() }
 }
 
 fn query(target: &DnsName, options: &Dns) -> Result<Query, Failure> {
@@ -65,6 +117,10 @@ impl Servers {
         let Some(resolver) = &options.resolver else {
             return Ok(Self { addresses: context.node.resolver.own_servers().await, name: None, resolve_ms: None });
         };
+        Self::named(context, target, options, resolver, live).await
+    }
+
+    async fn named(context: &Context, target: &DnsName, options: &Dns, resolver: &Host, live: &Live) -> Result<Self, Failure> {
         let port = options.port.get_u16();
         let reached = context.reach(resolver, Some(port), options.family).await?;
         live.tell(options, target, &DnsProgress::Resolved(reached.resolved()));
@@ -94,5 +150,6 @@ fn report(asking: &Asking<'_>, servers: &Servers, first: SocketAddr) -> DnsRepor
         response: asking.response.clone(),
         trace: Vec::new(),
         validation: None,
+        comparison: None,
     }
 }

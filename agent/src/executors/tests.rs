@@ -214,6 +214,34 @@ async fn an_answer_that_does_not_fit_is_fetched_over_tcp() {
 }
 
 #[tokio::test]
+async fn several_resolvers_are_asked_at_once_and_compared() {
+    // The same port for both, on an address for each.
+    let (one, other) = DnsServer::start_twice().await;
+    let port = one.address.port();
+    let context = open_node(&[]);
+    let parameters = |with: Value| json!({"resolver": "127.0.0.1", "port": port, "timeout": 0.2, "tries": 1, "compare_with": with});
+    let found = finds(&context, "dns", "local.test", parameters(json!(["127.0.0.2", "127.0.0.3"]))).await;
+    let comparison = &found.report["comparison"];
+    assert_eq!(comparison["agreed"], false, "{comparison}");
+    assert_eq!(
+        comparison["groups"][0],
+        json!({"resolvers": ["127.0.0.1", "127.0.0.2"], "rcode": "NOERROR", "records": ["local.test. A 127.0.0.1"]})
+    );
+    assert_eq!(
+        (&comparison["groups"][1]["rcode"], &comparison["answers"][2]["attempts"][0]["result"]),
+        (&json!("no answer"), &json!("refused"))
+    );
+    assert_eq!(found.report["server"]["address"], "127.0.0.1");
+    assert!(
+        found.output.contains(";; SERVER: 127.0.0.2#") && found.output.contains(";; COMPARISON: 2 different answers from 3 resolvers\n"),
+        "{}",
+        found.output
+    );
+    assert_eq!(finds(&context, "dns", "local.test", parameters(json!(["127.0.0.2"]))).await.report["comparison"]["agreed"], true);
+    drop(other);
+}
+
+#[tokio::test]
 async fn a_server_that_is_silent_closed_or_forging_gives_no_answer() {
     let server = DnsServer::start().await;
     let context = open_node(&[server.address]);

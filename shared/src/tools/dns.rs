@@ -1,5 +1,6 @@
 //! `dns`: ask a name server.
 
+pub mod comparison;
 mod output;
 pub mod record_type;
 pub mod report;
@@ -19,6 +20,7 @@ use crate::tools::choice::choice;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved};
 use crate::tools::{Class, Tool};
 
+use comparison::{DnsCompared, Resolvers};
 use record_type::RecordType;
 use report::{AttemptResult, DnsAttempt, DnsReport};
 use subnet::Subnet;
@@ -44,7 +46,9 @@ pub struct Dns {
     /// Which name server to ask, by address or name; the node's own unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolver: Option<Host>,
-    /// On which port of the `resolver`; with `trace`, of every server.
+    /// Which other name servers to ask the same at the same time, to compare what they say with what the first says.
+    pub compare_with: Resolvers,
+    /// On which port of the servers that are named; with `trace`, of every server.
     pub port: Bounded<0, 65_535, { DNS_PORT as u64 }>,
     /// Over which transport.
     pub protocol: Transport,
@@ -75,7 +79,8 @@ pub struct Dns {
     /// Whether to go the way of every delegation from the root down to the answer, asking the servers of each zone on the way. It
     /// starts at the `resolver` if one is given, which for a private root is its server, and at the Internet's root otherwise.
     pub trace: bool,
-    /// Whether the node itself shall prove the answer by DNSSEC, from the trust anchor down, with what the server gives it.
+    /// Whether the node itself shall prove the answer by DNSSEC, from the trust anchor down, with what the server gives it. Of several
+    /// servers it is the first one's answer.
     pub validate: bool,
     /// Where a proof begins, instead of at the keys of the Internet's root: a DS or DNSKEY record of another root.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -88,6 +93,7 @@ impl Default for Dns {
             kind: None,
             class: RecordClass::default(),
             resolver: None,
+            compare_with: Resolvers::default(),
             port: Bounded::default(),
             protocol: Transport::default(),
             tcp_fallback: true,
@@ -198,12 +204,15 @@ pub enum DnsProgress {
     Attempt(DnsAttempt),
     /// What a step of a trace led to; its queries were told one by one.
     Step(Box<DnsTraceStep>),
+    /// What one of several resolvers said.
+    Compared(Box<DnsCompared>),
     /// A question that the proof of the answer needed.
     Proof(DnsValidationQuery),
 }
 
 impl Tool for Dns {
-    const SUMMARY: &'static str = "Ask name servers for records of any type, prove the answer by DNSSEC, or trace a name from the root";
+    const SUMMARY: &'static str =
+        "Ask name servers for records of any type, compare resolvers, prove an answer by DNSSEC, or trace from the root";
     const CLASS: Class = Class::Probe;
     const EXAMPLE_TARGET: &'static str = "example.com";
     type Target = DnsName;
@@ -219,10 +228,18 @@ impl Tool for Dns {
                 format!("{address} is an address, which is asked for by its reverse name; leave `type` out for PTR, or give a name");
             return Err(Invalid::new("/parameters/type", detail));
         }
-        if self.resolver.is_none() && self.port != Bounded::default() {
+        let mut named = self.resolver.iter().chain(self.compare_with.hosts());
+        if named.clone().next().is_none() && self.port != Bounded::default() {
             return Err(Invalid::new("/parameters/port", "`port` is a port of the `resolver`, and none is given"));
         }
-        self.resolver.as_ref().map_or(Ok(()), |resolver| self.family.check(resolver))?;
+        named.try_for_each(|resolver| self.family.check(resolver))?;
+        if self.trace && !self.compare_with.hosts().is_empty() {
+            let detail = "`trace` asks the servers of each zone, and no resolvers; leave one of them out";
+            return Err(Invalid::new("/parameters/compare_with", detail));
+        }
+        if let Some(twice) = self.resolver.as_ref().filter(|resolver| self.compare_with.hosts().contains(resolver)) {
+            return Err(Invalid::new("/parameters/compare_with", format!("{twice} is the `resolver`, which is asked anyway")));
+        }
         self.check_validation()?;
         if self.trace {
             self.check_trace()?;
@@ -258,7 +275,9 @@ impl Tool for Dns {
     fn progress_output(&self, target: &DnsName, progress: &DnsProgress) -> String {
         let named = self.resolver.as_ref().filter(|resolver| resolver.address().is_none()).map(ToString::to_string);
         match progress {
-            DnsProgress::Resolved(_) | DnsProgress::Proof(_) => String::new(),
+            DnsProgress::Resolved(_) | DnsProgress::Proof(_) | DnsProgress::Compared(_) => String::new(),
+            // They answer in another order than they are printed in.
+            DnsProgress::Attempt(_) if !self.compare_with.hosts().is_empty() => String::new(),
             DnsProgress::Attempt(attempt) if attempt.result == AttemptResult::Truncated && (self.trace || !self.tcp_fallback) => {
                 String::new()
             }
@@ -298,6 +317,11 @@ mod tests {
         refuses("example.com", &json!({"client_subnet": "10.0.0.0/8", "edns": false}), "/parameters/client_subnet", "`edns` is false");
         refuses("example.com", &json!({"client_subnet": "10.0.0.0/33"}), "/parameters/client_subnet", "such as 192.0.2.0/24");
         refuses("example.com", &json!({"protocol": "tcp", "tcp_fallback": false}), "/parameters/tcp_fallback", "`protocol` is tcp");
+        refuses("example.com", &json!({"trace": true, "compare_with": ["192.0.2.1"]}), "/parameters/compare_with", "leave one of them out");
+        refuses("a.test", &json!({"resolver": "dns.test", "compare_with": ["dns.test"]}), "/parameters/compare_with", "asked anyway");
+        refuses("a.test", &json!({"compare_with": ["dns.test", "DNS.test."]}), "/parameters/compare_with", "has dns.test twice");
+        refuses("a.test", &json!({"compare_with": ["dns.test", 1]}), "/parameters/compare_with", "a list of at most 7 name servers");
+        refuses("a.test", &json!({"compare_with": ["192.0.2.1"], "family": "6"}), "/parameters/family", "is an IPv4 address");
         refuses("example.com", &json!({"trust_anchor": ". DS 1 8 2 00"}), "/parameters/trust_anchor", "set `validate` too");
         refuses("example.com", &json!({"trust_anchor": ". A 1", "validate": true}), "/parameters/trust_anchor", "must be a DS or DNSKEY");
         refuses("example.com", &json!({"trace": true, "validate": true}), "/parameters/validate", "leave one of them out");

@@ -235,6 +235,7 @@ impl Trace<'_> {
             response: last.response,
             trace: self.steps.clone(),
             validation: None,
+            comparison: None,
         }
     }
 }

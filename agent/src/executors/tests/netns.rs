@@ -2,6 +2,7 @@
 
 mod beside_delv;
 mod beside_dig;
+mod beside_dig_resolvers;
 mod beside_dig_trace;
 mod beside_nc;
 mod beside_openssl;

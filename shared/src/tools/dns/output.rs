@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use super::comparison::DnsCompared;
 use super::report::{AttemptResult, DnsAttempt, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsReport, DnsResponse};
-use super::{Transport, trace, validation};
+use super::{Transport, comparison, trace, validation};
 
 /// In which columns dig begins TTL, class, type and data; a tabulator is eight wide.
 const COLUMNS: [usize; 4] = [24, 32, 40, 48];
@@ -13,6 +14,35 @@ pub(super) fn of(report: &DnsReport) -> String {
     if !report.trace.is_empty() {
         return trace::of(&report.trace);
     }
+    let mut text = String::new();
+    match &report.comparison {
+        None => text.push_str(&answered(report)),
+        Some(comparison) => {
+            let of_each = comparison.answers.iter().map(|answer| answered(&of_one(report, answer)) + "\n");
+            text.extend(of_each);
+            text.push_str(&comparison::summary(comparison));
+        }
+    }
+    if let Some(validation) = &report.validation {
+        text.push('\n');
+        text.push_str(&validation::line(validation));
+    }
+    text
+}
+
+/// The report as if it were of this one alone.
+fn of_one(report: &DnsReport, answer: &DnsCompared) -> DnsReport {
+    DnsReport {
+        server: answer.server.clone(),
+        transport: answer.transport,
+        attempts: answer.attempts.clone(),
+        timings: answer.timings.clone(),
+        response: answer.response.clone(),
+        ..report.clone()
+    }
+}
+
+fn answered(report: &DnsReport) -> String {
     let mut text = String::new();
     // A truncated answer that is the last is kept as it is; before another it was asked for again.
     let kept = report.attempts.last().is_some_and(|last| last.result == AttemptResult::Truncated);
@@ -25,10 +55,6 @@ pub(super) fn of(report: &DnsReport) -> String {
             text.push_str(&closing(report, response));
         }
         None => text.push_str(";; no servers could be reached\n"),
-    }
-    if let Some(validation) = &report.validation {
-        text.push('\n');
-        text.push_str(&validation::line(validation));
     }
     text
 }
@@ -205,6 +231,7 @@ mod tests {
             response,
             trace: Vec::new(),
             validation: None,
+            comparison: None,
         }
     }
 

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Transport;
+use super::comparison::DnsComparison;
 use super::trace::DnsTraceStep;
 use super::validation::DnsValidation;
 use crate::timestamp::Timestamp;
@@ -58,6 +59,9 @@ pub struct DnsReport {
     /// With `validate`, what this node has proven of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validation: Option<DnsValidation>,
+    /// With `compare_with`, what all of them said; the rest of the report is about the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<DnsComparison>,
 }
 
 /// A question.
@@ -232,6 +236,7 @@ mod tests {
             response: None,
             trace: Vec::new(),
             validation: None,
+            comparison: None,
         };
         let value = serde_json::to_value(&report).unwrap();
         assert!(value.get("rcode").is_none() && value.get("answer").is_none(), "{value}");
