@@ -6,7 +6,8 @@ mod referral;
 mod trace;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -15,10 +16,14 @@ use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::dns::comparison::{DnsCompared, DnsComparison};
 use probeops_shared::tools::dns::report::{DnsReport, DnsServer, DnsTimings};
-use probeops_shared::tools::dns::{Dns, DnsProgress};
+use probeops_shared::tools::dns::secure::HTTPS_PORT;
+use probeops_shared::tools::dns::{Dns, DnsProgress, Transport};
 
+use crate::executors::tls::authorities;
 use crate::executors::{Context, Found, Live};
+use crate::net::dns::Way;
 use crate::net::dns::message::Query;
+use crate::net::tls::{Terms, Trust};
 use asking::Asking;
 
 pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live: &Live) -> Result<DnsReport, Failure> {
@@ -56,7 +61,7 @@ impl<'a> Job<'a> {
     /// What the servers say, asked in turn until one does; `known` is told after each query.
     async fn answer(&self, servers: &Servers, known: impl Fn(&DnsReport)) -> Result<(Asking<'a>, DnsReport), Failure> {
         let first = servers.first()?;
-        let mut asking = Asking::new(self.query, self.options);
+        let mut asking = Asking::new(self.query, servers.way.clone(), self.options);
         for server in servers.addresses.iter().cycle().take(self.options.tries.get_usize()) {
             asking
                 .ask(*server, |asking, attempt| {
@@ -109,29 +114,55 @@ struct Servers {
     name: Option<String>,
     /// How long that name took to resolve.
     resolve_ms: Option<f64>,
+    /// How they are asked.
+    way: Way,
 }
 
 impl Servers {
     /// The server that the caller names, a target like any other, or the node's own, which are always usable.
     async fn of(context: &Context, target: &DnsName, options: &Dns, live: &Live) -> Result<Self, Failure> {
         let Some(resolver) = &options.resolver else {
-            return Ok(Self { addresses: context.node.resolver.own_servers().await, name: None, resolve_ms: None });
+            let way = if options.protocol == Transport::Tcp { Way::Tcp } else { Way::Udp };
+            return Ok(Self { addresses: context.node.resolver.own_servers().await, name: None, resolve_ms: None, way });
         };
         Self::named(context, target, options, resolver, live).await
     }
 
     async fn named(context: &Context, target: &DnsName, options: &Dns, resolver: &Host, live: &Live) -> Result<Self, Failure> {
-        let port = options.port.get_u16();
+        let (port, way) = (options.port(), way(options, resolver)?);
         let reached = context.reach(resolver, Some(port), options.family).await?;
         live.tell(options, target, &DnsProgress::Resolved(reached.resolved()));
         let name = resolver.address().is_none().then(|| resolver.to_string());
-        Ok(Self { addresses: vec![SocketAddr::new(reached.address, port)], name, resolve_ms: reached.resolve_ms })
+        Ok(Self { addresses: vec![SocketAddr::new(reached.address, port)], name, resolve_ms: reached.resolve_ms, way })
     }
 
     fn first(&self) -> Result<SocketAddr, Failure> {
         let none = || Failure::new(FailureKind::Unresolved, "this node has no name server of its own; name one in `resolver`");
         self.addresses.first().copied().ok_or_else(none)
     }
+}
+
+/// How a resolver is asked. Its certificate must be for what it is named by, unless another name is given.
+fn way(options: &Dns, resolver: &Host) -> Result<Way, Failure> {
+    let alpn = match options.protocol {
+        Transport::Udp => return Ok(Way::Udp),
+        Transport::Tcp => return Ok(Way::Tcp),
+        Transport::Tls => "dot",
+        Transport::Https => "h2",
+    };
+    let name = options.tls_name.as_ref().unwrap_or(resolver);
+    let trust = if options.tls_verify { Trust::Strict } else { Trust::Inspect };
+    let authorities = authorities(options.ca_certificates.as_ref())?;
+    let terms = Arc::new(Terms { trust, alpn: vec![alpn.to_owned()], authorities, ..Terms::new(name) });
+    if options.protocol == Transport::Tls {
+        return Ok(Way::Tls(terms));
+    }
+    let host = match name {
+        Host::Address(IpAddr::V6(address)) => format!("[{address}]"),
+        Host::Address(IpAddr::V4(_)) | Host::Name(_) => name.to_string(),
+    };
+    let port = if options.port() == HTTPS_PORT { String::new() } else { format!(":{}", options.port()) };
+    Ok(Way::Https(terms, format!("https://{host}{port}{}", options.path)))
 }
 
 /// What is known so far; before anybody was asked, it is `first` that will be.
@@ -147,6 +178,7 @@ fn report(asking: &Asking<'_>, servers: &Servers, first: SocketAddr) -> DnsRepor
         answered: asking.response.is_some(),
         asked_at: last.map_or_else(Timestamp::now, |last| last.asked_at),
         timings: DnsTimings { resolve_ms: servers.resolve_ms, ..timings },
+        tls: asking.session.clone(),
         response: asking.response.clone(),
         trace: Vec::new(),
         validation: None,

@@ -1,9 +1,11 @@
 //! `dns`: ask a name server.
 
+mod check;
 pub mod comparison;
 mod output;
 pub mod record_type;
 pub mod report;
+pub mod secure;
 pub mod subnet;
 pub mod trace;
 pub mod validation;
@@ -16,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{Bounded, Seconds};
 use crate::host::{DnsName, Host};
 use crate::invalid::Invalid;
+use crate::tls::pem::CertificatesPem;
 use crate::tools::choice::choice;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved};
 use crate::tools::{Class, Tool};
@@ -23,6 +26,7 @@ use crate::tools::{Class, Tool};
 use comparison::{DnsCompared, Resolvers};
 use record_type::RecordType;
 use report::{AttemptResult, DnsAttempt, DnsReport};
+use secure::{HTTPS_PORT, HttpPath, TLS_PORT};
 use subnet::Subnet;
 use trace::{DnsTraceStep, TRACE_LOOKUPS_MAX, TRACE_QUERIES_MAX};
 use validation::{DnsValidationQuery, TrustAnchor, VALIDATION_MAX};
@@ -48,10 +52,21 @@ pub struct Dns {
     pub resolver: Option<Host>,
     /// Which other name servers to ask the same at the same time, to compare what they say with what the first says.
     pub compare_with: Resolvers,
-    /// On which port of the servers that are named; with `trace`, of every server.
-    pub port: Bounded<0, 65_535, { DNS_PORT as u64 }>,
+    /// On which port of the servers that are named, and with `trace` of every server; unless given 53, over `tls` 853, over `https` 443.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<Bounded<0, 65_535, { DNS_PORT as u64 }>>,
     /// Over which transport.
     pub protocol: Transport,
+    /// The name that the certificate of a server must be for, over `tls` and `https`; unless given, what the server is named by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_name: Option<Host>,
+    /// Whether a server whose certificate is not trusted is not asked. If it is asked, the report says what is wrong.
+    pub tls_verify: bool,
+    /// Authorities to trust besides those of the node, PEM; a server's own certificate may be among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_certificates: Option<CertificatesPem>,
+    /// Where on the server to ask, over `https`.
+    pub path: HttpPath,
     /// Whether an answer that does not fit a datagram is asked for again over TCP.
     pub tcp_fallback: bool,
     /// Which kind of address of a server to use where there are both.
@@ -94,8 +109,12 @@ impl Default for Dns {
             class: RecordClass::default(),
             resolver: None,
             compare_with: Resolvers::default(),
-            port: Bounded::default(),
+            port: None,
             protocol: Transport::default(),
+            tls_name: None,
+            tls_verify: true,
+            ca_certificates: None,
+            path: HttpPath::default(),
             tcp_fallback: true,
             family: Family::default(),
             timeout: Seconds::default(),
@@ -146,6 +165,26 @@ choice! {
         Udp = "udp",
         /// A connection.
         Tcp = "tcp",
+        /// A connection that nobody can listen in on (RFC 7858).
+        Tls = "tls",
+        /// A request to a web server (RFC 8484), over HTTP/2.
+        Https = "https",
+    }
+}
+
+impl Transport {
+    /// Whether it is encrypted.
+    pub const fn is_secure(self) -> bool {
+        matches!(self, Self::Tls | Self::Https)
+    }
+
+    /// Where servers listen for it.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Udp | Self::Tcp => DNS_PORT,
+            Self::Tls => TLS_PORT,
+            Self::Https => HTTPS_PORT,
+        }
     }
 }
 
@@ -158,39 +197,14 @@ impl Dns {
         })
     }
 
+    /// On which port the servers that are named are asked.
+    pub fn port(&self) -> u16 {
+        self.port.map_or(self.protocol.port(), Bounded::get_u16)
+    }
+
     fn longest_trace(&self) -> Duration {
         // One lookup more for the name of the starting server.
         RESOLUTION_MAX.saturating_mul(TRACE_LOOKUPS_MAX + 1) + self.timeout.duration().saturating_mul(TRACE_QUERIES_MAX)
-    }
-
-    fn check_validation(&self) -> Result<(), Invalid> {
-        let refused = |name: &str, detail: String| Err(Invalid::new(format!("/parameters/{name}"), detail));
-        match (self.validate, &self.trust_anchor) {
-            (false, Some(_)) => refused("trust_anchor", "a proof begins there, and none is asked for; set `validate` too".to_owned()),
-            (true, _) if self.trace => {
-                refused("validate", "`trace` shows what each server says, and proves nothing; leave one of them out".to_owned())
-            }
-            (true, _) if self.class != RecordClass::In => refused("class", format!("only class IN is signed, not {}", self.class)),
-            _ => Ok(()),
-        }
-    }
-
-    fn check_trace(&self) -> Result<(), Invalid> {
-        if self.class != RecordClass::In {
-            let detail = format!("delegations are followed in class IN only, not in {}; leave `trace` or `class` out", self.class);
-            return Err(Invalid::new("/parameters/class", detail));
-        }
-        let (longest, most) = (self.longest_trace(), RUN_MAX);
-        if longest > most {
-            let detail = format!(
-                "{TRACE_QUERIES_MAX} queries of {} s each may take {} s; a run may take at most {} s, so lower `timeout`",
-                self.timeout.duration().as_secs_f64(),
-                longest.as_secs(),
-                most.as_secs()
-            );
-            return Err(Invalid::new("/parameters/timeout", detail));
-        }
-        Ok(())
     }
 }
 
@@ -212,7 +226,7 @@ pub enum DnsProgress {
 
 impl Tool for Dns {
     const SUMMARY: &'static str =
-        "Ask name servers for records of any type, compare resolvers, prove an answer by DNSSEC, or trace from the root";
+        "Ask name servers over UDP, TCP, TLS or HTTPS, compare them, prove an answer by DNSSEC, or trace it from the root";
     const CLASS: Class = Class::Probe;
     const EXAMPLE_TARGET: &'static str = "example.com";
     type Target = DnsName;
@@ -220,42 +234,7 @@ impl Tool for Dns {
     type Progress = DnsProgress;
 
     fn check(&self, target: &DnsName) -> Result<(), Invalid> {
-        let kind = self.record_type(target);
-        if let DnsName::Address(address) = target
-            && (kind == RecordType::A || kind == RecordType::AAAA)
-        {
-            let detail =
-                format!("{address} is an address, which is asked for by its reverse name; leave `type` out for PTR, or give a name");
-            return Err(Invalid::new("/parameters/type", detail));
-        }
-        let mut named = self.resolver.iter().chain(self.compare_with.hosts());
-        if named.clone().next().is_none() && self.port != Bounded::default() {
-            return Err(Invalid::new("/parameters/port", "`port` is a port of the `resolver`, and none is given"));
-        }
-        named.try_for_each(|resolver| self.family.check(resolver))?;
-        if self.trace && !self.compare_with.hosts().is_empty() {
-            let detail = "`trace` asks the servers of each zone, and no resolvers; leave one of them out";
-            return Err(Invalid::new("/parameters/compare_with", detail));
-        }
-        if let Some(twice) = self.resolver.as_ref().filter(|resolver| self.compare_with.hosts().contains(resolver)) {
-            return Err(Invalid::new("/parameters/compare_with", format!("{twice} is the `resolver`, which is asked anyway")));
-        }
-        self.check_validation()?;
-        if self.trace {
-            self.check_trace()?;
-        }
-        if !self.tcp_fallback && self.protocol != Transport::Udp {
-            let detail = format!("only an answer over udp can be truncated, and `protocol` is {}; leave `tcp_fallback` out", self.protocol);
-            return Err(Invalid::new("/parameters/tcp_fallback", detail));
-        }
-        for (name, asked_for) in
-            [("dnssec", self.dnssec), ("validate", self.validate), ("nsid", self.nsid), ("client_subnet", self.client_subnet.is_some())]
-        {
-            if asked_for && !self.edns {
-                return Err(Invalid::new(format!("/parameters/{name}"), format!("`{name}` is asked for by EDNS, and `edns` is false")));
-            }
-        }
-        Ok(())
+        self.check_combinations(target)
     }
 
     /// Resolver's name, every try, and one more over TCP; of a trace all that it may send and look up.
@@ -288,52 +267,4 @@ impl Tool for Dns {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::tools::{Spec, ToolName};
-
-    #[track_caller]
-    fn refuses(target: &str, parameters: &serde_json::Value, pointer: &str, part: &str) {
-        let invalid = Spec::parse(ToolName::Dns, target, parameters.as_object().unwrap().clone()).unwrap_err();
-        assert_eq!(invalid.pointer, pointer, "{invalid}");
-        assert!(invalid.detail.contains(part), "{invalid}");
-    }
-
-    #[test]
-    fn an_address_is_asked_for_by_its_reverse_name() {
-        let dns = Dns::default();
-        assert_eq!(dns.record_type(&"192.0.2.1".parse().unwrap()), RecordType::PTR);
-        assert_eq!(dns.record_type(&"example.com".parse().unwrap()), RecordType::A);
-        refuses("192.0.2.1", &json!({"type": "A"}), "/parameters/type", "leave `type` out for PTR");
-    }
-
-    #[test]
-    fn options_that_mean_nothing_together_are_refused() {
-        refuses("example.com", &json!({"port": 5353}), "/parameters/port", "none is given");
-        refuses("example.com", &json!({"dnssec": true, "edns": false}), "/parameters/dnssec", "`edns` is false");
-        refuses("example.com", &json!({"nsid": true, "edns": false}), "/parameters/nsid", "`edns` is false");
-        refuses("example.com", &json!({"client_subnet": "10.0.0.0/8", "edns": false}), "/parameters/client_subnet", "`edns` is false");
-        refuses("example.com", &json!({"client_subnet": "10.0.0.0/33"}), "/parameters/client_subnet", "such as 192.0.2.0/24");
-        refuses("example.com", &json!({"protocol": "tcp", "tcp_fallback": false}), "/parameters/tcp_fallback", "`protocol` is tcp");
-        refuses("example.com", &json!({"trace": true, "compare_with": ["192.0.2.1"]}), "/parameters/compare_with", "leave one of them out");
-        refuses("a.test", &json!({"resolver": "dns.test", "compare_with": ["dns.test"]}), "/parameters/compare_with", "asked anyway");
-        refuses("a.test", &json!({"compare_with": ["dns.test", "DNS.test."]}), "/parameters/compare_with", "has dns.test twice");
-        refuses("a.test", &json!({"compare_with": ["dns.test", 1]}), "/parameters/compare_with", "a list of at most 7 name servers");
-        refuses("a.test", &json!({"compare_with": ["192.0.2.1"], "family": "6"}), "/parameters/family", "is an IPv4 address");
-        refuses("example.com", &json!({"trust_anchor": ". DS 1 8 2 00"}), "/parameters/trust_anchor", "set `validate` too");
-        refuses("example.com", &json!({"trust_anchor": ". A 1", "validate": true}), "/parameters/trust_anchor", "must be a DS or DNSKEY");
-        refuses("example.com", &json!({"trace": true, "validate": true}), "/parameters/validate", "leave one of them out");
-        refuses("example.com", &json!({"validate": true, "class": "CH"}), "/parameters/class", "only class IN is signed");
-        refuses("example.com", &json!({"validate": true, "edns": false}), "/parameters/validate", "`edns` is false");
-        refuses("example.com", &json!({"trace": true, "class": "CH"}), "/parameters/class", "class IN only");
-        refuses("example.com", &json!({"trace": true, "timeout": 30}), "/parameters/timeout", "at most 300 s");
-        refuses("example.com", &json!({"class": "ch"}), "/parameters/class", "\"IN\", \"CH\", \"HS\"");
-        refuses("example.com", &json!({"type": "AAAAA"}), "/parameters/type", "did you mean `AAAA`?");
-        refuses("example.com", &json!({"type": 70_000}), "/parameters/type", "from 1 to 65535");
-        refuses("example.com", &json!({"type": "AXFR"}), "/parameters/type", "not a type of record");
-        refuses("example.com", &json!({"protocol": "tls"}), "/parameters/protocol", "\"udp\", \"tcp\"");
-        refuses("example.com", &json!({"resolver": "https://dns.example/"}), "/parameters/resolver", "give only its host");
-    }
-}
+mod tests;

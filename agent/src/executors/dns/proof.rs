@@ -17,7 +17,7 @@ pub(super) async fn prove(asking: &Asking<'_>, target: &DnsName, options: &Dns, 
     let mut queries = Vec::new();
     let verdict = match (&asking.response, &asking.last) {
         (Some(_), Some(last)) => {
-            let (source, mut heard) = Source::new(last.server, options);
+            let (source, mut heard) = Source::new(last.server, asking.way.clone(), options);
             let query = asking.query;
             let proof = dnssec::validate(&source, query.name(), query.kind(), options.trust_anchor.as_ref());
             let mut proof = std::pin::pin!(tokio::time::timeout(VALIDATION_MAX, proof));

@@ -11,13 +11,14 @@ use probeops_shared::tools::dns::report::{DnsReport, DnsServer, DnsTimings};
 use probeops_shared::tools::dns::trace::{
     AddressSource, DnsTraceServer, DnsTraceStep, StepResult, TRACE_LOOKUPS_MAX, TRACE_QUERIES_MAX, TRACE_STEPS_MAX,
 };
-use probeops_shared::tools::dns::{DNS_PORT, Dns, DnsProgress};
+use probeops_shared::tools::dns::{DNS_PORT, Dns, DnsProgress, Transport};
 use rand::seq::SliceRandom as _;
 
 use super::asking::Asking;
 use super::referral::{self, Delegation};
 use super::{Servers, query};
 use crate::executors::{Context, Found, Live};
+use crate::net::dns::Way;
 use crate::net::dns::message::Query;
 use crate::net::dns::root;
 
@@ -37,6 +38,7 @@ pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live
         options,
         asked,
         live,
+        way: if options.protocol == Transport::Udp { Way::Udp } else { Way::Tcp },
         steps: Vec::new(),
         resolve_ms: None,
         queries_left: TRACE_QUERIES_MAX,
@@ -58,6 +60,7 @@ struct Trace<'a> {
     /// As the servers on the way are asked.
     asked: Dns,
     live: &'a Live,
+    way: Way,
     steps: Vec<DnsTraceStep>,
     resolve_ms: Option<f64>,
     queries_left: u32,
@@ -113,7 +116,7 @@ impl Trace<'_> {
     async fn ask(&mut self, query: &Query, permitted: &[SocketAddr]) -> (StepResult, Option<Delegation>) {
         let first = self.steps.len() == 1;
         let options = self.asked.clone();
-        let mut asking = Asking::new(query, &options);
+        let mut asking = Asking::new(query, self.way.clone(), &options);
         let mut found = (self.unasked(), None);
         let mut have_answered = Vec::new();
         for server in permitted.iter().cycle().take(self.options.tries.get_usize().max(permitted.len())) {
@@ -160,7 +163,7 @@ impl Trace<'_> {
         if !permitted.is_empty() {
             return permitted;
         }
-        let port = self.options.port.get_u16();
+        let port = self.options.port();
         for server in servers.iter_mut().filter(|server| server.addresses.is_empty()) {
             let host: Host = match server.name.parse() {
                 Ok(host) if self.lookups_left > 0 => host,
@@ -191,7 +194,7 @@ impl Trace<'_> {
 
     /// Some of the known addresses, in no order: they share the load.
     async fn permitted(&self, servers: &mut [DnsTraceServer]) -> Vec<SocketAddr> {
-        let port = self.options.port.get_u16();
+        let port = self.options.port();
         let mut known: Vec<(usize, IpAddr)> = Vec::new();
         for (index, server) in servers.iter().enumerate() {
             known.extend(
@@ -231,7 +234,8 @@ impl Trace<'_> {
             answered: last.response.is_some(),
             attempts: last.attempts,
             asked_at: Timestamp::now(),
-            timings: DnsTimings { resolve_ms: self.resolve_ms, connect_ms: None, query_ms: last.query_ms },
+            timings: DnsTimings { resolve_ms: self.resolve_ms, query_ms: last.query_ms, ..DnsTimings::default() },
+            tls: None,
             response: last.response,
             trace: self.steps.clone(),
             validation: None,

@@ -8,9 +8,9 @@ use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{DNSClass as AskedClass, Name, RecordType as AskedType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use probeops_shared::host::DnsName;
-use probeops_shared::tools::dns::Dns;
 use probeops_shared::tools::dns::record_type::RecordType;
 use probeops_shared::tools::dns::report::{DnsCode, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsResponse};
+use probeops_shared::tools::dns::{Dns, Transport};
 
 use super::edns;
 use super::rdata::{name_text, presentation};
@@ -44,7 +44,8 @@ impl Query {
 
     /// Asks for records of this type and name.
     pub(crate) fn of(name: Name, kind: RecordType, options: &Dns) -> Result<Self, String> {
-        let id = rand::random();
+        // Over HTTPS always the same, so that caches on the way know the question again (RFC 8484, 4.1).
+        let id = if options.protocol == Transport::Https { 0 } else { rand::random() };
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = options.recursion;
         // We understand the answer's `ad`, and a server sets it only for those who say so (RFC 6840, 5.7).

@@ -12,15 +12,15 @@ use hickory_net::runtime::TokioRuntimeProvider;
 use hickory_net::xfer::DnsHandle;
 use hickory_proto::op::{DnsRequest, DnsResponse, ResponseCode};
 use hickory_proto::rr::{Name, RecordType};
+use probeops_shared::tools::dns::Dns;
 use probeops_shared::tools::dns::record_type::RecordType as Kind;
 use probeops_shared::tools::dns::report::AttemptResult;
 use probeops_shared::tools::dns::validation::{DnsValidationQuery, VALIDATION_QUERIES_MAX};
-use probeops_shared::tools::dns::{Dns, Transport};
 use probeops_shared::tools::network::ms;
 use tokio::sync::{OnceCell, mpsc};
 
-use crate::net::dns;
 use crate::net::dns::message::{Query, is_truncated, name_of};
+use crate::net::dns::{self, Way};
 
 /// A question of the proof, and its answer.
 #[derive(Debug)]
@@ -51,7 +51,8 @@ type Cell = Arc<OnceCell<Arc<Exchange>>>;
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
     server: SocketAddr,
-    /// What was said of the transport, retries and patience counts here too.
+    way: Way,
+    /// What was said of retries and patience counts here too.
     options: Arc<Dns>,
     asked: Arc<Mutex<HashMap<(Name, RecordType), Cell>>>,
     told: mpsc::UnboundedSender<DnsValidationQuery>,
@@ -59,11 +60,11 @@ pub(crate) struct Source {
 
 impl Source {
     /// The server, and what is told of each question as it is answered.
-    pub(crate) fn new(server: SocketAddr, options: &Dns) -> (Self, mpsc::UnboundedReceiver<DnsValidationQuery>) {
+    pub(crate) fn new(server: SocketAddr, way: Way, options: &Dns) -> (Self, mpsc::UnboundedReceiver<DnsValidationQuery>) {
         let (told, heard) = mpsc::unbounded_channel();
         // Everything, signed, and unchecked: a resolver that checks would keep back what is to be checked here.
         let options = Dns { dnssec: true, checking_disabled: true, nsid: false, ..options.clone() };
-        (Self { server, options: Arc::new(options), asked: Arc::default(), told }, heard)
+        (Self { server, way, options: Arc::new(options), asked: Arc::default(), told }, heard)
     }
 
     /// What was asked until now.
@@ -104,12 +105,12 @@ impl Source {
     async fn fetch(&self, name: &Name, kind: RecordType) -> Result<DnsResponse, String> {
         let query = Query::of(name.clone(), Kind::of(kind.into()), &self.options)?;
         let patience = self.options.timeout.duration();
-        let ask = |transport| dns::ask(self.server, transport, query.bytes(), |bytes| query.is_answered_by(bytes), patience);
+        let ask = async |way: &Way| dns::ask(self.server, way, query.bytes(), |bytes| query.is_answered_by(bytes), patience).await;
         let mut why = AttemptResult::Timeout.to_string();
         for _ in 0..self.options.tries.get() {
-            let mut answer = ask(self.options.protocol).await;
-            if answer.as_ref().is_ok_and(|answer| self.options.protocol == Transport::Udp && is_truncated(&answer.bytes)) {
-                answer = ask(Transport::Tcp).await;
+            let mut answer = ask(&self.way).await;
+            if answer.as_ref().is_ok_and(|answer| matches!(self.way, Way::Udp) && is_truncated(&answer.bytes)) {
+                answer = ask(&Way::Tcp).await;
             }
             match answer {
                 Ok(answer) => {

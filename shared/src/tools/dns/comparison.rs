@@ -10,6 +10,7 @@ use super::Transport;
 use super::report::{DnsAttempt, DnsReport, DnsResponse, DnsServer, DnsTimings};
 use crate::bounded::shown;
 use crate::host::Host;
+use crate::tls::TlsSession;
 
 /// How many resolvers may be asked beside the first.
 pub const COMPARED_MAX: usize = 7;
@@ -96,6 +97,9 @@ pub struct DnsCompared {
     pub answered: bool,
     /// How long things took.
     pub timings: DnsTimings,
+    /// Over `tls` and `https`, what the server agreed to and what its certificate is worth.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSession>,
     /// The answer.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub response: Option<DnsResponse>,
@@ -111,6 +115,7 @@ impl DnsCompared {
             attempts: report.attempts.clone(),
             answered: report.answered,
             timings: report.timings.clone(),
+            tls: report.tls.clone(),
             response: report.response.clone(),
         }
     }
@@ -210,6 +215,7 @@ mod tests {
             attempts: Vec::new(),
             answered: response.is_some(),
             timings: DnsTimings::default(),
+            tls: None,
             response,
         }
     }

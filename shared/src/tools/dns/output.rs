@@ -82,16 +82,26 @@ pub(super) fn failed(asked: &str, named: Option<&str>, attempt: &DnsAttempt) -> 
         },
         AttemptResult::Closed => "end of file",
         AttemptResult::Malformed => "malformed message",
+        AttemptResult::TlsFailed => "TLS handshake failed",
     };
     let named = named.map_or_else(|| attempt.address.to_string(), str::to_owned);
     let asked = asked.strip_suffix('.').filter(|name| !name.is_empty()).unwrap_or(asked);
     Some(match (attempt.transport, attempt.connect_ms) {
-        (Transport::Tcp, None) => format!(";; Connection to {server}({named}) for {asked} failed: {what}.\n"),
+        (Transport::Tcp | Transport::Tls | Transport::Https, None) => {
+            format!(";; Connection to {server}({named}) for {asked} failed: {what}.\n")
+        }
+        (Transport::Tls | Transport::Https, Some(_)) if attempt.result == AttemptResult::TlsFailed => {
+            let why = detail.unwrap_or(what);
+            match why.strip_prefix("the certificate is not trusted: ") {
+                Some(problems) => format!(";; TLS peer certificate verification for {server} failed: {problems}\n"),
+                None => format!(";; Connection to {server}({named}) for {asked} failed: {why}.\n"),
+            }
+        }
         // Without a way there the datagram is not even sent.
         (Transport::Udp, _) if what == "network unreachable" => {
             format!(";; UDP setup with {server}({named}) for {asked} failed: {what}.\n")
         }
-        (Transport::Udp | Transport::Tcp, _) => {
+        (Transport::Udp | Transport::Tcp | Transport::Tls | Transport::Https, _) => {
             let more =
                 detail.filter(|_| attempt.result == AttemptResult::Malformed).map_or_else(String::new, |detail| format!(" ({detail})"));
             format!(";; communications error to {server}: {what}{more}\n")
@@ -171,6 +181,8 @@ fn closing(report: &DnsReport, response: &DnsResponse) -> String {
     let transport = match report.transport {
         Transport::Udp => "UDP",
         Transport::Tcp => "TCP",
+        Transport::Tls => "TLS",
+        Transport::Https => "HTTPS",
     };
     let took = report.timings.query_ms.map_or_else(String::new, |query_ms| format!(";; Query time: {query_ms:.0} msec\n"));
     format!(
@@ -228,6 +240,7 @@ mod tests {
             answered: response.is_some(),
             asked_at: Timestamp::parse("2026-11-05T09:08:07Z").unwrap(),
             timings: DnsTimings { query_ms: Some(11.6), ..DnsTimings::default() },
+            tls: None,
             response,
             trace: Vec::new(),
             validation: None,
@@ -284,6 +297,7 @@ mod tests {
             result: AttemptResult::Timeout,
             elapsed_ms: 2000.0,
             connect_ms: None,
+            tls_ms: None,
             detail: None,
         };
         let text = of(&report(None, vec![attempt]));

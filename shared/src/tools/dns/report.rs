@@ -10,6 +10,7 @@ use super::comparison::DnsComparison;
 use super::trace::DnsTraceStep;
 use super::validation::DnsValidation;
 use crate::timestamp::Timestamp;
+use crate::tls::TlsSession;
 use crate::tools::choice::choice;
 
 choice! {
@@ -30,6 +31,8 @@ choice! {
         Closed = "closed",
         /// What came is not a DNS message.
         Malformed = "malformed",
+        /// The TLS handshake failed: the certificate is not trusted, or something else.
+        TlsFailed = "tls_failed",
     }
 }
 
@@ -50,6 +53,9 @@ pub struct DnsReport {
     pub asked_at: Timestamp,
     /// How long things took.
     pub timings: DnsTimings,
+    /// Over `tls` and `https`, what the server agreed to and what its certificate is worth; of the last handshake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSession>,
     /// The answer.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub response: Option<DnsResponse>,
@@ -104,6 +110,9 @@ pub struct DnsAttempt {
     /// How long connecting took, in milliseconds; absent over UDP, and where there was no connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<f64>,
+    /// How long the TLS handshake took, in milliseconds; absent where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_ms: Option<f64>,
     /// More about what went wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -118,6 +127,9 @@ pub struct DnsTimings {
     /// To connect, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<f64>,
+    /// For the TLS handshake, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_ms: Option<f64>,
     /// From the query to its answer, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query_ms: Option<f64>,
@@ -233,6 +245,7 @@ mod tests {
             answered: false,
             asked_at: Timestamp::from_unix_ms(0).unwrap(),
             timings: DnsTimings::default(),
+            tls: None,
             response: None,
             trace: Vec::new(),
             validation: None,

@@ -111,6 +111,11 @@ impl Names {
         self.folder.join("bind.keys")
     }
 
+    /// Where the certificate of the resolver is, which signs itself.
+    pub(super) fn certificate(&self) -> PathBuf {
+        self.folder.join("certificate.pem")
+    }
+
     fn root_key(&self) -> PathBuf {
         let keys = fs::read_dir(self.folder.join("keys")).unwrap().map(|entry| entry.unwrap().path());
         let is_anchor = |path: &PathBuf| {
