@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use probeops_shared::outcome::FailureKind;
 use serde_json::{Map, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -255,6 +255,46 @@ async fn a_server_that_is_silent_closed_or_forging_gives_no_answer() {
     let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let refused = finds(&open_node(&[closed]), "dns", "a.test", json!({"tries": 1})).await;
     assert_eq!(refused.report["attempts"][0]["result"], "refused", "{}", refused.report);
+}
+
+#[tokio::test]
+async fn what_dns_tells_is_what_it_prints_first() {
+    let server = DnsServer::start().await;
+    for (name, protocol) in [("silent.test", "udp"), ("large.test", "udp"), ("192.0.2.7", "tcp")] {
+        let (live, mut heard) = Live::heard();
+        let port = if protocol == "tcp" { 1 } else { server.address.port() };
+        let parameters = json!({"resolver": "127.0.0.1", "port": port, "protocol": protocol, "timeout": 0.1});
+        let mut spec = spec("dns", name, parameters);
+        if let Spec::Dns { options, .. } = &mut spec
+            && name == "large.test"
+        {
+            options.kind = Some("TXT".parse().unwrap());
+        }
+        let found = execute(&open_node(&[]), spec, &live).await.unwrap();
+        drop(live);
+        let told: String = std::iter::from_fn(|| heard.try_recv().ok()).map(|news| news.output).collect();
+        assert!(!told.is_empty() && found.output.starts_with(&told), "told:\n{told}\nprinted:\n{}", found.output);
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_dropped_lets_its_connections_go() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (context, live) = (open_node(&[]), Live::default());
+    for protocol in ["tcp", "tls", "https"] {
+        let parameters =
+            json!({"resolver": "127.0.0.1", "port": listener.local_addr().unwrap().port(), "protocol": protocol, "timeout": 30});
+        let mut bytes = [0; 1024];
+        let mut stream = tokio::select! {
+            _ = execute(&context, spec("dns", "a.test", parameters), &live) => panic!("nobody answered"),
+            stream = async {
+                let mut stream = listener.accept().await.unwrap().0;
+                assert!(stream.read(&mut bytes).await.unwrap() > 0);
+                stream
+            } => stream,
+        };
+        while stream.read(&mut bytes).await.is_ok_and(|length| length > 0) {}
+    }
 }
 
 #[test]

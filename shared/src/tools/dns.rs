@@ -10,6 +10,7 @@ pub mod subnet;
 pub mod trace;
 pub mod validation;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -260,8 +261,20 @@ impl Tool for Dns {
             DnsProgress::Attempt(attempt) if attempt.result == AttemptResult::Truncated && (self.trace || !self.tcp_fallback) => {
                 String::new()
             }
-            DnsProgress::Attempt(attempt) => output::attempted(&target.to_string(), named.as_deref(), attempt),
+            DnsProgress::Attempt(attempt) => output::attempted(&asked_name(target), named.as_deref(), attempt),
             DnsProgress::Step(step) => trace::conclusion(step),
+        }
+    }
+}
+
+/// The name that is asked for; of an address its reverse name (RFC 1035, 3.5; RFC 3596, 2.5).
+fn asked_name(target: &DnsName) -> String {
+    let reversed = |labels: Vec<String>| labels.into_iter().rev().collect::<Vec<_>>().join(".");
+    match target {
+        DnsName::Name(_) => target.to_string(),
+        DnsName::Address(IpAddr::V4(v4)) => format!("{}.in-addr.arpa", reversed(v4.octets().iter().map(u8::to_string).collect())),
+        DnsName::Address(IpAddr::V6(v6)) => {
+            format!("{}.ip6.arpa", reversed(format!("{:032x}", v6.to_bits()).chars().map(String::from).collect()))
         }
     }
 }

@@ -18,6 +18,9 @@ fn an_address_is_asked_for_by_its_reverse_name() {
     assert_eq!(dns.record_type(&"192.0.2.1".parse().unwrap()), RecordType::PTR);
     assert_eq!(dns.record_type(&"example.com".parse().unwrap()), RecordType::A);
     refuses("192.0.2.1", &json!({"type": "A"}), "/parameters/type", "leave `type` out for PTR");
+    assert_eq!(asked_name(&"192.0.2.1".parse().unwrap()), "1.2.0.192.in-addr.arpa");
+    let v6 = asked_name(&"2001:db8::1".parse().unwrap());
+    assert!(v6.starts_with("1.0.0.0.") && v6.ends_with(".8.b.d.0.1.0.0.2.ip6.arpa") && v6.len() == 72, "{v6}");
 }
 
 #[test]
