@@ -61,7 +61,8 @@ pub struct Dns {
     /// The name that the certificate of a server must be for, over `tls` and `https`; unless given, what the server is named by.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls_name: Option<Host>,
-    /// Whether a server whose certificate is not trusted is not asked. If it is asked, the report says what is wrong.
+    /// Whether the certificate must be trusted before anything is asked, over `tls` and `https`; the report says in any case what is
+    /// wrong with it.
     pub tls_verify: bool,
     /// Authorities to trust besides those of the node, PEM; a server's own certificate may be among them.
     #[serde(skip_serializing_if = "Option::is_none")]
