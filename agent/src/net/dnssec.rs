@@ -54,7 +54,7 @@ pub(crate) async fn validate(source: &Source, name: &Name, kind: u16, anchor: Op
     let request = DnsRequest::from_query(Asked::query(name.clone(), kind), DnsRequestOptions::default());
     let answer = client.send(request).next().await.unwrap_or(Err(NetError::Timeout));
     let exchanges = source.exchanges();
-    let facts = Facts { exchanges: &exchanges, anchors: &anchors, now: now() };
+    let facts = Facts::new(&exchanges, &anchors, now());
     let asked = facts.answer(name, kind);
     if let Some(why) = facts.unanswered().filter(|_| !answer.as_ref().is_ok_and(|answer| state(answer) == ValidationState::Secure)) {
         return Verdict::indeterminate(why);

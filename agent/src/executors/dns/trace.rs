@@ -24,6 +24,8 @@ use crate::net::dns::root;
 
 /// How many servers of a zone are asked, of each family, until one answers.
 const SERVERS_MAX: usize = 2;
+/// How many addresses of a zone's servers are judged; whoever owns a zone says how many there are.
+const ADDRESSES_MAX: usize = 64;
 /// A query, and the same over TCP.
 const QUERIES_AT_ONCE: u32 = 2;
 
@@ -117,7 +119,7 @@ impl Trace<'_> {
         let first = self.steps.len() == 1;
         let options = self.asked.clone();
         let mut asking = Asking::new(query, self.way.clone(), &options);
-        let mut found = (self.unasked(), None);
+        let mut found = (self.unasked(permitted), None);
         let mut have_answered = Vec::new();
         for server in permitted.iter().cycle().take(self.options.tries.get_usize().max(permitted.len())) {
             // Asked again, a server that answered would say the same.
@@ -147,12 +149,12 @@ impl Trace<'_> {
     }
 
     /// What there is to say of a zone when none of its servers has said anything.
-    fn unasked(&self) -> StepResult {
-        let servers = self.steps.last().map(|step| step.servers.as_slice()).unwrap_or_default();
-        match servers.iter().all(|server| server.not_asked.is_some()) {
-            true if servers.iter().any(|server| server.source.is_some()) => StepResult::Denied,
-            true => StepResult::Unresolved,
-            false => StepResult::NoAnswer,
+    fn unasked(&self, permitted: &[SocketAddr]) -> StepResult {
+        let mut servers = self.steps.last().map(|step| step.servers.as_slice()).unwrap_or_default().iter();
+        match servers.any(|server| server.source.is_some() && server.not_asked.is_some()) {
+            _ if !permitted.is_empty() => StepResult::NoAnswer,
+            true => StepResult::Denied,
+            false => StepResult::Unresolved,
         }
     }
 
@@ -195,19 +197,23 @@ impl Trace<'_> {
     /// Some of the known addresses, in no order: they share the load.
     async fn permitted(&self, servers: &mut [DnsTraceServer]) -> Vec<SocketAddr> {
         let port = self.options.port();
+        let family = self.options.family;
         let mut known: Vec<(usize, IpAddr)> = Vec::new();
-        for (index, server) in servers.iter().enumerate() {
-            known.extend(
-                server.addresses.iter().map(|address| (index, *address)).filter(|(_, address)| self.options.family.includes(*address)),
-            );
+        for (index, server) in servers.iter_mut().enumerate() {
+            let wanted = server.addresses.iter().filter(|address| family.includes(**address)).map(|address| (index, *address));
+            known.extend(wanted);
+            if !server.addresses.is_empty() && known.last().is_none_or(|(of, _)| *of != index) {
+                (server.source, server.not_asked) = (None, Some(format!("it has no IPv{family} address")));
+            }
         }
         known.shuffle(&mut rand::rng());
+        known.truncate(ADDRESSES_MAX);
         let mut permitted: Vec<SocketAddr> = Vec::new();
         for (index, address) in known {
             if permitted.iter().filter(|one| one.is_ipv4() == address.is_ipv4()).count() >= SERVERS_MAX {
                 continue;
             }
-            match self.context.reach(&Host::Address(address), Some(port), self.options.family).await {
+            match self.context.reach(&Host::Address(address), Some(port), family).await {
                 Ok(reached) => permitted.push(SocketAddr::new(reached.address, port)),
                 Err(failure) => {
                     if let Some(server) = servers.get_mut(index) {

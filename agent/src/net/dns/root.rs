@@ -1,4 +1,4 @@
-//! The servers of the Internet's root (<https://www.iana.org/domains/root/servers>, `named.root` of 2025).
+//! The servers of the Internet's root, as IANA lists them (`named.root` of 2024).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,5 +1,6 @@
 //! Why a proof fails, in words: what was asked for it is gone through again, from the trust anchor down.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use hickory_proto::dnssec::rdata::{DNSKEY, DNSSECRData, DS, RRSIG};
@@ -13,12 +14,19 @@ use super::key;
 use super::source::Exchange;
 use crate::net::dns::message::name_of;
 
+/// How many signatures are looked at, and how many keys for each: a zone can be made so that there would be no end to it (CVE-2023-50387).
+const SIGNATURES_MAX: u32 = 64;
+const KEYS_MAX: usize = 4;
+/// How many DS records of a zone are looked at.
+const DIGESTS_MAX: usize = 16;
+
 /// What a proof rests on.
 pub(super) struct Facts<'a> {
-    pub(super) exchanges: &'a [Arc<Exchange>],
-    pub(super) anchors: &'a TrustAnchors,
+    exchanges: &'a [Arc<Exchange>],
+    anchors: &'a TrustAnchors,
     /// Seconds since 1970, in the 32 bits of a signature.
-    pub(super) now: u32,
+    now: u32,
+    signatures_left: Cell<u32>,
 }
 
 /// The records of one name and type, and their signatures.
@@ -30,6 +38,10 @@ struct Set<'a> {
 }
 
 impl<'a> Facts<'a> {
+    pub(super) fn new(exchanges: &'a [Arc<Exchange>], anchors: &'a TrustAnchors, now: u32) -> Self {
+        Self { exchanges, anchors, now, signatures_left: Cell::new(SIGNATURES_MAX) }
+    }
+
     /// The answer to a question.
     pub(super) fn answer(&self, name: &Name, kind: RecordType) -> Option<&'a Message> {
         let asked = self.exchanges.iter().find(|exchange| exchange.kind == kind && exchange.name == *name)?;
@@ -80,7 +92,7 @@ impl<'a> Facts<'a> {
             if let Some(wrong) = self.signature(&delegation, &self.keys_of_signer(&delegation)) {
                 return Some(wrong);
             }
-            let digests: Vec<&DS> = delegation.records.iter().filter_map(|record| digest(&record.data)).collect();
+            let digests: Vec<&DS> = delegation.records.iter().filter_map(|record| digest(&record.data)).take(DIGESTS_MAX).collect();
             if digests.is_empty() {
                 return None;
             }
@@ -159,7 +171,11 @@ impl<'a> Facts<'a> {
             return Some(format!("is made with a key that {} does not have, or that is not trusted", name_of(&input.signer_name)));
         }
         let fits = |key: &&&DNSKEY| key.verify_rrsig(set.name, DNSClass::IN, signature, set.records.iter().copied()).is_ok();
-        if tagged.any(|key| fits(&key)) { None } else { Some("does not fit them: they are not what was signed".to_owned()) }
+        let Some(left) = self.signatures_left.get().checked_sub(1) else {
+            return Some("was not looked at: there are too many".to_owned());
+        };
+        self.signatures_left.set(left);
+        if tagged.take(KEYS_MAX).any(|key| fits(&key)) { None } else { Some("does not fit them: they are not what was signed".to_owned()) }
     }
 
     fn keys_of_signer(&self, set: &Set<'_>) -> Vec<&'a DNSKEY> {

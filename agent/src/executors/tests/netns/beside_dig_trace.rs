@@ -88,6 +88,8 @@ fn every_step_reads_as_dig_prints_it() {
     assert_eq!(told, found.output, "step by step");
     let found = same(&network, "nope.test", &[], json!({}));
     assert_eq!(results(&found), ["referral", "referral", "no_such_name"]);
+    let found = trace(&network, "nope.test", json!({"family": "4"}));
+    assert_eq!(results(&found), ["referral", "referral", "no_such_name"]);
     let found = same(&network, "test", &["NS"], json!({"type": "NS"}));
     assert_eq!(results(&found), ["referral", "referral", "answer"]);
     let found = same(&network, "nowhere.test", &[], json!({}));
