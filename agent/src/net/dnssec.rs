@@ -1,6 +1,7 @@
 //! Proof of an answer by DNSSEC (RFC 4033 to 4035, 5155). The library proves; what it needs is asked through our own transports, of the one
 //! server that was judged, and kept, so that [`reason`] can say in words why a proof fails.
 
+mod alias;
 mod reason;
 mod source;
 mod wildcard;
@@ -14,8 +15,8 @@ use hickory_net::xfer::DnsHandle as _;
 use hickory_net::{DnsError, NetError};
 use hickory_proto::dnssec::rdata::{DNSKEY, DNSSECRData, DS};
 use hickory_proto::dnssec::{Algorithm, DigestType, Proof, PublicKeyBuf, TrustAnchors};
-use hickory_proto::op::{DnsRequest, DnsRequestOptions, Message, Query as Asked, ResponseCode};
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, Query as Asked, ResponseCode};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use probeops_shared::tools::dns::validation::{TrustAnchor, ValidationState};
 
 use reason::Facts;
@@ -26,6 +27,9 @@ pub(crate) const ROOT_ANCHORS: [&str; 2] = [
     ". IN DS 20326 8 2 E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D",
     ". IN DS 38696 8 2 683D2D0ACB8C9B712A1948B27F741219298D0A450D612C483AF444A4C0FB2B16",
 ];
+
+/// How many aliases are followed from answer to answer.
+const ALIASES_MAX: usize = 8;
 
 /// What is proven of an answer.
 #[derive(Debug)]
@@ -51,28 +55,84 @@ pub(crate) async fn validate(source: &Source, name: &Name, kind: u16, anchor: Op
         Err(verdict) => return verdict,
     };
     let client = DnssecDnsHandle::with_trust_anchor(source.clone(), Arc::clone(&anchors));
-    let request = DnsRequest::from_query(Asked::query(name.clone(), kind), DnsRequestOptions::default());
-    let answer = client.send(request).next().await.unwrap_or(Err(NetError::Timeout));
+    let mut name = name.to_lowercase();
+    let mut worst = Judged { state: ValidationState::Secure, opted_out: false, end: None };
+    // What an alias leads to is proven by a question of its own.
+    for _ in 0..ALIASES_MAX {
+        let request = DnsRequest::from_query(Asked::query(name.clone(), kind), DnsRequestOptions::default());
+        let answer = client.send(request).next().await.unwrap_or(Err(NetError::Timeout));
+        let judged = match judge(answer, &name, kind) {
+            Ok(judged) => judged,
+            Err(why) => {
+                let exchanges = source.exchanges();
+                return Verdict::indeterminate(Facts::new(&exchanges, &anchors, now()).unanswered().unwrap_or(why));
+            }
+        };
+        let (end, failed) = (judged.end.clone(), judged.state == ValidationState::Bogus);
+        if strength(judged.state) <= strength(worst.state) {
+            worst = judged;
+        }
+        match end {
+            Some(end) if !failed => name = end,
+            Some(_) | None => break,
+        }
+    }
     let exchanges = source.exchanges();
     let facts = Facts::new(&exchanges, &anchors, now());
-    let asked = facts.answer(name, kind);
-    if let Some(why) = facts.unanswered().filter(|_| !answer.as_ref().is_ok_and(|answer| state(answer) == ValidationState::Secure)) {
+    if let Some(why) = facts.unanswered().filter(|_| worst.state != ValidationState::Secure) {
         return Verdict::indeterminate(why);
     }
-    let negative = asked.is_some_and(|message| !message.answers.iter().any(|record| record.record_type() != RecordType::RRSIG));
-    let state = match &answer {
-        Ok(answer) => state(answer),
-        Err(NetError::Dns(DnsError::Nsec { response, .. })) if wildcard::is_proven(response) => ValidationState::Secure,
-        Err(NetError::Dns(DnsError::Nsec { proof, .. })) => state_of(*proof),
-        Err(error) => return Verdict::indeterminate(error.to_string()),
-    };
-    let reason = match state {
+    let positive = |record: &Record| record.record_type() == kind || kind == RecordType::ANY;
+    let negative = facts.answer(&name, kind).is_some_and(|message| !message.answers.iter().any(positive));
+    let reason = match worst.state {
         ValidationState::Secure => None,
+        ValidationState::Insecure if worst.opted_out => Some(
+            "a wildcard made the name, and it is not proven that there is no nearer one: it need not be signed (NSEC3 opt-out)".to_owned(),
+        ),
         ValidationState::Insecure => Some(facts.why_insecure()),
-        ValidationState::Bogus => Some(facts.why_bogus(name, kind)),
+        ValidationState::Bogus => Some(facts.why_bogus(&name, kind)),
         ValidationState::Indeterminate => Some("what was asked for is not signed, and cannot be".to_owned()),
     };
-    Verdict { state, reason, negative }
+    Verdict { state: worst.state, reason, negative }
+}
+
+/// What is to be thought of one answer.
+struct Judged {
+    state: ValidationState,
+    /// Whether it is not secure only because a wildcard made it where names need not be signed.
+    opted_out: bool,
+    /// Where its aliases lead, if it has nothing of that.
+    end: Option<Name>,
+}
+
+/// Reads what the library thinks of an answer, and corrects it where it is too strict or too lax.
+fn judge(answer: Result<DnsResponse, NetError>, name: &Name, kind: RecordType) -> Result<Judged, String> {
+    let (mut message, denial) = match answer {
+        Ok(response) => (response.into_message(), None),
+        Err(NetError::Dns(DnsError::Nsec { response, proof, .. })) => (response.into_message(), Some(proof)),
+        Err(error) => return Err(error.to_string()),
+    };
+    alias::settle(&mut message);
+    let end = alias::end(&message, name, kind);
+    let state = match denial {
+        Some(_) if wildcard::is_proven(&message) => ValidationState::Secure,
+        // Its aliases may be good, whatever they lead to.
+        Some(_) if end.is_some() && !wildcard::is_used(&message) => state(&message),
+        Some(proof) => state_of(proof),
+        None => state(&message),
+    };
+    let opted_out = state == ValidationState::Secure && wildcard::may_have_nearer(&message);
+    Ok(Judged { state: if opted_out { ValidationState::Insecure } else { state }, opted_out, end })
+}
+
+/// The weakest decides.
+fn strength(state: ValidationState) -> u8 {
+    match state {
+        ValidationState::Bogus => 0,
+        ValidationState::Indeterminate => 1,
+        ValidationState::Insecure => 2,
+        ValidationState::Secure => 3,
+    }
 }
 
 /// The keys that are trusted from the start. Of a digest, the key is asked for.
@@ -109,14 +169,9 @@ fn key(data: &RData) -> Option<&DNSKEY> {
 /// An answer is as good as the weakest of its records; one without records as what its authority section has of a proof.
 fn state(message: &Message) -> ValidationState {
     let unsigned = |kind: RecordType| kind != RecordType::RRSIG;
-    let of = |records: &[hickory_proto::rr::Record]| {
+    let of = |records: &[Record]| {
         let proofs = records.iter().filter(|record| unsigned(record.record_type())).map(|record| record.proof);
-        proofs.min_by_key(|proof| match proof {
-            Proof::Bogus => 0,
-            Proof::Indeterminate => 1,
-            Proof::Insecure => 2,
-            Proof::Secure => 3,
-        })
+        proofs.min_by_key(|proof| strength(state_of(*proof)))
     };
     match message.metadata.response_code {
         ResponseCode::NoError | ResponseCode::NXDomain => {}

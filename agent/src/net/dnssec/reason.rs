@@ -10,8 +10,8 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType, SerialNumber}
 use time::OffsetDateTime;
 use time::macros::format_description;
 
-use super::key;
 use super::source::Exchange;
+use super::{alias, key};
 use crate::net::dns::message::name_of;
 
 /// How many signatures are looked at, and how many keys for each: a zone can be made so that there would be no end to it (CVE-2023-50387).
@@ -118,7 +118,8 @@ impl<'a> Facts<'a> {
     fn records(&self, message: &Message) -> String {
         let section = if message.answers.is_empty() { &message.authorities } else { &message.answers };
         let mut seen: Vec<(&Name, RecordType)> = Vec::new();
-        for record in section.iter().filter(|record| record.record_type() != RecordType::RRSIG) {
+        let signed = |record: &&Record| record.record_type() != RecordType::RRSIG && alias::maker(message, record).is_none();
+        for record in section.iter().filter(signed) {
             if seen.contains(&(&record.name, record.record_type())) {
                 continue;
             }

@@ -15,6 +15,17 @@ pub(super) fn is_proven(message: &Message) -> bool {
         && message.answers.iter().filter_map(source).all(|(name, above)| nothing_nearer(message, &name, &above))
 }
 
+/// Whether a wildcard made any of the answer.
+pub(super) fn is_used(message: &Message) -> bool {
+    message.answers.iter().find_map(source).is_some()
+}
+
+/// Whether a wildcard made any of it where nearer names need not be signed (RFC 5155, 9.2).
+pub(super) fn may_have_nearer(message: &Message) -> bool {
+    let opts_out = |record: &Record| matches!(&record.data, RData::DNSSEC(DNSSECRData::NSEC3(denial)) if denial.opt_out());
+    is_used(message) && message.authorities.iter().any(opts_out)
+}
+
 /// Whose name the wildcard made, and the name above the wildcard.
 fn source(record: &Record) -> Option<(Name, Name)> {
     let RData::DNSSEC(DNSSECRData::RRSIG(signature)) = &record.data else { return None };

@@ -17,9 +17,10 @@ pub(super) const RESOLVER: &str = "10.9.1.53";
 pub(super) const OTHER_RESOLVER: &str = "10.9.1.52";
 
 /// The zones below `test.`: name, how `dnssec-signzone` is to sign it (nothing: not at all), and what `test.` says of it.
-const ZONES: [(&str, &[&str], Delegation); 9] = [
+const ZONES: [(&str, &[&str], Delegation); 10] = [
     ("probe", &[], Delegation::Signed),
     ("hashed", &["-3", "aabb", "-H", "5"], Delegation::Signed),
+    ("optout", &["-3", "-", "-A"], Delegation::Signed),
     ("plain", &[], Delegation::Unsigned),
     ("wrongkey", &[], Delegation::OtherKey),
     ("expired", &["-s", "20200101000000", "-e", "20200201000000"], Delegation::Signed),
@@ -62,7 +63,7 @@ const STRAY: &str = "denied NS ns.denied\nns.denied A 169.254.169.254\nns.denied
     upwards NS above.probe.test.\n";
 
 const ZONE: &str = "$TTL 300\n@ SOA ns1 hostmaster 1 3600 900 604800 60\n@ NS ns1\nns1 A 10.9.1.56\nwww A 192.0.2.80\nalias CNAME www\n\
-    outside CNAME www.plain.test.\n*.wild A 192.0.2.81\nquiet A 10.9.1.57\nagain A 10.9.1.58\nabove A 10.9.1.54\na.inner A 192.0.2.82\ndangling CNAME nope\n*.wildalias CNAME www\nchain CNAME outside.hashed.test.\nmetadata A 169.254.169.254\nlarge TXT LARGE\n@ MX 10 www\n";
+    outside CNAME www.plain.test.\n*.wild A 192.0.2.81\nquiet A 10.9.1.57\nagain A 10.9.1.58\nabove A 10.9.1.54\na.inner A 192.0.2.82\nunder NS ns1.plain.test.\nmoved DNAME plain.test.\nrenamed DNAME hashed.test.\ndangling CNAME nope\nastray CNAME nope.hashed.test.\nfarther CNAME astray.hashed.test.\n*.wildalias CNAME www\nchain CNAME outside.hashed.test.\nmetadata A 169.254.169.254\nlarge TXT LARGE\n@ MX 10 www\n";
 
 pub(super) struct Names {
     servers: Vec<Child>,
