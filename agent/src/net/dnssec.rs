@@ -19,6 +19,7 @@ use hickory_proto::op::{DnsRequest, DnsRequestOptions, DnsResponse, Message, Que
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use probeops_shared::tools::dns::validation::{TrustAnchor, ValidationState};
 
+use alias::Chain;
 use reason::Facts;
 pub(crate) use source::Source;
 
@@ -50,6 +51,9 @@ impl Verdict {
 /// Proves what the source says to a question.
 pub(crate) async fn validate(source: &Source, name: &Name, kind: u16, anchor: Option<&TrustAnchor>) -> Verdict {
     let kind = RecordType::from(kind);
+    if kind == RecordType::RRSIG {
+        return Verdict::indeterminate("signatures are not themselves signed");
+    }
     let anchors = match anchors(source, anchor).await {
         Ok(anchors) => Arc::new(anchors),
         Err(verdict) => return verdict,
@@ -91,7 +95,7 @@ pub(crate) async fn validate(source: &Source, name: &Name, kind: u16, anchor: Op
         ),
         ValidationState::Insecure => Some(facts.why_insecure()),
         ValidationState::Bogus => Some(facts.why_bogus(&name, kind)),
-        ValidationState::Indeterminate => Some("what was asked for is not signed, and cannot be".to_owned()),
+        ValidationState::Indeterminate => Some("the server does not say what a proof needs".to_owned()),
     };
     Verdict { state: worst.state, reason, negative }
 }
@@ -113,16 +117,26 @@ fn judge(answer: Result<DnsResponse, NetError>, name: &Name, kind: RecordType) -
         Err(error) => return Err(error.to_string()),
     };
     alias::settle(&mut message);
-    let end = alias::end(&message, name, kind);
+    let chain = alias::chain(&message, name, kind);
+    let nothing = message.answers.is_empty();
     let state = match denial {
+        // Whatever else is proven: what is there must be about what was asked (the library lets it pass beside records of an unsigned zone).
+        None | Some(_) if !nothing && chain == Chain::Nowhere => ValidationState::Bogus,
+        None if nothing && !is_of_its_zones(&message, name) => ValidationState::Bogus,
         Some(_) if wildcard::is_proven(&message) => ValidationState::Secure,
         // Its aliases may be good, whatever they lead to.
-        Some(_) if end.is_some() && !wildcard::is_used(&message) => state(&message),
+        Some(_) if matches!(chain, Chain::Open(_)) && !wildcard::is_used(&message) => state(&message),
         Some(proof) => state_of(proof),
         None => state(&message),
     };
+    let end = if let Chain::Open(end) = chain { Some(end) } else { None };
     let opted_out = state == ValidationState::Secure && wildcard::may_have_nearer(&message);
     Ok(Judged { state: if opted_out { ValidationState::Insecure } else { state }, opted_out, end })
+}
+
+/// Whether what is said instead of an answer is said by a zone that the name is in.
+fn is_of_its_zones(message: &Message, name: &Name) -> bool {
+    message.authorities.is_empty() || message.authorities.iter().any(|record| record.name.zone_of(name))
 }
 
 /// The weakest decides.
@@ -198,6 +212,8 @@ fn now() -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use hickory_proto::rr::rdata::A;
+
     use super::*;
 
     #[test]
@@ -210,5 +226,31 @@ mod tests {
             assert!(digest.covers(&Name::root(), &key).unwrap(), "{anchor}");
         }
         assert_eq!(built_in.len(), ROOT_ANCHORS.len());
+    }
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(text).unwrap()
+    }
+
+    /// What the library makes of an answer with an address of `answered` that is proven, beside one of `beside` that need not be signed.
+    fn judged(answered: Option<&str>, beside: Option<&str>) -> ValidationState {
+        let record = |owner: &str, proof| {
+            let mut record = Record::from_rdata(name(owner), 60, RData::A(A::new(192, 0, 2, 1)));
+            record.proof = proof;
+            record
+        };
+        let mut message = Message::query().into_response();
+        message.add_answers(answered.map(|owner| record(owner, Proof::Secure)));
+        message.add_authorities(beside.map(|owner| record(owner, Proof::Insecure)));
+        judge(DnsResponse::from_message(message).map_err(NetError::from), &name("www.signed.test."), RecordType::A).unwrap().state
+    }
+
+    #[test]
+    fn what_is_true_of_other_names_proves_nothing_of_this_one() {
+        assert_eq!(judged(Some("WWW.signed.test."), None), ValidationState::Secure);
+        assert_eq!(judged(Some("other.signed.test."), None), ValidationState::Bogus);
+        assert_eq!(judged(Some("other.signed.test."), Some("unsigned.test.")), ValidationState::Bogus);
+        assert_eq!(judged(None, Some("unsigned.test.")), ValidationState::Bogus);
+        assert_eq!(judged(None, Some("signed.test.")), ValidationState::Insecure);
     }
 }

@@ -26,20 +26,32 @@ pub(super) fn maker<'a>(message: &'a Message, record: &Record) -> Option<&'a Rec
     })
 }
 
-/// Where the aliases of an answer lead, if that is another name, and the answer has nothing of it.
-pub(super) fn end(message: &Message, name: &Name, kind: RecordType) -> Option<Name> {
+/// Where the aliases of an answer lead.
+#[derive(Debug, PartialEq)]
+pub(super) enum Chain {
+    /// To what was asked for.
+    Answered,
+    /// To another name, of which the answer has nothing.
+    Open(Name),
+    /// Nowhere: there is nothing of the name that was asked for, or they go round in a circle.
+    Nowhere,
+}
+
+/// Follows the aliases of an answer.
+pub(super) fn chain(message: &Message, name: &Name, kind: RecordType) -> Chain {
     let mut at = name.to_lowercase();
     for _ in 0..=message.answers.len() {
-        let mut of_name = message.answers.iter().filter(|record| record.name == at);
+        let mut of_name = message.answers.iter().filter(|record| record.name == at && record.record_type() != RecordType::RRSIG);
         if of_name.clone().any(|record| record.record_type() == kind || kind == RecordType::ANY) {
-            return None;
+            return Chain::Answered;
         }
         match of_name.find_map(cname) {
             Some(target) => at = target.to_lowercase(),
-            None => return (at != name.to_lowercase()).then_some(at),
+            None if at == name.to_lowercase() => return Chain::Nowhere,
+            None => return Chain::Open(at),
         }
     }
-    None
+    Chain::Nowhere
 }
 
 fn cname(record: &Record) -> Option<&Name> {
@@ -98,10 +110,10 @@ mod tests {
 
     #[test]
     fn the_end_of_a_chain_is_where_nothing_is_known() {
-        let chain = answer(&[("a.test.", "B.test."), ("b.test.", "c.test.")]);
-        assert_eq!(end(&chain, &name("A.test."), RecordType::A), Some(name("c.test.")));
-        assert_eq!(end(&chain, &name("a.test."), RecordType::CNAME), None);
-        assert_eq!(end(&chain, &name("x.test."), RecordType::A), None);
-        assert_eq!(end(&answer(&[("a.test.", "a.test.")]), &name("a.test."), RecordType::A), None, "a circle has no end");
+        let links = answer(&[("a.test.", "B.test."), ("b.test.", "c.test.")]);
+        assert_eq!(chain(&links, &name("A.test."), RecordType::A), Chain::Open(name("c.test.")));
+        assert_eq!(chain(&links, &name("a.test."), RecordType::CNAME), Chain::Answered);
+        assert_eq!(chain(&links, &name("x.test."), RecordType::A), Chain::Nowhere);
+        assert_eq!(chain(&answer(&[("a.test.", "a.test.")]), &name("a.test."), RecordType::A), Chain::Nowhere, "a circle has no end");
     }
 }

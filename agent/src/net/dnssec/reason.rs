@@ -10,8 +10,9 @@ use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType, SerialNumber}
 use time::OffsetDateTime;
 use time::macros::format_description;
 
+use super::alias::{self, Chain};
+use super::key;
 use super::source::Exchange;
-use super::{alias, key};
 use crate::net::dns::message::name_of;
 
 /// How many signatures are looked at, and how many keys for each: a zone can be made so that there would be no end to it (CVE-2023-50387).
@@ -76,7 +77,7 @@ impl<'a> Facts<'a> {
             self.exchanges.iter().filter(|exchange| exchange.kind == RecordType::DNSKEY).map(|exchange| &exchange.name).collect();
         zones.sort_by_key(|zone| zone.num_labels());
         let keys = zones.into_iter().find_map(|zone| self.zone(zone));
-        let records = || self.answer(name, kind).map(|message| self.records(message));
+        let records = || self.answer(name, kind).map(|message| self.records(message, name, kind));
         keys.or_else(records).unwrap_or_else(|| "the chain of keys and signatures does not hold".to_owned())
     }
 
@@ -115,7 +116,10 @@ impl<'a> Facts<'a> {
     }
 
     /// What is wrong with the records of an answer, or with what it has instead of some.
-    fn records(&self, message: &Message) -> String {
+    fn records(&self, message: &Message, name: &Name, kind: RecordType) -> String {
+        if !message.answers.is_empty() && alias::chain(message, name, kind) == Chain::Nowhere {
+            return "the answer is not about what was asked for".to_owned();
+        }
         let section = if message.answers.is_empty() { &message.authorities } else { &message.answers };
         let mut seen: Vec<(&Name, RecordType)> = Vec::new();
         let signed = |record: &&Record| record.record_type() != RecordType::RRSIG && alias::maker(message, record).is_none();
