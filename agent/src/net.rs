@@ -1,6 +1,7 @@
 //! The operating system and the wire, thinly wrapped.
 
 pub(crate) mod dns;
+pub(crate) mod dnssec;
 pub(crate) mod error_queue;
 pub(crate) mod get;
 pub(crate) mod http;

@@ -8,11 +8,11 @@ use std::time::Duration;
 use probeops_shared::host::DnsName;
 use probeops_shared::tools::dns::record_type::RecordType;
 use probeops_shared::tools::dns::report::DnsResponse;
-use probeops_shared::tools::dns::{DNS_PORT, Dns, Transport};
+use probeops_shared::tools::dns::{DNS_PORT, Dns};
 use tokio::sync::Semaphore;
 
-use crate::net::dns;
 use crate::net::dns::message::{self, Query};
+use crate::net::dns::{self, Way};
 
 /// How many names the system may be asked for at once. Its answer cannot be cancelled, so each holds a thread until it comes.
 const SYSTEM_LOOKUPS_MAX: usize = 64;
@@ -104,11 +104,11 @@ enum Refusal {
 /// The addresses that a server has for a name. A recursive server puts the whole chain of aliases into its answer.
 async fn records(server: SocketAddr, name: &str, kind: RecordType) -> Result<Vec<IpAddr>, Refusal> {
     let query = Query::new(&DnsName::Name(name.to_owned()), kind, &Dns::default()).map_err(Refusal::Other)?;
-    let ask = |transport| dns::ask(server, transport, query.bytes(), |bytes| query.is_answered_by(bytes), SERVER_PATIENCE);
+    let ask = async |way: Way| dns::ask(server, &way, query.bytes(), |bytes| query.is_answered_by(bytes), SERVER_PATIENCE).await;
     let words = |none: dns::NoAnswer| Refusal::Other(none.detail.unwrap_or_else(|| none.result.to_string()));
-    let mut answer = ask(Transport::Udp).await.map_err(words)?;
+    let mut answer = ask(Way::Udp).await.map_err(words)?;
     if message::is_truncated(&answer.bytes) {
-        answer = ask(Transport::Tcp).await.map_err(words)?;
+        answer = ask(Way::Tcp).await.map_err(words)?;
     }
     addresses(&message::read(&answer.bytes).map_err(Refusal::Other)?)
 }

@@ -30,7 +30,7 @@ pub fn install_tls_provider() {
 
 /// Starts logging to standard error; what is logged is chosen by `PROBEOPS_LOG` (default `info`, without the client library's own).
 pub fn start_log(format: Option<LogFormat>) {
-    let filter = EnvFilter::try_from_env("PROBEOPS_LOG").unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn"));
+    let filter = EnvFilter::try_from_env("PROBEOPS_LOG").unwrap_or_else(|_| EnvFilter::new("info,async_nats=warn,hickory_net=off"));
     let terminal = std::io::stderr().is_terminal();
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let format = format.unwrap_or(if terminal { LogFormat::Text } else { LogFormat::Json });

@@ -1,119 +1,187 @@
-//! `dns`: one question to one server, or to the node's own in turn, until there is an answer.
+//! `dns`: one question to one server, or to the node's own in turn, until there is an answer; or the way from the root to it.
 
-use std::net::SocketAddr;
+mod asking;
+mod proof;
+mod referral;
+mod trace;
 
-use probeops_shared::host::DnsName;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use futures_util::future::try_join_all;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
+use probeops_shared::host::{DnsName, Host};
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::timestamp::Timestamp;
-use probeops_shared::tools::dns::report::{AttemptResult, DnsAttempt, DnsReport, DnsServer, DnsTimings};
+use probeops_shared::tools::dns::comparison::{DnsCompared, DnsComparison};
+use probeops_shared::tools::dns::report::{DnsReport, DnsServer, DnsTimings};
+use probeops_shared::tools::dns::secure::HTTPS_PORT;
 use probeops_shared::tools::dns::{Dns, DnsProgress, Transport};
-use probeops_shared::tools::network::ms;
-use tokio::time::Instant;
 
+use crate::executors::tls::authorities;
 use crate::executors::{Context, Found, Live};
-use crate::net::dns::message::{self, Query};
-use crate::net::dns::{self, Answer, NoAnswer};
+use crate::net::dns::Way;
+use crate::net::dns::message::Query;
+use crate::net::tls::{Terms, Trust};
+use asking::Asking;
 
 pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live: &Live) -> Result<DnsReport, Failure> {
     context.permit_question(target)?;
-    let query = Query::new(target, options.record_type(target), options).map_err(|detail| Failure::new(FailureKind::Invalid, detail))?;
-    let (servers, name, resolve_ms) = servers(context, target, options, live).await?;
-    let turns = servers.iter().cycle().take(usize::try_from(options.tries.get()).unwrap_or(1));
-    let Some(first) = servers.first() else {
-        return Err(Failure::new(FailureKind::Unresolved, "this node has no name server of its own; name one in `resolver`"));
+    if options.trace {
+        return trace::run(context, target, options, live).await;
+    }
+    let query = query(target, options)?;
+    let servers = Servers::of(context, target, options, live).await?;
+    let job = Job { query: &query, target, options, live };
+    let (asking, mut report) = match options.compare_with.hosts() {
+        [] => job.answer(&servers, |report| live.set(Found::of(options, target, report))).await?,
+        others => {
+            // All of them are judged before anything is sent to one of them.
+            let others = others.iter().map(|resolver| Servers::named(context, target, options, resolver, live));
+            job.compare(&servers, &try_join_all(others).await?).await?
+        }
     };
-    let mut run = Run {
-        query: &query,
-        options,
-        report: DnsReport {
-            question: query.question(),
-            server: DnsServer { name, address: first.ip(), port: first.port() },
-            transport: options.protocol,
-            attempts: Vec::new(),
-            answered: false,
-            asked_at: Timestamp::now(),
-            timings: DnsTimings { resolve_ms, ..DnsTimings::default() },
-            response: None,
-        },
-    };
-    for server in turns {
-        let mut transport = options.protocol;
-        loop {
-            run.ask(*server, transport).await;
-            live.set(Found::of(options, target, &run.report));
-            let Some(attempt) = run.report.attempts.last() else { break };
-            live.tell(options, target, &DnsProgress::Attempt(attempt.clone()));
-            if attempt.result != AttemptResult::Truncated {
+    if options.validate {
+        live.set(Found::of(options, target, &report));
+        report.validation = Some(proof::prove(&asking, target, options, live).await);
+    }
+    Ok(report)
+}
+
+/// A question, and who is told of its answers.
+struct Job<'a> {
+    query: &'a Query,
+    target: &'a DnsName,
+    options: &'a Dns,
+    live: &'a Live,
+}
+
+impl<'a> Job<'a> {
+    /// What the servers say, asked in turn until one does; `known` is told after each query.
+    async fn answer(&self, servers: &Servers, known: impl Fn(&DnsReport)) -> Result<(Asking<'a>, DnsReport), Failure> {
+        let first = servers.first()?;
+        let mut asking = Asking::new(self.query, servers.way.clone(), self.options);
+        for server in servers.addresses.iter().cycle().take(self.options.tries.get_usize()) {
+            asking
+                .ask(*server, |asking, attempt| {
+                    known(&report(asking, servers, first));
+                    self.live.tell(self.options, self.target, &DnsProgress::Attempt(attempt.clone()));
+                })
+                .await;
+            if asking.response.is_some() {
                 break;
             }
-            transport = Transport::Tcp;
         }
-        if run.report.answered {
-            break;
-        }
+        let report = report(&asking, servers, first);
+        Ok((asking, report))
     }
-    Ok(run.report)
-}
 
-/// Whom to ask: the server that the caller names, a target like any other, or the node's own, which are always usable.
-async fn servers(
-    context: &Context,
-    target: &DnsName,
-    options: &Dns,
-    live: &Live,
-) -> Result<(Vec<SocketAddr>, Option<String>, Option<f64>), Failure> {
-    let Some(resolver) = &options.resolver else {
-        return Ok((context.node.resolver.own_servers().await, None, None));
-    };
-    let port = options.port.get_u16();
-    let reached = context.reach(resolver, Some(port), options.family).await?;
-    live.tell(options, target, &DnsProgress::Resolved(reached.resolved()));
-    let name = resolver.address().is_none().then(|| resolver.to_string());
-    Ok((vec![SocketAddr::new(reached.address, port)], name, reached.resolve_ms))
-}
-
-/// A run so far.
-struct Run<'a> {
-    query: &'a Query,
-    options: &'a Dns,
-    report: DnsReport,
-}
-
-impl Run<'_> {
-    /// Sends one query and notes what becomes of it. A cut answer counts until there is a whole one.
-    async fn ask(&mut self, server: SocketAddr, transport: Transport) {
-        let (asked_at, started) = (Timestamp::now(), Instant::now());
-        let is_answer = |bytes: &[u8]| self.query.is_answered_by(bytes);
-        let answer = dns::ask(server, transport, self.query.bytes(), is_answer, self.options.timeout.duration()).await;
-        let elapsed_ms = ms(started.elapsed());
-        let read = answer.and_then(|answer| match message::read(&answer.bytes) {
-            Ok(response) => Ok((answer, response)),
-            Err(detail) => Err(NoAnswer { result: AttemptResult::Malformed, detail: Some(detail), connect: answer.connect }),
-        });
-        let (result, detail, connect) = match read {
-            Ok((answer, response)) => {
-                let connect = answer.connect;
-                let cut = response.flags.tc && transport == Transport::Udp;
-                self.note(server, transport, asked_at, Some(&answer));
-                (self.report.answered, self.report.response) = (true, Some(response));
-                (if cut { AttemptResult::Truncated } else { AttemptResult::Answered }, None, connect)
+    /// What several say, asked at once. The report is that of the first, and of all of them.
+    async fn compare(&self, first: &Servers, others: &[Servers]) -> Result<(Asking<'a>, DnsReport), Failure> {
+        let all = std::iter::once(first).chain(others).enumerate();
+        let mut pending: FuturesUnordered<_> =
+            all.map(|(index, servers)| async move { (index, self.answer(servers, |_| ()).await) }).collect();
+        let mut answers = BTreeMap::new();
+        while let Some((index, answer)) = pending.next().await {
+            let answer = answer?;
+            self.live.tell(self.options, self.target, &DnsProgress::Compared(Box::new(DnsCompared::of(&answer.1))));
+            answers.insert(index, answer);
+            if let Some((_, report)) = answers.first_key_value().map(|(_, answer)| answer) {
+                self.live.set(Found::of(self.options, self.target, &with_comparison(report, &answers)));
             }
-            Err(NoAnswer { result, detail, connect }) => {
-                if !self.report.answered {
-                    self.note(server, transport, asked_at, None);
-                }
-                (result, detail, connect)
-            }
+        }
+        let report = answers.get(&0).map(|(_, report)| with_comparison(report, &answers));
+        // The first is always among them.
+        answers.remove(&0).map(|(asking, _)| asking).zip(report).ok_or_else(|| Failure::new(FailureKind::Internal, "no resolver was asked"))
+    }
+}
+
+fn with_comparison(report: &DnsReport, answers: &BTreeMap<usize, (Asking<'_>, DnsReport)>) -> DnsReport {
+    let compared = answers.values().map(|(_, report)| DnsCompared::of(report)).collect();
+    DnsReport { comparison: Some(DnsComparison::of(compared)), ..report.clone() }
+}
+
+fn query(target: &DnsName, options: &Dns) -> Result<Query, Failure> {
+    Query::new(target, options.record_type(target), options).map_err(|detail| Failure::new(FailureKind::Invalid, detail))
+}
+
+/// Whom to ask.
+struct Servers {
+    /// In order of preference.
+    addresses: Vec<SocketAddr>,
+    /// What they were given by, if that is a name.
+    name: Option<String>,
+    /// How long that name took to resolve.
+    resolve_ms: Option<f64>,
+    /// How they are asked.
+    way: Way,
+}
+
+impl Servers {
+    /// The server that the caller names, a target like any other, or the node's own, which are always usable.
+    async fn of(context: &Context, target: &DnsName, options: &Dns, live: &Live) -> Result<Self, Failure> {
+        let Some(resolver) = &options.resolver else {
+            let way = if options.protocol == Transport::Tcp { Way::Tcp } else { Way::Udp };
+            return Ok(Self { addresses: context.node.resolver.own_servers().await, name: None, resolve_ms: None, way });
         };
-        let (address, port, connect_ms) = (server.ip(), server.port(), connect.map(ms));
-        self.report.attempts.push(DnsAttempt { address, port, transport, result, elapsed_ms, connect_ms, detail });
+        Self::named(context, target, options, resolver, live).await
     }
 
-    fn note(&mut self, server: SocketAddr, transport: Transport, asked_at: Timestamp, answer: Option<&Answer>) {
-        let report = &mut self.report;
-        (report.server.address, report.server.port) = (server.ip(), server.port());
-        (report.transport, report.asked_at) = (transport, asked_at);
-        report.timings.connect_ms = answer.and_then(|answer| answer.connect).map(ms);
-        report.timings.query_ms = answer.map(|answer| ms(answer.took));
+    async fn named(context: &Context, target: &DnsName, options: &Dns, resolver: &Host, live: &Live) -> Result<Self, Failure> {
+        let (port, way) = (options.port(), way(options, resolver)?);
+        let reached = context.reach(resolver, Some(port), options.family).await?;
+        live.tell(options, target, &DnsProgress::Resolved(reached.resolved()));
+        let name = resolver.address().is_none().then(|| resolver.to_string());
+        Ok(Self { addresses: vec![SocketAddr::new(reached.address, port)], name, resolve_ms: reached.resolve_ms, way })
+    }
+
+    fn first(&self) -> Result<SocketAddr, Failure> {
+        let none = || Failure::new(FailureKind::Unresolved, "this node has no name server of its own; name one in `resolver`");
+        self.addresses.first().copied().ok_or_else(none)
+    }
+}
+
+/// How a resolver is asked. Its certificate must be for what it is named by, unless another name is given.
+fn way(options: &Dns, resolver: &Host) -> Result<Way, Failure> {
+    let alpn = match options.protocol {
+        Transport::Udp => return Ok(Way::Udp),
+        Transport::Tcp => return Ok(Way::Tcp),
+        Transport::Tls => "dot",
+        Transport::Https => "h2",
+    };
+    let name = options.tls_name.as_ref().unwrap_or(resolver);
+    let trust = if options.tls_verify { Trust::Strict } else { Trust::Inspect };
+    let authorities = authorities(options.ca_certificates.as_ref())?;
+    let terms = Arc::new(Terms { trust, alpn: vec![alpn.to_owned()], authorities, ..Terms::new(name) });
+    if options.protocol == Transport::Tls {
+        return Ok(Way::Tls(terms));
+    }
+    let host = match name {
+        Host::Address(IpAddr::V6(address)) => format!("[{address}]"),
+        Host::Address(IpAddr::V4(_)) | Host::Name(_) => name.to_string(),
+    };
+    let port = if options.port() == HTTPS_PORT { String::new() } else { format!(":{}", options.port()) };
+    Ok(Way::Https(terms, format!("https://{host}{port}{}", options.path)))
+}
+
+/// What is known so far; before anybody was asked, it is `first` that will be.
+fn report(asking: &Asking<'_>, servers: &Servers, first: SocketAddr) -> DnsReport {
+    let last = asking.last.as_ref();
+    let server = last.map_or(first, |last| last.server);
+    let timings = last.map(|last| last.timings.clone()).unwrap_or_default();
+    DnsReport {
+        question: asking.query.question(),
+        server: DnsServer { name: servers.name.clone(), address: server.ip(), port: server.port() },
+        transport: last.map_or_else(Default::default, |last| last.transport),
+        attempts: asking.attempts.clone(),
+        answered: asking.response.is_some(),
+        asked_at: last.map_or_else(Timestamp::now, |last| last.asked_at),
+        timings: DnsTimings { resolve_ms: servers.resolve_ms, ..timings },
+        tls: asking.session.clone(),
+        response: asking.response.clone(),
+        trace: Vec::new(),
+        validation: None,
+        comparison: None,
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use probeops_shared::outcome::FailureKind;
 use serde_json::{Map, json};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 use super::*;
@@ -224,6 +224,34 @@ async fn an_answer_that_does_not_fit_is_fetched_over_tcp() {
 }
 
 #[tokio::test]
+async fn several_resolvers_are_asked_at_once_and_compared() {
+    // The same port for both, on an address for each.
+    let (one, other) = DnsServer::start_twice().await;
+    let port = one.address.port();
+    let context = open_node(&[]);
+    let parameters = |with: Value| json!({"resolver": "127.0.0.1", "port": port, "timeout": 0.2, "tries": 1, "compare_with": with});
+    let found = finds(&context, "dns", "local.test", parameters(json!(["127.0.0.2", "127.0.0.3"]))).await;
+    let comparison = &found.report["comparison"];
+    assert_eq!(comparison["agreed"], false, "{comparison}");
+    assert_eq!(
+        comparison["groups"][0],
+        json!({"resolvers": ["127.0.0.1", "127.0.0.2"], "rcode": "NOERROR", "records": ["local.test. A 127.0.0.1"]})
+    );
+    assert_eq!(
+        (&comparison["groups"][1]["rcode"], &comparison["answers"][2]["attempts"][0]["result"]),
+        (&json!("no answer"), &json!("refused"))
+    );
+    assert_eq!(found.report["server"]["address"], "127.0.0.1");
+    assert!(
+        found.output.contains(";; SERVER: 127.0.0.2#") && found.output.contains(";; COMPARISON: 2 different answers from 3 resolvers\n"),
+        "{}",
+        found.output
+    );
+    assert_eq!(finds(&context, "dns", "local.test", parameters(json!(["127.0.0.2"]))).await.report["comparison"]["agreed"], true);
+    drop(other);
+}
+
+#[tokio::test]
 async fn a_server_that_is_silent_closed_or_forging_gives_no_answer() {
     let server = DnsServer::start().await;
     let context = open_node(&[server.address]);
@@ -237,6 +265,46 @@ async fn a_server_that_is_silent_closed_or_forging_gives_no_answer() {
     let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let refused = finds(&open_node(&[closed]), "dns", "a.test", json!({"tries": 1})).await;
     assert_eq!(refused.report["attempts"][0]["result"], "refused", "{}", refused.report);
+}
+
+#[tokio::test]
+async fn what_dns_tells_is_what_it_prints_first() {
+    let server = DnsServer::start().await;
+    for (name, protocol) in [("silent.test", "udp"), ("large.test", "udp"), ("192.0.2.7", "tcp")] {
+        let (live, mut heard) = Live::heard();
+        let port = if protocol == "tcp" { 1 } else { server.address.port() };
+        let parameters = json!({"resolver": "127.0.0.1", "port": port, "protocol": protocol, "timeout": 0.1});
+        let mut spec = spec("dns", name, parameters);
+        if let Spec::Dns { options, .. } = &mut spec
+            && name == "large.test"
+        {
+            options.kind = Some("TXT".parse().unwrap());
+        }
+        let found = execute(&open_node(&[]), spec, &live).await.unwrap();
+        drop(live);
+        let told: String = std::iter::from_fn(|| heard.try_recv().ok()).map(|news| news.output).collect();
+        assert!(!told.is_empty() && found.output.starts_with(&told), "told:\n{told}\nprinted:\n{}", found.output);
+    }
+}
+
+#[tokio::test]
+async fn a_run_that_is_dropped_lets_its_connections_go() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (context, live) = (open_node(&[]), Live::default());
+    for protocol in ["tcp", "tls", "https"] {
+        let parameters =
+            json!({"resolver": "127.0.0.1", "port": listener.local_addr().unwrap().port(), "protocol": protocol, "timeout": 30});
+        let mut bytes = [0; 1024];
+        let mut stream = tokio::select! {
+            _ = execute(&context, spec("dns", "a.test", parameters), &live) => panic!("nobody answered"),
+            stream = async {
+                let mut stream = listener.accept().await.unwrap().0;
+                assert!(stream.read(&mut bytes).await.unwrap() > 0);
+                stream
+            } => stream,
+        };
+        while stream.read(&mut bytes).await.is_ok_and(|length| length > 0) {}
+    }
 }
 
 #[test]

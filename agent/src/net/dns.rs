@@ -1,33 +1,75 @@
-//! One query to a name server and its answer, over UDP or TCP (RFC 1035, 4.2).
+//! One query to a name server and its answer, over UDP or TCP (RFC 1035, 4.2), TLS (RFC 7858) or HTTPS (RFC 8484).
 
 mod edns;
+mod https;
 pub(crate) mod message;
 mod rdata;
+pub(crate) mod root;
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use probeops_shared::tls::TlsSession;
 use probeops_shared::tools::dns::Transport;
 use probeops_shared::tools::dns::report::AttemptResult;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UdpSocket};
 use tokio::time::timeout_at;
+use tokio_rustls::client::TlsStream;
 
+use crate::net::tls::{self, Refused, Terms};
 use crate::net::words;
 
 /// The largest message (a length of 16 bits over TCP, the largest datagram over UDP).
 const MESSAGE_BYTES_MAX: usize = 65_535;
 
+/// What carries a query.
+#[derive(Clone, Debug)]
+pub(crate) enum Way {
+    /// Datagrams.
+    Udp,
+    /// A connection.
+    Tcp,
+    /// A connection that nobody can listen in on.
+    Tls(Arc<Terms>),
+    /// A request, on such a connection, to this address of a web server.
+    Https(Arc<Terms>, String),
+}
+
+impl Way {
+    /// What it is called.
+    pub(crate) fn transport(&self) -> Transport {
+        match self {
+            Self::Udp => Transport::Udp,
+            Self::Tcp => Transport::Tcp,
+            Self::Tls(_) => Transport::Tls,
+            Self::Https(..) => Transport::Https,
+        }
+    }
+}
+
 /// An answer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Answer {
     /// The message.
     pub(crate) bytes: Vec<u8>,
-    /// How long connecting took, over TCP.
-    pub(crate) connect: Option<Duration>,
     /// From the query to its answer.
     pub(crate) took: Duration,
+    /// What came before.
+    pub(crate) connection: Connection,
+}
+
+/// A connection, as far as there was one.
+#[derive(Debug, Default)]
+pub(crate) struct Connection {
+    /// How long connecting took.
+    pub(crate) connect: Option<Duration>,
+    /// How long the TLS handshake took.
+    pub(crate) tls: Option<Duration>,
+    /// What was agreed in it, or why not.
+    pub(crate) session: Option<Box<TlsSession>>,
 }
 
 /// Why there is none.
@@ -37,8 +79,14 @@ pub(crate) struct NoAnswer {
     pub(crate) result: AttemptResult,
     /// More about it, where there is more.
     pub(crate) detail: Option<String>,
-    /// How long connecting took, where there was a connection.
-    pub(crate) connect: Option<Duration>,
+    /// What came before.
+    pub(crate) connection: Connection,
+}
+
+impl NoAnswer {
+    fn new(result: AttemptResult, detail: Option<String>) -> Self {
+        Self { result, detail, connection: Connection::default() }
+    }
 }
 
 impl From<io::Error> for NoAnswer {
@@ -49,28 +97,66 @@ impl From<io::Error> for NoAnswer {
             ErrorKind::TimedOut => (AttemptResult::Timeout, None),
             _ => (AttemptResult::Unreachable, Some(words(&error))),
         };
-        Self { result, detail, connect: None }
+        Self::new(result, detail)
     }
 }
 
 /// Sends `query` and waits for a message that `is_answer` takes for its answer.
 pub(crate) async fn ask(
     server: SocketAddr,
-    transport: Transport,
+    way: &Way,
     query: &[u8],
     is_answer: impl Fn(&[u8]) -> bool,
     patience: Duration,
 ) -> Result<Answer, NoAnswer> {
-    let silent = |connect| NoAnswer { result: AttemptResult::Timeout, detail: None, connect };
     let deadline = tokio::time::Instant::now() + patience;
-    match transport {
-        Transport::Udp => timeout_at(deadline, by_datagram(server, query, is_answer)).await.unwrap_or_else(|_| Err(silent(None))),
-        Transport::Tcp => {
-            let started = Instant::now();
-            let stream = timeout_at(deadline, TcpStream::connect(server)).await.map_err(|_| silent(None))??;
-            let connect = Some(started.elapsed());
-            let asked = timeout_at(deadline, by_connection(stream, query, is_answer)).await.unwrap_or_else(|_| Err(silent(connect)));
-            asked.map(|answer| Answer { connect, ..answer }).map_err(|none| NoAnswer { connect, ..none })
+    if matches!(way, Way::Udp) {
+        return timeout_at(deadline, by_datagram(server, query, is_answer)).await.unwrap_or_else(|_| Err(silent()));
+    }
+    let mut connection = Connection::default();
+    let asked = timeout_at(deadline, connected(server, way, query, is_answer, &mut connection)).await.unwrap_or_else(|_| Err(silent()));
+    match asked {
+        Ok(answer) => Ok(Answer { connection, ..answer }),
+        Err(none) => Err(NoAnswer { connection, ..none }),
+    }
+}
+
+fn silent() -> NoAnswer {
+    NoAnswer::new(AttemptResult::Timeout, None)
+}
+
+/// Asks over a connection of its own. How far it came is in `connection`, also when the wait is cut short.
+async fn connected(
+    server: SocketAddr,
+    way: &Way,
+    query: &[u8],
+    is_answer: impl Fn(&[u8]) -> bool,
+    connection: &mut Connection,
+) -> Result<Answer, NoAnswer> {
+    let started = Instant::now();
+    let stream = TcpStream::connect(server).await?;
+    connection.connect = Some(started.elapsed());
+    match way {
+        Way::Udp | Way::Tcp => by_connection(stream, query, is_answer).await,
+        // Boxed, so that every other query is not as large as these.
+        Way::Tls(terms) => Box::pin(async { by_connection(greeted(stream, terms, connection).await?, query, is_answer).await }).await,
+        Way::Https(terms, uri) => {
+            Box::pin(async { https::ask(greeted(stream, terms, connection).await?, uri, query, is_answer).await }).await
+        }
+    }
+}
+
+/// Goes over to TLS.
+async fn greeted(stream: TcpStream, terms: &Terms, connection: &mut Connection) -> Result<TlsStream<TcpStream>, NoAnswer> {
+    let started = Instant::now();
+    match tls::connect(stream, terms).await {
+        Ok((stream, session)) => {
+            (connection.tls, connection.session) = (Some(started.elapsed()), Some(Box::new(session)));
+            Ok(stream)
+        }
+        Err(Refused { failure, session }) => {
+            connection.session = Some(session);
+            Err(NoAnswer::new(AttemptResult::TlsFailed, Some(failure.to_string())))
         }
     }
 }
@@ -89,23 +175,26 @@ async fn by_datagram(server: SocketAddr, query: &[u8], is_answer: impl Fn(&[u8])
         // Whatever else arrives may be forged or late, and does not end the wait.
         if bytes.get(..length).is_some_and(&is_answer) {
             bytes.truncate(length);
-            return Ok(Answer { bytes, connect: None, took });
+            return Ok(Answer { bytes, took, ..Answer::default() });
         }
     }
 }
 
-async fn by_connection(mut stream: TcpStream, query: &[u8], is_answer: impl Fn(&[u8]) -> bool) -> Result<Answer, NoAnswer> {
+async fn by_connection<S>(mut stream: S, query: &[u8], is_answer: impl Fn(&[u8]) -> bool) -> Result<Answer, NoAnswer>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let length = u16::try_from(query.len()).map_err(|_| io::Error::other("the query does not fit a message"))?;
     let started = Instant::now();
     // In one write: some servers do not put a message together from two segments.
     stream.write_all(&[&length.to_be_bytes(), query].concat()).await?;
+    stream.flush().await?;
     let length = stream.read_u16().await?;
     let mut bytes = vec![0; usize::from(length)];
     stream.read_exact(&mut bytes).await?;
     let took = started.elapsed();
     if !is_answer(&bytes) {
-        let detail = Some("it is not an answer to the question".to_owned());
-        return Err(NoAnswer { result: AttemptResult::Malformed, detail, connect: None });
+        return Err(NoAnswer::new(AttemptResult::Malformed, Some("it is not an answer to the question".to_owned())));
     }
-    Ok(Answer { bytes, connect: None, took })
+    Ok(Answer { bytes, took, ..Answer::default() })
 }

@@ -1,9 +1,16 @@
 //! `dns`: ask a name server.
 
+mod check;
+pub mod comparison;
 mod output;
 pub mod record_type;
 pub mod report;
+pub mod secure;
+pub mod subnet;
+pub mod trace;
+pub mod validation;
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -12,15 +19,23 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{Bounded, Seconds};
 use crate::host::{DnsName, Host};
 use crate::invalid::Invalid;
+use crate::tls::pem::CertificatesPem;
 use crate::tools::choice::choice;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved};
 use crate::tools::{Class, Tool};
 
+use comparison::{DnsCompared, Resolvers};
 use record_type::RecordType;
-use report::{DnsAttempt, DnsReport};
+use report::{AttemptResult, DnsAttempt, DnsReport};
+use secure::{HTTPS_PORT, HttpPath, TLS_PORT};
+use subnet::Subnet;
+use trace::{DnsTraceStep, TRACE_LOOKUPS_MAX, TRACE_QUERIES_MAX};
+use validation::{DnsValidationQuery, TrustAnchor, VALIDATION_MAX};
 
 /// The port of name servers.
 pub const DNS_PORT: u16 = 53;
+/// The longest a run may be planned to take.
+const RUN_MAX: Duration = Duration::from_mins(5);
 
 /// Ask a name server for records. An address is asked for by its reverse name, under in-addr.arpa or ip6.arpa.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -36,11 +51,27 @@ pub struct Dns {
     /// Which name server to ask, by address or name; the node's own unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolver: Option<Host>,
-    /// On which port of the `resolver`.
-    pub port: Bounded<0, 65_535, { DNS_PORT as u64 }>,
-    /// Over which transport; an answer truncated over UDP is asked for again over TCP.
+    /// Which other name servers to ask the same at the same time, to compare what they say with what the first says.
+    pub compare_with: Resolvers,
+    /// On which port of the servers that are named, and with `trace` of every server; unless given 53, over `tls` 853, over `https` 443.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<Bounded<0, 65_535, { DNS_PORT as u64 }>>,
+    /// Over which transport.
     pub protocol: Transport,
-    /// Which kind of address of the `resolver` to use where its name has both.
+    /// The name that the certificate of a server must be for, over `tls` and `https`; unless given, what the server is named by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_name: Option<Host>,
+    /// Whether the certificate must be trusted before anything is asked, over `tls` and `https`; the report says in any case what is
+    /// wrong with it.
+    pub tls_verify: bool,
+    /// Authorities to trust besides those of the node, PEM; a server's own certificate may be among them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_certificates: Option<CertificatesPem>,
+    /// Where on the server to ask, over `https`.
+    pub path: HttpPath,
+    /// Whether an answer that does not fit a datagram is asked for again over TCP.
+    pub tcp_fallback: bool,
+    /// Which kind of address of a server to use where there are both.
     pub family: Family,
     /// How long to wait for the answer to one query, in seconds.
     pub timeout: Seconds<100, 30_000, 2_000>,
@@ -54,10 +85,23 @@ pub struct Dns {
     pub checking_disabled: bool,
     /// Whether to ask which of its machines answers (EDNS option NSID).
     pub nsid: bool,
+    /// A network to ask on behalf of: a server may answer differently for each (EDNS option ECS, RFC 7871). `0.0.0.0/0` asks that
+    /// none be passed on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_subnet: Option<Subnet>,
     /// Whether to speak EDNS, which some old servers do not understand.
     pub edns: bool,
     /// How large an answer over UDP may be, as told to the server by EDNS.
     pub edns_bytes: Bounded<512, 65_535, 1_232>,
+    /// Whether to go the way of every delegation from the root down to the answer, asking the servers of each zone on the way. It
+    /// starts at the `resolver` if one is given, which for a private root is its server, and at the Internet's root otherwise.
+    pub trace: bool,
+    /// Whether the node itself shall prove the answer by DNSSEC, from the trust anchor down, with what the server gives it. Of several
+    /// servers it is the first one's answer.
+    pub validate: bool,
+    /// Where a proof begins, instead of at the keys of the Internet's root: a DS or DNSKEY record of another root.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trust_anchor: Option<TrustAnchor>,
 }
 
 impl Default for Dns {
@@ -66,8 +110,14 @@ impl Default for Dns {
             kind: None,
             class: RecordClass::default(),
             resolver: None,
-            port: Bounded::default(),
+            compare_with: Resolvers::default(),
+            port: None,
             protocol: Transport::default(),
+            tls_name: None,
+            tls_verify: true,
+            ca_certificates: None,
+            path: HttpPath::default(),
+            tcp_fallback: true,
             family: Family::default(),
             timeout: Seconds::default(),
             tries: Bounded::default(),
@@ -75,8 +125,12 @@ impl Default for Dns {
             dnssec: false,
             checking_disabled: false,
             nsid: false,
+            client_subnet: None,
             edns: true,
             edns_bytes: Bounded::default(),
+            trace: false,
+            validate: false,
+            trust_anchor: None,
         }
     }
 }
@@ -113,6 +167,26 @@ choice! {
         Udp = "udp",
         /// A connection.
         Tcp = "tcp",
+        /// A connection that nobody can listen in on (RFC 7858).
+        Tls = "tls",
+        /// A request to a web server (RFC 8484), over HTTP/2.
+        Https = "https",
+    }
+}
+
+impl Transport {
+    /// Whether it is encrypted.
+    pub const fn is_secure(self) -> bool {
+        matches!(self, Self::Tls | Self::Https)
+    }
+
+    /// Where servers listen for it.
+    pub const fn port(self) -> u16 {
+        match self {
+            Self::Udp | Self::Tcp => DNS_PORT,
+            Self::Tls => TLS_PORT,
+            Self::Https => HTTPS_PORT,
+        }
     }
 }
 
@@ -124,6 +198,16 @@ impl Dns {
             DnsName::Name(_) => RecordType::A,
         })
     }
+
+    /// On which port the servers that are named are asked.
+    pub fn port(&self) -> u16 {
+        self.port.map_or(self.protocol.port(), Bounded::get_u16)
+    }
+
+    fn longest_trace(&self) -> Duration {
+        // One lookup more for the name of the starting server.
+        RESOLUTION_MAX.saturating_mul(TRACE_LOOKUPS_MAX + 1) + self.timeout.duration().saturating_mul(TRACE_QUERIES_MAX)
+    }
 }
 
 /// What a run tells while it goes on.
@@ -134,10 +218,17 @@ pub enum DnsProgress {
     Resolved(Resolved),
     /// What became of a query.
     Attempt(DnsAttempt),
+    /// What a step of a trace led to; its queries were told one by one.
+    Step(Box<DnsTraceStep>),
+    /// What one of several resolvers said.
+    Compared(Box<DnsCompared>),
+    /// A question that the proof of the answer needed.
+    Proof(DnsValidationQuery),
 }
 
 impl Tool for Dns {
-    const SUMMARY: &'static str = "Ask a name server for records of any type, over UDP or TCP";
+    const SUMMARY: &'static str =
+        "Ask name servers over UDP, TCP, TLS or HTTPS, compare them, prove an answer by DNSSEC, or trace it from the root";
     const CLASS: Class = Class::Probe;
     const EXAMPLE_TARGET: &'static str = "example.com";
     type Target = DnsName;
@@ -145,69 +236,49 @@ impl Tool for Dns {
     type Progress = DnsProgress;
 
     fn check(&self, target: &DnsName) -> Result<(), Invalid> {
-        let kind = self.record_type(target);
-        if let DnsName::Address(address) = target
-            && (kind == RecordType::A || kind == RecordType::AAAA)
-        {
-            let detail =
-                format!("{address} is an address, which is asked for by its reverse name; leave `type` out for PTR, or give a name");
-            return Err(Invalid::new("/parameters/type", detail));
-        }
-        if self.resolver.is_none() && self.port != Bounded::default() {
-            return Err(Invalid::new("/parameters/port", "`port` is a port of the `resolver`, and none is given"));
-        }
-        self.resolver.as_ref().map_or(Ok(()), |resolver| self.family.check(resolver))?;
-        for (name, asked_for) in [("dnssec", self.dnssec), ("nsid", self.nsid)] {
-            if asked_for && !self.edns {
-                return Err(Invalid::new(format!("/parameters/{name}"), format!("`{name}` is asked for by EDNS, and `edns` is false")));
-            }
-        }
-        Ok(())
+        self.check_combinations(target)
     }
 
-    /// Resolver's name, every try, and one more over TCP.
+    /// Resolver's name, every try, and one more over TCP; of a trace all that it may send and look up.
     fn budget(&self) -> Duration {
+        if self.trace {
+            return self.longest_trace() + BUDGET_SLACK;
+        }
         let queries = u32::try_from(self.tries.get() + 1).unwrap_or(u32::MAX);
-        RESOLUTION_MAX + self.timeout.duration().saturating_mul(queries) + BUDGET_SLACK
+        let proof = if self.validate { VALIDATION_MAX } else { Duration::ZERO };
+        RESOLUTION_MAX + self.timeout.duration().saturating_mul(queries) + proof + BUDGET_SLACK
     }
 
     fn output(&self, _target: &DnsName, report: &DnsReport) -> String {
         output::of(report)
     }
+
+    fn progress_output(&self, target: &DnsName, progress: &DnsProgress) -> String {
+        let named = self.resolver.as_ref().filter(|resolver| resolver.address().is_none()).map(ToString::to_string);
+        match progress {
+            DnsProgress::Resolved(_) | DnsProgress::Proof(_) | DnsProgress::Compared(_) => String::new(),
+            // They answer in another order than they are printed in.
+            DnsProgress::Attempt(_) if !self.compare_with.hosts().is_empty() => String::new(),
+            DnsProgress::Attempt(attempt) if attempt.result == AttemptResult::Truncated && (self.trace || !self.tcp_fallback) => {
+                String::new()
+            }
+            DnsProgress::Attempt(attempt) => output::attempted(&asked_name(target), named.as_deref(), attempt),
+            DnsProgress::Step(step) => trace::conclusion(step),
+        }
+    }
+}
+
+/// The name that is asked for; of an address its reverse name (RFC 1035, 3.5; RFC 3596, 2.5).
+fn asked_name(target: &DnsName) -> String {
+    let reversed = |labels: Vec<String>| labels.into_iter().rev().collect::<Vec<_>>().join(".");
+    match target {
+        DnsName::Name(_) => target.to_string(),
+        DnsName::Address(IpAddr::V4(v4)) => format!("{}.in-addr.arpa", reversed(v4.octets().iter().map(u8::to_string).collect())),
+        DnsName::Address(IpAddr::V6(v6)) => {
+            format!("{}.ip6.arpa", reversed(format!("{:032x}", v6.to_bits()).chars().map(String::from).collect()))
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::tools::{Spec, ToolName};
-
-    #[track_caller]
-    fn refuses(target: &str, parameters: &serde_json::Value, pointer: &str, part: &str) {
-        let invalid = Spec::parse(ToolName::Dns, target, parameters.as_object().unwrap().clone()).unwrap_err();
-        assert_eq!(invalid.pointer, pointer, "{invalid}");
-        assert!(invalid.detail.contains(part), "{invalid}");
-    }
-
-    #[test]
-    fn an_address_is_asked_for_by_its_reverse_name() {
-        let dns = Dns::default();
-        assert_eq!(dns.record_type(&"192.0.2.1".parse().unwrap()), RecordType::PTR);
-        assert_eq!(dns.record_type(&"example.com".parse().unwrap()), RecordType::A);
-        refuses("192.0.2.1", &json!({"type": "A"}), "/parameters/type", "leave `type` out for PTR");
-    }
-
-    #[test]
-    fn options_that_mean_nothing_together_are_refused() {
-        refuses("example.com", &json!({"port": 5353}), "/parameters/port", "none is given");
-        refuses("example.com", &json!({"dnssec": true, "edns": false}), "/parameters/dnssec", "`edns` is false");
-        refuses("example.com", &json!({"nsid": true, "edns": false}), "/parameters/nsid", "`edns` is false");
-        refuses("example.com", &json!({"class": "ch"}), "/parameters/class", "\"IN\", \"CH\", \"HS\"");
-        refuses("example.com", &json!({"type": "AAAAA"}), "/parameters/type", "did you mean `AAAA`?");
-        refuses("example.com", &json!({"type": 70_000}), "/parameters/type", "from 1 to 65535");
-        refuses("example.com", &json!({"type": "AXFR"}), "/parameters/type", "not a type of record");
-        refuses("example.com", &json!({"protocol": "tls"}), "/parameters/protocol", "\"udp\", \"tcp\"");
-        refuses("example.com", &json!({"resolver": "https://dns.example/"}), "/parameters/resolver", "give only its host");
-    }
-}
+mod tests;

@@ -77,12 +77,22 @@ async fn no_way_of_writing_an_address_gets_past_the_policy() {
             Err(invalid) => assert_eq!(invalid.pointer, "/parameters/rdap_server", "{text}: {invalid}"),
             Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
         }
-        let resolver = json!({"resolver": text});
-        match Spec::parse(ToolName::Dns, "example.com", resolver.as_object().unwrap().clone()) {
-            Err(invalid) => assert_eq!(invalid.pointer, "/parameters/resolver", "{text}: {invalid}"),
-            Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
+        for parameters in [json!({"resolver": text}), json!({"resolver": text, "trace": true}), json!({"compare_with": [text]})] {
+            match Spec::parse(ToolName::Dns, "example.com", parameters.as_object().unwrap().clone()) {
+                Err(invalid) => assert!(invalid.pointer.starts_with("/parameters/"), "{text}: {invalid}"),
+                Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
+            }
         }
     }
+}
+
+#[tokio::test]
+async fn the_servers_of_the_root_are_targets_like_any_other() {
+    let closed = Context::new(policy("[deny]\nnetworks = [\"0.0.0.0/0\", \"::/0\"]"), &[]).unwrap();
+    fails(run(&closed, "dns", "example.com", json!({"trace": true})).await, FailureKind::Denied, "no server of the root may be asked: ");
+    let limited = open_node(&[]).for_run(Some("*.example.com".parse().unwrap()), None, None);
+    let trace = run(&limited, "dns", "a.example.com", json!({"trace": true})).await;
+    fails(trace, FailureKind::Denied, "the caller's own target limits do not include it");
 }
 
 #[tokio::test]

@@ -24,6 +24,21 @@ impl DnsServer {
                 break (datagrams, connections);
             }
         };
+        Self::serve(datagrams, connections)
+    }
+
+    /// Two of them, on one port of 127.0.0.1 and 127.0.0.2.
+    pub(super) async fn start_twice() -> (Self, Self) {
+        loop {
+            let one = Self::start().await;
+            let other = SocketAddr::from(([127, 0, 0, 2], one.address.port()));
+            if let (Ok(datagrams), Ok(connections)) = (UdpSocket::bind(other).await, TcpListener::bind(other).await) {
+                return (one, Self::serve(datagrams, connections));
+            }
+        }
+    }
+
+    fn serve(datagrams: UdpSocket, connections: TcpListener) -> Self {
         let address = datagrams.local_addr().unwrap();
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {

@@ -1,12 +1,16 @@
 //! Each executor beside the program that everybody knows, on networks of our own. Run as root: see `netns` in the manifest.
 
 mod beside_curl;
+mod beside_delv;
 mod beside_dig;
+mod beside_dig_resolvers;
+mod beside_dig_trace;
 mod beside_nc;
 mod beside_openssl;
 mod beside_ping;
 mod beside_tracepath;
 mod beside_whois;
+mod names;
 mod network;
 
 use std::process::Command;
@@ -14,7 +18,7 @@ use std::process::Command;
 use network::Network;
 use serde_json::Value;
 
-use super::{Context, Found, finds, policy};
+use super::{Context, Found, Live, execute, finds, policy, spec};
 
 /// A node that may touch whatever is in the network.
 fn node() -> Context {
@@ -23,10 +27,27 @@ fn node() -> Context {
 
 /// Runs a tool of ours in the node's namespace, to its end.
 fn ours(network: &Network, tool: &str, target: &str, parameters: Value) -> Found {
+    ours_on(network, node, tool, target, parameters)
+}
+
+/// The same on a node that `make` makes.
+fn ours_on(network: &Network, make: fn() -> Context, tool: &str, target: &str, parameters: Value) -> Found {
     let (tool, target) = (tool.to_owned(), target.to_owned());
     network.in_node(move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.block_on(async { finds(&node(), &tool, &target, parameters).await })
+        runtime.block_on(async { finds(&make(), &tool, &target, parameters).await })
+    })
+}
+
+/// The same, and what is printed while it goes on.
+fn told_on(network: &Network, make: fn() -> Context, tool: &str, target: &str, parameters: Value) -> (String, Found) {
+    let spec = spec(tool, target, parameters);
+    network.in_node(move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let (live, mut heard) = Live::heard();
+        let found = runtime.block_on(async { execute(&make(), spec, &live).await.unwrap() });
+        drop(live);
+        (std::iter::from_fn(|| heard.blocking_recv()).map(|news| news.output).collect(), found)
     })
 }
 

@@ -1,13 +1,17 @@
 //! The options of EDNS (RFC 6891, 6.1.2), as dig prints them.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use probeops_shared::tools::dns::report::DnsOption;
+use probeops_shared::tools::dns::subnet::Subnet;
 
 /// Option codes (IANA "DNS EDNS0 Option Codes").
 pub(super) const NSID: u16 = 3;
-const CLIENT_SUBNET: u16 = 8;
+pub(super) const CLIENT_SUBNET: u16 = 8;
+const EXPIRE: u16 = 9;
 const COOKIE: u16 = 10;
+const TCP_KEEPALIVE: u16 = 11;
+const PADDING: u16 = 12;
 const EXTENDED_ERROR: u16 = 15;
 
 /// RFC 8914, 5.2.
@@ -53,14 +57,39 @@ pub(super) fn options(mut data: &[u8]) -> Vec<DnsOption> {
 
 fn option(code: u16, value: &[u8]) -> DnsOption {
     let known = match code {
-        NSID => Some(("NSID", format!("{} (\"{}\")", hex(value, " "), printable(value)))),
+        NSID => Some(("NSID", bytes_text(value))),
         CLIENT_SUBNET => client_subnet(value).map(|subnet| ("CLIENT-SUBNET", subnet)),
         COOKIE => Some(("COOKIE", hex(value, ""))),
         EXTENDED_ERROR => extended_error(value).map(|error| ("EDE", error)),
+        TCP_KEEPALIVE => keepalive(value).map(|patience| ("TCP KEEPALIVE", patience)),
+        PADDING if !value.is_empty() => Some(("PAD", format!("({} bytes)", value.len()))),
+        EXPIRE => <[u8; 4]>::try_from(value).ok().map(|seconds| ("EXPIRE", u32::from_be_bytes(seconds).to_string())),
         _ => None,
     };
-    let (name, value) = known.map_or_else(|| (format!("OPT={code}"), hex(value, " ")), |(name, value)| (name.to_owned(), value));
+    let (name, value) = known.map_or_else(|| (format!("OPT={code}"), bytes_text(value)), |(name, value)| (name.to_owned(), value));
     DnsOption { code, name, value }
+}
+
+/// What is known of no option in particular: the bytes, and the same as text.
+fn bytes_text(value: &[u8]) -> String {
+    if value.is_empty() { String::new() } else { format!("{} (\"{}\")", hex(value, " "), printable(value)) }
+}
+
+/// RFC 7828, 3.1: tenths of a second.
+fn keepalive(value: &[u8]) -> Option<String> {
+    let tenths = u16::from_be_bytes(value.try_into().ok()?);
+    Some(format!("{}.{} secs", tenths / 10, tenths % 10))
+}
+
+/// The option as a query carries it: only the octets that the prefix reaches into (RFC 7871, 6).
+pub(super) fn client_subnet_asked(subnet: Subnet) -> Vec<u8> {
+    let (family, octets) = match subnet.address() {
+        IpAddr::V4(v4) => (1, v4.octets().to_vec()),
+        IpAddr::V6(v6) => (2, v6.octets().to_vec()),
+    };
+    let length = subnet.prefix_length();
+    let reached = octets.into_iter().take(usize::from(length.div_ceil(8)));
+    [0, family, length, 0].into_iter().chain(reached).collect()
 }
 
 fn extended_error(value: &[u8]) -> Option<String> {
@@ -105,7 +134,9 @@ mod tests {
             b"no",
             &[0, 8, 0, 7, 0, 1, 24, 0, 192, 0, 2],
             &[0, 10, 0, 2, 0xab, 0xcd],
-            &[0, 99, 0, 1, 7],
+            &[0, 11, 0, 2, 1, 44],
+            &[0, 12, 0, 3, 0, 0, 0],
+            &[0, 99, 0, 2, 7, b'x'],
             &[0, 99, 0, 9, 7],
         ]
         .concat();
@@ -117,8 +148,22 @@ mod tests {
                 "EDE: 22 (No Reachable Authority): (no)",
                 "CLIENT-SUBNET: 192.0.2.0/24/0",
                 "COOKIE: abcd",
-                "OPT=99: 07"
+                "TCP KEEPALIVE: 30.0 secs",
+                "PAD: (3 bytes)",
+                "OPT=99: 07 78 (\".x\")"
             ]
         );
+    }
+
+    #[test]
+    fn a_subnet_is_asked_with_the_octets_that_its_prefix_reaches() {
+        for (subnet, bytes) in [
+            ("192.0.2.77/24", &[0, 1, 24, 0, 192, 0, 2][..]),
+            ("10.128.0.0/9", &[0, 1, 9, 0, 10, 128]),
+            ("0.0.0.0/0", &[0, 1, 0, 0]),
+            ("2001:db8::/32", &[0, 2, 32, 0, 0x20, 0x01, 0x0d, 0xb8]),
+        ] {
+            assert_eq!(client_subnet_asked(subnet.parse().unwrap()), bytes);
+        }
     }
 }

@@ -8,9 +8,9 @@ use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{DNSClass as AskedClass, Name, RecordType as AskedType};
 use hickory_proto::serialize::binary::{BinDecodable, BinDecoder};
 use probeops_shared::host::DnsName;
-use probeops_shared::tools::dns::Dns;
 use probeops_shared::tools::dns::record_type::RecordType;
 use probeops_shared::tools::dns::report::{DnsCode, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsResponse};
+use probeops_shared::tools::dns::{Dns, Transport};
 
 use super::edns;
 use super::rdata::{name_text, presentation};
@@ -39,7 +39,13 @@ impl Query {
                 Name::from_ascii(format!("{name}.")).map_err(|error| format!("the name cannot be asked for: {error}"))?
             }
         };
-        let id = rand::random();
+        Self::of(name, kind, options)
+    }
+
+    /// Asks for records of this type and name.
+    pub(crate) fn of(name: Name, kind: RecordType, options: &Dns) -> Result<Self, String> {
+        // Over HTTPS always the same, so that caches on the way know the question again (RFC 8484, 4.1).
+        let id = if options.protocol == Transport::Https { 0 } else { rand::random() };
         let mut message = Message::new(id, MessageType::Query, OpCode::Query);
         message.metadata.recursion_desired = options.recursion;
         // We understand the answer's `ad`, and a server sets it only for those who say so (RFC 6840, 5.7).
@@ -56,6 +62,9 @@ impl Query {
                 // Empty: the server fills it in.
                 edns.options_mut().insert(EdnsOption::Unknown(edns::NSID, Vec::new()));
             }
+            if let Some(subnet) = options.client_subnet {
+                edns.options_mut().insert(EdnsOption::Unknown(edns::CLIENT_SUBNET, edns::client_subnet_asked(subnet)));
+            }
             message.set_edns(edns);
         }
         let bytes = message.to_vec().map_err(|error| format!("the query cannot be written: {error}"))?;
@@ -65,6 +74,16 @@ impl Query {
     /// The message.
     pub(crate) fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// Whose records it asks for.
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Of which type.
+    pub(crate) fn kind(&self) -> u16 {
+        self.kind.number()
     }
 
     /// What it asks.
@@ -88,6 +107,11 @@ fn reverse_name(address: IpAddr) -> Name {
     let mut name = Name::from(address);
     name.set_fqdn(true);
     name
+}
+
+/// A name as it is printed.
+pub(crate) fn name_of(name: &Name) -> String {
+    name_text(name)
 }
 
 /// Whether the message says that it was cut.
@@ -185,7 +209,7 @@ fn opcode_name(opcode: u8) -> String {
 }
 
 /// IANA "DNS RCODEs".
-fn rcode(code: u16) -> DnsCode {
+pub(crate) fn rcode(code: u16) -> DnsCode {
     const NAMES: [&str; 12] = [
         "NOERROR",
         "FORMERR",

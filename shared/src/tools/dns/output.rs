@@ -2,17 +2,52 @@
 
 use std::fmt::Write as _;
 
-use super::Transport;
+use super::comparison::DnsCompared;
 use super::report::{AttemptResult, DnsAttempt, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsReport, DnsResponse};
+use super::{Transport, comparison, trace, validation};
 
 /// In which columns dig begins TTL, class, type and data; a tabulator is eight wide.
 const COLUMNS: [usize; 4] = [24, 32, 40, 48];
 const TAB: usize = 8;
 
 pub(super) fn of(report: &DnsReport) -> String {
+    if !report.trace.is_empty() {
+        return trace::of(&report.trace);
+    }
     let mut text = String::new();
-    for attempt in &report.attempts {
-        text.push_str(&attempted(report, attempt));
+    match &report.comparison {
+        None => text.push_str(&answered(report)),
+        Some(comparison) => {
+            let of_each = comparison.answers.iter().map(|answer| answered(&of_one(report, answer)) + "\n");
+            text.extend(of_each);
+            text.push_str(&comparison::summary(comparison));
+        }
+    }
+    if let Some(validation) = &report.validation {
+        text.push('\n');
+        text.push_str(&validation::line(validation));
+    }
+    text
+}
+
+/// The report as if it were of this one alone.
+fn of_one(report: &DnsReport, answer: &DnsCompared) -> DnsReport {
+    DnsReport {
+        server: answer.server.clone(),
+        transport: answer.transport,
+        attempts: answer.attempts.clone(),
+        timings: answer.timings.clone(),
+        response: answer.response.clone(),
+        ..report.clone()
+    }
+}
+
+fn answered(report: &DnsReport) -> String {
+    let mut text = String::new();
+    // A truncated answer that is the last is kept as it is; before another it was asked for again.
+    let kept = report.attempts.last().is_some_and(|last| last.result == AttemptResult::Truncated);
+    for attempt in report.attempts.iter().take(report.attempts.len() - usize::from(kept)) {
+        text.push_str(&attempted(&report.question.name, report.server.name.as_deref(), attempt));
     }
     match &report.response {
         Some(response) => {
@@ -24,12 +59,20 @@ pub(super) fn of(report: &DnsReport) -> String {
     text
 }
 
-fn attempted(report: &DnsReport, attempt: &DnsAttempt) -> String {
+/// What is printed of a query before the next is sent; `named` is the name that the server was given by.
+pub(super) fn attempted(asked: &str, named: Option<&str>, attempt: &DnsAttempt) -> String {
+    match attempt.result {
+        AttemptResult::Truncated => ";; Truncated, retrying in TCP mode.\n".to_owned(),
+        _ => failed(asked, named, attempt).unwrap_or_default(),
+    }
+}
+
+/// The same where nothing is said of what did not fit a datagram.
+pub(super) fn failed(asked: &str, named: Option<&str>, attempt: &DnsAttempt) -> Option<String> {
     let server = format!("{}#{}", attempt.address, attempt.port);
     let detail = attempt.detail.as_deref();
     let what = match attempt.result {
-        AttemptResult::Answered => return String::new(),
-        AttemptResult::Truncated => return ";; Truncated, retrying in TCP mode.\n".to_owned(),
+        AttemptResult::Answered | AttemptResult::Truncated => return None,
         AttemptResult::Timeout => "timed out",
         AttemptResult::Refused => "connection refused",
         AttemptResult::Unreachable => match detail {
@@ -39,21 +82,31 @@ fn attempted(report: &DnsReport, attempt: &DnsAttempt) -> String {
         },
         AttemptResult::Closed => "end of file",
         AttemptResult::Malformed => "malformed message",
+        AttemptResult::TlsFailed => "TLS handshake failed",
     };
-    let named = report.server.name.clone().unwrap_or_else(|| attempt.address.to_string());
-    let asked = report.question.name.strip_suffix('.').filter(|name| !name.is_empty()).unwrap_or(&report.question.name);
-    match (attempt.transport, attempt.connect_ms) {
-        (Transport::Tcp, None) => format!(";; Connection to {server}({named}) for {asked} failed: {what}.\n"),
+    let named = named.map_or_else(|| attempt.address.to_string(), str::to_owned);
+    let asked = asked.strip_suffix('.').filter(|name| !name.is_empty()).unwrap_or(asked);
+    Some(match (attempt.transport, attempt.connect_ms) {
+        (Transport::Tcp | Transport::Tls | Transport::Https, None) => {
+            format!(";; Connection to {server}({named}) for {asked} failed: {what}.\n")
+        }
+        (Transport::Tls | Transport::Https, Some(_)) if attempt.result == AttemptResult::TlsFailed => {
+            let why = detail.unwrap_or(what);
+            match why.strip_prefix("the certificate is not trusted: ") {
+                Some(problems) => format!(";; TLS peer certificate verification for {server} failed: {problems}\n"),
+                None => format!(";; Connection to {server}({named}) for {asked} failed: {why}.\n"),
+            }
+        }
         // Without a way there the datagram is not even sent.
         (Transport::Udp, _) if what == "network unreachable" => {
             format!(";; UDP setup with {server}({named}) for {asked} failed: {what}.\n")
         }
-        (Transport::Udp | Transport::Tcp, _) => {
+        (Transport::Udp | Transport::Tcp | Transport::Tls | Transport::Https, _) => {
             let more =
                 detail.filter(|_| attempt.result == AttemptResult::Malformed).map_or_else(String::new, |detail| format!(" ({detail})"));
             format!(";; communications error to {server}: {what}{more}\n")
         }
-    }
+    })
 }
 
 fn answer(response: &DnsResponse) -> String {
@@ -101,7 +154,8 @@ fn pseudosection(edns: &DnsEdns) -> String {
     let wanted = if edns.dnssec_ok { " do" } else { "" };
     let mut text = format!(";; OPT PSEUDOSECTION:\n; EDNS: version: {}, flags:{wanted}; udp: {}\n", edns.version, edns.udp_bytes);
     for option in &edns.options {
-        let _ = writeln!(text, "; {}: {}", option.name, option.value);
+        let space = if option.value.is_empty() { "" } else { " " };
+        let _ = writeln!(text, "; {}:{space}{}", option.name, option.value);
     }
     text
 }
@@ -113,7 +167,7 @@ fn question_line(question: &DnsQuestion) -> String {
     format!(";{}\n", line.text)
 }
 
-fn record_line(record: &DnsRecord) -> String {
+pub(super) fn record_line(record: &DnsRecord) -> String {
     let [ttl, class, kind, value] = COLUMNS;
     let mut line = Line::default();
     line.put(&record.name).to(ttl).put(&record.ttl_s.to_string()).to(class).put(&record.class).to(kind).put(&record.kind);
@@ -127,6 +181,8 @@ fn closing(report: &DnsReport, response: &DnsResponse) -> String {
     let transport = match report.transport {
         Transport::Udp => "UDP",
         Transport::Tcp => "TCP",
+        Transport::Tls => "TLS",
+        Transport::Https => "HTTPS",
     };
     let took = report.timings.query_ms.map_or_else(String::new, |query_ms| format!(";; Query time: {query_ms:.0} msec\n"));
     format!(
@@ -184,7 +240,11 @@ mod tests {
             answered: response.is_some(),
             asked_at: Timestamp::parse("2026-11-05T09:08:07Z").unwrap(),
             timings: DnsTimings { query_ms: Some(11.6), ..DnsTimings::default() },
+            tls: None,
             response,
+            trace: Vec::new(),
+            validation: None,
+            comparison: None,
         }
     }
 
@@ -237,6 +297,7 @@ mod tests {
             result: AttemptResult::Timeout,
             elapsed_ms: 2000.0,
             connect_ms: None,
+            tls_ms: None,
             detail: None,
         };
         let text = of(&report(None, vec![attempt]));

@@ -116,6 +116,8 @@ const NAMES: [(u16, &str); 93] = [
 impl RecordType {
     /// An IPv4 address.
     pub const A: Self = Self(1);
+    /// A name server of a zone.
+    pub const NS: Self = Self(2);
     /// An IPv6 address.
     pub const AAAA: Self = Self(28);
     /// A name for an address.

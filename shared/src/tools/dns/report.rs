@@ -6,7 +6,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Transport;
+use super::comparison::DnsComparison;
+use super::trace::DnsTraceStep;
+use super::validation::DnsValidation;
 use crate::timestamp::Timestamp;
+use crate::tls::TlsSession;
 use crate::tools::choice::choice;
 
 choice! {
@@ -27,6 +31,8 @@ choice! {
         Closed = "closed",
         /// What came is not a DNS message.
         Malformed = "malformed",
+        /// The TLS handshake failed: the certificate is not trusted, or something else.
+        TlsFailed = "tls_failed",
     }
 }
 
@@ -39,7 +45,7 @@ pub struct DnsReport {
     pub server: DnsServer,
     /// What carried the last query.
     pub transport: Transport,
-    /// Every query sent, in order.
+    /// Every query sent, in order; of a trace those of its last step.
     pub attempts: Vec<DnsAttempt>,
     /// Whether there is an answer, be it an error of the server's.
     pub answered: bool,
@@ -47,13 +53,25 @@ pub struct DnsReport {
     pub asked_at: Timestamp,
     /// How long things took.
     pub timings: DnsTimings,
+    /// Over `tls` and `https`, what the server agreed to and what its certificate is worth; of the last handshake.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSession>,
     /// The answer.
     #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
     pub response: Option<DnsResponse>,
+    /// With `trace`, every step from the root to the answer, which the rest of the report is about.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub trace: Vec<DnsTraceStep>,
+    /// With `validate`, what this node has proven of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub validation: Option<DnsValidation>,
+    /// With `compare_with`, what all of them said; the rest of the report is about the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub comparison: Option<DnsComparison>,
 }
 
 /// A question.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DnsQuestion {
     /// The name, with its final dot.
     pub name: String,
@@ -92,6 +110,9 @@ pub struct DnsAttempt {
     /// How long connecting took, in milliseconds; absent over UDP, and where there was no connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<f64>,
+    /// How long the TLS handshake took, in milliseconds; absent where there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_ms: Option<f64>,
     /// More about what went wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
@@ -106,6 +127,9 @@ pub struct DnsTimings {
     /// To connect, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect_ms: Option<f64>,
+    /// For the TLS handshake, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls_ms: Option<f64>,
     /// From the query to its answer, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query_ms: Option<f64>,
@@ -221,7 +245,11 @@ mod tests {
             answered: false,
             asked_at: Timestamp::from_unix_ms(0).unwrap(),
             timings: DnsTimings::default(),
+            tls: None,
             response: None,
+            trace: Vec::new(),
+            validation: None,
+            comparison: None,
         };
         let value = serde_json::to_value(&report).unwrap();
         assert!(value.get("rcode").is_none() && value.get("answer").is_none(), "{value}");

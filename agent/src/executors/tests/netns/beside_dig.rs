@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use hickory_proto::op::{Edns, Message, MessageType};
+use hickory_proto::rr::rdata::opt::EdnsOption;
 use serde_json::{Value, json};
 
 use super::network::Network;
@@ -151,6 +153,10 @@ fn every_section_flag_and_transport_prints_as_dig_prints_it() {
     same(&network, "a.odd.test", &["a.odd.test", "+dnssec"], json!({"dnssec": true}));
     same(&network, "a.odd.test", &["a.odd.test", "+bufsize=4096"], json!({"edns_bytes": 4096}));
     same(&network, "a.odd.test", &["a.odd.test", "+nsid"], json!({"nsid": true}));
+    for subnet in ["192.0.2.77/24", "10.128.0.0/9", "2001:db8::/56", "0.0.0.0/0"] {
+        same(&network, "a.odd.test", &["a.odd.test", &format!("+subnet={subnet}")], json!({"client_subnet": subnet}));
+    }
+    same(&network, "large.odd.test", &["large.odd.test", "TXT", "+ignore"], json!({"type": "TXT", "tcp_fallback": false}));
     same(&network, "a.odd.test", &["a.odd.test", "+cdflag"], json!({"checking_disabled": true}));
     same(&network, "version.bind", &["version.bind", "CH", "TXT"], json!({"type": "TXT", "class": "CH"}));
     same(&network, "a.odd.test", &["a.odd.test", "+tcp"], json!({"protocol": "tcp"}));
@@ -185,5 +191,46 @@ fn servers_that_do_not_answer_print_as_dig_prints_them() {
     // dig asks port 53 when it is told 0; we ask what we are told, and it is a finding.
     let found = ours(&network, "dns", "a.odd.test", json!({"resolver": SERVER, "port": 0, "tries": 1, "timeout": 1}));
     assert_eq!(found.report["answered"], false, "{}", found.report);
+    none_different();
+}
+
+/// Answers everything, with these options of EDNS and no records, until the test ends.
+fn answer_with_options(network: &Network, options: &'static [(u16, &'static [u8])]) {
+    let socket = network.in_host(|| std::net::UdpSocket::bind((SERVER, 5305)).unwrap());
+    std::thread::spawn(move || {
+        let mut bytes = [0; 512];
+        while let Ok((length, from)) = socket.recv_from(&mut bytes) {
+            let mut message = Message::from_vec(&bytes[..length]).unwrap();
+            message.metadata.message_type = MessageType::Response;
+            let mut edns = Edns::new();
+            for (code, data) in options {
+                edns.options_mut().insert(EdnsOption::Unknown(*code, data.to_vec()));
+            }
+            message.set_edns(edns);
+            socket.send_to(&message.to_vec().unwrap(), from).unwrap();
+        }
+    });
+}
+
+#[test]
+fn every_option_of_edns_prints_as_dig_prints_it() {
+    let network = Network::new();
+    answer_with_options(
+        &network,
+        &[
+            (3, b"ns\x01"),
+            (8, &[0, 1, 24, 16, 192, 0, 2]),
+            (8, &[0, 2, 56, 48, 0x20, 1, 0xd, 0xb8, 0, 0, 0]),
+            (11, &[1, 44]),
+            (12, &[0; 7]),
+            (15, &[0, 22, b'n', b'o']),
+            (15, &[0, 18]),
+            (15, &[1, 0]),
+            (65_001, b"\x07x"),
+            (65_002, b""),
+        ],
+    );
+    let found = same(&network, "a.odd.test", &["-p", "5305", "+norecurse", "a.odd.test"], json!({"port": 5305, "recursion": false}));
+    assert_eq!(found.report["edns"]["options"].as_array().unwrap().len(), 10, "{}", found.report);
     none_different();
 }

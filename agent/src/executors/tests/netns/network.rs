@@ -101,6 +101,21 @@ impl Network {
         }
     }
 
+    /// Counts the packets that leave the node, its own loopback included, and match the rule of nftables.
+    pub(super) fn count_leaving(&self, rule: &str) {
+        must(self.node_command("nft").args(["add", "table", "inet", "t"]));
+        must(self.node_command("nft").arg("add chain inet t out { type filter hook output priority 0 ; }"));
+        must(self.node_command("nft").arg(format!("add rule inet t out {rule} counter")));
+    }
+
+    /// How many there were.
+    pub(super) fn leaving(&self) -> u64 {
+        let text =
+            String::from_utf8(self.node_command("nft").args(["list", "chain", "inet", "t", "out"]).output().unwrap().stdout).unwrap();
+        let counts = text.split("packets ").skip(1).map(|rest| rest.split_whitespace().next().unwrap());
+        counts.map(|count| count.parse::<u64>().unwrap()).sum()
+    }
+
     /// Gives the host one more address, with the length of its network.
     pub(super) fn host_address(&self, address: &str) {
         ip(&self.host, &format!("addr add {address} dev eth0"));
@@ -120,17 +135,15 @@ impl Network {
     /// Counts the packets that leave the node for this network of IPv4, to which there is a way.
     pub(super) fn count_what_leaves_for(&self, network: &str) {
         ip(&self.node, &format!("route add {network} via 10.9.0.1"));
-        must(self.node_command("nft").args(["add", "table", "inet", "t"]));
-        must(self.node_command("nft").arg("add chain inet t out { type filter hook output priority 0 ; }"));
-        must(self.node_command("nft").arg(format!("add rule inet t out ip daddr {network} counter")));
+        self.count_leaving(&format!("ip daddr {network}"));
     }
 
-    /// How many have left.
-    pub(super) fn left(&self) -> u64 {
-        let listed = self.node_command("nft").args(["list", "chain", "inet", "t", "out"]).output().unwrap();
-        let text = String::from_utf8(listed.stdout).unwrap();
-        let packets = text.split_once("counter packets ").and_then(|(_, rest)| rest.split(' ').next());
-        packets.and_then(|packets| packets.parse().ok()).unwrap_or_else(|| panic!("{text}"))
+    /// What programs in the node's namespace find as /etc/resolv.conf. The file is to be removed with its folder.
+    pub(super) fn node_resolv_conf(&self, text: &str) -> PathBuf {
+        let folder = self.node_directory();
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("resolv.conf"), text).unwrap();
+        folder.join("resolv.conf")
     }
 
     /// A program in the node's namespace.
