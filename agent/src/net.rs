@@ -1,9 +1,11 @@
 //! The operating system and the wire, thinly wrapped.
 
+pub(crate) mod arrival;
 pub(crate) mod dns;
 pub(crate) mod error_queue;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
+pub(crate) mod syn;
 pub(crate) mod tcp;
 
 use std::io;

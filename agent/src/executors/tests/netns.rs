@@ -4,6 +4,7 @@ mod beside_dig;
 mod beside_nc;
 mod beside_ping;
 mod network;
+mod responder;
 
 use std::process::Command;
 

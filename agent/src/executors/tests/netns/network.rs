@@ -86,6 +86,17 @@ impl Network {
         must(self.host_command("nft").arg(format!("add rule inet t in {rule}")));
     }
 
+    /// Makes the host's own system answer no echo requests over IPv4.
+    pub(super) fn host_is_silent(&self) {
+        must(self.host_command("sysctl").args(["-qw", "net.ipv4.icmp_echo_ignore_all=1"]));
+    }
+
+    /// Makes the link to the host carry no more than this at once; the host still answers with what was cut.
+    pub(super) fn narrow(&self, mtu_bytes: u32) {
+        ip(&self.router, &format!("link set east mtu {mtu_bytes}"));
+        ip(&self.host, &format!("link set eth0 mtu {mtu_bytes}"));
+    }
+
     /// A program in the node's namespace.
     pub(super) fn node_command(&self, program: &str) -> Command {
         command(&self.node, program)
