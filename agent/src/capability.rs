@@ -25,9 +25,15 @@ pub(crate) fn probe(granted: &[ToolName]) -> (Vec<ToolName>, Vec<Unavailable>) {
 /// What a tool lacks, and the command that grants it.
 fn missing(tool: ToolName) -> Option<(String, String)> {
     match tool {
-        ToolName::Echo | ToolName::Dns | ToolName::Tcp => None,
+        // A trace by UDP or TCP needs nothing.
+        ToolName::Echo | ToolName::Dns | ToolName::Tcp | ToolName::Traceroute => None,
         ToolName::Ping => icmp::try_open().err().map(|error| (format!("no ICMP socket can be opened ({error})"), grant_icmp())),
     }
+}
+
+/// What this process lacks for ICMP, and the command that grants it, in one line.
+pub(crate) fn icmp_lacks() -> Option<String> {
+    icmp::try_open().err().map(|error| format!("no ICMP socket can be opened ({error}); allow it with: {}", grant_icmp()))
 }
 
 fn grant_icmp() -> String {

@@ -8,6 +8,8 @@ mod echo;
 mod ping;
 mod reach;
 mod tcp;
+mod trace;
+mod traceroute;
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +26,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::net::icmp::Icmp;
+use crate::net::pacer::Pacer;
 use crate::net::words;
 use crate::policy::Policy;
 use crate::policy::surroundings::Lookout;
@@ -50,12 +53,19 @@ struct Equipment {
     resolver: Resolver,
     lookout: Lookout,
     icmp: Icmp,
+    pacer: Pacer,
 }
 
 impl Context {
     /// The node's equipment, before any run. Fails where the machine does not show its network interfaces.
     pub(crate) fn new(policy: Policy, resolvers: &[SocketAddr]) -> io::Result<Self> {
-        let node = Equipment { policy, resolver: Resolver::new(resolvers), lookout: Lookout::new()?, icmp: Icmp::default() };
+        let node = Equipment {
+            policy,
+            resolver: Resolver::new(resolvers),
+            lookout: Lookout::new()?,
+            icmp: Icmp::default(),
+            pacer: Pacer::default(),
+        };
         Ok(Self { node: Arc::new(node), targets: None, dispatch_ms: None, clock_offset_ms: None })
     }
 
@@ -160,6 +170,10 @@ pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Resul
         }
         Spec::Dns { target, options } => {
             let report = Box::pin(dns::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Traceroute { target, options } => {
+            let report = Box::pin(traceroute::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
         Spec::Tcp { target, options } => {

@@ -5,8 +5,10 @@ pub(crate) mod dns;
 pub(crate) mod error_queue;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
+pub(crate) mod pacer;
 pub(crate) mod syn;
 pub(crate) mod tcp;
+pub(crate) mod trace;
 
 use std::io;
 

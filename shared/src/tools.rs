@@ -10,6 +10,8 @@ pub mod echo;
 pub mod network;
 pub mod ping;
 pub mod tcp;
+pub mod trace;
+pub mod traceroute;
 
 use std::fmt;
 use std::str::FromStr;
@@ -196,6 +198,7 @@ macro_rules! catalogue {
 catalogue! {
     "echo" => Echo(echo::Echo),
     "ping" => Ping(ping::Ping),
+    "traceroute" => Traceroute(traceroute::Traceroute),
     "dns" => Dns(dns::Dns),
     "tcp" => Tcp(tcp::Tcp),
 }

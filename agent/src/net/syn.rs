@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{setsockopt, sockopt};
-use probeops_shared::tools::network::{Family, IcmpMessage};
+use probeops_shared::tools::network::{Family, IcmpMessage, MplsLabel};
 use probeops_shared::tools::ping::report::TcpReply;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::TcpStream;
@@ -32,7 +32,12 @@ pub(crate) enum Handshake {
     /// The host answered.
     Answered(TcpReply),
     /// ICMP did.
-    Error(IcmpMessage),
+    Error {
+        /// What it says and who says it.
+        icmp: IcmpMessage,
+        /// The labels that the SYN bore where it was dropped.
+        mpls: Vec<MplsLabel>,
+    },
     /// The system gave up, or did not even send it, in its own words.
     Failed(String),
 }
@@ -90,7 +95,7 @@ impl Syn {
         if let Some(queued) = error_queue::take(&stream)?
             && let Some(icmp) = queued.icmp
         {
-            return Ok((queued.at.saturating_duration_since(started), Handshake::Error(icmp)));
+            return Ok((queued.at.saturating_duration_since(started), Handshake::Error { icmp, mpls: queued.mpls }));
         }
         match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ECONNREFUSED | Errno::ECONNRESET) => Ok((took, Handshake::Answered(TcpReply::Refused))),

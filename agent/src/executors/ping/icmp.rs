@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use probeops_shared::bounded::Bounded;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tools::ToolName;
@@ -47,7 +48,11 @@ pub(super) async fn run(context: &Context, mut run: Run<'_>) -> Result<PingRepor
                 note(&mut run, &mut open, heard);
             }
             () = async { tokio::time::sleep_until(given_up_at.unwrap_or_else(Instant::now)).await }, if given_up_at.is_some() => {
-                if let Some((seq, _)) = open.pop_front() {
+                // Where the node was busy, what arrived meanwhile is read first.
+                tokio::task::yield_now().await;
+                if let Some(heard) = conversation.next().now_or_never() {
+                    note(&mut run, &mut open, heard);
+                } else if let Some((seq, _)) = open.pop_front() {
                     run.note(PingPacket { seq, ..PingPacket::default() });
                 }
             }

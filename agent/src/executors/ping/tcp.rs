@@ -46,7 +46,7 @@ async fn request(syn: Syn, seq: u64, patience: Duration) -> PingPacket {
             let (rtt_ms, from) = (Some(ms(rtt)), Some(syn.to.ip()));
             PingPacket { status: PacketStatus::Reply, rtt_ms, from, state: Some(state), ..packet }
         }
-        Ok((_, Handshake::Error(icmp))) => PingPacket { status: PacketStatus::Error, from: icmp.from, icmp: Some(icmp), ..packet },
+        Ok((_, Handshake::Error { icmp, .. })) => PingPacket { status: PacketStatus::Error, from: icmp.from, icmp: Some(icmp), ..packet },
         Ok((_, Handshake::Failed(why))) => PingPacket { status: PacketStatus::Error, error: Some(why), ..packet },
         Err(_) => packet,
     }

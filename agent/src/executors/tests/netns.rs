@@ -3,12 +3,16 @@
 mod beside_dig;
 mod beside_nc;
 mod beside_ping;
+mod beside_traceroute;
 mod network;
+mod path;
 mod responder;
+mod router;
 
 use std::process::Command;
 
 use network::Network;
+use path::Path;
 use serde_json::Value;
 
 use super::{Context, Found, finds, policy};
@@ -20,11 +24,20 @@ fn node() -> Context {
 
 /// Runs a tool of ours in the node's namespace, to its end.
 fn ours(network: &Network, tool: &str, target: &str, parameters: Value) -> Found {
+    network.in_node(to_its_end(tool, target, parameters))
+}
+
+/// The same at the beginning of a path.
+fn on(path: &Path, tool: &str, target: &str, parameters: Value) -> Found {
+    path.at(0, to_its_end(tool, target, parameters))
+}
+
+fn to_its_end(tool: &str, target: &str, parameters: Value) -> impl FnOnce() -> Found + Send + 'static {
     let (tool, target) = (tool.to_owned(), target.to_owned());
-    network.in_node(move || {
+    move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async { finds(&node(), &tool, &target, parameters).await })
-    })
+    }
 }
 
 /// What a program prints in the node's namespace, both streams.

@@ -118,7 +118,7 @@ impl Network {
     }
 }
 
-fn inside<T: Send + 'static>(namespace: &str, run: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) fn inside<T: Send + 'static>(namespace: &str, run: impl FnOnce() -> T + Send + 'static) -> T {
     let file = File::open(format!("/run/netns/{namespace}")).unwrap();
     let thread = std::thread::spawn(move || {
         setns(file, CloneFlags::CLONE_NEWNET).unwrap();
@@ -127,13 +127,13 @@ fn inside<T: Send + 'static>(namespace: &str, run: impl FnOnce() -> T + Send + '
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn command(namespace: &str, program: &str) -> Command {
+pub(super) fn command(namespace: &str, program: &str) -> Command {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", namespace, program]).env("LC_ALL", "C").env("TZ", "UTC");
     command
 }
 
-fn ip(namespace: &str, arguments: &str) {
+pub(super) fn ip(namespace: &str, arguments: &str) {
     must(Command::new("ip").args(["-n", namespace]).args(arguments.split(' ')));
 }
 
