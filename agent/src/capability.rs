@@ -26,7 +26,7 @@ pub(crate) fn probe(granted: &[ToolName]) -> (Vec<ToolName>, Vec<Unavailable>) {
 fn missing(tool: ToolName) -> Option<(String, String)> {
     match tool {
         // A trace by UDP or TCP needs nothing.
-        ToolName::Echo | ToolName::Dns | ToolName::Tcp | ToolName::Traceroute => None,
+        ToolName::Echo | ToolName::Dns | ToolName::Tcp | ToolName::Traceroute | ToolName::Mtr => None,
         ToolName::Ping => icmp::try_open().err().map(|error| (format!("no ICMP socket can be opened ({error})"), grant_icmp())),
     }
 }

@@ -5,6 +5,7 @@
 
 mod dns;
 mod echo;
+mod mtr;
 mod ping;
 mod reach;
 mod tcp;
@@ -174,6 +175,10 @@ pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Resul
         }
         Spec::Traceroute { target, options } => {
             let report = Box::pin(traceroute::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Mtr { target, options } => {
+            let report = Box::pin(mtr::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
         Spec::Tcp { target, options } => {

@@ -7,6 +7,7 @@
 mod choice;
 pub mod dns;
 pub mod echo;
+pub mod mtr;
 pub mod network;
 pub mod ping;
 pub mod tcp;
@@ -199,6 +200,7 @@ catalogue! {
     "echo" => Echo(echo::Echo),
     "ping" => Ping(ping::Ping),
     "traceroute" => Traceroute(traceroute::Traceroute),
+    "mtr" => Mtr(mtr::Mtr),
     "dns" => Dns(dns::Dns),
     "tcp" => Tcp(tcp::Tcp),
 }

@@ -102,10 +102,18 @@ async fn this_machine_answers_a_tcp_ping_with_yes_or_no() {
 
 #[tokio::test]
 async fn a_source_that_is_not_the_nodes_is_refused() {
-    for tool in ["ping", "traceroute"] {
+    for tool in ["ping", "traceroute", "mtr"] {
         let refused = run(&open_node(&[]), tool, "127.0.0.1", json!({"source": "192.0.2.9"})).await;
         fails(refused, FailureKind::Invalid, "192.0.2.9 in `source` is not an address of this node");
-        assert!(run(&open_node(&[]), tool, "127.0.0.1", json!({"source": "127.0.0.1"})).await.is_ok());
+        let mut own = json!({"source": "127.0.0.1"});
+        own[if tool == "ping" {
+            "count"
+        } else if tool == "mtr" {
+            "rounds"
+        } else {
+            "queries"
+        }] = json!(1);
+        assert!(run(&open_node(&[]), tool, "127.0.0.1", own).await.is_ok());
     }
 }
 
@@ -131,6 +139,18 @@ async fn the_way_to_this_machine_is_one_hop_by_every_protocol() {
             let probes = found.report["hops"][0]["probes"].as_array().unwrap();
             assert_eq!(probes.iter().map(from).collect::<Vec<_>>(), vec![(json!(address), json!("answered")); 3], "{}", found.output);
         }
+    }
+}
+
+#[tokio::test]
+async fn this_machine_is_one_hop_that_loses_nothing() {
+    let context = open_node(&[]);
+    for address in LOCAL {
+        let found = finds(&context, "mtr", &address.to_string(), json!({"rounds": 3, "interval_ms": 200})).await;
+        let (report, hop) = (&found.report, &found.report["hops"][0]);
+        assert_eq!((&report["end"], &report["loss_pct"], &report["rounds"]), (&json!("reached"), &json!(0.0), &json!(3)), "{report}");
+        assert_eq!((&hop["sent"], &hop["received"], &hop["limited"]), (&json!(3), &json!(3), &json!(false)), "{report}");
+        assert!(hop["jitter_ms"].is_number() && found.output.lines().count() == 3, "{}", found.output);
     }
 }
 

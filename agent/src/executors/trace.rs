@@ -1,6 +1,7 @@
 //! What `traceroute` and `mtr` share: they send probes to all hops at once, round by round, and hear of them in any order.
 
 pub(super) mod course;
+pub(super) mod names;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use futures_util::FutureExt;
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::{Family, IcmpMessage, ms};
-use probeops_shared::tools::trace::{ProbeStatus, TraceFlow, TraceMethod, TraceProbe};
+use probeops_shared::tools::trace::{ProbeStatus, TraceFlow, TraceMethod, TraceProbe, TraceProtocol};
 use tokio::time::Instant;
 
 use self::course::Progression;
@@ -157,6 +158,15 @@ impl<'a> Follower<'a> {
         }
         self.progression.ended((ttl, round), probe, is_last);
         Some(Step::Answered { ttl, round })
+    }
+}
+
+/// What a protocol's probes are made of.
+pub(super) fn carrier(protocol: TraceProtocol, port: Option<u16>) -> Carrier {
+    match protocol {
+        TraceProtocol::Icmp => Carrier::Icmp,
+        TraceProtocol::Udp => Carrier::Udp(port.unwrap_or_default()),
+        TraceProtocol::Tcp => Carrier::Tcp(port.unwrap_or_default()),
     }
 }
 

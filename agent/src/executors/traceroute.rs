@@ -1,29 +1,23 @@
 //! `traceroute`: all hops at once, a few packets each.
 
-use std::collections::HashMap;
-use std::net::IpAddr;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
 use probeops_shared::bounded::Bounded;
 use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::{Family, Source, ms};
-use probeops_shared::tools::trace::{ProbeStatus, TraceEnd, TraceProbe, TraceProtocol};
-use probeops_shared::tools::traceroute::{
-    AGAIN_MAX, HopName, NAMES_MAX, ProbeAnswer, TraceHop, Traceroute, TracerouteProgress, TracerouteReport,
-};
-use tokio::time::{Instant, timeout};
+use probeops_shared::tools::trace::{ProbeStatus, TraceEnd, TraceProbe};
+use probeops_shared::tools::traceroute::{AGAIN_MAX, ProbeAnswer, TraceHop, Traceroute, TracerouteProgress, TracerouteReport};
+use tokio::time::Instant;
 
 use crate::executors::reach::{self, Reached};
 use crate::executors::trace::course::{Pace, Plan, Progression};
-use crate::executors::trace::{Follower, Step};
+use crate::executors::trace::names::Names;
+use crate::executors::trace::{Follower, Step, carrier};
 use crate::executors::{Context, Found, Live};
 use crate::net::icmp::Fragments;
-use crate::net::trace::{Carrier, Course};
+use crate::net::trace::Course;
 
 /// How long after one packet to a hop the next is sent, if all have left by then.
 const GAP: Duration = Duration::from_millis(10);
@@ -58,15 +52,6 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, 
     run.keep();
     run.follow().await;
     Ok(run.report())
-}
-
-/// What a protocol's probes are made of.
-pub(super) fn carrier(protocol: TraceProtocol, port: Option<u16>) -> Carrier {
-    match protocol {
-        TraceProtocol::Icmp => Carrier::Icmp,
-        TraceProtocol::Udp => Carrier::Udp(port.unwrap_or_default()),
-        TraceProtocol::Tcp => Carrier::Tcp(port.unwrap_or_default()),
-    }
 }
 
 /// A run so far.
@@ -213,67 +198,5 @@ impl Run<'_> {
             hops,
             elapsed_ms: ms(self.started.elapsed()),
         }
-    }
-}
-
-/// The names of the hops, found beside all else.
-pub(super) struct Names<'a> {
-    context: &'a Context,
-    wanted: bool,
-    /// None, while it is not known.
-    known: HashMap<IpAddr, Option<String>>,
-    under_way: FuturesUnordered<BoxFuture<'a, (IpAddr, Option<String>)>>,
-}
-
-impl<'a> Names<'a> {
-    pub(super) fn new(context: &'a Context, wanted: bool) -> Self {
-        Self { context, wanted, known: HashMap::new(), under_way: FuturesUnordered::new() }
-    }
-
-    /// Has an address looked up, once.
-    pub(super) fn want(&mut self, address: IpAddr) {
-        if !self.wanted || self.known.contains_key(&address) {
-            return;
-        }
-        self.known.insert(address, None);
-        let resolver = &self.context.node.resolver;
-        let found = async move { (address, timeout(NAMES_MAX, resolver.name(address)).await.ok().flatten()) };
-        self.under_way.push(Box::pin(found));
-    }
-
-    /// Waits until another is known; for ever, where none is being looked up.
-    pub(super) async fn next(&mut self) {
-        match self.under_way.next().await {
-            Some((address, name)) => drop(self.known.insert(address, name.or_else(|| Some(String::new())))),
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Waits until all are known.
-    pub(super) async fn all(&mut self) {
-        while !self.under_way.is_empty() {
-            self.next().await;
-        }
-    }
-
-    fn are_known_of(&self, mut addresses: impl Iterator<Item = IpAddr>) -> bool {
-        !self.wanted || addresses.all(|address| self.known.get(&address).is_some_and(Option::is_some))
-    }
-
-    /// The name of an address, if it has one.
-    pub(super) fn get(&self, address: IpAddr) -> Option<&str> {
-        self.known.get(&address)?.as_deref().filter(|name| !name.is_empty())
-    }
-
-    fn of(&self, probes: &[TraceProbe]) -> Vec<HopName> {
-        let mut names: Vec<HopName> = Vec::new();
-        for address in probes.iter().filter_map(|probe| probe.from) {
-            if let Some(name) = self.get(address)
-                && names.iter().all(|known| known.address != address)
-            {
-                names.push(HopName { address, name: name.to_owned() });
-            }
-        }
-        names
     }
 }

@@ -57,6 +57,9 @@ async fn no_way_of_writing_an_address_gets_past_the_policy() {
             ("traceroute", json!({})),
             ("traceroute", json!({"protocol": "udp"})),
             ("traceroute", json!({"protocol": "tcp"})),
+            ("mtr", json!({})),
+            ("mtr", json!({"protocol": "udp"})),
+            ("mtr", json!({"protocol": "tcp"})),
             ("tcp", json!({})),
         ] {
             match Spec::parse(tool.parse().unwrap(), text, parameters.as_object().unwrap().clone()) {

@@ -1,6 +1,7 @@
 //! Each executor beside the program that everybody knows, on networks of our own. Run as root: see `netns` in the manifest.
 
 mod beside_dig;
+mod beside_mtr;
 mod beside_nc;
 mod beside_ping;
 mod beside_traceroute;

@@ -38,7 +38,6 @@ pub(crate) enum Pace {
     /// To see the path: as soon as can be, the same for each hop.
     Hasty,
     /// To watch it: each hop once a round.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for mtr"))]
     Steady,
 }
 
@@ -96,7 +95,6 @@ impl Progression {
     }
 
     /// How many rounds have begun.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for mtr"))]
     pub(crate) fn rounds(&self) -> usize {
         self.round + 1
     }

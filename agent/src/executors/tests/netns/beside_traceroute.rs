@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::super::dns_server::DnsServer;
 use super::super::{Live, execute, spec};
 use super::path::Path;
-use super::router::{Router, checksum};
+use super::router::{Router, with_labels};
 use super::{Context, Found, finds, node, on, policy};
 
 /// A hop as both print it: who answered, with which marks.
@@ -181,16 +181,6 @@ fn a_target_that_answers_udp_is_reached() {
     let found = ours(&path, &target, json!({"protocol": "udp", "port": 7}));
     assert_eq!((&found.report["end"], found.report["hops"].as_array().unwrap().len()), (&json!("reached"), 3), "{}", found.output);
     answering.join().unwrap();
-}
-
-/// A label stack behind a packet that is quoted as far as 128 bytes (RFC 4884, RFC 4950).
-fn with_labels(dropped: &[u8]) -> Vec<u8> {
-    let mut quoted = dropped.to_vec();
-    quoted.resize(128, 0);
-    let mut extensions = vec![0x20, 0, 0, 0, 0, 12, 1, 1, 0x05, 0xdc, 0x12, 1, 0x06, 0x40, 0x01, 2];
-    let checksum = checksum(&extensions);
-    extensions[2..4].copy_from_slice(&checksum.to_be_bytes());
-    [vec![0, 32, 0, 0], quoted, extensions].concat()
 }
 
 #[test]

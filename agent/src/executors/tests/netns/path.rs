@@ -146,6 +146,11 @@ impl Path {
         must(command(&self.name(router), "sysctl").args(["-qw", "net.ipv4.icmp_ratelimit=1000", "net.ipv6.icmp.ratelimit=1000"]));
     }
 
+    /// Gives a router the host's address, too.
+    pub(super) fn take_over(&self, router: usize) {
+        ip(&self.name(router), &format!("addr add {}/32 dev lo", self.host()));
+    }
+
     /// Makes the last link narrow.
     pub(super) fn narrow(&self, mtu_bytes: u32) {
         ip(&self.name(self.routers), &format!("link set right mtu {mtu_bytes}"));

@@ -59,8 +59,18 @@ fn run(mut seen: Socket, told: &Socket, until: &AtomicBool, tell: impl Fn(&[u8])
     }
 }
 
+/// A label stack behind a packet that is quoted as far as 128 bytes (RFC 4884, RFC 4950).
+pub(super) fn with_labels(dropped: &[u8]) -> Vec<u8> {
+    let mut quoted = dropped.to_vec();
+    quoted.resize(128, 0);
+    let mut extensions = vec![0x20, 0, 0, 0, 0, 12, 1, 1, 0x05, 0xdc, 0x12, 1, 0x06, 0x40, 0x01, 2];
+    let checksum = checksum(&extensions);
+    extensions[2..4].copy_from_slice(&checksum.to_be_bytes());
+    [vec![0, 32, 0, 0], quoted, extensions].concat()
+}
+
 /// RFC 1071.
-pub(super) fn checksum(bytes: &[u8]) -> u16 {
+fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])));
     let sum = words.sum::<u32>();
     let folded = (sum & 0xffff) + (sum >> 16);
