@@ -104,6 +104,10 @@ impl Run<'_> {
         if self.again.is_some() && !self.limited.contains(&ttl) {
             self.limited.push(ttl);
         }
+        // The target has answered a nearer one.
+        if ttl > self.end() {
+            return;
+        }
         let query = u64::try_from(round).unwrap_or_default() + 1;
         self.tell(&TracerouteProgress::Probe(ProbeAnswer { ttl, query, probe }));
     }

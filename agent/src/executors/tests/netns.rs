@@ -9,6 +9,7 @@ mod network;
 mod path;
 mod responder;
 mod router;
+mod safety;
 
 use std::process::Command;
 

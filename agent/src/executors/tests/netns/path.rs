@@ -146,6 +146,21 @@ impl Path {
         must(command(&self.name(router), "sysctl").args(["-qw", "net.ipv4.icmp_ratelimit=1000", "net.ipv6.icmp.ratelimit=1000"]));
     }
 
+    /// Counts what leaves the node and can be a probe of any tool, on whatever interface.
+    pub(super) fn count_probes(&self) {
+        for what in ["meta l4proto { tcp, udp }", "icmp type echo-request", "icmpv6 type echo-request"] {
+            self.filter(0, "output", &format!("{what} counter"));
+        }
+    }
+
+    /// How many have left.
+    pub(super) fn probes_counted(&self) -> u64 {
+        let output = self.node_command("nft").args(["list", "chain", "inet", "t", "output"]).output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let counts = text.lines().filter_map(|line| line.split_once("counter packets ")?.1.split(' ').next()?.parse::<u64>().ok());
+        counts.sum()
+    }
+
     /// Gives a router the host's address, too.
     pub(super) fn take_over(&self, router: usize) {
         ip(&self.name(router), &format!("addr add {}/32 dev lo", self.host()));
