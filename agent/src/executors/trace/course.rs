@@ -10,8 +10,8 @@ use tokio::time::Instant;
 const UNDER_WAY_MAX: usize = 32;
 /// How long an answer that has arrived may wait to be read, on a node that is busy, before its probe is given up.
 const READ_WITHIN: Duration = Duration::from_millis(10);
-/// An answer takes at most so many times as long as that of a hop behind, as traceroute(8) has it; but never less than this is waited.
-const TIMES_AS_LONG: u32 = 10;
+/// An answer is given up after so many times as long as that of a hop behind took (traceroute(8) has ten), but never before this.
+const TIMES_AS_LONG: u32 = 8;
 const PATIENCE_MIN: Duration = Duration::from_millis(100);
 
 /// How a path is followed.
@@ -120,14 +120,23 @@ impl Progression {
             Slot::Later(at) => *at <= now,
             Slot::UnderWay { .. } | Slot::Ended(_) => false,
         };
-        let rounds = match self.plan.pace {
-            Pace::Hasty => 0..=self.round,
-            Pace::Steady => self.round..=self.round,
-        };
         (self.plan.first..=self.end()).find_map(|ttl| {
+            let rounds = match self.plan.pace {
+                // The first packet finds out whether there is such a hop at all.
+                Pace::Hasty if ttl > self.sure_end() => 0..=0,
+                Pace::Hasty => 0..=self.round,
+                Pace::Steady => self.round..=self.round,
+            };
             let slots = self.slots(ttl);
-            rounds.clone().find(|round| slots.get(*round).is_some_and(is_due)).map(|round| (ttl, round))
+            rounds.into_iter().find(|round| slots.get(*round).is_some_and(is_due)).map(|round| (ttl, round))
         })
+    }
+
+    /// The farthest hop that is known to be on the path, or to be asked in any case.
+    fn sure_end(&self) -> u8 {
+        let has_ended = |ttl| matches!(self.slots(ttl).first(), Some(Slot::Ended(_)));
+        let all_have = (self.plan.first..=self.end()).all(has_ended);
+        if all_have { self.end() } else { self.last.or(self.farthest).unwrap_or_default() }
     }
 
     /// A probe has left.
@@ -164,10 +173,13 @@ impl Progression {
         begins
     }
 
-    /// When the next round begins: after all of this one have left, the first time not before it is known how far the path goes.
+    /// When the next round begins. Where each hop is asked once a round, all of this one must have left, and it must be known how far the path goes.
     fn round_due(&self) -> Option<Instant> {
         if self.round + 1 >= self.plan.rounds {
             return None;
+        }
+        if self.plan.pace == Pace::Hasty {
+            return Some(self.round_began? + self.plan.gap);
         }
         let all_sent = (self.plan.first..=self.end()).all(|ttl| !matches!(self.slots(ttl).get(self.round), Some(Slot::Unsent)));
         let is_known = self.round > 0 || self.last.is_some() || self.under_way.is_empty();
