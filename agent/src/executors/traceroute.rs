@@ -19,7 +19,7 @@ use crate::executors::{Context, Found, Live};
 use crate::net::icmp::Fragments;
 use crate::net::trace::Course;
 
-/// How long after one packet to a hop the next is sent, if all have left by then.
+/// How long after one packet to a hop the next is sent, at the earliest.
 const GAP: Duration = Duration::from_millis(10);
 
 pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, live: &Live) -> Result<TracerouteReport, Failure> {
@@ -78,14 +78,13 @@ impl Run<'_> {
         loop {
             let step = tokio::select! {
                 biased;
-                step = self.follower.step() => step,
-                () = self.names.next() => continue,
+                step = self.follower.step() => Some(step),
+                () = self.names.next() => None,
             };
             match step {
-                Step::Answered { ttl, round } => self.answered(ttl, round),
-                Step::GivenUp | Step::Round => {}
-                Step::Over if self.ask_again() => {}
-                Step::Over => break,
+                Some(Step::Answered { ttl, round }) => self.answered(ttl, round),
+                Some(Step::Over) if !self.ask_again() => break,
+                Some(Step::GivenUp | Step::Round | Step::Over) | None => {}
             }
             self.tell_hops();
             self.keep();

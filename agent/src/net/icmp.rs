@@ -3,7 +3,7 @@
 //!
 //! - One socket of a kind for all runs, with a receive buffer that holds a burst of replies: the system's default drops them, which looks like
 //!   loss on the path.
-//! - Time to live and traffic class are set for each packet, with the packet. (IPv6 datagram sockets honour that since Linux 5.18.)
+//! - Time to live and traffic class are each packet's own.
 //! - A reply's time is the kernel's, taken when it arrived, so that a busy node measures no longer round trips.
 //! - ICMP errors and their senders come from the system's error queue.
 //! - A number is not used again while a late reply could still come, and a reply must carry what its request carried: eight bytes by chance.

@@ -6,8 +6,9 @@ use std::time::Duration;
 use probeops_shared::tools::trace::{ProbeStatus, TraceProbe};
 use tokio::time::Instant;
 
-/// How many probes of one run are under way at once.
-const UNDER_WAY_MAX: usize = 32;
+/// How many probes of one run are under way at once; where hops are watched, those of several rounds are.
+const UNDER_WAY_MAX_HASTY: usize = 32;
+const UNDER_WAY_MAX_STEADY: usize = 128;
 /// How long an answer that has arrived may wait to be read, on a node that is busy, before its probe is given up.
 const READ_WITHIN: Duration = Duration::from_millis(10);
 /// An answer is given up after so many times as long as that of a hop behind took (traceroute(8) has ten), but never before this.
@@ -112,7 +113,11 @@ impl Progression {
 
     /// The probe to send now.
     pub(crate) fn due(&self, now: Instant) -> Option<Place> {
-        if self.under_way.len() >= UNDER_WAY_MAX {
+        let most = match self.plan.pace {
+            Pace::Hasty => UNDER_WAY_MAX_HASTY,
+            Pace::Steady => UNDER_WAY_MAX_STEADY,
+        };
+        if self.under_way.len() >= most {
             return None;
         }
         let is_due = |slot: &Slot| match slot {

@@ -54,6 +54,27 @@ struct Wire {
 struct Waiting {
     sequence: Sequence,
     requests: HashMap<u16, Sent>,
+    set: Set,
+}
+
+/// What an IPv6 socket is set to. Until Linux 5.18 a datagram socket does not heed what is said with a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Set {
+    ttl: Option<i32>,
+    class: Option<u8>,
+}
+
+impl Set {
+    /// Sets the socket, unless it is so already.
+    fn put(&mut self, socket: &UdpSocket, wanted: Self) -> Result<(), Errno> {
+        if *self != wanted {
+            // The system's own choice is -1.
+            setsockopt(socket, sockopt::Ipv6Ttl, &wanted.ttl.unwrap_or(-1))?;
+            setsockopt(socket, sockopt::Ipv6TClass, &wanted.class.map_or(-1, i32::from))?;
+            *self = wanted;
+        }
+        Ok(())
+    }
 }
 
 /// A request whose answers somebody waits for.
@@ -88,7 +109,7 @@ impl IcmpSocket {
         if method == PingMethod::IcmpRaw {
             filter::attach(&socket, kind.family, identifier)?;
         }
-        let waiting = Mutex::new(Waiting { sequence, requests: HashMap::new() });
+        let waiting = Mutex::new(Waiting { sequence, requests: HashMap::new(), set: Set::default() });
         let socket = UdpSocket::from_std(socket.into())?;
         let wire = Arc::new(Wire { socket, kind, method, identifier, waiting });
         let reader = AbortOnDropHandle::new(tokio::spawn(listen(Arc::clone(&wire))));
@@ -131,7 +152,7 @@ impl Wire {
         let mut attempts = 0;
         let at = loop {
             let at = Instant::now();
-            match self.put(request, &bytes) {
+            match self.put(request, &bytes, &mut waiting.set) {
                 Ok(()) => break at,
                 Err(errno) if attempts == SEND_ATTEMPTS || errno == Errno::EAGAIN => return Err(errno.into()),
                 Err(_) => attempts += 1,
@@ -141,23 +162,18 @@ impl Wire {
         Ok((number, at))
     }
 
-    fn put(&self, request: &Request, bytes: &[u8]) -> Result<(), Errno> {
-        let ttl = request.ttl.map(i32::from);
-        let class = request.dscp.map(|dscp| dscp << 2);
-        let class_v6 = class.map(i32::from);
-        let mut control: Vec<ControlMessage<'_>> = Vec::new();
-        match self.kind.family {
-            Family::V6 => {
-                control.extend(ttl.as_ref().map(ControlMessage::Ipv6HopLimit));
-                control.extend(class_v6.as_ref().map(ControlMessage::Ipv6TClass));
-            }
-            Family::V4 | Family::Any => {
-                control.extend(ttl.as_ref().map(ControlMessage::Ipv4Ttl));
-                control.extend(class.as_ref().map(ControlMessage::Ipv4Tos));
-            }
-        }
+    fn put(&self, request: &Request, bytes: &[u8], set: &mut Set) -> Result<(), Errno> {
         let to = SockaddrStorage::from(SocketAddr::new(request.to, 0));
-        sendmsg(self.socket.as_raw_fd(), &[IoSlice::new(bytes)], &control, MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
+        let send = |control: &[ControlMessage<'_>]| {
+            sendmsg(self.socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
+        };
+        let (ttl, class) = (request.ttl.map(i32::from), request.dscp.map(|dscp| dscp << 2));
+        if self.kind.family == Family::V6 {
+            set.put(&self.socket, Set { ttl, class })?;
+            return send(&[]);
+        }
+        let (ttl, class) = (ttl.as_ref().map(ControlMessage::Ipv4Ttl), class.as_ref().map(ControlMessage::Ipv4Tos));
+        send(&ttl.into_iter().chain(class).collect::<Vec<_>>())
     }
 
     /// Reads what is there, errors first, of each at most [`BATCH`]; `WouldBlock` when that was all.

@@ -247,14 +247,17 @@ fn hops_are_told_as_they_answer_and_their_lines_are_the_output() {
 fn names_are_those_of_the_nodes_resolver() {
     let path = Path::new(1);
     let target = path.host();
-    let found = path.at(0, move || {
+    let (found, watched) = path.at(0, move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
             let server = DnsServer::start().await;
             let node = Context::new(policy("allow_loopback = true"), &[server.address]).unwrap();
-            finds(&node, "traceroute", &target, json!({"names": true})).await
+            let watch = json!({"names": true, "rounds": 2, "interval_ms": 200});
+            (finds(&node, "traceroute", &target, json!({"names": true})).await, finds(&node, "mtr", &target, watch).await)
         })
     });
+    assert_eq!(watched.report["hops"][0]["addresses"][0]["name"], "router.test", "{}", watched.report);
+    assert!(watched.output.contains("  1.|-- router.test (10.8.0.2)  "), "{}", watched.output);
     assert_eq!(found.report["hops"][0]["names"], json!([{"address": "10.8.0.2", "name": "router.test"}]), "{}", found.report);
     assert!(
         found.output.contains(" 1  router.test (10.8.0.2)  ") && found.output.contains(" 2  10.8.1.2 (10.8.1.2)  "),

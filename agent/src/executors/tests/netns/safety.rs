@@ -54,17 +54,15 @@ fn a_run_that_is_dropped_frees_its_sockets_at_once() {
                 runtime.block_on(async {
                     let (node, live) = (node(), Live::default());
                     // Nobody answers there.
-                    let run = execute(&node, spec(tool, "10.8.204.1", parameters), &live);
-                    let cut = tokio::time::timeout(Duration::from_millis(100), async {
-                        tokio::join!(run, async {
-                            tokio::time::sleep(Duration::from_millis(50)).await;
-                            during_the_run()
-                        })
-                    });
-                    drop(cut.await);
+                    let mut run = Box::pin(execute(&node, spec(tool, "10.8.204.1", parameters), &live));
+                    let during = tokio::select! {
+                        ended = &mut run => panic!("{tool} ended: {ended:?}"),
+                        sockets = some_sockets() => sockets,
+                    };
+                    drop(run);
                     // Tasks that were aborted end when the runtime comes to them.
                     tokio::task::yield_now().await;
-                    (DURING.with(std::cell::Cell::get), sockets())
+                    (during, sockets())
                 })
             });
             assert!(during > 0 && after == 0, "{tool}: {during} sockets during the run, {after} after");
@@ -72,13 +70,14 @@ fn a_run_that_is_dropped_frees_its_sockets_at_once() {
     }
 }
 
-thread_local! {
-    /// How many sockets there were while a run went on.
-    static DURING: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
-}
-
-fn during_the_run() {
-    DURING.with(|during| during.set(sockets()));
+/// Waits until there are any.
+async fn some_sockets() -> usize {
+    loop {
+        match sockets() {
+            0 => tokio::time::sleep(Duration::from_millis(1)).await,
+            some => return some,
+        }
+    }
 }
 
 /// How many sockets this thread's namespace has.

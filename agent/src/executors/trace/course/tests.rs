@@ -112,3 +112,12 @@ fn what_cannot_be_told_apart_is_sent_again() {
     again.sort_unstable();
     assert_eq!((again, path.due(now), path.place(0)), (vec![0, 1, 2], Some((1, 0)), None));
 }
+
+#[test]
+fn a_steady_path_keeps_its_rounds_where_many_are_silent() {
+    let plan = Plan { pace: Pace::Steady, gap: Duration::from_millis(200), rounds: 20, ..PLAN };
+    let (path, asked, took) = follow(plan, &World { silent: &[2, 3, 4, 5, 6], target: 7, rtt: Duration::from_millis(4) });
+    assert_eq!((path.last(), &asked[6..8]), (None, [20, 0].as_slice()));
+    // The first round is waited for, because nobody knows how far the path goes.
+    assert!(took <= plan.gap * 19 + plan.timeout * 2 + Duration::from_millis(100), "{took:?}");
+}
