@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::executors::reach::{self, Reached};
 use crate::executors::trace::course::{Pace, Plan, Progression};
 use crate::executors::trace::names::Names;
-use crate::executors::trace::{Follower, Step, carrier};
+use crate::executors::trace::{Follower, Step, carrier, patience};
 use crate::executors::{Context, Found, Live};
 use crate::net::icmp::Fragments;
 use crate::net::trace::Course;
@@ -38,7 +38,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Mtr, live: &
         rounds: options.rounds.get_usize(),
         gap: options.interval_ms.ms(),
         silent_hops: options.silent_hops.get_u8().unwrap_or(u8::MAX),
-        timeout: options.timeout.duration(),
+        timeout: patience(options.protocol, options.timeout.duration()),
         pace: Pace::Steady,
     };
     let follower = Follower::open(context, ToolName::Mtr, course, Progression::new(plan))?;

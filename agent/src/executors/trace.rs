@@ -17,7 +17,7 @@ use self::course::Progression;
 use crate::capability;
 use crate::executors::{Context, broken};
 use crate::net::pacer::Pacer;
-use crate::net::trace::{Carrier, Course, Heard, Sign, Tracer, unsent};
+use crate::net::trace::{Carrier, Course, Heard, SYN_PATIENCE, Sign, Tracer, unsent};
 
 /// *Time exceeded in transit* (RFC 792, RFC 4443): what every hop but the last says.
 const EXCEEDED_V4: (u8, u8) = (11, 0);
@@ -167,6 +167,14 @@ pub(super) fn carrier(protocol: TraceProtocol, port: Option<u16>) -> Carrier {
         TraceProtocol::Icmp => Carrier::Icmp,
         TraceProtocol::Udp => Carrier::Udp(port.unwrap_or_default()),
         TraceProtocol::Tcp => Carrier::Tcp(port.unwrap_or_default()),
+    }
+}
+
+/// How long a probe of a protocol is waited for.
+pub(super) fn patience(protocol: TraceProtocol, timeout: Duration) -> Duration {
+    match protocol {
+        TraceProtocol::Icmp | TraceProtocol::Udp => timeout,
+        TraceProtocol::Tcp => timeout.min(SYN_PATIENCE),
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::executors::reach::{self, Reached};
 use crate::executors::trace::course::{Pace, Plan, Progression};
 use crate::executors::trace::names::Names;
-use crate::executors::trace::{Follower, Step, carrier};
+use crate::executors::trace::{Follower, Step, carrier, patience};
 use crate::executors::{Context, Found, Live};
 use crate::net::icmp::Fragments;
 use crate::net::trace::Course;
@@ -41,7 +41,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, 
         rounds: options.queries.get_usize(),
         gap: GAP,
         silent_hops: options.silent_hops.get_u8().unwrap_or(u8::MAX),
-        timeout: options.timeout.duration(),
+        timeout: patience(options.protocol, options.timeout.duration()),
         pace: Pace::Hasty,
     };
     let follower = Follower::open(context, ToolName::Traceroute, course, Progression::new(plan))?;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use probeops_shared::tools::network::Family;
 use probeops_shared::tools::traceroute::PROBES_PER_SECOND;
 
-/// How many may leave without a pause after a silence.
-const BURST: u32 = 256;
+/// How many may leave without a pause after a silence: Linux answers no more than fifty at once, whoever asks, and then one a millisecond.
+const BURST: u32 = 40;
 /// How often a hop is asked again that seems to limit its answers: Linux, the strictest, answers a sender once a second.
 const AGAIN_AFTER: Duration = Duration::from_millis(1_100);
 /// How long a hop is remembered to have answered.

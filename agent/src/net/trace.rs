@@ -23,7 +23,7 @@ use crate::net::words;
 /// How many answers wait for a run that is busy: more than the probes it can have under way.
 const HEARD_MAX: usize = 256;
 /// After this long the system repeats a SYN (RFC 6298: one second), and which of the two was answered cannot be told.
-const SYN_PATIENCE: Duration = Duration::from_millis(950);
+pub(crate) const SYN_PATIENCE: Duration = Duration::from_millis(950);
 
 /// Where probes go, and how.
 #[derive(Clone, Copy, Debug)]
@@ -91,8 +91,8 @@ pub(crate) struct Tracer {
 #[derive(Debug)]
 enum Means {
     Icmp { sockets: Vec<Arc<IcmpSocket>>, conversation: Conversation },
-    Udp { flows: Flows, news: News },
-    Tcp { under_way: HashMap<u64, AbortOnDropHandle<()>>, news: News },
+    Udp { flows: Flows, port: u16, news: News },
+    Tcp { under_way: HashMap<u64, AbortOnDropHandle<()>>, port: u16, news: News },
 }
 
 /// The sockets of probes over UDP.
@@ -125,9 +125,9 @@ impl Tracer {
             }
             Carrier::Udp(port) => {
                 let flows = (0..course.flows).map(|_| UdpFlow::open(&course, port, &news.tell)).collect::<io::Result<_>>()?;
-                Means::Udp { flows: Flows::Constant(flows), news }
+                Means::Udp { flows: Flows::Constant(flows), port, news }
             }
-            Carrier::Tcp(_) => Means::Tcp { under_way: HashMap::new(), news },
+            Carrier::Tcp(port) => Means::Tcp { under_way: HashMap::new(), port, news },
         };
         Ok(Self { course, means })
     }
@@ -155,24 +155,18 @@ impl Tracer {
         let course = self.course;
         match &mut self.means {
             Means::Icmp { sockets, conversation } => {
-                let Some(socket) = sockets.get(flow % sockets.len().max(1)) else { return Err(io::ErrorKind::NotFound.into()) };
                 let request = Request { to: course.to, ttl: Some(ttl), dscp: course.dscp, payload_bytes: course.payload_bytes };
-                conversation.send(socket, tag, &request).await
+                conversation.send(of_flow(sockets, flow)?, tag, &request).await
             }
-            Means::Udp { flows: Flows::Constant(flows), .. } => match flows.get(flow % flows.len().max(1)) {
-                Some(socket) => socket.send(tag, ttl),
-                None => Err(io::ErrorKind::NotFound.into()),
-            },
-            Means::Udp { flows: Flows::PerProbe(sockets), news } => {
-                let Carrier::Udp(port) = course.carrier else { return Err(io::ErrorKind::NotFound.into()) };
-                let socket = UdpFlow::open(&course, port, &news.tell)?;
+            Means::Udp { flows: Flows::Constant(flows), .. } => of_flow(flows, flow)?.send(tag, ttl),
+            Means::Udp { flows: Flows::PerProbe(sockets), port, news } => {
+                let socket = UdpFlow::open(&course, *port, &news.tell)?;
                 let at = socket.send(tag, ttl)?;
                 sockets.insert(tag, socket);
                 Ok(at)
             }
-            Means::Tcp { under_way, news } => {
-                let Carrier::Tcp(port) = course.carrier else { return Err(io::ErrorKind::NotFound.into()) };
-                let to = SocketAddr::new(course.to, port);
+            Means::Tcp { under_way, port, news } => {
+                let to = SocketAddr::new(course.to, *port);
                 let syn = Syn { to, from: course.source, ttl: Some(ttl), dscp: course.dscp };
                 under_way.insert(tag, AbortOnDropHandle::new(tokio::spawn(handshake(syn, tag, news.tell.clone()))));
                 Ok(Instant::now())
@@ -215,6 +209,11 @@ impl Tracer {
             Means::Tcp { under_way, .. } => drop(under_way.remove(&tag)),
         }
     }
+}
+
+/// The socket of a flow; flows beyond the last begin again with the first.
+fn of_flow<T>(sockets: &[T], flow: usize) -> io::Result<&T> {
+    sockets.get(flow % sockets.len().max(1)).ok_or_else(|| io::Error::other("there is no socket for any flow"))
 }
 
 async fn handshake(syn: Syn, tag: u64, tell: mpsc::Sender<Heard>) {

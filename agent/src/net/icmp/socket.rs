@@ -82,6 +82,7 @@ impl Set {
 struct Sent {
     tag: u64,
     nonce: Nonce,
+    payload_bytes: usize,
     at: Instant,
     tell: mpsc::Sender<Heard>,
 }
@@ -158,7 +159,7 @@ impl Wire {
                 Err(_) => attempts += 1,
             }
         };
-        waiting.requests.insert(number, Sent { tag, nonce, at, tell: tell.clone() });
+        waiting.requests.insert(number, Sent { tag, nonce, payload_bytes: request.payload_bytes, at, tell: tell.clone() });
         Ok((number, at))
     }
 
@@ -178,8 +179,12 @@ impl Wire {
 
     /// Reads what is there, errors first, of each at most [`BATCH`]; `WouldBlock` when that was all.
     fn drain(&self, buffer: &mut [u8]) -> io::Result<()> {
+        let mut all_errors = false;
         for _ in 0..BATCH {
-            let Some(error) = error_queue::take(&self.socket)? else { break };
+            let Some(error) = error_queue::take(&self.socket)? else {
+                all_errors = true;
+                break;
+            };
             let Some(icmp) = error.icmp else { continue };
             let Some(echo) = packet::read(&error.packet) else { continue };
             // A raw socket gets the errors about all ICMP that this machine has sent.
@@ -191,6 +196,7 @@ impl Wire {
         for _ in 0..BATCH {
             match self.receive(buffer) {
                 Ok(()) => {}
+                Err(Errno::EAGAIN) if !all_errors => return Ok(()),
                 Err(errno) if is_about_a_packet(errno) => return Ok(()),
                 Err(errno) => return Err(errno.into()),
             }
@@ -225,7 +231,12 @@ impl Wire {
     /// Gives an answer to whoever waits for it.
     fn pass_on(&self, number: u16, payload: &[u8], at: Instant, answer: Answer) {
         let waiting = self.waiting();
-        let Some(sent) = waiting.requests.get(&number).filter(|sent| packet::carries(payload, sent.nonce)) else { return };
+        let Some(sent) = waiting.requests.get(&number) else { return };
+        // A reply carries all that its request did; how much of that an error quotes is up to its router.
+        let is_whole = matches!(answer, Answer::Error { .. }) || payload.len() >= sent.payload_bytes;
+        if !is_whole || !packet::carries(payload, sent.nonce) {
+            return;
+        }
         let heard = Heard { tag: sent.tag, rtt: at.saturating_duration_since(sent.at), answer };
         // Somebody who floods us with duplicates is not heard beyond what the run has room for.
         drop(sent.tell.try_send(heard));
@@ -233,13 +244,10 @@ impl Wire {
 }
 
 impl Waiting {
+    /// A number that nobody waits for; `None` if all are used.
     fn number(&mut self) -> Option<u16> {
         let now = Instant::now();
-        // As many attempts as there are numbers.
-        (0..=u16::MAX).find_map(|_| {
-            let number = self.sequence.next(now)?;
-            Some((!self.requests.contains_key(&number)).then_some(number))
-        })?
+        (0..=u16::MAX).map_while(|_| self.sequence.next(now)).find(|number| !self.requests.contains_key(number))
     }
 }
 

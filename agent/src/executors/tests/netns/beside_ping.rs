@@ -261,3 +261,25 @@ fn a_tcp_ping_times_an_open_and_a_refused_port_and_hears_filters() {
         drop(listener);
     }
 }
+
+#[test]
+fn a_burst_of_errors_is_heard_whole() {
+    let network = Network::new();
+    network.errors_without_limit();
+    for groups in ["0 2147483647", "1 0"] {
+        network.ping_groups(groups);
+        let reports = network.in_node(|| {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let node = node();
+                // At one moment, several times as many as are read at once.
+                let ping = || run(&node, "ping", "10.9.77.1", json!({"count": 2, "interval_ms": 100, "timeout": 1}));
+                futures_util::future::join_all((0..300).map(|_| ping())).await
+            })
+        });
+        for found in reports {
+            let found = found.unwrap();
+            assert_eq!(found.report["stats"]["errors"], 2, "{}", found.output);
+        }
+    }
+}

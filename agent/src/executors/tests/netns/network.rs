@@ -86,6 +86,11 @@ impl Network {
         must(self.host_command("nft").arg(format!("add rule inet t in {rule}")));
     }
 
+    /// Lets the router send as many errors at once as it has reasons to; by default they are fifty, and then one a millisecond.
+    pub(super) fn errors_without_limit(&self) {
+        must(command(&self.router, "sysctl").args(["-qw", "net.ipv4.icmp_msgs_per_sec=100000", "net.ipv4.icmp_msgs_burst=10000"]));
+    }
+
     /// Makes the host's own system answer no echo requests over IPv4.
     pub(super) fn host_is_silent(&self) {
         must(self.host_command("sysctl").args(["-qw", "net.ipv4.icmp_echo_ignore_all=1"]));
