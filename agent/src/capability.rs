@@ -67,7 +67,9 @@ mod tests {
     #[test]
     fn what_needs_no_privilege_can_always_run_and_nothing_is_lost() {
         let (tools, unavailable) = probe(ToolName::ALL);
-        assert!([ToolName::Echo, ToolName::Dns, ToolName::Tcp].iter().all(|tool| tools.contains(tool)));
+        assert!(
+            [ToolName::Echo, ToolName::Dns, ToolName::Tcp, ToolName::Traceroute, ToolName::Mtr].iter().all(|tool| tools.contains(tool))
+        );
         assert_eq!(tools.len() + unavailable.len(), ToolName::ALL.len());
         assert!(probe(&[]).0.is_empty());
     }
