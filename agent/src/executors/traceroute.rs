@@ -22,6 +22,9 @@ use crate::net::trace::Course;
 /// How long after one packet to a hop the next is sent, at the earliest.
 const GAP: Duration = Duration::from_millis(10);
 
+/// How long what was found may wait to be kept for a run that is cut short. To keep it costs more than to find it.
+const KEPT_AFTER: Duration = Duration::from_millis(50);
+
 pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, live: &Live) -> Result<TracerouteReport, Failure> {
     let source = reach::source(options.source)?;
     let family = options.source.map_or(options.family, Source::family);
@@ -46,8 +49,21 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, 
     };
     let follower = Follower::open(context, ToolName::Traceroute, course, Progression::new(plan))?;
     let (started, names) = (Instant::now(), Names::new(context, options.names));
-    let mut run =
-        Run { context, target, options, live, reached, plan, follower, started, names, told: 0, again: None, limited: Vec::new() };
+    let mut run = Run {
+        context,
+        target,
+        options,
+        live,
+        reached,
+        plan,
+        follower,
+        started,
+        names,
+        told: 0,
+        again: None,
+        limited: Vec::new(),
+        keep_at: None,
+    };
     run.tell(&TracerouteProgress::Resolved(reached.resolved()));
     run.keep();
     run.follow().await;
@@ -71,6 +87,8 @@ struct Run<'a> {
     again: Option<Instant>,
     /// These do.
     limited: Vec<u8>,
+    /// When what was found is to be kept; none, if all is.
+    keep_at: Option<Instant>,
 }
 
 impl Run<'_> {
@@ -80,6 +98,10 @@ impl Run<'_> {
                 biased;
                 step = self.follower.step() => Some(step),
                 () = self.names.next() => None,
+                () = tokio::time::sleep_until(self.keep_at.unwrap_or_else(Instant::now)), if self.keep_at.is_some() => {
+                    self.keep();
+                    continue;
+                }
             };
             match step {
                 Some(Step::Answered { ttl, round }) => self.answered(ttl, round),
@@ -87,7 +109,7 @@ impl Run<'_> {
                 Some(Step::GivenUp | Step::Round | Step::Over) | None => {}
             }
             self.tell_hops();
-            self.keep();
+            self.keep_at.get_or_insert_with(|| Instant::now() + KEPT_AFTER);
         }
         self.names.all().await;
         self.tell_hops();
@@ -171,7 +193,8 @@ impl Run<'_> {
         self.live.tell(self.options, self.target, progress);
     }
 
-    fn keep(&self) {
+    fn keep(&mut self) {
+        self.keep_at = None;
         self.live.set(Found::of(self.options, self.target, &self.report()));
     }
 

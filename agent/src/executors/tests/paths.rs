@@ -3,7 +3,7 @@
 use probeops_shared::outcome::FailureKind;
 use serde_json::{Value, json};
 
-use super::{Found, LOCAL, fails, finds, open_node, run};
+use super::{Found, LOCAL, Live, execute, fails, finds, open_node, run, spec};
 
 #[tokio::test]
 async fn this_machine_answers_a_tcp_ping_with_yes_or_no() {
@@ -80,4 +80,21 @@ async fn this_machine_is_one_hop_that_loses_nothing() {
         assert_eq!((&hop["sent"], &hop["received"], &hop["limited"]), (&json!(3), &json!(3), &json!(false)), "{report}");
         assert!(hop["jitter_ms"].is_number() && found.output.lines().count() == 3, "{}", found.output);
     }
+}
+
+#[tokio::test]
+async fn a_trace_cut_short_leaves_the_hops_it_found() {
+    let (context, live) = (open_node(&[]), Live::default());
+    let run = execute(&context, spec("mtr", "127.0.0.1", json!({"rounds": 100})), &live);
+    let first_round = async {
+        while live.found.lock().unwrap().as_ref().is_none_or(|found| found.report["hops"].as_array().unwrap().is_empty()) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        _ = run => panic!("a hundred seconds have passed"),
+        () = first_round => {}
+    }
+    let found = live.take().unwrap();
+    assert_eq!((&found.report["hops"][0]["received"], &found.report["end"]), (&json!(1), &json!("reached")), "{}", found.report);
 }
