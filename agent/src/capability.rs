@@ -25,9 +25,23 @@ pub(crate) fn probe(granted: &[ToolName]) -> (Vec<ToolName>, Vec<Unavailable>) {
 /// What a tool lacks, and the command that grants it.
 fn missing(tool: ToolName) -> Option<(String, String)> {
     match tool {
-        ToolName::Echo | ToolName::Dns | ToolName::Tcp | ToolName::Tls | ToolName::Http | ToolName::Pmtu | ToolName::Whois => None,
+        // A trace by UDP or TCP needs nothing.
+        ToolName::Echo
+        | ToolName::Traceroute
+        | ToolName::Mtr
+        | ToolName::Dns
+        | ToolName::Tcp
+        | ToolName::Tls
+        | ToolName::Http
+        | ToolName::Pmtu
+        | ToolName::Whois => None,
         ToolName::Ping => icmp::try_open().err().map(|error| (format!("no ICMP socket can be opened ({error})"), grant_icmp())),
     }
+}
+
+/// What this process lacks for ICMP, and the command that grants it, in one line.
+pub(crate) fn icmp_lacks() -> Option<String> {
+    icmp::try_open().err().map(|error| format!("no ICMP socket can be opened ({error}); allow it with: {}", grant_icmp()))
 }
 
 fn grant_icmp() -> String {
@@ -61,7 +75,7 @@ mod tests {
     #[test]
     fn what_needs_no_privilege_can_always_run_and_nothing_is_lost() {
         let (tools, unavailable) = probe(ToolName::ALL);
-        assert!([ToolName::Echo, ToolName::Dns, ToolName::Tcp, ToolName::Tls, ToolName::Http].iter().all(|tool| tools.contains(tool)));
+        assert!(ToolName::ALL.iter().filter(|tool| **tool != ToolName::Ping).all(|tool| tools.contains(tool)));
         assert_eq!(tools.len() + unavailable.len(), ToolName::ALL.len());
         assert!(probe(&[]).0.is_empty());
     }

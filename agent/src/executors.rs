@@ -7,11 +7,14 @@ mod dial;
 mod dns;
 mod echo;
 mod http;
+mod mtr;
 mod ping;
 mod pmtu;
 mod reach;
 mod tcp;
 mod tls;
+mod trace;
+mod traceroute;
 mod whois;
 
 use std::io;
@@ -29,6 +32,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::net::icmp::Icmp;
+use crate::net::pacer::Pacer;
 use crate::net::words;
 use crate::policy::Policy;
 use crate::policy::surroundings::Lookout;
@@ -55,12 +59,19 @@ struct Equipment {
     resolver: Resolver,
     lookout: Lookout,
     icmp: Icmp,
+    pacer: Pacer,
 }
 
 impl Context {
     /// The node's equipment, before any run. Fails where the machine does not show its network interfaces.
     pub(crate) fn new(policy: Policy, resolvers: &[SocketAddr]) -> io::Result<Self> {
-        let node = Equipment { policy, resolver: Resolver::new(resolvers), lookout: Lookout::new()?, icmp: Icmp::default() };
+        let node = Equipment {
+            policy,
+            resolver: Resolver::new(resolvers),
+            lookout: Lookout::new()?,
+            icmp: Icmp::default(),
+            pacer: Pacer::default(),
+        };
         Ok(Self { node: Arc::new(node), targets: None, dispatch_ms: None, clock_offset_ms: None })
     }
 
@@ -170,6 +181,14 @@ pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Resul
         }
         Spec::Dns { target, options } => {
             let report = Box::pin(dns::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Traceroute { target, options } => {
+            let report = Box::pin(traceroute::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Mtr { target, options } => {
+            let report = Box::pin(mtr::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
         Spec::Tcp { target, options } => {

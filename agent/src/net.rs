@@ -1,5 +1,6 @@
 //! The operating system and the wire, thinly wrapped.
 
+pub(crate) mod arrival;
 pub(crate) mod dns;
 pub(crate) mod dnssec;
 pub(crate) mod error_queue;
@@ -7,10 +8,13 @@ pub(crate) mod get;
 pub(crate) mod http;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
+pub(crate) mod pacer;
 pub(crate) mod pmtu;
 pub(crate) mod starttls;
+pub(crate) mod syn;
 pub(crate) mod tcp;
 pub(crate) mod tls;
+pub(crate) mod trace;
 
 use std::io;
 

@@ -56,6 +56,19 @@ impl Resolver {
         if self.servers.is_empty() { self.ask_system(name).await } else { self.ask_servers(name).await }
     }
 
+    /// The name of an address, by the DNS of this node's name servers; the first that answers.
+    pub(crate) async fn name(&self, address: IpAddr) -> Option<String> {
+        let query = Query::new(&DnsName::Address(address), RecordType::PTR, &Dns::default()).ok()?;
+        for server in self.own_servers().await {
+            let asked = dns::ask(server, &Way::Udp, query.bytes(), |bytes| query.is_answered_by(bytes), SERVER_PATIENCE).await;
+            if let Ok(response) = asked.map_err(drop).and_then(|answer| message::read(&answer.bytes).map_err(drop)) {
+                let record = response.answer.iter().find(|record| record.kind == "PTR")?;
+                return Some(record.value.trim_end_matches('.').to_owned());
+            }
+        }
+        None
+    }
+
     async fn ask_system(&self, name: &str) -> Result<Vec<IpAddr>, String> {
         let permit = Arc::clone(&self.system_lookups).acquire_owned().await.map_err(|error| error.to_string())?;
         let owned = name.to_owned();

@@ -32,6 +32,11 @@ impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Bounded<MIN, MAX, DEFAU
         u16::try_from(self.0).unwrap_or(u16::MAX)
     }
 
+    /// The number as a `u8`, if it fits.
+    pub fn get_u8(self) -> Option<u8> {
+        u8::try_from(self.0).ok()
+    }
+
     /// The number as a `usize`.
     pub fn get_usize(self) -> usize {
         usize::try_from(self.0).unwrap_or(usize::MAX)

@@ -8,11 +8,14 @@ pub(crate) mod choice;
 pub mod dns;
 pub mod echo;
 pub mod http;
+pub mod mtr;
 pub mod network;
 pub mod ping;
 pub mod pmtu;
 pub mod tcp;
 pub mod tls;
+pub mod trace;
+pub mod traceroute;
 pub mod whois;
 
 use std::fmt;
@@ -211,6 +214,8 @@ macro_rules! catalogue {
 catalogue! {
     "echo" => Echo(echo::Echo),
     "ping" => Ping(ping::Ping),
+    "traceroute" => Traceroute(traceroute::Traceroute),
+    "mtr" => Mtr(mtr::Mtr),
     "dns" => Dns(dns::Dns),
     "tcp" => Tcp(tcp::Tcp),
     "tls" => Tls(tls::Tls),

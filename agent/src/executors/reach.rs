@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use probeops_shared::host::{DnsName, Host};
 use probeops_shared::outcome::{Failure, FailureKind};
-use probeops_shared::tools::network::{Family, RESOLUTION_MAX, Resolved, ms};
+use probeops_shared::tools::network::{Family, RESOLUTION_MAX, Resolved, Source, ms};
 
 use crate::executors::{Context, denied};
+use crate::net::{interfaces, words};
 use crate::policy::Touch;
 use crate::policy::surroundings::Surroundings;
 
@@ -116,6 +117,17 @@ impl Context {
             looked_up.map_err(|_| none(&format!("no answer within {} s", RESOLUTION_MAX.as_secs())))?.map_err(|why| none(&why))?;
         Ok((addresses.into_iter().map(|address| address.to_canonical()).collect(), started.elapsed()))
     }
+}
+
+/// The address to send from, which must be one of this machine's.
+pub(super) fn source(source: Option<Source>) -> Result<Option<IpAddr>, Failure> {
+    let Some(source) = source.map(Source::address) else { return Ok(None) };
+    let refused = |why: String| Failure::new(FailureKind::Invalid, why);
+    let own = interfaces::read().map_err(|error| refused(format!("this node cannot read its own addresses: {}", words(&error))))?;
+    if own.addresses.contains(&source) {
+        return Ok(Some(source));
+    }
+    Err(refused(format!("{source} in `source` is not an address of this node; leave `source` out, or give one of its addresses")))
 }
 
 fn unresolved(host: &Host, family: Family, candidates: &[IpAddr]) -> Failure {

@@ -5,6 +5,7 @@ mod dns_server;
 mod http;
 #[cfg(feature = "netns")]
 mod netns;
+mod paths;
 mod pmtu;
 mod tcp;
 mod tls;

@@ -1,26 +1,39 @@
 //! The ICMP errors that Linux keeps for a socket with `IP_RECVERR`.
 
+mod extensions;
+
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
 
 use nix::errno::Errno;
 use nix::libc::{sock_extended_err, sockaddr_in, sockaddr_in6};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt};
-use probeops_shared::tools::network::{Family, IcmpMessage};
+use nix::sys::time::TimeSpec;
+use probeops_shared::tools::network::{Family, IcmpMessage, MplsLabel};
 
-/// How much of the packet that an error is about is of interest: an ICMP echo header.
-const PACKET_BYTES: usize = 8;
+use crate::net::arrival;
+
+/// How much of the packet that an error is about is of interest: all that an IPv4 router quotes (RFC 1812, 4.3.2.3), with what it appends.
+const PACKET_BYTES: usize = 768;
 /// `SO_EE_ORIGIN_ICMP` and `SO_EE_ORIGIN_ICMP6` (linux/errqueue.h).
 const ORIGIN_ICMP: u8 = 2;
 const ORIGIN_ICMP6: u8 = 3;
+/// *Fragmentation needed* (RFC 792) and *packet too big* (RFC 4443), whose further word is the MTU.
+const TOO_BIG_V4: (u8, u8) = (3, 4);
+const TOO_BIG_V6: u8 = 2;
 
 /// An entry of the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct QueuedError {
     /// What came over the wire; `None` when this machine itself is the origin.
     pub(crate) icmp: Option<IcmpMessage>,
-    /// The beginning of the packet that it is about.
+    /// The labels that the packet bore where it died, if its router says so.
+    pub(crate) mpls: Vec<MplsLabel>,
+    /// When it arrived; the kernel's time if the socket has `SO_TIMESTAMPNS`.
+    pub(crate) at: Instant,
+    /// The beginning of the packet that it is about: from the header of ICMP, from the data of UDP.
     pub(crate) packet: Vec<u8>,
 }
 
@@ -36,27 +49,37 @@ pub(crate) fn enable(socket: &impl AsFd, family: Family) -> io::Result<()> {
 /// Takes the next error out of the queue; `None` when it is empty.
 pub(crate) fn take(socket: &impl AsRawFd) -> io::Result<Option<QueuedError>> {
     let mut packet = [0; PACKET_BYTES];
-    let mut control = nix::cmsg_space!(sock_extended_err, sockaddr_in6);
+    // Room for what any of our sockets asks for: stamp, time to live, the error and its sender.
+    let mut control = nix::cmsg_space!(TimeSpec, i32, sock_extended_err, sockaddr_in6);
     let mut slices = [IoSliceMut::new(&mut packet)];
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-    let (length, icmp) = match recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
-        Ok(message) => (message.bytes, message.cmsgs()?.find_map(|entry| icmp(&entry))),
+    let (length, icmp, stamp) = match recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
+        Ok(message) => {
+            let (mut icmp, mut stamp) = (None, None);
+            for entry in message.cmsgs()? {
+                match &entry {
+                    ControlMessageOwned::ScmTimestampns(time) => stamp = Some(*time),
+                    other => icmp = icmp.or_else(|| read(other)),
+                }
+            }
+            (message.bytes, icmp, stamp)
+        }
         Err(Errno::EAGAIN) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
-    Ok(Some(QueuedError { icmp, packet: packet.into_iter().take(length).collect() }))
+    let packet = packet.get(..length).unwrap_or_default().to_vec();
+    Ok(Some(QueuedError { icmp, mpls: extensions::labels(&packet), at: arrival::at(stamp), packet }))
 }
 
-fn icmp(entry: &ControlMessageOwned) -> Option<IcmpMessage> {
-    match entry {
-        ControlMessageOwned::Ipv4RecvErr(error, from) if error.ee_origin == ORIGIN_ICMP => {
-            Some(IcmpMessage::new(Family::V4, error.ee_type, error.ee_code, from.as_ref().map(v4)))
-        }
-        ControlMessageOwned::Ipv6RecvErr(error, from) if error.ee_origin == ORIGIN_ICMP6 => {
-            Some(IcmpMessage::new(Family::V6, error.ee_type, error.ee_code, from.as_ref().map(v6)))
-        }
-        _ => None,
-    }
+fn read(entry: &ControlMessageOwned) -> Option<IcmpMessage> {
+    let (family, error, from) = match entry {
+        ControlMessageOwned::Ipv4RecvErr(error, from) if error.ee_origin == ORIGIN_ICMP => (Family::V4, error, from.as_ref().map(v4)),
+        ControlMessageOwned::Ipv6RecvErr(error, from) if error.ee_origin == ORIGIN_ICMP6 => (Family::V6, error, from.as_ref().map(v6)),
+        _ => return None,
+    };
+    let too_big = if family == Family::V6 { error.ee_type == TOO_BIG_V6 } else { (error.ee_type, error.ee_code) == TOO_BIG_V4 };
+    let message = IcmpMessage::new(family, error.ee_type, error.ee_code, from);
+    Some(if too_big { message.with_mtu(error.ee_info) } else { message })
 }
 
 fn v4(address: &sockaddr_in) -> IpAddr {

@@ -1,11 +1,13 @@
 //! What the tools that touch the network have in common.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::bounded::shown;
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::choice::choice;
@@ -52,6 +54,60 @@ impl Family {
     }
 }
 
+/// An address of the node to send from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source(IpAddr);
+
+impl Source {
+    /// The address.
+    pub fn address(self) -> IpAddr {
+        self.0
+    }
+
+    /// The family to send in: that of the source.
+    pub fn family(self) -> Family {
+        Family::of(self.0)
+    }
+
+    /// Refuses a source from which nothing can be sent to the target, or to an address of the family asked for.
+    pub(crate) fn check(self, family: Family, target: &Host) -> Result<(), Invalid> {
+        let (own, wanted) = (self.family(), target.address().map_or(family, |address| Family::of(address.to_canonical())));
+        if wanted == Family::Any || wanted == own {
+            return Ok(());
+        }
+        let detail = format!("{} is an IPv{own} address, from which nothing can be sent over IPv{wanted}; give one of IPv{wanted}", self.0);
+        Err(Invalid::new("/parameters/source", detail))
+    }
+}
+
+impl Serialize for Source {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Source {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let address = value.as_str().and_then(|text| text.parse::<IpAddr>().ok()).map(|address| Self(address.to_canonical()));
+        address.ok_or_else(|| {
+            de::Error::custom(format!("must be an address of the node, such as 192.0.2.1 or 2001:db8::1, not {}", shown(&value)))
+        })
+    }
+}
+
+impl JsonSchema for Source {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "Source".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "format": "ip"})
+    }
+}
+
 /// An ICMP message that somebody on the way, or the target, answered with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct IcmpMessage {
@@ -63,6 +119,9 @@ pub struct IcmpMessage {
     /// Who sent it; absent when the system did not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub from: Option<IpAddr>,
+    /// The MTU of the link that the packet was too big for, where the message says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu_bytes: Option<u32>,
     /// What type and code mean.
     pub meaning: String,
 }
@@ -70,7 +129,16 @@ pub struct IcmpMessage {
 impl IcmpMessage {
     /// A message of this type and code about a packet to an address of `family`.
     pub fn new(family: Family, kind: u8, code: u8, from: Option<IpAddr>) -> Self {
-        Self { kind, code, from, meaning: meaning(family, kind, code) }
+        Self { kind, code, from, mtu_bytes: None, meaning: meaning(family, kind, code) }
+    }
+
+    /// The same, saying which MTU the packet was too big for.
+    #[must_use]
+    pub fn with_mtu(self, mtu_bytes: u32) -> Self {
+        // ping(8) puts it in brackets for IPv4 only.
+        let meaning =
+            if self.kind == 3 { format!("{} (mtu = {mtu_bytes})", self.meaning) } else { format!("{}: mtu={mtu_bytes}", self.meaning) };
+        Self { mtu_bytes: Some(mtu_bytes), meaning, ..self }
     }
 
     /// Whether it says that a filter on the way forbids the packet.
@@ -138,6 +206,19 @@ fn meaning_v4(kind: u8, code: u8) -> Option<&'static str> {
         (12, _) => "Parameter problem",
         _ => return None,
     })
+}
+
+/// A label that a packet bore in an MPLS network (RFC 3032).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MplsLabel {
+    /// The label.
+    pub label: u32,
+    /// Its traffic class, formerly "experimental bits".
+    pub traffic_class: u8,
+    /// Whether it is the innermost.
+    pub bottom: bool,
+    /// Its time to live.
+    pub ttl: u8,
 }
 
 /// A measured duration in milliseconds, to the microsecond: more digits would only be noise.

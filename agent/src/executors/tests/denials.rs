@@ -1,6 +1,6 @@
 //! What no executor touches.
 
-use serde_json::{Map, json};
+use serde_json::json;
 use tokio::net::TcpListener;
 
 use super::dns_server::DnsServer;
@@ -12,8 +12,11 @@ async fn loopback_and_metadata_are_denied_by_default() {
     fails(run(&closed, "tcp", "127.0.0.1", json!({})).await, FailureKind::Denied, "allow_loopback = true");
     fails(run(&closed, "ping", "localhost", json!({})).await, FailureKind::Denied, "localhost (127.0.0.1): this node's policy");
     fails(run(&closed, "tcp", "::ffff:169.254.169.254", json!({})).await, FailureKind::Denied, "link-local");
+    fails(run(&closed, "traceroute", "127.0.0.1", json!({})).await, FailureKind::Denied, "loopback");
     fails(run(&closed, "dns", "example.com", json!({"resolver": "127.0.0.1"})).await, FailureKind::Denied, "loopback");
     fails(run(&closed, "tcp", "192.0.2.1", json!({"port": 4222})).await, FailureKind::Denied, "own broker 192.0.2.1:4222");
+    fails(run(&closed, "traceroute", "192.0.2.1", json!({"protocol": "tcp", "port": 4222})).await, FailureKind::Denied, "own broker");
+    fails(run(&closed, "ping", "192.0.2.1", json!({"protocol": "tcp", "port": 4222})).await, FailureKind::Denied, "own broker");
     fails(
         run(&Context::new(policy("[deny]\ntools = [\"tcp\"]"), &[]).unwrap(), "tcp", "10.0.0.1", json!({})).await,
         FailureKind::Denied,
@@ -48,8 +51,20 @@ async fn no_way_of_writing_an_address_gets_past_the_policy() {
         "::ffff:a9fe:a9fe",
         "64:ff9b::a9fe:a9fe",
     ] {
-        for tool in ["ping", "tcp", "tls", "pmtu"] {
-            match Spec::parse(tool.parse().unwrap(), text, Map::new()) {
+        for (tool, parameters) in [
+            ("ping", json!({})),
+            ("ping", json!({"protocol": "tcp"})),
+            ("traceroute", json!({})),
+            ("traceroute", json!({"protocol": "udp"})),
+            ("traceroute", json!({"protocol": "tcp"})),
+            ("mtr", json!({})),
+            ("mtr", json!({"protocol": "udp"})),
+            ("mtr", json!({"protocol": "tcp"})),
+            ("tcp", json!({})),
+            ("tls", json!({})),
+            ("pmtu", json!({})),
+        ] {
+            match Spec::parse(tool.parse().unwrap(), text, parameters.as_object().unwrap().clone()) {
                 Err(invalid) => assert_eq!(invalid.pointer, "/target", "{text}: {invalid}"),
                 Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
             }

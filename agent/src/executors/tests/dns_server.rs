@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
-use hickory_proto::rr::rdata::{A, SOA, TXT};
+use hickory_proto::rr::rdata::{A, PTR, SOA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -100,6 +100,10 @@ fn answer(bytes: &[u8], rebound: &mut bool) -> Option<Message> {
         "large.test." => {
             let texts = (0..20).map(|number| RData::TXT(TXT::new(vec![format!("{number}{}", "x".repeat(100))])));
             message.add_answers(texts.map(|text| Record::from_rdata(name.clone(), 60, text)));
+        }
+        "2.0.8.10.in-addr.arpa." if kind == RecordType::PTR => {
+            let name_of = RData::PTR(PTR(Name::from_ascii("router.test.").unwrap()));
+            message.add_answer(Record::from_rdata(name.clone(), 60, name_of));
         }
         "silent.test." => return None,
         "forged.test." => message.metadata.id = message.metadata.id.wrapping_add(1),

@@ -5,17 +5,24 @@ mod beside_delv;
 mod beside_dig;
 mod beside_dig_resolvers;
 mod beside_dig_trace;
+mod beside_mtr;
 mod beside_nc;
 mod beside_openssl;
 mod beside_ping;
 mod beside_tracepath;
+mod beside_traceroute;
 mod beside_whois;
 mod names;
 mod network;
+mod path;
+mod responder;
+mod router;
+mod safety;
 
 use std::process::Command;
 
 use network::Network;
+use path::Path;
 use serde_json::Value;
 
 use super::{Context, Found, Live, execute, finds, policy, spec};
@@ -32,14 +39,23 @@ fn ours(network: &Network, tool: &str, target: &str, parameters: Value) -> Found
 
 /// The same on a node that `make` makes.
 fn ours_on(network: &Network, make: fn() -> Context, tool: &str, target: &str, parameters: Value) -> Found {
-    let (tool, target) = (tool.to_owned(), target.to_owned());
-    network.in_node(move || {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.block_on(async { finds(&make(), &tool, &target, parameters).await })
-    })
+    network.in_node(to_its_end(make, tool, target, parameters))
 }
 
-/// The same, and what is printed while it goes on.
+/// The same at the beginning of a path.
+fn on(path: &Path, tool: &str, target: &str, parameters: Value) -> Found {
+    path.at(0, to_its_end(node, tool, target, parameters))
+}
+
+fn to_its_end(make: fn() -> Context, tool: &str, target: &str, parameters: Value) -> impl FnOnce() -> Found + Send + 'static {
+    let (tool, target) = (tool.to_owned(), target.to_owned());
+    move || {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async { finds(&make(), &tool, &target, parameters).await })
+    }
+}
+
+/// Runs a tool in the node's namespace to its end; also what is printed while it goes on.
 fn told_on(network: &Network, make: fn() -> Context, tool: &str, target: &str, parameters: Value) -> (String, Found) {
     let spec = spec(tool, target, parameters);
     network.in_node(move || {

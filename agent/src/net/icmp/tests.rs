@@ -2,46 +2,96 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::*;
 
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
+const KIND: Kind = Kind { family: Family::V4, source: None, fragments: Fragments::Allowed, flow: 0 };
 
 /// These tests need to open an ICMP socket; where that is not allowed they fail and say how to allow it.
-fn socket(icmp: &Icmp, address: IpAddr, ttl: Option<u8>) -> Arc<IcmpSocket> {
-    icmp.socket(address, ttl).expect("no ICMP socket; allow it with: sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"")
+fn socket(icmp: &Icmp, kind: Kind) -> Arc<IcmpSocket> {
+    icmp.socket(kind).expect("no ICMP socket; allow it with: sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"")
+}
+
+fn request(to: impl Into<IpAddr>) -> Request {
+    Request { to: to.into(), ttl: None, dscp: None, payload_bytes: 56 }
+}
+
+async fn next(conversation: &mut Conversation) -> Heard {
+    tokio::time::timeout(PATIENCE, conversation.next()).await.expect("no answer")
 }
 
 #[tokio::test]
-async fn this_machine_replies() {
+async fn this_machine_replies_and_its_kernel_tells_the_time_to_live() {
     let icmp = Icmp::default();
-    for address in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
-        let echo = socket(&icmp, address, None).echo(address, &[7; 56].into(), PATIENCE).await;
-        let Echo::Reply { rtt, bytes, from, .. } = echo else { panic!("{address}: {echo:?}") };
-        assert_eq!((bytes, from), (64, address));
-        assert!(!rtt.is_zero() && rtt < PATIENCE);
+    for (to, family) in [(IpAddr::from(Ipv4Addr::LOCALHOST), Family::V4), (IpAddr::from(Ipv6Addr::LOCALHOST), Family::V6)] {
+        let (socket, mut conversation) = (socket(&icmp, Kind { family, source: Some(to), ..KIND }), Conversation::new());
+        let request = Request { dscp: Some(46), ttl: Some(9), ..request(to) };
+        conversation.send(&socket, 7, &request).await.unwrap();
+        let heard = next(&mut conversation).await;
+        assert_eq!((heard.tag, &heard.answer), (7, &Answer::Reply { ttl: Some(64), bytes: 64, from: to }));
+        assert!(!heard.rtt.is_zero() && heard.rtt < PATIENCE);
     }
 }
 
 #[tokio::test]
-async fn many_requests_to_one_host_do_not_disturb_each_other() {
+async fn a_burst_to_one_host_is_answered_whole_whoever_sent_it() {
+    const EACH: u64 = 200;
     let icmp = Icmp::default();
-    let address = IpAddr::from(Ipv4Addr::LOCALHOST);
-    let socket = socket(&icmp, address, None);
-    let payload = [0; 8].into();
-    let echoes = futures_util::future::join_all((0..500).map(|_| socket.echo(address, &payload, PATIENCE))).await;
-    assert!(
-        echoes.iter().all(|echo| matches!(echo, Echo::Reply { .. })),
-        "{:?}",
-        echoes.iter().find(|echo| !matches!(echo, Echo::Reply { .. }))
-    );
+    let socket = socket(&icmp, KIND);
+    let run = || async {
+        let mut conversation = Conversation::new();
+        for tag in 0..EACH {
+            conversation.send(&socket, tag, &request(Ipv4Addr::LOCALHOST)).await.unwrap();
+        }
+        let mut heard = Vec::new();
+        while heard.len() < usize::try_from(EACH).unwrap() {
+            heard.push(next(&mut conversation).await.tag);
+        }
+        heard.sort_unstable();
+        heard
+    };
+    for heard in futures_util::future::join_all((0..5).map(|_| run())).await {
+        assert!(heard.into_iter().eq(0..EACH), "one answer to each");
+    }
+}
+
+#[tokio::test]
+async fn what_is_dropped_is_forgotten() {
+    let icmp = Icmp::default();
+    let (socket, mut conversation) = (socket(&icmp, KIND), Conversation::new());
+    for tag in 0..3 {
+        conversation.send(&socket, tag, &request(Ipv4Addr::LOCALHOST)).await.unwrap();
+    }
+    conversation.forget(0);
+    assert_eq!(socket.waiting(), 2);
+    drop(conversation);
+    assert_eq!(socket.waiting(), 0);
 }
 
 #[tokio::test]
 async fn a_socket_is_shared_while_in_use_and_closed_after() {
     let icmp = Icmp::default();
-    let address = IpAddr::from(Ipv4Addr::LOCALHOST);
-    let (first, second) = (socket(&icmp, address, Some(9)), socket(&icmp, address, Some(9)));
+    let (first, second) = (socket(&icmp, KIND), socket(&icmp, KIND));
     assert!(Arc::ptr_eq(&first, &second));
-    assert!(!Arc::ptr_eq(&first, &socket(&icmp, address, Some(10))));
+    assert!(!Arc::ptr_eq(&first, &socket(&icmp, Kind { flow: 1, ..KIND })));
     drop((first, second));
-    drop(socket(&icmp, address, None));
-    assert!(icmp.sockets.lock().unwrap().len() <= 2);
+    drop(socket(&icmp, Kind { fragments: Fragments::Forbidden, ..KIND }));
+    assert!(icmp.0.lock().unwrap().len() <= 2);
+}
+
+#[tokio::test]
+async fn surge_ping_measures_the_same_from_the_same_machine() {
+    let icmp = Icmp::default();
+    let (socket, mut conversation) = (socket(&icmp, KIND), Conversation::new());
+    let to = Ipv4Addr::LOCALHOST;
+    let client = surge_ping::Client::new(&surge_ping::Config::default()).unwrap();
+    let mut pinger = client.pinger(to.into(), surge_ping::PingIdentifier(rand::random())).await;
+    for tag in 0..4_u16 {
+        let (surge_ping::IcmpPacket::V4(theirs), rtt) = pinger.ping(surge_ping::PingSequence(tag), &[0; 56]).await.unwrap() else {
+            panic!("another family")
+        };
+        conversation.send(&socket, tag.into(), &request(to)).await.unwrap();
+        let ours = next(&mut conversation).await;
+        let Answer::Reply { bytes, from, .. } = ours.answer else { panic!("{ours:?}") };
+        assert_eq!((from, bytes), (theirs.get_source().into(), theirs.get_size()));
+        assert!(rtt < PATIENCE && ours.rtt < PATIENCE);
+    }
 }

@@ -1,9 +1,9 @@
-//! A report as ping(8) prints it.
+//! A report as ping(8) prints it; a TCP ping in the same form, with the port and the answer to the handshake.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use super::{PacketStatus, PingPacket, PingReport, PingStats, rounded};
+use super::report::{PacketStatus, PingDuplicate, PingPacket, PingReport, PingStats, rounded};
 use crate::host::Host;
 
 /// What an ICMP echo adds to its payload.
@@ -11,40 +11,81 @@ const ICMP_HEADER_BYTES: u64 = 8;
 /// What IPv4 adds to that.
 const IPV4_HEADER_BYTES: u64 = 20;
 
+/// What is the same in every line.
+#[derive(Clone, Copy)]
+pub(super) struct Of<'a> {
+    pub(super) target: &'a Host,
+    /// Of a TCP ping.
+    pub(super) port: Option<u16>,
+    pub(super) payload_bytes: u64,
+}
+
 pub(super) fn of(target: &Host, report: &PingReport) -> String {
-    let mut text = opening(target, report.address, report.payload_bytes);
+    let of = Of { target, port: report.port, payload_bytes: report.payload_bytes };
+    let mut text = of.opening(report.address);
     for packet in &report.packets {
-        text.push_str(&packet_line(packet, report.payload_bytes));
+        text.push_str(&of.packet(packet));
+        text.push_str(&of.late(packet));
+        text.extend(packet.duplicates.iter().map(|duplicate| of.duplicate(duplicate)));
     }
     text.push_str(&closing(target, &report.stats));
     text
 }
 
-pub(super) fn opening(target: &Host, address: IpAddr, payload_bytes: u64) -> String {
-    match address {
-        IpAddr::V4(address) => {
-            let packet_bytes = payload_bytes + ICMP_HEADER_BYTES + IPV4_HEADER_BYTES;
-            format!("PING {target} ({address}) {payload_bytes}({packet_bytes}) bytes of data.\n")
+impl Of<'_> {
+    pub(super) fn opening(self, address: IpAddr) -> String {
+        let Self { target, port, payload_bytes } = self;
+        match (port, address) {
+            (Some(port), _) => format!("PING {target} ({address}) TCP port {port}\n"),
+            (None, IpAddr::V4(address)) => {
+                let packet_bytes = payload_bytes + ICMP_HEADER_BYTES + IPV4_HEADER_BYTES;
+                format!("PING {target} ({address}) {payload_bytes}({packet_bytes}) bytes of data.\n")
+            }
+            (None, IpAddr::V6(address)) => format!("PING {target}({address}) {payload_bytes} data bytes\n"),
         }
-        IpAddr::V6(address) => format!("PING {target}({address}) {payload_bytes} data bytes\n"),
     }
-}
 
-pub(super) fn packet_line(packet: &PingPacket, payload_bytes: u64) -> String {
-    let seq = packet.seq;
-    let from = packet.from.map_or_else(|| "?".to_owned(), |from| from.to_string());
-    match (packet.status, packet.rtt_ms) {
-        (PacketStatus::Reply, rtt_ms) => {
-            let bytes = packet.bytes.unwrap_or(payload_bytes + ICMP_HEADER_BYTES);
-            let ttl = packet.ttl.map_or_else(String::new, |ttl| format!(" ttl={ttl}"));
-            let time = rtt_ms.map_or_else(String::new, |rtt_ms| format!(" time={} ms", rtt(rtt_ms)));
-            format!("{bytes} bytes from {from}: icmp_seq={seq}{ttl}{time}\n")
+    pub(super) fn packet(self, packet: &PingPacket) -> String {
+        let (seq, name) = (packet.seq, self.name());
+        let from = packet.from.map_or_else(|| "?".to_owned(), |from| from.to_string());
+        match packet.status {
+            PacketStatus::Reply => self.reply(packet, packet.rtt_ms),
+            PacketStatus::Timeout => format!("no answer for {name}={seq}\n"),
+            PacketStatus::Error => match (&packet.icmp, &packet.error) {
+                (Some(icmp), _) => format!("From {from} {name}={seq} {}\n", icmp.meaning),
+                (None, error) => format!("ping: {name}={seq} not sent: {}\n", error.as_deref().unwrap_or("unknown error")),
+            },
         }
-        (PacketStatus::Timeout, _) => format!("no answer for icmp_seq={seq}\n"),
-        (PacketStatus::Error, _) => match (&packet.icmp, &packet.error) {
-            (Some(icmp), _) => format!("From {from} icmp_seq={seq} {}\n", icmp.meaning),
-            (None, error) => format!("ping: icmp_seq={seq} not sent: {}\n", error.as_deref().unwrap_or("unknown error")),
-        },
+    }
+
+    /// The line of a reply that came after its timeout.
+    pub(super) fn late(self, packet: &PingPacket) -> String {
+        match packet.late_ms {
+            Some(late_ms) => self.reply(packet, Some(late_ms)).replace('\n', " (late)\n"),
+            None => String::new(),
+        }
+    }
+
+    pub(super) fn duplicate(self, duplicate: &PingDuplicate) -> String {
+        let PingDuplicate { seq, rtt_ms, ttl, bytes, from } = duplicate;
+        let ttl = ttl.map_or_else(String::new, |ttl| format!(" ttl={ttl}"));
+        format!("{bytes} bytes from {from}: {}={seq}{ttl} time={} ms (DUP!)\n", self.name(), rtt(*rtt_ms))
+    }
+
+    fn reply(self, packet: &PingPacket, rtt_ms: Option<f64>) -> String {
+        let (seq, name) = (packet.seq, self.name());
+        let from = packet.from.map_or_else(|| "?".to_owned(), |from| from.to_string());
+        let time = rtt_ms.map_or_else(String::new, |rtt_ms| format!(" time={} ms", rtt(rtt_ms)));
+        if let Some(port) = self.port {
+            return format!("{} from {from}: {name}={seq} port={port}{time}\n", packet.state.unwrap_or_default());
+        }
+        let bytes = packet.bytes.unwrap_or(self.payload_bytes + ICMP_HEADER_BYTES);
+        let ttl = packet.ttl.map_or_else(String::new, |ttl| format!(" ttl={ttl}"));
+        format!("{bytes} bytes from {from}: {name}={seq}{ttl}{time}\n")
+    }
+
+    fn name(self) -> &'static str {
+        if self.port.is_some() { "tcp_seq" } else { "icmp_seq" }
     }
 }
 
@@ -60,10 +101,11 @@ fn rtt(rtt_ms: f64) -> String {
 }
 
 fn closing(target: &Host, stats: &PingStats) -> String {
+    let duplicates = if stats.duplicates > 0 { format!(", +{} duplicates", stats.duplicates) } else { String::new() };
     let errors = if stats.errors > 0 { format!(", +{} errors", stats.errors) } else { String::new() };
     let loss = stats.loss_pct.map_or_else(String::new, |loss_pct| format!(", {} packet loss", percent(loss_pct)));
     let mut text = format!(
-        "\n--- {target} ping statistics ---\n{} packets transmitted, {} received{errors}{loss}, time {:.0}ms\n",
+        "\n--- {target} ping statistics ---\n{} packets transmitted, {} received{duplicates}{errors}{loss}, time {:.0}ms\n",
         stats.sent, stats.received, stats.sending_ms
     );
     if let (Some(min), Some(avg), Some(max), Some(mdev)) = (stats.rtt_min_ms, stats.rtt_avg_ms, stats.rtt_max_ms, stats.rtt_mdev_ms) {

@@ -87,6 +87,16 @@ impl Network {
         must(self.host_command("nft").arg(format!("add rule inet t in {rule}")));
     }
 
+    /// Lets the router send as many errors at once as it has reasons to; by default they are fifty, and then one a millisecond.
+    pub(super) fn errors_without_limit(&self) {
+        must(command(&self.router, "sysctl").args(["-qw", "net.ipv4.icmp_msgs_per_sec=100000", "net.ipv4.icmp_msgs_burst=10000"]));
+    }
+
+    /// Makes the host's own system answer no echo requests over IPv4.
+    pub(super) fn host_is_silent(&self) {
+        must(self.host_command("sysctl").args(["-qw", "net.ipv4.icmp_echo_ignore_all=1"]));
+    }
+
     /// Makes the link between router and host carry no more than this.
     pub(super) fn narrow_the_far_link(&self, mtu: u16) {
         ip(&self.router, &format!("link set east mtu {mtu}"));
@@ -167,7 +177,7 @@ impl Network {
     }
 }
 
-fn inside<T: Send + 'static>(namespace: &str, run: impl FnOnce() -> T + Send + 'static) -> T {
+pub(super) fn inside<T: Send + 'static>(namespace: &str, run: impl FnOnce() -> T + Send + 'static) -> T {
     let file = File::open(format!("/run/netns/{namespace}")).unwrap();
     let thread = std::thread::spawn(move || {
         setns(file, CloneFlags::CLONE_NEWNET).unwrap();
@@ -176,13 +186,13 @@ fn inside<T: Send + 'static>(namespace: &str, run: impl FnOnce() -> T + Send + '
     thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
 }
 
-fn command(namespace: &str, program: &str) -> Command {
+pub(super) fn command(namespace: &str, program: &str) -> Command {
     let mut command = Command::new("ip");
     command.args(["netns", "exec", namespace, program]).env("LC_ALL", "C").env("TZ", "UTC");
     command
 }
 
-fn ip(namespace: &str, arguments: &str) {
+pub(super) fn ip(namespace: &str, arguments: &str) {
     must(Command::new("ip").args(["-n", namespace]).args(arguments.split(' ')));
 }
 

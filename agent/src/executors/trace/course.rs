@@ -1,0 +1,276 @@
+//! Which probe is due, and what is known of each: the part of following a path that needs no network.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use probeops_shared::tools::trace::{ProbeStatus, TraceProbe};
+use tokio::time::Instant;
+
+/// How many probes of one run are under way at once; where hops are watched, those of several rounds are.
+const UNDER_WAY_MAX_HASTY: usize = 32;
+const UNDER_WAY_MAX_STEADY: usize = 128;
+/// How long an answer that has arrived may wait to be read, on a node that is busy, before its probe is given up.
+const READ_WITHIN: Duration = Duration::from_millis(10);
+/// An answer is given up after so many times as long as that of a hop behind took (traceroute(8) has ten), but never before this.
+const TIMES_AS_LONG: u32 = 8;
+const PATIENCE_MIN: Duration = Duration::from_millis(100);
+
+/// How a path is followed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    /// The first hop to ask, and the last.
+    pub(crate) first: u8,
+    pub(crate) max: u8,
+    /// How often each is asked.
+    pub(crate) rounds: usize,
+    /// How long after one round the next begins.
+    pub(crate) gap: Duration,
+    /// How many hops are asked behind the last that answered.
+    pub(crate) silent_hops: u8,
+    /// How long an answer may take.
+    pub(crate) timeout: Duration,
+    /// Whether that is waited for to the end.
+    pub(crate) pace: Pace,
+}
+
+/// What the rounds are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pace {
+    /// To see the path: as soon as can be, the same for each hop.
+    Hasty,
+    /// To watch it: each hop once a round.
+    Steady,
+}
+
+/// A hop and the round in which it was asked.
+pub(crate) type Place = (u8, usize);
+
+#[derive(Clone, Debug, PartialEq)]
+enum Slot {
+    Unsent,
+    /// Not to be sent before.
+    Later(Instant),
+    UnderWay {
+        tag: u64,
+        at: Instant,
+    },
+    Ended(TraceProbe),
+}
+
+/// What is known of a path.
+#[derive(Clone, Debug)]
+pub(crate) struct Progression {
+    plan: Plan,
+    /// By distance from the first, each by round.
+    hops: Vec<Vec<Slot>>,
+    under_way: HashMap<u64, Place>,
+    round: usize,
+    round_began: Option<Instant>,
+    /// The nearest behind which there is nothing.
+    last: Option<u8>,
+    /// The farthest that has answered.
+    farthest: Option<u8>,
+}
+
+impl Progression {
+    /// Nothing is known yet.
+    pub(crate) fn new(plan: Plan) -> Self {
+        let hops = (plan.first..=plan.max).map(|_| vec![Slot::Unsent; plan.rounds]).collect();
+        Self { plan, hops, under_way: HashMap::new(), round: 0, round_began: None, last: None, farthest: None }
+    }
+
+    /// The farthest hop that is asked as things stand.
+    pub(crate) fn end(&self) -> u8 {
+        let behind = self.farthest.unwrap_or(self.plan.first.saturating_sub(1)).saturating_add(self.plan.silent_hops);
+        self.last.unwrap_or(behind).min(self.plan.max)
+    }
+
+    /// The hop behind which there is nothing.
+    pub(crate) fn last(&self) -> Option<u8> {
+        self.last
+    }
+
+    /// The farthest hop that has answered.
+    pub(crate) fn farthest(&self) -> Option<u8> {
+        self.farthest.map(|farthest| self.last.map_or(farthest, |last| last.min(farthest)))
+    }
+
+    /// How many rounds have begun.
+    pub(crate) fn rounds(&self) -> usize {
+        self.round + 1
+    }
+
+    /// What became of the probes to a hop whose end is known, by round.
+    pub(crate) fn ended_of(&self, ttl: u8) -> impl Iterator<Item = (usize, &TraceProbe)> {
+        let slots = self.slots(ttl).iter().enumerate();
+        slots.filter_map(|(round, slot)| if let Slot::Ended(probe) = slot { Some((round, probe)) } else { None })
+    }
+
+    /// Whether nothing more is to be learnt of a hop.
+    pub(crate) fn is_settled(&self, ttl: u8) -> bool {
+        self.slots(ttl).iter().all(|slot| matches!(slot, Slot::Ended(_)))
+    }
+
+    /// The probe to send now.
+    pub(crate) fn due(&self, now: Instant) -> Option<Place> {
+        let most = match self.plan.pace {
+            Pace::Hasty => UNDER_WAY_MAX_HASTY,
+            Pace::Steady => UNDER_WAY_MAX_STEADY,
+        };
+        if self.under_way.len() >= most {
+            return None;
+        }
+        let is_due = |slot: &Slot| match slot {
+            Slot::Unsent => true,
+            Slot::Later(at) => *at <= now,
+            Slot::UnderWay { .. } | Slot::Ended(_) => false,
+        };
+        (self.plan.first..=self.end()).find_map(|ttl| {
+            let rounds = match self.plan.pace {
+                // The first packet finds out whether there is such a hop at all.
+                Pace::Hasty if ttl > self.sure_end() => 0..=0,
+                Pace::Hasty => 0..=self.round,
+                Pace::Steady => self.round..=self.round,
+            };
+            let slots = self.slots(ttl);
+            rounds.into_iter().find(|round| slots.get(*round).is_some_and(is_due)).map(|round| (ttl, round))
+        })
+    }
+
+    /// The farthest hop that is known to be on the path, or to be asked in any case.
+    fn sure_end(&self) -> u8 {
+        let has_ended = |ttl| matches!(self.slots(ttl).first(), Some(Slot::Ended(_)));
+        let all_have = (self.plan.first..=self.end()).all(has_ended);
+        if all_have { self.end() } else { self.last.or(self.farthest).unwrap_or_default() }
+    }
+
+    /// A probe has left.
+    pub(crate) fn sent(&mut self, place: Place, tag: u64, at: Instant) {
+        self.round_began.get_or_insert(at);
+        self.under_way.insert(tag, place);
+        self.put(place, Slot::UnderWay { tag, at });
+    }
+
+    /// Which probe is under way under this number.
+    pub(crate) fn place(&self, tag: u64) -> Option<Place> {
+        self.under_way.get(&tag).copied()
+    }
+
+    /// What became of a probe; `is_last` if nothing lies behind its hop.
+    pub(crate) fn ended(&mut self, (ttl, round): Place, probe: TraceProbe, is_last: bool) {
+        self.under_way.retain(|_, place| *place != (ttl, round));
+        if probe.status == ProbeStatus::Answered {
+            self.farthest = self.farthest.max(Some(ttl));
+        }
+        if is_last {
+            self.last = Some(self.last.map_or(ttl, |last| last.min(ttl)));
+        }
+        self.put((ttl, round), Slot::Ended(probe));
+    }
+
+    /// Begins the next round if it is time; whether it did.
+    pub(crate) fn begin_round(&mut self, now: Instant) -> bool {
+        let begins = self.round_due().is_some_and(|at| at <= now);
+        if begins {
+            self.round += 1;
+            self.round_began = Some(now);
+        }
+        begins
+    }
+
+    /// When the next round begins. Where each hop is asked once a round, all of this one must have left, and it must be known how far the path goes.
+    fn round_due(&self) -> Option<Instant> {
+        if self.round + 1 >= self.plan.rounds {
+            return None;
+        }
+        if self.plan.pace == Pace::Hasty {
+            return Some(self.round_began? + self.plan.gap);
+        }
+        let all_sent = (self.plan.first..=self.end()).all(|ttl| !matches!(self.slots(ttl).get(self.round), Some(Slot::Unsent)));
+        let is_known = self.round > 0 || self.last.is_some() || self.under_way.is_empty();
+        (all_sent && is_known).then_some(self.round_began? + self.plan.gap)
+    }
+
+    /// Whether something has been waited for long enough.
+    pub(crate) fn is_overdue(&self, now: Instant) -> bool {
+        self.under_way.values().any(|place| self.deadline(*place).is_some_and(|at| at <= now))
+    }
+
+    /// Gives up what has been waited for long enough; the numbers of these.
+    pub(crate) fn give_up(&mut self, now: Instant) -> Vec<u64> {
+        let due = |(tag, place): (&u64, &Place)| self.deadline(*place).is_some_and(|at| at <= now).then_some((*tag, *place));
+        let given_up: Vec<(u64, Place)> = self.under_way.iter().filter_map(due).collect();
+        given_up
+            .into_iter()
+            .map(|(tag, place)| {
+                self.ended(place, TraceProbe::default(), false);
+                tag
+            })
+            .collect()
+    }
+
+    /// Sends once more what is under way; the numbers under which it was.
+    pub(crate) fn send_again(&mut self) -> Vec<u64> {
+        let under_way: Vec<(u64, Place)> = self.under_way.drain().collect();
+        under_way
+            .into_iter()
+            .map(|(tag, place)| {
+                self.put(place, Slot::Unsent);
+                tag
+            })
+            .collect()
+    }
+
+    /// Asks once more what was not answered, at that time.
+    pub(crate) fn ask_again(&mut self, place: Place, at: Instant) {
+        self.put(place, Slot::Later(at));
+    }
+
+    /// When something is to be done next, if nothing is heard before; `None` when all is over.
+    pub(crate) fn wake(&self) -> Option<Instant> {
+        let deadlines = self.under_way.values().filter_map(|place| self.deadline(*place));
+        let later = (self.plan.first..=self.end()).flat_map(|ttl| self.slots(ttl)).filter_map(|slot| match slot {
+            Slot::Later(at) => Some(*at),
+            Slot::Unsent | Slot::UnderWay { .. } | Slot::Ended(_) => None,
+        });
+        // Nobody waits for probes behind the last hop.
+        deadlines.chain(later).chain(self.round_due()).min()
+    }
+
+    /// When a probe is given up.
+    fn deadline(&self, (ttl, round): Place) -> Option<Instant> {
+        let Some(Slot::UnderWay { at, .. }) = self.slots(ttl).get(round) else { return None };
+        let patience = match (self.plan.pace, self.last) {
+            // Nothing is told of it.
+            (_, Some(last)) if ttl > last => Duration::ZERO,
+            (Pace::Steady, _) => self.plan.timeout,
+            (Pace::Hasty, _) => {
+                self.rtt_at_or_behind(ttl).map_or(self.plan.timeout, |rtt| (rtt * TIMES_AS_LONG).max(PATIENCE_MIN).min(self.plan.timeout))
+            }
+        };
+        Some(*at + patience + READ_WITHIN)
+    }
+
+    /// The longest round trip of the nearest hop that has answered, this one or one behind it.
+    fn rtt_at_or_behind(&self, ttl: u8) -> Option<Duration> {
+        (ttl..=self.end()).find_map(|ttl| {
+            let rtts = self.ended_of(ttl).filter_map(|(_, probe)| probe.rtt_ms);
+            rtts.reduce(f64::max).map(|rtt_ms| Duration::from_secs_f64(rtt_ms / 1000.0))
+        })
+    }
+
+    fn slots(&self, ttl: u8) -> &[Slot] {
+        let index = usize::from(ttl.saturating_sub(self.plan.first));
+        self.hops.get(index).map_or(&[], Vec::as_slice)
+    }
+
+    fn put(&mut self, (ttl, round): Place, slot: Slot) {
+        let index = usize::from(ttl.saturating_sub(self.plan.first));
+        if let Some(place) = self.hops.get_mut(index).and_then(|hop| hop.get_mut(round)) {
+            *place = slot;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,273 @@
+//! One socket and whoever waits for what arrives on it.
+
+use std::collections::HashMap;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt};
+use nix::sys::time::TimeSpec;
+use probeops_shared::tools::network::Family;
+use probeops_shared::tools::ping::report::PingMethod;
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover};
+use socket2::Type;
+use tokio::io::Interest;
+use tokio::net::UdpSocket;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::packet::{self, Nonce, PACKET_BYTES_MAX};
+use super::sequence::Sequence;
+use super::{Answer, Fragments, Heard, Kind, Request, filter, open};
+use crate::net::{arrival, error_queue};
+
+/// Room for the replies of a burst of 10,000 small packets, as far as the system lets us have it (`net.core.rmem_max`).
+const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// An error about an earlier packet can surface at the next send, which then has not happened; one that comes as often as this is real.
+const SEND_ATTEMPTS: usize = 8;
+/// How many packets are read at once before others have their turn.
+const BATCH: usize = 64;
+
+/// A socket to send echo requests from.
+#[derive(Debug)]
+pub(crate) struct IcmpSocket {
+    wire: Arc<Wire>,
+    /// It ends with the socket.
+    _reader: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+struct Wire {
+    /// To the runtime every datagram socket is one of UDP.
+    socket: UdpSocket,
+    kind: Kind,
+    method: PingMethod,
+    /// On a raw socket; the system chooses that of a datagram socket.
+    identifier: u16,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    sequence: Sequence,
+    requests: HashMap<u16, Sent>,
+    set: Set,
+}
+
+/// What an IPv6 socket is set to. Until Linux 5.18 a datagram socket does not heed what is said with a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Set {
+    ttl: Option<i32>,
+    class: Option<u8>,
+}
+
+impl Set {
+    /// Sets the socket, unless it is so already.
+    fn put(&mut self, socket: &UdpSocket, wanted: Self) -> Result<(), Errno> {
+        if *self != wanted {
+            // The system's own choice is -1.
+            setsockopt(socket, sockopt::Ipv6Ttl, &wanted.ttl.unwrap_or(-1))?;
+            setsockopt(socket, sockopt::Ipv6TClass, &wanted.class.map_or(-1, i32::from))?;
+            *self = wanted;
+        }
+        Ok(())
+    }
+}
+
+/// A request whose answers somebody waits for.
+#[derive(Debug)]
+struct Sent {
+    tag: u64,
+    nonce: Nonce,
+    payload_bytes: usize,
+    at: Instant,
+    tell: mpsc::Sender<Heard>,
+}
+
+impl IcmpSocket {
+    pub(super) fn open(kind: Kind) -> io::Result<Self> {
+        let (socket, of_type) = open(kind.family)?;
+        setsockopt(&socket, sockopt::ReceiveTimestampns, &true)?;
+        error_queue::enable(&socket, kind.family)?;
+        match kind.family {
+            Family::V6 => setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?,
+            Family::V4 | Family::Any => setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?,
+        }
+        match (kind.fragments, kind.family) {
+            (Fragments::Allowed, _) => {}
+            (Fragments::Forbidden, Family::V6) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?,
+            (Fragments::Forbidden, Family::V4 | Family::Any) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?,
+        }
+        // Not with each packet: an IPv6 datagram socket does not heed that.
+        kind.source.map_or(Ok(()), |source| socket.bind(&SocketAddr::new(source, 0).into()))?;
+        socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
+        // By chance, so that other programs and sockets we have closed hardly have the same.
+        let (identifier, sequence) = (rand::random(), Sequence::starting_at(rand::random()));
+        let method = if of_type == Type::RAW { PingMethod::IcmpRaw } else { PingMethod::IcmpDatagram };
+        if method == PingMethod::IcmpRaw {
+            filter::attach(&socket, kind.family, identifier)?;
+        }
+        let waiting = Mutex::new(Waiting { sequence, requests: HashMap::new(), set: Set::default() });
+        let socket = UdpSocket::from_std(socket.into())?;
+        let wire = Arc::new(Wire { socket, kind, method, identifier, waiting });
+        let reader = AbortOnDropHandle::new(tokio::spawn(listen(Arc::clone(&wire))));
+        Ok(Self { wire, _reader: reader })
+    }
+
+    /// With which kind of socket.
+    pub(crate) fn method(&self) -> PingMethod {
+        self.wire.method
+    }
+
+    /// Sends a request; its number, and when it left. `WouldBlock` means that the system has no room at the moment.
+    pub(super) fn send(&self, request: &Request, tag: u64, tell: &mpsc::Sender<Heard>) -> io::Result<(u16, Instant)> {
+        self.wire.send(request, tag, tell)
+    }
+
+    /// How many requests somebody waits for.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.wire.waiting().requests.len()
+    }
+
+    /// Waits no longer for answers to a request.
+    pub(super) fn forget(&self, number: u16) {
+        self.wire.waiting().requests.remove(&number);
+    }
+}
+
+impl Wire {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, request: &Request, tag: u64, tell: &mpsc::Sender<Heard>) -> io::Result<(u16, Instant)> {
+        // Held while sending: the answer may be here before the system returns.
+        let mut waiting = self.waiting();
+        let number = waiting.number().ok_or_else(|| io::Error::other("more echo requests are under way than there are numbers"))?;
+        let nonce = rand::random();
+        let bytes = packet::request(self.kind.family, self.identifier, number, nonce, request.payload_bytes);
+        let mut attempts = 0;
+        let at = loop {
+            let at = Instant::now();
+            match self.put(request, &bytes, &mut waiting.set) {
+                Ok(()) => break at,
+                Err(errno) if attempts == SEND_ATTEMPTS || errno == Errno::EAGAIN => return Err(errno.into()),
+                Err(_) => attempts += 1,
+            }
+        };
+        waiting.requests.insert(number, Sent { tag, nonce, payload_bytes: request.payload_bytes, at, tell: tell.clone() });
+        Ok((number, at))
+    }
+
+    fn put(&self, request: &Request, bytes: &[u8], set: &mut Set) -> Result<(), Errno> {
+        let to = SockaddrStorage::from(SocketAddr::new(request.to, 0));
+        let send = |control: &[ControlMessage<'_>]| {
+            sendmsg(self.socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
+        };
+        let (ttl, class) = (request.ttl.map(i32::from), request.dscp.map(|dscp| dscp << 2));
+        if self.kind.family == Family::V6 {
+            set.put(&self.socket, Set { ttl, class })?;
+            return send(&[]);
+        }
+        let (ttl, class) = (ttl.as_ref().map(ControlMessage::Ipv4Ttl), class.as_ref().map(ControlMessage::Ipv4Tos));
+        send(&ttl.into_iter().chain(class).collect::<Vec<_>>())
+    }
+
+    /// Reads what is there, errors first, of each at most [`BATCH`]; `WouldBlock` when that was all.
+    fn drain(&self, buffer: &mut [u8]) -> io::Result<()> {
+        let mut all_errors = false;
+        for _ in 0..BATCH {
+            let Some(error) = error_queue::take(&self.socket)? else {
+                all_errors = true;
+                break;
+            };
+            let Some(icmp) = error.icmp else { continue };
+            let Some(echo) = packet::read(&error.packet) else { continue };
+            // A raw socket gets the errors about all ICMP that this machine has sent.
+            let ours = self.method == PingMethod::IcmpDatagram || echo.identifier == self.identifier;
+            if ours && echo.kind == packet::types(self.kind.family).0 {
+                self.pass_on(echo.number, echo.payload, error.at, Answer::Error { icmp, mpls: error.mpls });
+            }
+        }
+        for _ in 0..BATCH {
+            match self.receive(buffer) {
+                Ok(()) => {}
+                Err(Errno::EAGAIN) if !all_errors => return Ok(()),
+                Err(errno) if is_about_a_packet(errno) => return Ok(()),
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> Result<(), Errno> {
+        let mut control = nix::cmsg_space!(TimeSpec, i32);
+        let mut slices = [IoSliceMut::new(buffer)];
+        let message = recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
+        let (mut stamp, mut ttl) = (None, None);
+        for entry in message.cmsgs()? {
+            match entry {
+                ControlMessageOwned::ScmTimestampns(time) => stamp = Some(time),
+                ControlMessageOwned::Ipv4Ttl(hops) | ControlMessageOwned::Ipv6HopLimit(hops) => ttl = u8::try_from(hops).ok(),
+                _ => {}
+            }
+        }
+        let (length, from) = (message.bytes, message.address.as_ref().and_then(address));
+        let whole = buffer.get(..length).unwrap_or_default();
+        let shows_header = self.method == PingMethod::IcmpRaw && self.kind.family == Family::V4;
+        let bytes = if shows_header { packet::without_header(whole) } else { whole };
+        if let (Some(echo), Some(from)) = (packet::read(bytes), from)
+            && echo.kind == packet::types(self.kind.family).1
+        {
+            self.pass_on(echo.number, echo.payload, arrival::at(stamp), Answer::Reply { ttl, bytes: bytes.len(), from });
+        }
+        Ok(())
+    }
+
+    /// Gives an answer to whoever waits for it.
+    fn pass_on(&self, number: u16, payload: &[u8], at: Instant, answer: Answer) {
+        let waiting = self.waiting();
+        let Some(sent) = waiting.requests.get(&number) else { return };
+        // A reply carries all that its request did; how much of that an error quotes is up to its router.
+        let is_whole = matches!(answer, Answer::Error { .. }) || payload.len() >= sent.payload_bytes;
+        if !is_whole || !packet::carries(payload, sent.nonce) {
+            return;
+        }
+        let heard = Heard { tag: sent.tag, rtt: at.saturating_duration_since(sent.at), answer };
+        // Somebody who floods us with duplicates is not heard beyond what the run has room for.
+        drop(sent.tell.try_send(heard));
+    }
+}
+
+impl Waiting {
+    /// A number that nobody waits for; `None` if all are used.
+    fn number(&mut self) -> Option<u16> {
+        let now = Instant::now();
+        (0..=u16::MAX).map_while(|_| self.sequence.next(now)).find(|number| !self.requests.contains_key(number))
+    }
+}
+
+async fn listen(wire: Arc<Wire>) {
+    let mut buffer = vec![0; PACKET_BYTES_MAX];
+    loop {
+        if let Err(error) = wire.socket.async_io(Interest::READABLE | Interest::ERROR, || wire.drain(&mut buffer)).await {
+            tracing::warn!(%error, "could not read from an ICMP socket; its replies will look like loss");
+            return;
+        }
+    }
+}
+
+/// An ICMP error surfaces at whatever is asked of the socket next, too (icmp(7)); it is told from the queue.
+fn is_about_a_packet(errno: Errno) -> bool {
+    let network = matches!(errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EHOSTDOWN | Errno::ENONET | Errno::EACCES);
+    network || matches!(errno, Errno::ECONNREFUSED | Errno::EMSGSIZE | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP | Errno::EPROTO)
+}
+
+fn address(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
+}

@@ -1,0 +1,224 @@
+//! `traceroute`: the routers on the way to a host.
+
+mod output;
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::bounded::{Bounded, Seconds};
+use crate::host::Host;
+use crate::invalid::Invalid;
+use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source};
+use crate::tools::trace::{TraceEnd, TraceFlow, TraceMethod, TraceOptions, TracePayload, TraceProbe, TraceProtocol, check_ttls};
+use crate::tools::{Class, Tool};
+
+/// The longest a run may be planned to take.
+const RUN_MAX: Duration = Duration::from_mins(5);
+/// How many hops are asked at once, at least.
+pub const HOPS_AT_ONCE: u64 = 5;
+/// How long the names of the hops may take.
+pub const NAMES_MAX: Duration = Duration::from_secs(3);
+/// How long hops that seem to limit their answers are asked again.
+pub const AGAIN_MAX: Duration = Duration::from_secs(5);
+/// How many probes a node sends in a second, over all its traces.
+pub const PROBES_PER_SECOND: u64 = 1_000;
+
+/// Find the routers on the way to a host: packets are sent that the first, second, third … router has to drop, and these say so.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Traceroute {
+    /// What is sent.
+    pub protocol: TraceProtocol,
+    /// To which port; 33434 for UDP and 80 for TCP unless given. ICMP has no ports.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<u16>", range(min = 1, max = 65_535))]
+    pub port: Option<Bounded<1, 65_535, 80>>,
+    /// The first hop to ask.
+    pub first_ttl: Bounded<1, 255, 1>,
+    /// The last hop to ask.
+    pub max_ttl: Bounded<1, 255, 30>,
+    /// How many packets each hop is sent.
+    pub queries: Bounded<1, 16, 3>,
+    /// After how many hops in a row without an answer to stop.
+    pub silent_hops: Bounded<1, 255, 5>,
+    /// How long to wait for an answer, in seconds; less long for a hop behind which others have answered.
+    pub timeout: Seconds<100, 10_000, 2_000>,
+    /// How many bytes each packet carries; 32 unless given. A TCP handshake carries none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<u16>", range(min = 16, max = 8_972))]
+    pub payload_bytes: Option<TracePayload>,
+    /// Whether to forbid fragments. Not for TCP.
+    pub dont_fragment: bool,
+    /// The differentiated services code point of each packet (RFC 2474), such as 46 for expedited forwarding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<u8>", range(min = 0, max = 63))]
+    pub dscp: Option<Bounded<0, 63, 0>>,
+    /// Over how many flows the queries of a hop are spread: 1 keeps all of them on one of several equal paths, more may show the others.
+    pub flows: Bounded<1, 16, 1>,
+    /// Whether to look up the names of the hops, at the node's own resolver: whoever runs it learns their addresses.
+    pub names: bool,
+    /// Which kind of address to use where the name has both.
+    pub family: Family,
+    /// From which address of the node to send; the system's choice unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+}
+
+/// The way to a host.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TracerouteReport {
+    /// The address that was traced.
+    pub address: IpAddr,
+    /// Its family.
+    pub family: Family,
+    /// How long the name took to resolve, in milliseconds; absent for a literal address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolve_ms: Option<f64>,
+    /// With which kind of socket.
+    pub method: TraceMethod,
+    /// The port; absent for ICMP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// The size of each packet, headers included.
+    pub packet_bytes: u64,
+    /// Whether all packets of a flow take one of several equal paths.
+    pub flow: TraceFlow,
+    /// Why no further hop was asked.
+    pub end: TraceEnd,
+    /// The hops, nearest first; those behind the last that answered are only as many as were waited for.
+    pub hops: Vec<TraceHop>,
+    /// From the first packet until the last was answered or given up, in milliseconds.
+    pub elapsed_ms: f64,
+}
+
+/// A hop.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TraceHop {
+    /// How many routers away it is.
+    pub ttl: u8,
+    /// One entry for each packet.
+    pub probes: Vec<TraceProbe>,
+    /// Whether it left packets unanswered although it answers others: routers limit how often they do. That is no loss on the path.
+    pub limited: bool,
+    /// Who they are, by address; only those that have a name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<HopName>,
+}
+
+/// The name of an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HopName {
+    /// The address.
+    pub address: IpAddr,
+    /// Its name.
+    pub name: String,
+}
+
+/// What a run tells while it goes on.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum TracerouteProgress {
+    /// Who is traced; before the first packet.
+    Resolved(Resolved),
+    /// Somebody answered.
+    Probe(ProbeAnswer),
+    /// All that is known of a hop, and of those before it.
+    Hop(TraceHop),
+}
+
+/// An answer to a probe.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ProbeAnswer {
+    /// How many routers away the probe was to go.
+    pub ttl: u8,
+    /// Which of the hop's packets it was, from 1.
+    pub query: u64,
+    /// What became of it.
+    #[serde(flatten)]
+    pub probe: TraceProbe,
+}
+
+impl Traceroute {
+    /// The port that packets go to.
+    pub fn port(&self) -> Option<u16> {
+        self.protocol.port(self.port)
+    }
+
+    /// How much each packet carries.
+    pub fn payload_bytes(&self) -> u64 {
+        self.protocol.payload_bytes(self.payload_bytes)
+    }
+
+    /// The size of each packet to this address.
+    pub fn packet_bytes(&self, address: IpAddr) -> u64 {
+        self.protocol.packet_bytes(address, self.payload_bytes())
+    }
+
+    /// From the first packet until the last is given up, where nobody answers.
+    fn longest(&self) -> Duration {
+        let hops = self.max_ttl.get().saturating_sub(self.first_ttl.get()) + 1;
+        let turns = u32::try_from(hops.div_ceil(HOPS_AT_ONCE.min(self.silent_hops.get()))).unwrap_or(u32::MAX);
+        // Once for the first packet of each hop, turn by turn; the others leave together.
+        let waits = self.timeout.duration().saturating_mul(turns.saturating_add(1));
+        waits + Duration::from_secs((hops * self.queries.get()).div_ceil(PROBES_PER_SECOND)) + NAMES_MAX + AGAIN_MAX
+    }
+}
+
+impl Tool for Traceroute {
+    const SUMMARY: &'static str = "Find the routers on the way to a host, by ICMP, UDP or TCP";
+    const CLASS: Class = Class::Probe;
+    const EXAMPLE_TARGET: &'static str = "example.com";
+    type Target = Host;
+    type Report = TracerouteReport;
+    type Progress = TracerouteProgress;
+
+    fn check(&self, target: &Host) -> Result<(), Invalid> {
+        self.family.check(target)?;
+        self.source.map_or(Ok(()), |source| source.check(self.family, target))?;
+        check_ttls(self.first_ttl.get(), self.max_ttl.get())?;
+        let Self { port, payload_bytes: payload, dont_fragment, .. } = *self;
+        self.protocol.check(TraceOptions { port, payload, dont_fragment, flows: self.flows.get() })?;
+        if self.flows.get() > self.queries.get() {
+            let (flows, queries) = (self.flows, self.queries);
+            let detail = format!("{queries} queries cannot be spread over {flows} flows; lower `flows`, or raise `queries`");
+            return Err(Invalid::new("/parameters/flows", detail));
+        }
+        let (longest, most) = (self.longest(), RUN_MAX);
+        if longest <= most {
+            return Ok(());
+        }
+        let detail = format!(
+            "waiting {} ms for each of the hops {} to {} may take {} s; a run may take at most {} s, so lower `timeout` or `max_ttl`",
+            self.timeout.duration().as_millis(),
+            self.first_ttl,
+            self.max_ttl,
+            longest.as_secs(),
+            most.as_secs()
+        );
+        Err(Invalid::new("/parameters/timeout", detail))
+    }
+
+    fn budget(&self) -> Duration {
+        RESOLUTION_MAX + self.longest() + BUDGET_SLACK
+    }
+
+    fn output(&self, target: &Host, report: &TracerouteReport) -> String {
+        let mut text = output::opening(self, target, report.address);
+        text.extend(report.hops.iter().map(|hop| output::hop(hop, self.names)));
+        text
+    }
+
+    fn progress_output(&self, target: &Host, progress: &TracerouteProgress) -> String {
+        match progress {
+            TracerouteProgress::Resolved(resolved) => output::opening(self, target, resolved.address),
+            TracerouteProgress::Probe(_) => String::new(),
+            TracerouteProgress::Hop(hop) => output::hop(hop, self.names),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
