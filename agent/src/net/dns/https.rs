@@ -1,6 +1,6 @@
 //! One query as a request to a web server (RFC 8484), over HTTP/2.
 
-use std::future::Future;
+use std::future::{Future, pending};
 use std::pin::Pin;
 use std::time::Instant;
 
@@ -31,17 +31,24 @@ where
         let request = Request::post(uri).header(CONTENT_TYPE, MESSAGE).header(ACCEPT, MESSAGE);
         let request = request.body(Full::new(Bytes::copy_from_slice(query))).map_err(|error| malformed(&error))?;
         let started = Instant::now();
-        tokio::select! {
-            answer = async { read(sender.send_request(request).await.map_err(|error| malformed(&error))?).await } => {
-                let (bytes, took) = (answer?, started.elapsed());
-                if is_answer(&bytes) { Ok(Answer { bytes, took, ..Answer::default() }) } else { Err(none("it is not an answer to the question".to_owned())) }
+        let answer = async {
+            let bytes = read(sender.send_request(request).await.map_err(|error| malformed(&error))?).await?;
+            let took = started.elapsed();
+            if is_answer(&bytes) {
+                Ok(Answer { bytes, took, ..Answer::default() })
+            } else {
+                Err(none("it is not an answer to the question".to_owned()))
             }
-            ended = connection => Err(ended.map_or_else(|error| malformed(&error), |()| NoAnswer::new(AttemptResult::Closed, None))),
+        };
+        tokio::select! {
+            answer = answer => answer,
+            // When the connection ends, the request hears of it by itself; what was received is still read.
+            never = async { drop(connection.await); pending().await } => never,
         }
     };
     tokio::select! {
         answer = exchange => answer,
-        () = drive(spawned) => Err(NoAnswer::new(AttemptResult::Closed, None)),
+        never = drive(spawned) => never,
     }
 }
 
@@ -79,17 +86,14 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Local {
     }
 }
 
-/// Runs what is spawned, for as long as somebody may spawn more.
-async fn drive(mut spawned: mpsc::UnboundedReceiver<Task>) {
+/// Runs what is spawned, for as long as it is polled.
+async fn drive<T>(mut spawned: mpsc::UnboundedReceiver<Task>) -> T {
     let mut running = FuturesUnordered::new();
     loop {
         tokio::select! {
-            task = spawned.recv() => match task {
-                Some(task) => running.push(task),
-                None => break,
-            },
+            Some(task) = spawned.recv() => running.push(task),
             Some(()) = running.next() => {}
+            else => pending().await,
         }
     }
-    while running.next().await.is_some() {}
 }
