@@ -53,9 +53,9 @@ pub(crate) struct Terms {
     pub(crate) trust: Trust,
     /// The application protocols to offer, best first; none to say nothing of it.
     pub(crate) alpn: Vec<String>,
-    /// The oldest version to offer: 1.2 or 1.3.
+    /// The oldest version to offer; 1.2 where it is an older one.
     pub(crate) min: TlsVersion,
-    /// The newest.
+    /// The newest; with one older than 1.2 there is nothing to offer, and [`hello`] is what is wanted.
     pub(crate) max: TlsVersion,
     /// Authorities to trust besides those of the machine; a server's own certificate may be among them.
     pub(crate) authorities: Vec<CertificateDer<'static>>,

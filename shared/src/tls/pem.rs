@@ -76,7 +76,7 @@ macro_rules! pem {
                 stringify!($name).into()
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "minLength": 1, "maxLength": PEM_BYTES_MAX})
+                json_schema!({"type": "string", "minLength": 1, "maxLength": PEM_BYTES_MAX, "contentMediaType": "application/x-pem-file"})
             }
         }
     };

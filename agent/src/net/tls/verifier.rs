@@ -64,10 +64,18 @@ impl Witness {
         let mut seen = self.seen();
         seen.signature_scheme = Some(scheme);
         let Err(error) = verdict else { return Ok(HandshakeSignatureValid::assertion()) };
-        // A key that is too short has been told of already: its signatures are not even tried.
-        if !seen.problems.iter().any(|problem| problem.code == ProblemCode::WeakKey && problem.certificate == Some(0)) {
-            let detail = format!("the handshake is not signed by the certificate's key: {error}");
-            seen.problems.push(CertificateProblem { code: ProblemCode::BadSignature, certificate: Some(0), detail });
+        // With a key or a certificate that has been told of already a signature is not even tried.
+        let told = seen.problems.iter().filter(|problem| problem.certificate == Some(0));
+        if !told.map(|problem| problem.code).any(|code| matches!(code, ProblemCode::WeakKey | ProblemCode::Unsupported)) {
+            let (code, how) = match &error {
+                Error::InvalidCertificate(CertificateError::BadSignature) => (ProblemCode::BadSignature, "is not by the certificate's key"),
+                _ => (ProblemCode::Unsupported, "cannot be verified"),
+            };
+            seen.problems.push(CertificateProblem {
+                code,
+                certificate: Some(0),
+                detail: format!("the handshake's signature {how}: {error}"),
+            });
         }
         match self.trust {
             Trust::Strict => Err(error),

@@ -72,7 +72,7 @@ impl JsonSchema for Method {
 }
 
 /// Header lines to send, in their order.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(transparent)]
 pub struct HeaderLines(Vec<String>);
 
@@ -85,6 +85,12 @@ impl HeaderLines {
     /// Whether there is one of this name.
     pub fn has(&self, wanted: &str) -> bool {
         self.pairs().any(|(name, _)| name.eq_ignore_ascii_case(wanted))
+    }
+}
+
+impl fmt::Debug for HeaderLines {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|line| conceal_line(line).unwrap_or_else(|| line.clone()))).finish()
     }
 }
 

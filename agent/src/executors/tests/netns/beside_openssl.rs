@@ -231,6 +231,31 @@ fn what_is_too_old_to_be_spoken_is_shown_all_the_same() {
 }
 
 #[test]
+fn certificates_that_nobody_should_make_any_more_are_named() {
+    let (network, folder) = (Network::new(), Folder::new());
+    let subject = "-nodes -subj /CN=good.test -addext subjectAltName=DNS:good.test";
+    folder.openssl("req -x509 -newkey rsa:2048 -nodes -keyout root.key -out root.pem -days 9 -subj /CN=Root");
+    for name in ["v1", "sha1"] {
+        folder.openssl(&format!("req -new -newkey rsa:2048 {subject} -keyout {name}.key -out {name}.csr"));
+    }
+    folder.openssl("x509 -req -in v1.csr -signkey v1.key -out v1.pem -days 9");
+    folder.openssl("x509 -req -in sha1.csr -sha1 -CA root.pem -CAkey root.key -CAcreateserial -copy_extensions copy -out sha1.pem -days 9");
+    std::fs::copy(folder.path("root.pem"), folder.path("sha1.chain")).unwrap();
+    for (port, (name, expected)) in (4430..).zip([("v1", &["unsupported", "self_signed"][..]), ("sha1", &["weak_signature"])]) {
+        let _server = Server::start(&network, &folder, name, port, &["-cipher", "ALL:@SECLEVEL=0"]);
+        let authority = std::fs::read_to_string(folder.path("root.pem")).unwrap();
+        let options = json!({"port": port, "server_name": "good.test", "pem": true, "ca_certificates": authority});
+        let report = ours(&network, "tls", HOST, options).report;
+        let connect = format!("{HOST}:{port}");
+        let theirs = theirs(&network, "openssl", &["s_client", "-connect", &connect, "-showcerts", "-cipher", "ALL:@SECLEVEL=0"]);
+        assert_eq!(certificates(report["chain"][0]["pem"].as_str().unwrap()), certificates(&theirs)[..1], "{report}");
+        let codes: Vec<&str> =
+            report["problems"].as_array().into_iter().flatten().map(|problem| problem["code"].as_str().unwrap()).collect();
+        assert_eq!((codes.as_slice(), &report["handshake"]), (expected, &json!("completed")), "{report}");
+    }
+}
+
+#[test]
 fn a_staple_is_read_and_a_revoked_certificate_is_not_trusted() {
     let (network, folder) = (Network::new(), Folder::new());
     let root = Authority::root("Root");
