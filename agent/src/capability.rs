@@ -25,7 +25,7 @@ pub(crate) fn probe(granted: &[ToolName]) -> (Vec<ToolName>, Vec<Unavailable>) {
 /// What a tool lacks, and the command that grants it.
 fn missing(tool: ToolName) -> Option<(String, String)> {
     match tool {
-        ToolName::Echo | ToolName::Dns | ToolName::Tcp | ToolName::Tls | ToolName::Pmtu | ToolName::Whois => None,
+        ToolName::Echo | ToolName::Dns | ToolName::Tcp | ToolName::Tls | ToolName::Http | ToolName::Pmtu | ToolName::Whois => None,
         ToolName::Ping => icmp::try_open().err().map(|error| (format!("no ICMP socket can be opened ({error})"), grant_icmp())),
     }
 }
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn what_needs_no_privilege_can_always_run_and_nothing_is_lost() {
         let (tools, unavailable) = probe(ToolName::ALL);
-        assert!([ToolName::Echo, ToolName::Dns, ToolName::Tcp, ToolName::Tls].iter().all(|tool| tools.contains(tool)));
+        assert!([ToolName::Echo, ToolName::Dns, ToolName::Tcp, ToolName::Tls, ToolName::Http].iter().all(|tool| tools.contains(tool)));
         assert_eq!(tools.len() + unavailable.len(), ToolName::ALL.len());
         assert!(probe(&[]).0.is_empty());
     }

@@ -6,6 +6,7 @@
 mod dial;
 mod dns;
 mod echo;
+mod http;
 mod ping;
 mod pmtu;
 mod reach;
@@ -136,6 +137,11 @@ impl Live {
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
     }
 
+    /// Whether anybody wants to hear of progress; for tools to whom telling it is work.
+    fn is_heard(&self) -> bool {
+        self.listener.is_some()
+    }
+
     /// Tells what was just found.
     fn tell<T: Tool>(&self, options: &T, target: &T::Target, progress: &T::Progress) {
         let Some(listener) = &self.listener else { return };
@@ -172,6 +178,10 @@ pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Resul
         }
         Spec::Tls { target, options } => {
             let report = Box::pin(tls::run(context, &target, &options, live)).await?;
+            Ok(Found::of(&options, &target, &report))
+        }
+        Spec::Http { target, options } => {
+            let report = Box::pin(http::run(context, &target, &options, live)).await?;
             Ok(Found::of(&options, &target, &report))
         }
         Spec::Pmtu { target, options } => {

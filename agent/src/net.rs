@@ -3,6 +3,7 @@
 pub(crate) mod dns;
 pub(crate) mod error_queue;
 pub(crate) mod get;
+pub(crate) mod http;
 pub(crate) mod icmp;
 pub(crate) mod interfaces;
 pub(crate) mod pmtu;

@@ -64,7 +64,7 @@ pub struct JobDocument {
     pub tool: String,
     /// The target in its normal form.
     pub target: String,
-    /// The options, defaults included.
+    /// The options, defaults included; what is secret of them is replaced by `***`.
     pub parameters: Map<String, Value>,
     /// From where.
     pub from: Vec<Selector>,
@@ -255,7 +255,7 @@ fn document(principal: &Principal, request: &JobRequest) -> JobDocument {
         id: JobId::new(),
         tool: request.spec.tool().as_str().to_owned(),
         target: request.spec.target(),
-        parameters: request.spec.parameters(),
+        parameters: request.spec.shown_parameters(),
         from: request.from.clone(),
         caller: principal.name.clone(),
         status: JobStatus::Running,

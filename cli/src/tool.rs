@@ -116,7 +116,7 @@ fn positive(outcome: &Outcome) -> bool {
 }
 
 /// The findings that a person would call bad: nothing received, a port that is not open, no answer, a name that does not exist, a server
-/// that cannot be spoken to or is not to be trusted.
+/// that cannot be spoken to or is not to be trusted, an assertion that does not hold.
 fn negative(report: &Value) -> bool {
     let nothing_received = report.pointer("/stats/received").and_then(Value::as_u64) == Some(0);
     let port_is_bad = |port: &Value| {
@@ -134,7 +134,9 @@ fn negative(report: &Value) -> bool {
     let not_open = report.get("state").and_then(Value::as_str).is_some_and(|state| state != "open");
     let not_trusted = report.get("verified") == Some(&Value::Bool(false));
     let not_spoken_to = report.get("failure").is_some();
-    let bad_answer = no_answer || no_such_name || not_registered || not_trusted || not_spoken_to;
+    let assertions = report.get("assertions").and_then(Value::as_array);
+    let not_asserted = assertions.is_some_and(|verdicts| verdicts.iter().any(|verdict| verdict.get("passed") == Some(&Value::Bool(false))));
+    let bad_answer = no_answer || no_such_name || not_registered || not_trusted || not_spoken_to || not_asserted;
     nothing_received || not_open || bad_port || bad_path || bad_answer
 }
 
@@ -182,6 +184,8 @@ mod tests {
             (json!({"state": "open", "verified": true}), true),
             (json!({"state": "open", "verified": false}), false),
             (json!({"failure": {"code": "alert"}}), false),
+            (json!({"status": 500, "assertions": [{"passed": true}]}), true),
+            (json!({"status": 200, "assertions": [{"passed": true}, {"passed": false}]}), false),
         ] {
             assert_eq!(positive(&outcome(Status::Success, report.clone())), good, "{report}");
         }

@@ -5,7 +5,7 @@
 //! - [`job`]: the message that asks, as published on the broker and as posted over HTTP.
 //! - [`outcome`]: the message that answers.
 //! - [`subjects`]: every subject of the broker, spelled here and nowhere else.
-//! - [`ids`], [`host`], [`bounded`], [`timestamp`]: strings and numbers with rules.
+//! - [`ids`], [`host`], [`http_url`], [`bounded`], [`timestamp`]: strings and numbers with rules.
 //! - [`json`], [`invalid`]: strict JSON, and what is wrong with it.
 //! - [`registry`]: what was granted to nodes and services.
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
@@ -17,6 +17,7 @@ pub mod access;
 pub mod audit;
 pub mod bounded;
 pub mod host;
+pub mod http_url;
 pub mod ids;
 pub mod invalid;
 pub mod job;

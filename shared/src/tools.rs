@@ -7,6 +7,7 @@
 pub(crate) mod choice;
 pub mod dns;
 pub mod echo;
+pub mod http;
 pub mod network;
 pub mod ping;
 pub mod pmtu;
@@ -46,6 +47,9 @@ pub trait Tool: Serialize + DeserializeOwned + JsonSchema + Default + Clone + fm
     fn check(&self, _target: &Self::Target) -> Result<(), Invalid> {
         Ok(())
     }
+
+    /// Takes out of its options, as they are shown again, what is secret.
+    fn conceal(_parameters: &mut Map<String, Value>) {}
 
     /// The longest a run may take.
     fn budget(&self) -> Duration;
@@ -155,6 +159,7 @@ macro_rules! catalogue {
         /// What is to be run: a tool, its target and its options, all checked.
         #[derive(Clone, Debug)]
         #[expect(missing_docs, reason = "each variant is its tool, documented on the options' type")]
+        #[expect(clippy::large_enum_variant, reason = "there is one for a run, and it is moved a few times")]
         pub enum Spec { $($Variant { target: <$Options as Tool>::Target, options: $Options }),+ }
 
         impl Spec {
@@ -188,6 +193,13 @@ macro_rules! catalogue {
                 match self { $(Self::$Variant { options, .. } => as_object(options)),+ }
             }
 
+            /// The same without what is secret, for whoever looks at the job.
+            pub fn shown_parameters(&self) -> Map<String, Value> {
+                let mut parameters = self.parameters();
+                match self { $(Self::$Variant { .. } => <$Options as Tool>::conceal(&mut parameters)),+ }
+                parameters
+            }
+
             /// The longest a run may take.
             pub fn budget(&self) -> Duration {
                 match self { $(Self::$Variant { options, .. } => options.budget()),+ }
@@ -202,6 +214,7 @@ catalogue! {
     "dns" => Dns(dns::Dns),
     "tcp" => Tcp(tcp::Tcp),
     "tls" => Tls(tls::Tls),
+    "http" => Http(http::Http),
     "pmtu" => Pmtu(pmtu::Pmtu),
     "whois" => Whois(whois::Whois),
 }

@@ -34,6 +34,8 @@ pub(super) struct Closed {
     pub(super) reason: String,
     /// The ICMP message that said so.
     pub(super) icmp: Option<IcmpMessage>,
+    /// Whether nobody said anything in time.
+    pub(super) silent: bool,
 }
 
 /// Connects to an address that policy allows; a failure is one of this machine.
@@ -43,11 +45,11 @@ pub(super) async fn dial(tool: ToolName, to: SocketAddr, patience: Duration) -> 
         Handshake::Open { stream, took } => Dialled::Open { stream, took },
         Handshake::Failed { errno, icmp, .. } => {
             let (state, reason) = judge(Family::of(to.ip()), errno, icmp.as_ref());
-            Dialled::Closed(Closed { state, reason, icmp })
+            Dialled::Closed(Closed { state, reason, icmp, silent: false })
         }
         Handshake::Silent => {
             let reason = format!("timed out: no answer within {} ms", patience.as_millis());
-            Dialled::Closed(Closed { state: PortState::Filtered, reason, icmp: None })
+            Dialled::Closed(Closed { state: PortState::Filtered, reason, icmp: None, silent: true })
         }
     })
 }

@@ -2,11 +2,13 @@
 
 mod denials;
 mod dns_server;
+mod http;
 #[cfg(feature = "netns")]
 mod netns;
 mod pmtu;
 mod tcp;
 mod tls;
+mod web;
 mod whois;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

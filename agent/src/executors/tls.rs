@@ -190,7 +190,7 @@ impl Run<'_> {
                 }
                 Some(stream)
             }
-            Opened::Closed(Closed { state, reason, icmp }) => {
+            Opened::Closed(Closed { state, reason, icmp, .. }) => {
                 (report.state, report.reason, report.icmp) = (state, Some(reason), icmp);
                 None
             }

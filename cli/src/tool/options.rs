@@ -35,6 +35,8 @@ enum Kind {
     Choice(Vec<String>),
     /// Text that the tool itself understands.
     Text,
+    /// Text that is better in a file than on a command line, which others may read.
+    TextOrFile,
     /// Several of these.
     List(Box<Self>),
     /// What only JSON can say.
@@ -58,12 +60,20 @@ fn typed(arg: Arg, kind: Kind, property: &Value) -> Arg {
         Kind::Number { min, max } => arg.value_name(unit(property)).allow_negative_numbers(true).value_parser(number(min, max)),
         Kind::Choice(words) => arg.value_name("WORD").value_parser(PossibleValuesParser::new(words).map(Value::from)),
         Kind::Text => arg.value_name("TEXT").value_parser(StringValueParser::new().map(Value::from)),
+        Kind::TextOrFile => arg.value_name("TEXT|@FILE").value_parser(ValueParser::from(text_or_file)),
         Kind::List(item) => typed(arg, *item, property).action(ArgAction::Append),
         Kind::Json => {
             let parser = |text: &str| serde_json::from_str::<Value>(text).map_err(|error| format!("is not JSON: {error}"));
             arg.value_name("JSON").value_parser(ValueParser::from(parser))
         }
     }
+}
+
+/// What is in the file after an `@`, without its last line break; anything else is the text itself.
+fn text_or_file(given: &str) -> Result<Value, String> {
+    let Some(file) = given.strip_prefix('@') else { return Ok(given.into()) };
+    let text = std::fs::read_to_string(file).map_err(|error| format!("{file} cannot be read: {error}"))?;
+    Ok(text.trim_end_matches(['\r', '\n']).into())
 }
 
 /// Numbers that are not whole are durations in seconds, by DESIGN of the wire.
@@ -98,8 +108,10 @@ fn kind(property: &Value) -> Option<Kind> {
         return Some(Kind::Choice(words));
     }
     let of_type = |wanted: &str| schemas.iter().find(|schema| types(schema).contains(&wanted));
-    if of_type("string").is_some() {
-        return Some(Kind::Text);
+    if let Some(schema) = of_type("string") {
+        // Secrets (`writeOnly`), and what is of many lines.
+        let rather = |key: &str| schema.get(key).or_else(|| property.get(key)).is_some();
+        return Some(if rather("writeOnly") || rather("contentMediaType") { Kind::TextOrFile } else { Kind::Text });
     }
     if of_type("boolean").is_some() {
         return Some(Kind::Flag);
@@ -147,7 +159,7 @@ fn help(property: &Value, kind: &Kind) -> String {
         Kind::Whole { min, max } => notes.push(format!("{min} to {max}")),
         Kind::Number { min, max } => notes.push(format!("{min} to {max}")),
         Kind::List(_) => notes.push("may be given several times".to_owned()),
-        Kind::Flag | Kind::Choice(_) | Kind::Text | Kind::Json => {}
+        Kind::Flag | Kind::Choice(_) | Kind::Text | Kind::TextOrFile | Kind::Json => {}
     }
     match property.get("default") {
         Some(Value::String(word)) if !word.is_empty() => notes.push(format!("default: {word}")),
@@ -230,6 +242,18 @@ mod tests {
         reads(&json!({"type": ["string", "integer"]}), "--an-option=TYPE65", Some(&json!("TYPE65")));
         reads(&json!({"type": "object"}), "--an-option={\"a\": 1}", Some(&json!({"a": 1})));
         reads(&json!({"type": "object"}), "--an-option=a", None);
+    }
+
+    #[test]
+    fn a_secret_may_be_in_a_file() {
+        let file = std::env::temp_dir().join(format!("probeops-secret-{}", std::process::id()));
+        std::fs::write(&file, "user:secret\n").unwrap();
+        let secret = json!({"anyOf": [{"type": "string", "writeOnly": true}, {"type": "null"}]});
+        reads(&secret, &format!("--an-option=@{}", file.display()), Some(&json!("user:secret")));
+        reads(&secret, "--an-option=user:other", Some(&json!("user:other")));
+        std::fs::remove_file(&file).unwrap();
+        reads(&secret, &format!("--an-option=@{}", file.display()), None);
+        reads(&json!({"type": "string"}), "--an-option=@x", Some(&json!("@x")));
     }
 
     #[test]

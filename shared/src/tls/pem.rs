@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use crate::bounded::shown;
 
 /// The most that a caller may give: a dozen certificates.
-const PEM_BYTES_MAX: usize = 32 * 1024;
+const PEM_BYTES_MAX: usize = 16 * 1024;
 
 /// One or more certificates, PEM.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ macro_rules! pem {
                 stringify!($name).into()
             }
             fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "minLength": 1, "maxLength": PEM_BYTES_MAX})
+                json_schema!({"type": "string", "minLength": 1, "maxLength": PEM_BYTES_MAX, "contentMediaType": "application/x-pem-file"})
             }
         }
     };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
+use serde_json::{Map, Value};
 
 use crate::bounded::{Bounded, Seconds, shown};
 use crate::host::Host;
@@ -18,14 +19,15 @@ use crate::tools::choice::choice;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
 use crate::tools::{Class, Tool};
 
+pub(crate) use output::openssl_cipher;
 use report::{TlsProgress, TlsReport};
 
 /// The port of HTTPS.
 pub const TLS_PORT: u16 = 443;
 /// How many application protocols may be offered.
 const ALPN_MAX: usize = 8;
-/// How many connections one run may open: the handshake, a second one where the first is refused, and two for each version.
-const CONNECTIONS_MAX: u32 = 10;
+/// How many connections one run may open: for the handshake, for a second one where the first is refused, for each version, and for 1.2 twice.
+const CONNECTIONS_MAX: u32 = 7;
 /// The same when the versions are not tried.
 const CONNECTIONS: u32 = 2;
 
@@ -126,8 +128,8 @@ impl Alpn {
 
 impl<'de> Deserialize<'de> for Alpn {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = serde_json::Value::deserialize(deserializer)?;
-        let names = value.as_array().map(|list| list.iter().map(serde_json::Value::as_str).collect::<Option<Vec<_>>>());
+        let value = Value::deserialize(deserializer)?;
+        let names = value.as_array().map(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
         let fits = |name: &&str| (1..=255).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic());
         match names {
             Some(Some(names)) if names.len() <= ALPN_MAX && names.iter().all(fits) => {
@@ -197,6 +199,12 @@ impl Tool for Tls {
             return Err(Invalid::new("/parameters/min_version", format!("{min} is newer than `max_version`, which is {max}")));
         }
         Ok(())
+    }
+
+    fn conceal(parameters: &mut Map<String, Value>) {
+        if let Some(key) = parameters.get_mut("client_key") {
+            *key = "***".into();
+        }
     }
 
     fn budget(&self) -> Duration {

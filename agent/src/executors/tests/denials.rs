@@ -65,6 +65,18 @@ async fn no_way_of_writing_an_address_gets_past_the_policy() {
             Err(invalid) => assert_eq!(invalid.pointer, "/parameters/rdap_server", "{text}: {invalid}"),
             Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
         }
+        let url = if text.contains(':') { format!("http://[{text}]/") } else { format!("http://{text}/") };
+        for (target, parameters, pointer) in [
+            (url.as_str(), json!({}), "/target"),
+            ("http://192.0.2.1/", json!({"resolve": text}), "/parameters/resolve"),
+            ("http://192.0.2.1/", json!({"proxy": url}), "/parameters/proxy"),
+            (url.as_str(), json!({"proxy": "http://192.0.2.1:3128"}), "/target"),
+        ] {
+            match Spec::parse(ToolName::Http, target, parameters.as_object().unwrap().clone()) {
+                Err(invalid) => assert_eq!(invalid.pointer, pointer, "{text}: {invalid}"),
+                Ok(spec) => fails(execute(&closed, spec, &Live::default()).await, FailureKind::Denied, "this node's policy"),
+            }
+        }
         let resolver = json!({"resolver": text});
         match Spec::parse(ToolName::Dns, "example.com", resolver.as_object().unwrap().clone()) {
             Err(invalid) => assert_eq!(invalid.pointer, "/parameters/resolver", "{text}: {invalid}"),

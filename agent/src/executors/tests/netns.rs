@@ -1,5 +1,6 @@
 //! Each executor beside the program that everybody knows, on networks of our own. Run as root: see `netns` in the manifest.
 
+mod beside_curl;
 mod beside_dig;
 mod beside_nc;
 mod beside_openssl;

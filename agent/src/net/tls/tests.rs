@@ -170,3 +170,30 @@ async fn a_server_that_speaks_something_else_is_told_apart_from_one_that_hangs_u
         assert_eq!(refused.unwrap_err().failure.code, code);
     }
 }
+
+#[test]
+fn a_broken_certificate_is_told_and_never_believed() {
+    let root = Authority::root("Root");
+    let identity = root.certify(&["good.test"]);
+    let whole = identity.certificate.der().to_vec();
+    let mut roots = RootCertStore::empty();
+    roots.add(root.certificate.der().clone()).unwrap();
+    let algorithms = ring::default_provider().signature_verification_algorithms;
+    let authorities = judge::Authorities { roots: Arc::new(roots), named: Vec::new(), algorithms };
+    let name = server_name(&"good.test".parse().unwrap()).unwrap();
+    let now = rustls::pki_types::UnixTime::now();
+    let judged = |der: Vec<u8>| judge::problems(&[CertificateDer::from(der)], &name, None, now, &authorities);
+    assert_eq!(judged(whole.clone()), []);
+    for index in 0..whole.len() {
+        let mut broken = whole.clone();
+        broken[index] ^= 1 << (index % 8);
+        assert!(!judged(broken.clone()).is_empty(), "a changed bit in byte {index}");
+        drop(certificate::read(&CertificateDer::from(broken), 0, true));
+        assert!(!judged(whole[..index].to_vec()).is_empty(), "cut at {index}");
+    }
+    assert_eq!(judge::problems(&[], &name, None, now, &authorities)[0].code, Code::Unsupported);
+    for length in 0..200 {
+        let noise: Vec<u8> = (0..length).map(|_| rand::random()).collect();
+        assert_ne!(ocsp::read(&noise, &[identity.certificate.der().clone()]).status, probeops_shared::tls::OcspStatus::Good);
+    }
+}

@@ -162,7 +162,7 @@ fn without_number(problem: &CertificateProblem) -> &'static str {
 }
 
 /// The name that openssl has for a cipher suite; those of TLS 1.3 have the same.
-pub(super) fn openssl_cipher(iana: &str) -> String {
+pub(crate) fn openssl_cipher(iana: &str) -> String {
     let Some((exchange, cipher)) = iana.strip_prefix("TLS_").and_then(|name| name.split_once("_WITH_")) else { return iana.to_owned() };
     let exchange = if exchange == "RSA" { String::new() } else { format!("{}-", exchange.replace('_', "-")) };
     let cipher = match cipher {

@@ -44,6 +44,6 @@ fn ciphers_have_the_names_of_openssl() {
         ("TLS_RSA_WITH_3DES_EDE_CBC_SHA", "DES-CBC3-SHA"),
         ("TLS_DHE_RSA_WITH_CAMELLIA_128_CBC_SHA", "DHE-RSA-CAMELLIA128-SHA"),
     ] {
-        assert_eq!(output::openssl_cipher(iana), openssl);
+        assert_eq!(openssl_cipher(iana), openssl);
     }
 }

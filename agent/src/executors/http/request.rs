@@ -1,0 +1,91 @@
+//! What is sent, and what is shown of it.
+
+use bytes::Bytes;
+use data_encoding::BASE64;
+use http_body_util::Full;
+use hyper::Request;
+use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
+use probeops_shared::VERSION;
+use probeops_shared::tools::http::parts::{BasicAuth, concealed_value, is_secret};
+use probeops_shared::tools::http::report::{HeaderField, HttpFailure, HttpFailureCode};
+
+use super::hop::{Done, Hop};
+use crate::net::http::Speech;
+
+/// Who we say we are.
+const AGENT: &str = "ProbeOps/";
+
+impl Hop<'_> {
+    /// The request, and its lines as they are shown.
+    pub(super) fn request(&self, speech: Speech, done: &mut Done) -> Result<Request<Full<Bytes>>, HttpFailure> {
+        let (options, url) = (self.options(), &self.next.url);
+        let own_host = options.host_header.clone().filter(|_| self.is_targets_host()).unwrap_or_else(|| url.authority());
+        let handed_over = done.request.proxy.as_ref().is_some_and(|proxy| !proxy.tunnel);
+        let uri = match speech {
+            Speech::Two => format!("{}://{own_host}{}", url.scheme().as_str(), url.path_and_query()),
+            Speech::One if handed_over => url.to_string(),
+            Speech::One => url.path_and_query().to_owned(),
+        };
+        let mut lines = Vec::new();
+        if speech == Speech::One {
+            lines.push((HOST, own_host));
+        }
+        lines.extend(self.lines(handed_over));
+        let body = options.body.clone().filter(|_| self.next.with_body).unwrap_or_default();
+        let mut builder = Request::builder().method(self.next.method.as_str()).uri(uri);
+        for (name, value) in &lines {
+            let value =
+                HeaderValue::from_bytes(value.as_bytes()).map_err(|_| unsent(&format!("{name} has a value that cannot be sent")))?;
+            builder = builder.header(name, value);
+        }
+        done.request.request_headers = lines
+            .iter()
+            .map(|(name, value)| HeaderField {
+                name: if speech == Speech::One { title_case(name.as_str()) } else { name.to_string() },
+                value: concealed_value(name.as_str(), value),
+            })
+            .collect();
+        builder.body(Full::new(Bytes::from(body))).map_err(|error| unsent(&error.to_string()))
+    }
+
+    /// The header lines beside `Host`: ours, unless the caller has given them; credentials only to the origin that they were given for.
+    fn lines(&self, handed_over: bool) -> Vec<(HeaderName, String)> {
+        let options = self.options();
+        let own = self.next.url.same_origin(self.run.target);
+        let given = options.headers.pairs().filter(|(name, _)| own || !is_secret(name));
+        let given = given.filter_map(|(name, value)| Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value.to_owned())));
+        let mut lines = Vec::new();
+        for (name, value) in [(USER_AGENT, format!("{AGENT}{VERSION}")), (ACCEPT, "*/*".to_owned())] {
+            if !options.headers.has(name.as_str()) {
+                lines.push((name, value));
+            }
+        }
+        if options.compression {
+            lines.push((ACCEPT_ENCODING, "gzip, deflate".to_owned()));
+        }
+        let authorization = options.basic_auth.as_ref().map(basic);
+        let authorization = authorization.or_else(|| options.bearer_token.as_ref().map(|token| format!("Bearer {}", token.expose())));
+        lines.extend(authorization.filter(|_| own).map(|value| (AUTHORIZATION, value)));
+        lines.extend(options.proxy_auth.as_ref().filter(|_| handed_over).map(|auth| (PROXY_AUTHORIZATION, basic(auth))));
+        lines.extend(given);
+        lines
+    }
+}
+
+fn unsent(detail: &str) -> HttpFailure {
+    HttpFailure { code: HttpFailureCode::Protocol, detail: detail.to_owned() }
+}
+
+/// RFC 7617.
+pub(super) fn basic(auth: &BasicAuth) -> String {
+    format!("Basic {}", BASE64.encode(auth.expose().as_bytes()))
+}
+
+/// As it is sent over HTTP/1.
+fn title_case(name: &str) -> String {
+    let part = |part: &str| {
+        let mut letters = part.chars();
+        letters.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + letters.as_str())
+    };
+    name.split('-').map(part).collect::<Vec<_>>().join("-")
+}

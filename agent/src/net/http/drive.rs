@@ -1,0 +1,58 @@
+//! Runs a connection of hyper's inside the future of its user, so that nothing outlives it.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+
+type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// What HTTP/2 wants to be run beside the connection.
+#[derive(Clone, Default)]
+pub(super) struct Tasks(Arc<Mutex<Vec<Task>>>);
+
+impl Tasks {
+    fn take(&self) -> Vec<Task> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl fmt::Debug for Tasks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tasks")
+    }
+}
+
+impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, task: F) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(Box::pin(task));
+    }
+}
+
+/// Runs the connection and its tasks until the exchange is over.
+pub(super) async fn drive<T>(connection: impl Future<Output = hyper::Result<()>>, tasks: &Tasks, exchange: impl Future<Output = T>) -> T {
+    let (mut connection, mut exchange) = (pin!(connection), pin!(exchange));
+    let (mut connected, mut running) = (true, FuturesUnordered::new());
+    poll_fn(|context| {
+        loop {
+            if let Poll::Ready(result) = exchange.as_mut().poll(context) {
+                return Poll::Ready(result);
+            }
+            // When the connection ends, the exchange hears of it by itself; what was received is still read.
+            let ended = connected && connection.as_mut().poll(context).is_ready();
+            connected &= !ended;
+            let new = tasks.take();
+            let more = ended || !new.is_empty();
+            running.extend(new);
+            while let Poll::Ready(Some(())) = running.poll_next_unpin(context) {}
+            if !more {
+                return Poll::Pending;
+            }
+        }
+    })
+    .await
+}
