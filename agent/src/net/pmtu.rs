@@ -143,9 +143,8 @@ impl Prober {
                         }
                     }
                 }
-                Some(Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::ENETDOWN | Errno::EHOSTDOWN | Errno::EACCES | Errno::EPERM) => {
-                    while take(&self.socket)?.is_some() {}
-                }
+                // The system knows no way or forbids it, or an error about an earlier probe came just now.
+                Some(errno) if is_of_the_path(errno) => while take(&self.socket)?.is_some() {},
                 Some(_) | None => return Err(error),
             }
             last = error;
@@ -184,7 +183,7 @@ impl Prober {
                 }
                 Err(Errno::EAGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
                 // The word for an entry of the queue that has just come.
-                Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH | Errno::EMSGSIZE | Errno::EACCES | Errno::EPROTO) => {}
+                Err(errno) if errno == Errno::EMSGSIZE || is_of_the_path(errno) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -226,6 +225,13 @@ impl Prober {
             Carrier::Udp { .. } | Carrier::Icmp => Fate::Unreachable { reason: icmp.meaning.clone(), icmp: Some(icmp) },
         }
     }
+}
+
+/// Whether it is one of the system's words for an ICMP error, or for having no way itself.
+fn is_of_the_path(errno: Errno) -> bool {
+    use Errno::{EACCES, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP, EPERM, EPROTO};
+    let words = [EACCES, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP, EPERM, EPROTO];
+    words.contains(&errno)
 }
 
 /// *Fragmentation needed* (RFC 792) or *packet too big* (RFC 4443).

@@ -84,7 +84,7 @@ impl Nginx {
         command.arg("-c").arg(folder.join("nginx.conf")).stdin(Stdio::null()).stderr(Stdio::null());
         let nginx = Self { child: command.spawn().expect("nginx; apt-get install nginx-light"), folder, root };
         let started = Instant::now();
-        while ours(network, "tcp", HOST, json!({"port": 8448})).report["state"] != "open" {
+        while ours(network, "tcp", HOST, json!({"port": 8448})).report["ports"][0]["state"] != "open" {
             let log = std::fs::read_to_string(nginx.folder.join("log")).unwrap_or_default();
             assert!(started.elapsed() < Duration::from_secs(10), "{log}");
         }
