@@ -61,10 +61,14 @@ fn a_run_that_is_dropped_frees_its_sockets_at_once() {
                         sockets = some_sockets() => sockets,
                     };
                     drop(run);
-                    // Tasks that were aborted end when the runtime comes to them: in its next turns.
-                    for _ in 0..10 {
-                        tokio::task::yield_now().await;
-                    }
+                    // Tasks that were aborted end in the runtime's next turns; and while another test starts a program, that has a copy of each
+                    // socket until it runs. A run that went on would wait for much longer.
+                    let gone = async {
+                        while sockets() > 0 {
+                            tokio::time::sleep(Duration::from_millis(1)).await;
+                        }
+                    };
+                    drop(tokio::time::timeout(Duration::from_millis(500), gone).await);
                     (during, sockets())
                 })
             });
