@@ -71,13 +71,14 @@ fn fields() -> Vec<Row> {
         row(
             ping(&json!({"cuont": 4})),
             "/parameters/cuont",
-            "unknown option `cuont`; did you mean `count`? the options are count, interval_ms, timeout, payload_bytes, ttl, family (tool ping)",
+            "unknown option `cuont`; did you mean `count`? the options are protocol, port, count, interval_ms, timeout, \
+             payload_bytes, dont_fragment, ttl, dscp, family, source (tool ping)",
         ),
         row(ping(&json!([])), "/parameters", "must be an object of the tool's options, not a list"),
         row(
             json!({"tool": "pnig", "target": "127.0.0.1", "from": "eu"}),
             "/tool",
-            "unknown tool `pnig`; did you mean `ping`? the tools are echo, ping, dns, tcp",
+            "unknown tool `pnig`; did you mean `ping`? the tools are echo, ping, traceroute, mtr, dns, tcp, tls, http, pmtu, whois",
         ),
         row(json!({"target": "127.0.0.1", "from": "eu"}), "/tool", "`tool` is missing: name the tool to run, such as \"ping\""),
         row(json!({"tool": 7, "from": "eu"}), "/tool", "must be a string, not 7"),

@@ -1,6 +1,6 @@
 //! Every tool's success and every kind of failure that a run can end with, asked over HTTP.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -32,6 +32,21 @@ fn name_server() -> (u16, JoinHandle<()>) {
     (port, answering)
 }
 
+/// Answers one question about a domain. Returns its port.
+fn registry() -> (u16, JoinHandle<()>) {
+    let server = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = server.local_addr().unwrap().port();
+    let answering = std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        stream.set_read_timeout(Some(HANG)).unwrap();
+        let mut question = String::new();
+        BufReader::new(&stream).read_line(&mut question).unwrap();
+        assert_eq!(question, "example.com\r\n");
+        stream.write_all(b"Domain Name: EXAMPLE.COM\r\nRegistrar: Example Registrar\r\n").unwrap();
+    });
+    (port, answering)
+}
+
 #[test]
 fn every_tool_of_the_catalogue_is_announced_and_runs() {
     needs::icmp();
@@ -45,19 +60,37 @@ fn every_tool_of_the_catalogue_is_announced_and_runs() {
     let beat = api.admin().get("/v1/nodes/t-1").expect(200)["beat"].clone();
     assert_eq!((&beat["tools"], &beat["unavailable"]), (&json!(names), &json!([])));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
     let (dns_port, answering) = name_server();
+    let (whois_port, registering) = registry();
+    let livez = format!("{}/livez", api.url());
     for tool in ToolName::ALL {
         let (parameters, pointer, found) = match tool {
             ToolName::Echo => (json!({"payload_bytes": 3}), "/payload", json!("xxx")),
             ToolName::Ping => (json!({"count": 2, "interval_ms": 100}), "/stats/received", json!(2)),
+            ToolName::Traceroute => (json!({"queries": 1}), "/end", json!("reached")),
+            ToolName::Mtr => (json!({"rounds": 2, "interval_ms": 200}), "/hops/0/received", json!(2)),
             ToolName::Dns => (json!({"resolver": "127.0.0.1", "port": dns_port}), "/rcode/name", json!("NXDOMAIN")),
-            ToolName::Tcp => (json!({"port": listener.local_addr().unwrap().port()}), "/state", json!("open")),
+            ToolName::Tcp => (json!({"port": port}), "/ports/0/state", json!("open")),
+            // It greets, and nobody answers.
+            ToolName::Tls => (json!({"port": port, "timeout": 1}), "/handshake", json!("failed")),
+            ToolName::Http => (json!({}), "/requests/0/status", json!(200)),
+            ToolName::Pmtu => (json!({"max_bytes": 9000}), "/mtu_bytes", json!(9000)),
+            ToolName::Whois => {
+                (json!({"protocol": "whois", "server": "127.0.0.1", "port": whois_port, "recursion": false}), "/registered", json!(true))
+            }
         };
-        let outcome = api.admin().job(tool.as_str(), "127.0.0.1", "node:t-1", &parameters).outcome();
+        let target = match tool {
+            ToolName::Http => livez.as_str(),
+            ToolName::Whois => "example.com",
+            _ => "127.0.0.1",
+        };
+        let outcome = api.admin().job(tool.as_str(), target, "node:t-1", &parameters).outcome();
         assert_eq!((&outcome["tool"], &outcome["status"]), (&json!(tool), &json!("success")), "{outcome}");
         assert_eq!(outcome["report"].pointer(pointer), Some(&found), "{outcome}");
     }
     answering.join().unwrap();
+    registering.join().unwrap();
 }
 
 #[test]
@@ -151,5 +184,5 @@ fn a_fault_of_the_node_is_internal_and_its_log_has_it() {
     let incident = detail.strip_prefix("this node could not open a connection: Too many open files; its log has it as incident ").unwrap();
     agent.wait_for_log(incident);
     agent.limit_files(before);
-    assert_eq!(ask()["report"]["state"], "open");
+    assert_eq!(ask()["report"]["ports"][0]["state"], "open");
 }

@@ -177,13 +177,7 @@ fn help_teaches_and_wrong_usage_is_told_what_is_right() {
         ),
         (
             &["nodes", "add"],
-            &[
-                "Usage: probeops nodes add",
-                "--region <REGION>",
-                "What it may run: echo,ping,dns,tcp",
-                "--renew",
-                "probeops nodes add fra-1",
-            ],
+            &["Usage: probeops nodes add", "--region <REGION>", "What it may run: echo,ping,", "--renew", "probeops nodes add fra-1"],
         ),
     ];
     for (command, words) in helps {
@@ -201,7 +195,7 @@ fn help_teaches_and_wrong_usage_is_told_what_is_right() {
         (&["nodes", "add", "fra_1", "--region", "eu", "--tools", "ping"], "a node id must be 1 to 63 of a-z, 0-9 and `-`"),
         (
             &["nodes", "add", "fra-1", "--region", "eu", "--tools", "pong"],
-            "unknown tool `pong`; did you mean `ping`? the tools are echo, ping, dns, tcp",
+            "unknown tool `pong`; did you mean `ping`? the tools are echo, ping, traceroute, mtr, dns, tcp, tls, http, pmtu, whois",
         ),
         (&["keys", "add", "x", "--scopes", "jobs"], "unknown scope `jobs`; did you mean `jobs:read`?"),
         (&["services", "add", "api-1", "--regions", "eu", "--tools", "ping"], "is kept for replicas of the API; choose another name"),
