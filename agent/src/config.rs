@@ -172,4 +172,23 @@ mod tests {
         assert!(Given { slots_probe: Some(0), ..minimal() }.complete().unwrap_err().contains("slots_probe must be from 1"));
         assert!(Given { resolvers: Some(vec!["x".to_owned()]), ..minimal() }.complete().unwrap_err().contains("`x`"));
     }
+
+    #[test]
+    fn the_file_that_the_package_brings_shows_the_defaults() {
+        let parse = |text: &str| probeops_shared::settings::parse::<Given>(text, std::path::Path::new("agent.toml")).unwrap();
+        let shipped = include_str!("../dist/agent.toml");
+        let bare = parse(shipped);
+        assert_eq!((bare.servers.as_ref(), bare.slots_probe), (None, None));
+        // A comment for people has a space after its sign, a setting has none.
+        let shown: String = shipped
+            .lines()
+            .filter(|line| !line.starts_with("# "))
+            .fold(String::new(), |all, line| all + line.trim_start_matches('#') + "\n");
+        let (shown, defaults) = (parse(&shown).complete().unwrap(), minimal().complete().unwrap());
+        assert_eq!(
+            (shown.slots_light, shown.slots_probe, shown.drain_timeout_s),
+            (defaults.slots_light, defaults.slots_probe, defaults.drain_timeout_s)
+        );
+        assert!(shown.ca.is_some() && !shown.resolvers.is_empty());
+    }
 }

@@ -237,6 +237,18 @@ mod tests {
     }
 
     #[test]
+    fn the_file_that_the_package_brings_changes_nothing_and_all_that_it_shows_is_right() {
+        let shipped = include_str!("../../dist/policy.toml");
+        assert_eq!(parse(shipped).unwrap().summary(), Rules::default().summary());
+        // A comment for people has a space after its sign, a setting has none.
+        let shown = shipped.lines().filter(|line| !line.starts_with("# ")).map(|line| line.trim_start_matches('#'));
+        let shown = parse(&shown.collect::<Vec<_>>().join("\n")).unwrap();
+        assert!(
+            shown.allow.networks.is_some() && shown.allow.names.is_some() && shown.allow.ports.is_some() && shown.allow.tools.is_some()
+        );
+    }
+
+    #[test]
     fn what_is_wrong_in_the_file_is_named_with_its_line() {
         refuses(
             "alow_loopback = true\n",
