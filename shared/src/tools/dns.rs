@@ -266,6 +266,11 @@ impl Tool for Dns {
             DnsProgress::Step(step) => trace::conclusion(step),
         }
     }
+
+    /// There is no answer, or it is not the one of a name that exists.
+    fn is_bad(&self, report: &DnsReport) -> bool {
+        report.response.as_ref().is_none_or(|response| response.rcode.code != 0)
+    }
 }
 
 /// The name that is asked for; of an address its reverse name (RFC 1035, 3.5; RFC 3596, 2.5).

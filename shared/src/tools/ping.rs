@@ -163,6 +163,11 @@ impl Tool for Ping {
             PingProgress::Late(packet) => of.late(packet),
         }
     }
+
+    /// Nothing was received.
+    fn is_bad(&self, report: &PingReport) -> bool {
+        report.stats.received == 0
+    }
 }
 
 #[cfg(test)]
