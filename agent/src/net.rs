@@ -3,6 +3,7 @@
 pub(crate) mod arrival;
 pub(crate) mod dns;
 pub(crate) mod dnssec;
+mod drive;
 pub(crate) mod error_queue;
 pub(crate) mod get;
 pub(crate) mod http;

@@ -2,6 +2,7 @@
 
 mod options;
 
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
@@ -66,7 +67,12 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
         Form::Json => say(pretty(&document)),
         Form::Text => say(text(&outcomes).trim_end()),
     }
-    if outcomes.iter().all(positive) { Ok(()) } else { Err(Failed::new(Exit::Failed, "")) }
+    for outcome in &outcomes {
+        if !is_good(&spec, outcome)? {
+            return Err(Failed::new(Exit::Failed, ""));
+        }
+    }
+    Ok(())
 }
 
 fn needs_target(tool: ToolName) -> bool {
@@ -95,8 +101,7 @@ fn finished(client: &Client, body: &Value, budget: Duration) -> Result<Value, Fa
 
 fn outcomes(document: &Value) -> Result<Vec<Outcome>, Failed> {
     let results = document.get("results").cloned().unwrap_or_default();
-    serde_json::from_value(results)
-        .map_err(|error| Failed::new(Exit::Transport, format!("the API's answer cannot be read ({error}); is it of another version?")))
+    serde_json::from_value(results).map_err(|error| unreadable(&error))
 }
 
 fn text(outcomes: &[Outcome]) -> String {
@@ -110,34 +115,14 @@ fn text(outcomes: &[Outcome]) -> String {
     parts.collect::<Vec<_>>().join("\n\n")
 }
 
-/// Whether a script should go on: the tool ran, and something answered it as it should.
-fn positive(outcome: &Outcome) -> bool {
-    outcome.status == Status::Success && outcome.report.as_ref().is_some_and(|report| !negative(report))
+/// Whether a script should go on: the tool ran, and found what a person would call good.
+fn is_good(spec: &Spec, outcome: &Outcome) -> Result<bool, Failed> {
+    let report = outcome.report.as_ref().filter(|_| outcome.status == Status::Success);
+    report.map_or(Ok(false), |report| spec.is_bad(report).map(|bad| !bad).map_err(|invalid| unreadable(&invalid)))
 }
 
-/// The findings that a person would call bad: nothing received, a port that is not open, no answer, a name that does not exist, a server
-/// that cannot be spoken to or is not to be trusted, an assertion that does not hold.
-fn negative(report: &Value) -> bool {
-    let nothing_received = report.pointer("/stats/received").and_then(Value::as_u64) == Some(0);
-    let port_is_bad = |port: &Value| {
-        port.get("state").is_some_and(|state| state != "open")
-            || port.pointer("/expect/matched") == Some(&Value::Bool(false))
-            || port.pointer("/tls/failure").is_some()
-    };
-    let bad_port = report.get("ports").and_then(Value::as_array).is_some_and(|ports| ports.iter().any(port_is_bad));
-    // Of pmtu: no packet arrives, or large ones vanish.
-    let bad_path = matches!(report.get("verdict").and_then(Value::as_str), Some("silent" | "unreachable" | "black_hole"));
-    // Of whois: there is no such entry, or no registry said.
-    let not_registered = report.get("queries").is_some() && report.get("registered") != Some(&Value::Bool(true));
-    let no_answer = report.get("answered") == Some(&Value::Bool(false));
-    let no_such_name = report.pointer("/rcode/code").and_then(Value::as_u64).is_some_and(|code| code != 0);
-    let not_open = report.get("state").and_then(Value::as_str).is_some_and(|state| state != "open");
-    let not_trusted = report.get("verified") == Some(&Value::Bool(false));
-    let not_spoken_to = report.get("failure").is_some();
-    let assertions = report.get("assertions").and_then(Value::as_array);
-    let not_asserted = assertions.is_some_and(|verdicts| verdicts.iter().any(|verdict| verdict.get("passed") == Some(&Value::Bool(false))));
-    let bad_answer = no_answer || no_such_name || not_registered || not_trusted || not_spoken_to || not_asserted;
-    nothing_received || not_open || bad_port || bad_path || bad_answer
+fn unreadable(why: &dyn Display) -> Failed {
+    Failed::new(Exit::Transport, format!("the API's answer cannot be read ({why}); is it of another version?"))
 }
 
 #[cfg(test)]
@@ -166,30 +151,14 @@ mod tests {
 
     #[test]
     fn a_finding_nobody_wants_ends_with_one() {
-        for (report, good) in [
-            (json!({"stats": {"received": 4}}), true),
-            (json!({"stats": {"received": 0}}), false),
-            (json!({"ports": [{"state": "open", "expect": {"matched": true}}]}), true),
-            (json!({"ports": [{"state": "open"}, {"state": "refused"}]}), false),
-            (json!({"ports": [{"state": "open", "expect": {"matched": false}}]}), false),
-            (json!({"ports": [{"state": "open", "tls": {"failure": {"code": "closed"}}}]}), false),
-            (json!({"verdict": "hop"}), true),
-            (json!({"verdict": "black_hole"}), false),
-            (json!({"queries": [], "registered": true}), true),
-            (json!({"queries": []}), false),
-            (json!({"rcode": {"code": 0}}), true),
-            (json!({"rcode": {"code": 3}}), false),
-            (json!({"answered": false}), false),
-            (json!({"version": "1"}), true),
-            (json!({"state": "open", "verified": true}), true),
-            (json!({"state": "open", "verified": false}), false),
-            (json!({"failure": {"code": "alert"}}), false),
-            (json!({"status": 500, "assertions": [{"passed": true}]}), true),
-            (json!({"status": 200, "assertions": [{"passed": true}, {"passed": false}]}), false),
-        ] {
-            assert_eq!(positive(&outcome(Status::Success, report.clone())), good, "{report}");
-        }
-        assert!(!positive(&outcome(Status::Failed, json!({"ports": [{"state": "open"}]}))));
+        let spec = Spec::parse(ToolName::Tcp, "192.0.2.1", serde_json::Map::new()).unwrap();
+        let report = |state: &str| json!({"address": "192.0.2.1", "family": "4", "ports": [{"port": 443, "state": state}]});
+        let good = |status, report| is_good(&spec, &outcome(status, report));
+        assert_eq!(good(Status::Success, report("open")), Ok(true));
+        assert_eq!(good(Status::Success, report("refused")), Ok(false));
+        assert_eq!(good(Status::Failed, report("open")), Ok(false));
+        assert_eq!(is_good(&spec, &Outcome { report: None, ..outcome(Status::Success, json!({})) }), Ok(false));
+        assert_eq!(good(Status::Success, json!({"ports": 443})).unwrap_err().exit, Exit::Transport);
     }
 
     #[test]

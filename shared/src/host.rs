@@ -4,10 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
 use crate::bounded::shown;
+use crate::text::as_text;
 
 /// The longest name DNS can carry, without the final dot (RFC 1035, 2.3.4).
 const NAME_LENGTH_MAX: usize = 253;
@@ -167,38 +165,13 @@ fn ascii_name(text: &str, others: &[char]) -> Result<String, String> {
     Ok(name)
 }
 
-macro_rules! as_json_string {
-    ($name:ident, $description:expr) => {
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                match serde_json::Value::deserialize(deserializer)? {
-                    serde_json::Value::String(text) => text.parse().map_err(de::Error::custom),
-                    other => Err(de::Error::custom(format!("must be a string, not {}", shown(&other)))),
-                }
-            }
-        }
-
-        impl JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
-            }
-            fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "minLength": 1, "maxLength": 254, "description": $description})
-            }
-        }
-    };
-}
-as_json_string!(Host, "An IPv4 or IPv6 address, or a host name.");
-as_json_string!(DnsName, "A name to ask the DNS for (`.` is the root), or an address to ask for by its reverse name.");
+as_text!(Host, {"type": "string", "minLength": 1, "maxLength": 254, "description": "An IPv4 or IPv6 address, or a host name."});
+as_text!(DnsName, {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": 254,
+    "description": "A name to ask the DNS for (`.` is the root), or an address to ask for by its reverse name."
+});
 
 #[cfg(test)]
 mod tests {

@@ -64,6 +64,11 @@ pub trait Tool: Serialize + DeserializeOwned + JsonSchema + Default + Clone + fm
     fn progress_output(&self, _target: &Self::Target, _progress: &Self::Progress) -> String {
         String::new()
     }
+
+    /// Whether a person would call what was found bad, so that a script should stop; most tools measure and do not judge.
+    fn is_bad(&self, _report: &Self::Report) -> bool {
+        false
+    }
 }
 
 /// What is never told.
@@ -207,6 +212,11 @@ macro_rules! catalogue {
             pub fn budget(&self) -> Duration {
                 match self { $(Self::$Variant { options, .. } => options.budget()),+ }
             }
+
+            /// Whether a person would call this report of it bad; an error when the report cannot be read.
+            pub fn is_bad(&self, report: &Value) -> Result<bool, Invalid> {
+                match self { $(Self::$Variant { options, .. } => Ok(<$Options as Tool>::is_bad(options, &json::typed(report.clone())?))),+ }
+            }
         }
     };
 }
@@ -296,31 +306,4 @@ impl JsonSchema for ToolName {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_tool_has_a_default_that_is_itself_valid() {
-        for tool in ToolName::ALL {
-            let spec = Spec::parse(*tool, tool.example_target(), tool.default_parameters()).unwrap();
-            assert_eq!(spec.tool(), *tool);
-            assert!(spec.budget() > Duration::ZERO);
-            assert_eq!(tool.as_str().parse(), Ok(*tool));
-        }
-    }
-
-    #[test]
-    fn every_option_has_a_description_and_a_type() {
-        for tool in ToolName::ALL {
-            for (name, property) in tool.option_properties() {
-                assert!(property.get("description").is_some(), "{tool}.{name} says nothing of itself: {property}");
-            }
-        }
-    }
-
-    #[test]
-    fn an_unknown_tool_lists_what_there_is() {
-        let detail = "ehco".parse::<ToolName>().unwrap_err();
-        assert!(detail.starts_with("unknown tool `ehco`; did you mean `echo`? the tools are echo"), "{detail}");
-    }
-}
+mod tests;

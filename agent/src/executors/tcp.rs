@@ -5,21 +5,21 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use nix::errno::Errno;
 use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tls::{TlsFailure, TlsFailureCode, TlsSession};
 use probeops_shared::tools::ToolName;
-use probeops_shared::tools::network::{Family, IcmpMessage, ms};
+use probeops_shared::tools::network::{Family, ms};
 use probeops_shared::tools::tcp::report::{PortState, TcpExpectation, TcpPort, TcpProgress, TcpReport, TcpTls};
 use probeops_shared::tools::tcp::{BANNER_BYTES_MAX, PORT_INTERVAL, REPLY_BYTES_MAX, Tcp};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::MissedTickBehavior;
 
+use crate::executors::dial::{Closed, Dialled, dial};
 use crate::executors::tls::authorities;
-use crate::executors::{Context, Found, Live, broken};
-use crate::net::tcp::{self, Handshake, Until};
+use crate::executors::{Context, Found, Live};
+use crate::net::tcp::{self, Until};
 use crate::net::tls::{self, Terms, Trust};
 
 pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &Live) -> Result<TcpReport, Failure> {
@@ -74,19 +74,12 @@ fn terms(target: &Host, options: &Tcp) -> Result<Option<Terms>, Failure> {
 
 /// What becomes of the handshake with a port, and the connection when it is open.
 async fn shake_hands(to: SocketAddr, patience: Duration) -> Result<(TcpPort, Option<TcpStream>), Failure> {
-    let handshake = tcp::connect(to, patience).await;
-    let handshake = handshake.map_err(|error| broken(ToolName::Tcp, "open a connection", &error))?;
     let report = TcpPort { port: to.port(), ..TcpPort::default() };
-    Ok(match handshake {
-        Handshake::Open { stream, took } => (TcpPort { state: PortState::Open, connect_ms: Some(ms(took)), ..report }, Some(stream)),
-        Handshake::Failed { errno, icmp, took } => {
-            let (state, reason) = judge(Family::of(to.ip()), errno, icmp.as_ref());
-            let connect_ms = (state == PortState::Refused).then(|| ms(took));
+    Ok(match dial(ToolName::Tcp, to, patience).await? {
+        Dialled::Open { stream, took } => (TcpPort { state: PortState::Open, connect_ms: Some(ms(took)), ..report }, Some(stream)),
+        Dialled::Closed(Closed { state, reason, icmp, took }) => {
+            let connect_ms = took.filter(|_| state == PortState::Refused).map(ms);
             (TcpPort { state, connect_ms, icmp, reason: Some(reason), ..report }, None)
-        }
-        Handshake::Silent => {
-            let reason = format!("timed out: no answer within {} ms", patience.as_millis());
-            (TcpPort { state: PortState::Filtered, reason: Some(reason), ..report }, None)
         }
     })
 }
@@ -150,47 +143,9 @@ fn expectation(options: &Tcp, heard: &[u8]) -> Option<TcpExpectation> {
     Some(TcpExpectation { matched: true, found: captures.get(0).map(|whole| shown(whole.as_bytes())), groups })
 }
 
-/// What a failed handshake says about the port.
-pub(super) fn judge(family: Family, errno: Errno, icmp: Option<&IcmpMessage>) -> (PortState, String) {
-    let system = errno.desc();
-    match icmp {
-        Some(icmp) => {
-            let from = icmp.from.map_or_else(String::new, |from| format!(" from {from}"));
-            let state = match (icmp.is_port_unreachable(family), icmp.is_prohibition(family)) {
-                (true, _) => PortState::Refused,
-                (false, true) => PortState::Filtered,
-                (false, false) => PortState::Unreachable,
-            };
-            (state, format!("{system} (ICMP{from}: {})", icmp.meaning))
-        }
-        None if matches!(errno, Errno::ECONNREFUSED | Errno::ECONNRESET) => (PortState::Refused, system.to_owned()),
-        // A filter on this machine itself.
-        None if matches!(errno, Errno::EPERM | Errno::EACCES) => (PortState::Filtered, format!("{system} (a rule of this machine)")),
-        None => (PortState::Unreachable, system.to_owned()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[track_caller]
-    fn judges(errno: Errno, icmp: Option<(u8, u8)>, state: PortState) {
-        let icmp = icmp.map(|(kind, code)| IcmpMessage::new(Family::V4, kind, code, Some("192.0.2.254".parse().unwrap())));
-        assert_eq!(judge(Family::V4, errno, icmp.as_ref()).0, state, "{errno} {icmp:?}");
-    }
-
-    #[test]
-    fn a_port_is_judged_by_who_said_what() {
-        judges(Errno::ECONNREFUSED, None, PortState::Refused);
-        judges(Errno::ECONNREFUSED, Some((3, 3)), PortState::Refused);
-        judges(Errno::EHOSTUNREACH, Some((3, 13)), PortState::Filtered);
-        judges(Errno::EHOSTUNREACH, Some((3, 10)), PortState::Filtered);
-        judges(Errno::EHOSTUNREACH, Some((3, 1)), PortState::Unreachable);
-        judges(Errno::EHOSTUNREACH, None, PortState::Unreachable);
-        judges(Errno::ENETUNREACH, None, PortState::Unreachable);
-        judges(Errno::EPERM, None, PortState::Filtered);
-    }
 
     #[test]
     fn a_verdict_says_what_was_found() {

@@ -1,7 +1,5 @@
 //! One object fetched over HTTP/1.1 from a connection that is there already, of any size up to a bound.
 
-use std::pin::pin;
-
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
@@ -9,6 +7,8 @@ use hyper::client::conn::http1::handshake;
 use hyper::header::{ACCEPT, CONNECTION, HOST, LOCATION, USER_AGENT};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::drive::{Tasks, drive, words};
 
 /// What is said of ourselves.
 const AGENT: &str = concat!("probeops/", env!("CARGO_PKG_VERSION"));
@@ -49,7 +49,7 @@ pub(crate) async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, wanted: Wan
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| words(&error))?;
-    let exchange = async move {
+    let exchange = async {
         let response = sender.send_request(request).await.map_err(|error| words(&error))?;
         let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok()).map(str::to_owned);
         let status = response.status().as_u16();
@@ -66,18 +66,5 @@ pub(crate) async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, wanted: Wan
         }
         Ok(Fetched { status, location, body, truncated })
     };
-    let (mut exchange, mut connection) = (pin!(exchange), pin!(connection));
-    tokio::select! {
-        fetched = &mut exchange => fetched,
-        // What has come before it ended is still to be read; an error of the connection shows there.
-        _ = &mut connection => exchange.await,
-    }
-}
-
-/// An error with its cause, which hyper leaves out.
-fn words(error: &hyper::Error) -> String {
-    match std::error::Error::source(error) {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
-    }
+    drive(connection, &Tasks::default(), exchange).await
 }

@@ -3,7 +3,6 @@
 //! The library runs inside the caller's future and nowhere else: dropping it ends all of it and closes the connection.
 
 mod body;
-mod drive;
 mod tap;
 pub(crate) mod tunnel;
 
@@ -22,8 +21,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 
 use body::Reader;
-use drive::{Tasks, drive};
 use tap::Tap;
+
+use crate::net::drive::{Tasks, drive};
 
 /// The most header fields that an answer may have.
 const HEADERS_MAX: usize = 256;

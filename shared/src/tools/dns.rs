@@ -34,8 +34,6 @@ use validation::{DnsValidationQuery, TrustAnchor, VALIDATION_MAX};
 
 /// The port of name servers.
 pub const DNS_PORT: u16 = 53;
-/// The longest a run may be planned to take.
-const RUN_MAX: Duration = Duration::from_mins(5);
 
 /// Ask a name server for records. An address is asked for by its reverse name, under in-addr.arpa or ip6.arpa.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -265,6 +263,11 @@ impl Tool for Dns {
             DnsProgress::Attempt(attempt) => output::attempted(&asked_name(target), named.as_deref(), attempt),
             DnsProgress::Step(step) => trace::conclusion(step),
         }
+    }
+
+    /// There is no answer, or it is not the one of a name that exists.
+    fn is_bad(&self, report: &DnsReport) -> bool {
+        report.response.as_ref().is_none_or(|response| response.rcode.code != 0)
     }
 }
 

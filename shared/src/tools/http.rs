@@ -287,6 +287,11 @@ impl Tool for Http {
     fn progress_output(&self, _target: &HttpUrl, progress: &HttpProgress) -> String {
         output::of_progress(progress)
     }
+
+    /// There is no whole answer, or an assertion does not hold.
+    fn is_bad(&self, report: &HttpReport) -> bool {
+        report.failure.is_some() || report.assertions.iter().any(|verdict| !verdict.passed)
+    }
 }
 
 #[cfg(test)]

@@ -13,13 +13,10 @@ use self::report::{MtrHop, MtrReport};
 use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source};
+use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
 use crate::tools::trace::{TraceOptions, TracePayload, TraceProtocol, check_ttls};
 use crate::tools::traceroute::{HOPS_AT_ONCE, NAMES_MAX, PROBES_PER_SECOND};
 use crate::tools::{Class, Tool};
-
-/// The longest a run may be planned to take.
-const RUN_MAX: Duration = Duration::from_mins(5);
 
 /// Find the routers on the way to a host and ask each of them once a round, to see where packets are lost or held up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -130,18 +127,8 @@ impl Tool for Mtr {
             let detail = format!("{rounds} rounds cannot be spread over {flows} flows; lower `flows`, or raise `rounds`");
             return Err(Invalid::new("/parameters/flows", detail));
         }
-        let (longest, most) = (self.longest(), RUN_MAX);
-        if longest <= most {
-            return Ok(());
-        }
-        let detail = format!(
-            "{} rounds every {} ms may take {} s; a run may take at most {} s, so lower `rounds`, `interval_ms` or `timeout`",
-            self.rounds,
-            self.interval_ms,
-            longest.as_secs(),
-            most.as_secs()
-        );
-        Err(Invalid::new("/parameters/interval_ms", detail))
+        let plan = || format!("{} rounds every {} ms may take", self.rounds, self.interval_ms);
+        check_duration(self.longest(), "interval_ms", plan, "`rounds`, `interval_ms` or `timeout`")
     }
 
     fn budget(&self) -> Duration {

@@ -16,6 +16,18 @@ use crate::tools::choice::choice;
 pub const RESOLUTION_MAX: Duration = Duration::from_secs(5);
 /// What a budget adds to the sum of a tool's own waits, so that the last of them ends before the budget does.
 pub const BUDGET_SLACK: Duration = Duration::from_millis(500);
+/// The longest a run may be planned to take.
+const RUN_MAX: Duration = Duration::from_mins(5);
+
+/// Refuses a plan that takes too long. `plan` says what takes that long, as far as its seconds; `lower` which options would shorten it, and
+/// `option` the one of them that is to blame.
+pub(crate) fn check_duration(longest: Duration, option: &str, plan: impl FnOnce() -> String, lower: &str) -> Result<(), Invalid> {
+    if longest <= RUN_MAX {
+        return Ok(());
+    }
+    let (plan, longest, most) = (plan(), longest.as_secs(), RUN_MAX.as_secs());
+    Err(Invalid::new(format!("/parameters/{option}"), format!("{plan} {longest} s; a run may take at most {most} s, so lower {lower}")))
+}
 
 choice! {
     /// A version of the Internet Protocol, or whichever there is.

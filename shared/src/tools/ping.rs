@@ -13,11 +13,9 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source};
+use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
 use crate::tools::{Class, Tool};
 
-/// The longest a run may be planned to take.
-const RUN_MAX: Duration = Duration::from_mins(5);
 /// The port that a TCP ping goes to unless told.
 const PORT: u16 = 80;
 
@@ -132,18 +130,8 @@ impl Tool for Ping {
         self.family.check(target)?;
         self.source.map_or(Ok(()), |source| source.check(self.family, target))?;
         self.check_protocol()?;
-        let (longest, most) = (self.longest(), RUN_MAX);
-        if longest <= most {
-            return Ok(());
-        }
-        let detail = format!(
-            "{} requests every {} ms would take {} s; a run may take at most {} s, so lower `count` or `interval_ms`",
-            self.count,
-            self.interval_ms,
-            longest.as_secs(),
-            most.as_secs()
-        );
-        Err(Invalid::new("/parameters/interval_ms", detail))
+        let plan = || format!("{} requests every {} ms would take", self.count, self.interval_ms);
+        check_duration(self.longest(), "interval_ms", plan, "`count` or `interval_ms`")
     }
 
     fn budget(&self) -> Duration {
@@ -162,6 +150,11 @@ impl Tool for Ping {
             PingProgress::Duplicate(duplicate) => of.duplicate(duplicate),
             PingProgress::Late(packet) => of.late(packet),
         }
+    }
+
+    /// Nothing was received.
+    fn is_bad(&self, report: &PingReport) -> bool {
+        report.stats.received == 0
     }
 }
 

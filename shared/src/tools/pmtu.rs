@@ -198,6 +198,11 @@ impl Tool for Pmtu {
             PmtuProgress::Probe(probe) => output::probe(probe),
         }
     }
+
+    /// No packet arrives, or large ones vanish.
+    fn is_bad(&self, report: &PmtuReport) -> bool {
+        matches!(report.verdict, PmtuVerdict::Silent | PmtuVerdict::Unreachable | PmtuVerdict::BlackHole)
+    }
 }
 
 #[cfg(test)]

@@ -144,6 +144,15 @@ impl Tool for Tcp {
             TcpProgress::Port { address, report } => output::of(self, target, *address, report),
         }
     }
+
+    /// A port is not open, or what listens there does not say what is expected, or does not speak TLS.
+    fn is_bad(&self, report: &TcpReport) -> bool {
+        report.ports.iter().any(|port| {
+            port.state != PortState::Open
+                || port.expect.as_ref().is_some_and(|expect| !expect.matched)
+                || port.tls.as_ref().is_some_and(|tls| tls.failure.is_some())
+        })
+    }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use crate::tls::TlsVersion;
 use crate::tls::pem::{CertificatesPem, PrivateKeyPem};
 use crate::tools::choice::choice;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
+use crate::tools::tcp::report::PortState;
 use crate::tools::{Class, Tool};
 
 pub(crate) use output::openssl_cipher;
@@ -219,6 +220,11 @@ impl Tool for Tls {
 
     fn progress_output(&self, target: &Host, progress: &TlsProgress) -> String {
         output::of_progress(target, progress)
+    }
+
+    /// The server cannot be spoken to, or is not to be trusted.
+    fn is_bad(&self, report: &TlsReport) -> bool {
+        report.state != PortState::Open || report.failure.is_some() || report.session.verified == Some(false)
     }
 }
 

@@ -11,12 +11,10 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source};
+use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
 use crate::tools::trace::{TraceEnd, TraceFlow, TraceMethod, TraceOptions, TracePayload, TraceProbe, TraceProtocol, check_ttls};
 use crate::tools::{Class, Tool};
 
-/// The longest a run may be planned to take.
-const RUN_MAX: Duration = Duration::from_mins(5);
 /// How many hops are asked at once, at least.
 pub const HOPS_AT_ONCE: u64 = 5;
 /// How long the names of the hops may take.
@@ -186,19 +184,11 @@ impl Tool for Traceroute {
             let detail = format!("{queries} queries cannot be spread over {flows} flows; lower `flows`, or raise `queries`");
             return Err(Invalid::new("/parameters/flows", detail));
         }
-        let (longest, most) = (self.longest(), RUN_MAX);
-        if longest <= most {
-            return Ok(());
-        }
-        let detail = format!(
-            "waiting {} ms for each of the hops {} to {} may take {} s; a run may take at most {} s, so lower `timeout` or `max_ttl`",
-            self.timeout.duration().as_millis(),
-            self.first_ttl,
-            self.max_ttl,
-            longest.as_secs(),
-            most.as_secs()
-        );
-        Err(Invalid::new("/parameters/timeout", detail))
+        let plan = || {
+            let timeout_ms = self.timeout.duration().as_millis();
+            format!("waiting {timeout_ms} ms for each of the hops {} to {} may take", self.first_ttl, self.max_ttl)
+        };
+        check_duration(self.longest(), "timeout", plan, "`timeout` or `max_ttl`")
     }
 
     fn budget(&self) -> Duration {

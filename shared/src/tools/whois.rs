@@ -162,6 +162,11 @@ impl Tool for Whois {
             WhoisProgress::Answer { record, query } => output::answer(target.kind(), query, record.as_deref()),
         }
     }
+
+    /// There is no such entry, or no registry said.
+    fn is_bad(&self, report: &WhoisReport) -> bool {
+        report.registered != Some(true)
+    }
 }
 
 #[cfg(test)]

@@ -90,8 +90,8 @@ impl Hop<'_> {
                 (done.request.state, done.request.timings.connect_ms) = (PortState::Open, Some(ms(took)));
                 stream
             }
-            Dialled::Closed(Closed { state, reason, icmp, silent }) => {
-                let code = if silent { HttpFailureCode::TimedOut } else { HttpFailureCode::Connect };
+            Dialled::Closed(Closed { state, reason, icmp, took }) => {
+                let code = if took.is_some() { HttpFailureCode::Connect } else { HttpFailureCode::TimedOut };
                 let failure = HttpFailure { code, detail: reason };
                 (done.request.state, done.request.icmp, done.request.failure) = (state, icmp, Some(failure.clone()));
                 self.run.tell(HttpPhase::Connected, &done.request);

@@ -13,11 +13,13 @@ mod beside_tracepath;
 mod beside_traceroute;
 mod beside_whois;
 mod names;
+mod namespace;
 mod network;
 mod path;
 mod responder;
 mod router;
 mod safety;
+mod server;
 
 use std::process::Command;
 

@@ -1,21 +1,14 @@
 //! `whois` against registries of our own, which speak WHOIS and RDAP as the real ones do.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper::{Request, Response};
-use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
 
+use super::web::{Web, page};
 use super::{Context, FailureKind, Live, execute, fails, finds, open_node, policy, run, spec};
 use crate::testing::{Authority, server_config};
 
@@ -45,37 +38,15 @@ async fn whois_server_at(at: &str, answer: impl Fn(&str) -> String + Send + 'sta
 /// What a server of RDAP answers: status, where to instead, body.
 type Answer = (u16, Option<String>, String);
 
-async fn serve_rdap<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, answer: impl Fn(&str) -> Answer) {
-    let service = service_fn(|request: Request<Incoming>| {
-        assert!(request.headers()["accept"].to_str().unwrap().contains("application/rdap+json"));
-        let (status, location, body) = answer(request.uri().path());
-        let mut response = Response::builder().status(status).header("content-type", "application/rdap+json");
-        if let Some(location) = location {
-            response = response.header("location", location);
-        }
-        std::future::ready(Ok::<_, Infallible>(response.body(Full::new(Bytes::from(body))).unwrap()))
-    });
-    drop(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await);
-}
-
 /// A server of RDAP, over TLS if it has a certificate.
-async fn rdap_server(tls: Option<rustls::ServerConfig>, answer: impl Fn(&str) -> Answer + Clone + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let acceptor = tls.map(|config| TlsAcceptor::from(Arc::new(config)));
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            match &acceptor {
-                Some(acceptor) => {
-                    if let Ok(stream) = acceptor.accept(stream).await {
-                        serve_rdap(stream, answer.clone()).await;
-                    }
-                }
-                None => serve_rdap(stream, answer.clone()).await,
-            }
-        }
-    });
-    address
+async fn rdap_server(tls: Option<rustls::ServerConfig>, answer: impl Fn(&str) -> Answer + Send + Sync + 'static) -> Web {
+    let answer = move |line: &str| {
+        let (status, location, body) = answer(line.split(' ').nth(1).unwrap());
+        let location = location.map(|location| format!("Location: {location}"));
+        let fields: Vec<&str> = ["Content-Type: application/rdap+json"].into_iter().chain(location.as_deref()).collect();
+        page(&format!("{status} Any"), &fields, body.as_bytes())
+    };
+    Web::start(tls, answer).await
 }
 
 fn domain_object(name: &str) -> String {
@@ -149,7 +120,7 @@ async fn servers_that_refer_to_each_other_are_each_asked_once() {
 #[tokio::test]
 async fn a_referral_to_where_the_node_may_not_go_is_refused_and_nothing_is_sent() {
     let (hidden, asked) = whois_server_at("127.0.0.2:0", |_| "inetnum: 192.0.2.0 - 192.0.2.255\n".to_owned()).await;
-    let redirect = rdap_server(None, move |_| (302, Some(format!("http://{hidden}/ip/192.0.2.1")), String::new())).await;
+    let redirect = rdap_server(None, move |_| (302, Some(format!("http://{hidden}/ip/192.0.2.1")), String::new())).await.address;
     let context = Context::new(policy("allow_loopback = true\n[deny]\nnetworks = [\"127.0.0.2/32\"]"), &[]).unwrap();
     for referral in [hidden.to_string(), "169.254.169.254".to_owned(), "::ffff:169.254.169.254".to_owned(), "64:ff9b::a9fe:a9fe".to_owned()]
     {
@@ -173,7 +144,9 @@ async fn rdap_is_asked_first_over_tls_and_through_a_redirect() {
         _ => (404, None, json!({"errorCode": 404, "title": "Not Found"}).to_string()),
     })
     .await;
-    let redirector = rdap_server(Some(config()), move |path| (302, Some(format!("https://{registry}/v1{path}")), String::new())).await;
+    let address = registry.address;
+    let redirector =
+        rdap_server(Some(config()), move |path| (302, Some(format!("https://{address}/v1{path}")), String::new())).await.address;
     let parameters = json!({"rdap_server": format!("https://{redirector}"), "ca_certificates": root.certificate.pem()});
     let context = open_node(&[]);
     let found = finds(&context, "whois", "example.test", parameters.clone()).await;
@@ -186,6 +159,7 @@ async fn rdap_is_asked_first_over_tls_and_through_a_redirect() {
     assert_eq!(report["record"]["name_servers"], json!(["ns1.test"]));
     assert_eq!((&report["queries"][1]["http_status"], &report["queries"][1]["object"]["handle"]), (&json!(200), &json!("D1-TEST")));
     assert!(found.output.ends_with("Domain Name: example.test\nRegistry Domain ID: D1-TEST\nCreation Date: 2001-02-03T04:05:06Z\nDomain Status: active\nName Server: ns1.test\n"), "{}", found.output);
+    assert!(registry.asked()[0].to_lowercase().contains("accept: application/rdap+json"), "{:?}", registry.asked());
     let missing = finds(&context, "whois", "nowhere.test", parameters).await;
     assert_eq!(
         (&missing.report["registered"], statuses(&missing.report)),
@@ -208,11 +182,11 @@ async fn rdap_is_asked_first_over_tls_and_through_a_redirect() {
 async fn whois_is_asked_where_rdap_brings_no_answer() {
     let (whois, _) = whois_server(|line| format!("aut-num: {line}\nas-name: EXAMPLE-AS\n")).await;
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let broken = rdap_server(None, |_| (500, None, String::new())).await;
+    let broken = rdap_server(None, |_| (500, None, String::new())).await.address;
     let downgrade = {
         let root = Authority::root("Root");
         let config = server_config(&root.certify(&["127.0.0.1"]), &[]);
-        let server = rdap_server(Some(config), move |_| (301, Some(format!("http://{broken}/")), String::new())).await;
+        let server = rdap_server(Some(config), move |_| (301, Some(format!("http://{broken}/")), String::new())).await.address;
         (format!("https://{server}/"), root.certificate.pem())
     };
     for (server, ca, reason) in [
@@ -242,11 +216,11 @@ async fn answers_are_bounded() {
     let found = finds(&open_node(&[]), "whois", "example.test", json!({"server": "127.0.0.1", "port": endless.port()})).await;
     let query = &found.report["queries"][0];
     assert_eq!((&query["size_bytes"], &query["truncated"]), (&json!(64 * 1024), &json!(true)));
-    let large = rdap_server(None, |_| (200, None, "[".repeat(200_000))).await;
+    let large = rdap_server(None, |_| (200, None, "[".repeat(200_000))).await.address;
     let found =
         finds(&open_node(&[]), "whois", "example.test", json!({"protocol": "rdap", "rdap_server": format!("http://{large}")})).await;
     assert!(found.report["queries"][0]["reason"].as_str().unwrap().contains("longer than 131072 bytes"), "{}", found.report);
-    let loops = rdap_server(None, |path| (302, Some(format!("{path}/x")), String::new())).await;
+    let loops = rdap_server(None, |path| (302, Some(format!("{path}/x")), String::new())).await.address;
     let found =
         finds(&open_node(&[]), "whois", "example.test", json!({"protocol": "rdap", "rdap_server": format!("http://{loops}")})).await;
     assert_eq!(statuses(&found.report), ["referral", "referral", "referral", "failed"], "{}", found.report);

@@ -3,9 +3,10 @@
 use super::record_type::RecordType;
 use super::secure::HttpPath;
 use super::trace::TRACE_QUERIES_MAX;
-use super::{Dns, RUN_MAX, RecordClass, Transport};
+use super::{Dns, RecordClass, Transport};
 use crate::host::DnsName;
 use crate::invalid::Invalid;
+use crate::tools::network::check_duration;
 
 impl Dns {
     /// Refuses combinations that mean nothing.
@@ -94,16 +95,7 @@ impl Dns {
             let detail = format!("delegations are followed in class IN only, not in {}; leave `trace` or `class` out", self.class);
             return Err(Invalid::new("/parameters/class", detail));
         }
-        let (longest, most) = (self.longest_trace(), RUN_MAX);
-        if longest > most {
-            let detail = format!(
-                "{TRACE_QUERIES_MAX} queries of {} s each may take {} s; a run may take at most {} s, so lower `timeout`",
-                self.timeout.duration().as_secs_f64(),
-                longest.as_secs(),
-                most.as_secs()
-            );
-            return Err(Invalid::new("/parameters/timeout", detail));
-        }
-        Ok(())
+        let plan = || format!("{TRACE_QUERIES_MAX} queries of {} s each may take", self.timeout.duration().as_secs_f64());
+        check_duration(self.longest_trace(), "timeout", plan, "`timeout`")
     }
 }

@@ -1,14 +1,11 @@
 //! What is said to a server and what it is expected to answer.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use regex::bytes::{Regex, RegexBuilder};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::bounded::shown;
+use crate::text::as_text;
 
 /// The most that is sent, or looked for as it stands, in bytes.
 pub const TEXT_BYTES_MAX: usize = 512;
@@ -141,40 +138,9 @@ impl PartialEq for Pattern {
 
 impl Eq for Pattern {}
 
-macro_rules! as_bounded_string {
-    ($name:ident, $length_max:expr) => {
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                match serde_json::Value::deserialize(deserializer)? {
-                    serde_json::Value::String(text) => text.parse().map_err(de::Error::custom),
-                    other => Err(de::Error::custom(format!("must be a string, not {}", shown(&other)))),
-                }
-            }
-        }
-
-        impl JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
-            }
-            fn schema_name() -> Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "minLength": 1, "maxLength": $length_max})
-            }
-        }
-    };
-}
-
 // Each byte can take four characters, as `\xHH`.
-as_bounded_string!(Bytes, TEXT_BYTES_MAX * 4);
-as_bounded_string!(Pattern, PATTERN_LENGTH_MAX);
+as_text!(Bytes, {"type": "string", "minLength": 1, "maxLength": TEXT_BYTES_MAX * 4});
+as_text!(Pattern, {"type": "string", "minLength": 1, "maxLength": PATTERN_LENGTH_MAX});
 
 #[cfg(test)]
 mod tests {

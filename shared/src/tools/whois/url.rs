@@ -1,15 +1,12 @@
 //! The address of an RDAP server or object.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-
 use crate::bounded::shown;
 use crate::host::Host;
+use crate::text::as_text;
 
 /// The longest that is read.
 const LENGTH_MAX: usize = 1024;
@@ -108,32 +105,7 @@ impl fmt::Display for RdapUrl {
     }
 }
 
-impl Serialize for RdapUrl {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for RdapUrl {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match serde_json::Value::deserialize(deserializer)? {
-            serde_json::Value::String(text) => text.parse().map_err(de::Error::custom),
-            other => Err(de::Error::custom(format!("must be a string, not {}", shown(&other)))),
-        }
-    }
-}
-
-impl JsonSchema for RdapUrl {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "RdapUrl".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "maxLength": LENGTH_MAX, "examples": ["https://rdap.example/"]})
-    }
-}
+as_text!(RdapUrl, {"type": "string", "maxLength": LENGTH_MAX, "examples": ["https://rdap.example/"]});
 
 #[cfg(test)]
 mod tests {

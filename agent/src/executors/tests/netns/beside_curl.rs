@@ -1,14 +1,13 @@
 //! `http` beside curl(1), on an nginx of our own: the same verdict, status, headers, body and chain of redirects.
 
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
 use data_encoding::HEXLOWER;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::network::Network;
+use super::server::{Folder, Server, await_start};
 use super::{ours, theirs};
 use crate::testing::{Authority, Identity, valid};
 
@@ -50,16 +49,16 @@ http {
 
 /// A running nginx.
 struct Nginx {
-    child: Child,
-    folder: PathBuf,
+    _server: Server,
+    folder: Folder,
     root: Authority,
 }
 
 impl Nginx {
     fn start(network: &Network) -> Self {
-        let folder = std::env::temp_dir().join(format!("probeops-nginx-{:08x}", rand::random::<u32>()));
-        std::fs::create_dir_all(folder.join("pages")).unwrap();
-        let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
+        let folder = Folder::new();
+        std::fs::create_dir(folder.join("pages")).unwrap();
+        let write = |name: &str, text: &str| folder.write(name, text);
         let root = Authority::root("Root");
         let middle = root.below("Middle");
         let keep = |name: &str, identity: &Identity, with: &str| {
@@ -79,32 +78,15 @@ impl Nginx {
         write("pages/page", &"a page\n".repeat(1000));
         write("pages/index.html", "index\n");
         std::fs::write(folder.join("pages/large"), vec![7; 700_000]).unwrap();
-        write("nginx.conf", &CONFIGURATION.replace("FOLDER", &folder.display().to_string()));
+        write("nginx.conf", &CONFIGURATION.replace("FOLDER", &folder.path(".")));
         let mut command = network.host_command("nginx");
         command.arg("-c").arg(folder.join("nginx.conf")).stdin(Stdio::null()).stderr(Stdio::null());
-        let nginx = Self { child: command.spawn().expect("nginx; apt-get install nginx-light"), folder, root };
-        let started = Instant::now();
-        while ours(network, "tcp", HOST, json!({"port": 8448})).report["ports"][0]["state"] != "open" {
-            let log = std::fs::read_to_string(nginx.folder.join("log")).unwrap_or_default();
-            assert!(started.elapsed() < Duration::from_secs(10), "{log}");
-        }
-        nginx
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.folder.join(name).display().to_string()
-    }
-
-    fn text(&self, name: &str) -> String {
-        std::fs::read_to_string(self.folder.join(name)).unwrap()
-    }
-}
-
-impl Drop for Nginx {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-        drop(std::fs::remove_dir_all(&self.folder));
+        let server = Server::start(&mut command, "nginx-light");
+        await_start(
+            || ours(network, "tcp", HOST, json!({"port": 8448})).report["ports"][0]["state"] == "open",
+            || std::fs::read_to_string(folder.join("log")).unwrap_or_default(),
+        );
+        Self { _server: server, folder, root }
     }
 }
 
@@ -121,11 +103,11 @@ struct Seen {
 }
 
 fn by_curl(network: &Network, nginx: &Nginx, url: &str, options: &[&str]) -> Seen {
-    let (head, body) = (nginx.path("head"), nginx.path("body"));
+    let (head, body) = (nginx.folder.path("head"), nginx.folder.path("body"));
     for file in [&head, &body] {
         std::fs::write(file, "").unwrap();
     }
-    let root = nginx.path("root.pem");
+    let root = nginx.folder.path("root.pem");
     let base = ["-s", "--max-time", "3", "--cacert", &root, "-D", &head, "-o", &body, "-w", "%{exitcode} %{http_version} %{url_effective}"];
     let said = theirs(network, "curl", &[&base[..], options, &[url]].concat());
     let [exit, version, effective] = said.split(' ').collect::<Vec<_>>()[..] else { panic!("{said}") };
@@ -138,7 +120,7 @@ fn by_curl(network: &Network, nginx: &Nginx, url: &str, options: &[&str]) -> See
         "60" => Some("tls"),
         other => panic!("curl {options:?} {url} exits with {other}"),
     };
-    let heads = nginx.text("head").replace('\r', "");
+    let heads = nginx.folder.read("head").replace('\r', "");
     let head = |head: &str| {
         let mut lines = head.lines().map(str::to_owned);
         let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
@@ -258,9 +240,9 @@ fn certificates_get_the_same_verdict() {
     same(&network, &nginx, &format!("https://[{HOST_V6}]:8443/page"), &[], json!({}));
     let url = format!("https://{HOST}:8448/page");
     same(&network, &nginx, &url, &["--tls-max", "1.2"], json!({"tls_max_version": "1.2"}));
-    let (cert, key) = (nginx.path("client.pem"), nginx.path("client.key"));
+    let (cert, key) = (nginx.folder.path("client.pem"), nginx.folder.path("client.key"));
     let url = format!("https://{HOST}:8447/page");
-    let shown = json!({"client_certificate": nginx.text("client.pem"), "client_key": nginx.text("client.key")});
+    let shown = json!({"client_certificate": nginx.folder.read("client.pem"), "client_key": nginx.folder.read("client.key")});
     same(&network, &nginx, &url, &["--cert", &cert, "--key", &key], shown);
     same(&network, &nginx, &url, &[], json!({}));
 }

@@ -1,14 +1,13 @@
 //! `dns` beside dig(1), on a BIND of our own.
 
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
 use hickory_proto::op::{Edns, Message, MessageType};
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use serde_json::{Value, json};
 
 use super::network::Network;
+use super::server::{Folder, Server, await_start};
 use super::{Found, ours, theirs};
 
 const SERVER: &str = "10.9.1.2";
@@ -29,36 +28,25 @@ const REVERSE: &str = "$TTL 60\n@ IN SOA ns.odd.test. host.odd.test. 1 2 3 4 5\n
 
 /// A running BIND.
 struct Bind {
-    child: Child,
-    folder: PathBuf,
+    _server: Server,
+    _folder: Folder,
 }
 
 impl Bind {
     fn start(network: &Network) -> Self {
-        let folder = std::env::temp_dir().join(format!("probeops-bind-{:08x}", rand::random::<u32>()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let write = |name: &str, text: &str| std::fs::write(folder.join(name), text).unwrap();
-        write("zone", ZONE);
-        write("reverse", REVERSE);
-        write("named.conf", &CONFIGURATION.replace("FOLDER", &folder.display().to_string()));
+        let folder = Folder::new();
+        folder.write("zone", ZONE);
+        folder.write("reverse", REVERSE);
+        let configuration = folder.write("named.conf", &CONFIGURATION.replace("FOLDER", &folder.path(".")));
         let log = std::fs::File::create(folder.join("log")).unwrap();
         let mut command = network.host_command("named");
-        command.args(["-g", "-c"]).arg(folder.join("named.conf")).stdin(Stdio::null()).stderr(log);
-        let bind = Self { child: command.spawn().expect("named; apt-get install bind9"), folder };
-        let started = Instant::now();
-        while !theirs(network, "dig", &["+short", "+tries=1", "+time=1", "@10.9.1.2", "a.odd.test"]).contains("192.0.2.1") {
-            let log = std::fs::read_to_string(bind.folder.join("log")).unwrap_or_default();
-            assert!(started.elapsed() < Duration::from_secs(20), "{log}");
-        }
-        bind
-    }
-}
-
-impl Drop for Bind {
-    fn drop(&mut self) {
-        drop(self.child.kill());
-        drop(self.child.wait());
-        drop(std::fs::remove_dir_all(&self.folder));
+        command.args(["-g", "-c", &configuration]).stdin(Stdio::null()).stderr(log);
+        let server = Server::start(&mut command, "bind9");
+        await_start(
+            || theirs(network, "dig", &["+short", "+tries=1", "+time=1", "@10.9.1.2", "a.odd.test"]).contains("192.0.2.1"),
+            || folder.read("log"),
+        );
+        Self { _server: server, _folder: folder }
     }
 }
 

@@ -1,13 +1,12 @@
 //! `tls` beside `openssl s_client`, on servers of openssl's own: the same verdict, the same chain, the same lines.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
 use super::network::Network;
+use super::server::{Folder, Server, await_start};
 use super::{must, ours, theirs};
 use crate::testing::{Authority, Identity, self_signed, valid};
 
@@ -16,71 +15,33 @@ const HOST: &str = "10.9.1.2";
 const SIGNATURES: &str = "ecdsa_secp384r1_sha384:ecdsa_secp256r1_sha256:ed25519:rsa_pss_rsae_sha512:rsa_pss_rsae_sha384:rsa_pss_rsae_sha256:\
     rsa_pkcs1_sha512:rsa_pkcs1_sha384:rsa_pkcs1_sha256";
 
-/// A folder that goes with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        let folder = std::env::temp_dir().join(format!("probeops-tls-{:08x}", rand::random::<u32>()));
-        std::fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-
-    fn path(&self, name: &str) -> String {
-        self.0.join(name).display().to_string()
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        std::fs::write(self.path(name), text).unwrap();
-        self.path(name)
-    }
-
-    /// Runs openssl here; words are split at spaces.
-    fn openssl(&self, arguments: &str) {
-        must(Command::new("openssl").current_dir(&self.0).args(arguments.split(' ')));
-    }
-
-    /// Keeps a certificate, what links it, and its key, as files of this name.
-    fn keep(&self, name: &str, identity: &Identity, others: &[&Authority]) {
-        self.write(&format!("{name}.pem"), &identity.certificate.pem());
-        self.write(&format!("{name}.key"), &identity.key.serialize_pem());
-        self.write(&format!("{name}.chain"), &others.iter().map(|authority| authority.certificate.pem()).collect::<String>());
-    }
+/// Runs openssl in a folder; words are split at spaces.
+fn make(folder: &Folder, arguments: &str) {
+    must(Command::new("openssl").current_dir(folder).args(arguments.split(' ')));
 }
 
-impl Drop for Folder {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(&self.0));
-    }
+/// Keeps a certificate, what links it, and its key, as files of this name.
+fn keep(folder: &Folder, name: &str, identity: &Identity, others: &[&Authority]) {
+    folder.write(&format!("{name}.pem"), &identity.certificate.pem());
+    folder.write(&format!("{name}.key"), &identity.key.serialize_pem());
+    folder.write(&format!("{name}.chain"), &others.iter().map(|authority| authority.certificate.pem()).collect::<String>());
 }
 
-/// A running `openssl s_server`.
-struct Server(Child);
-
-impl Server {
-    /// Serves the files of this name.
-    fn start(network: &Network, folder: &Folder, name: &str, port: u16, more: &[&str]) -> Self {
-        let mut command = network.host_command("openssl");
-        command.current_dir(&folder.0).args(["s_server", "-quiet", "-naccept", "1000", "-accept", &port.to_string()]);
-        command.args(["-cert", &format!("{name}.pem"), "-key", &format!("{name}.key")]);
-        if std::fs::metadata(folder.path(&format!("{name}.chain"))).is_ok_and(|file| file.len() > 0) {
-            command.args(["-cert_chain", &format!("{name}.chain")]);
-        }
-        command.args(more).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        let server = Self(command.spawn().expect("openssl; apt-get install openssl"));
-        let started = Instant::now();
-        while ours(network, "tcp", HOST, json!({"port": port})).report["ports"][0]["state"] != "open" {
-            assert!(started.elapsed() < Duration::from_secs(10), "openssl s_server {name} {more:?} does not listen");
-        }
-        server
+/// Starts `openssl s_server` with the files of this name.
+fn serve(network: &Network, folder: &Folder, name: &str, port: u16, more: &[&str]) -> Server {
+    let mut command = network.host_command("openssl");
+    command.current_dir(folder).args(["s_server", "-quiet", "-naccept", "1000", "-accept", &port.to_string()]);
+    command.args(["-cert", &format!("{name}.pem"), "-key", &format!("{name}.key")]);
+    if std::fs::metadata(folder.path(&format!("{name}.chain"))).is_ok_and(|file| file.len() > 0) {
+        command.args(["-cert_chain", &format!("{name}.chain")]);
     }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        drop(self.0.kill());
-        drop(self.0.wait());
-    }
+    command.args(more).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let server = Server::start(&mut command, "openssl");
+    await_start(
+        || ours(network, "tcp", HOST, json!({"port": port})).report["ports"][0]["state"] == "open",
+        || format!("openssl s_server {name} {more:?} does not listen"),
+    );
+    server
 }
 
 /// What is compared of openssl's output: the lines of `-brief`, and the numbers of the errors.
@@ -142,15 +103,15 @@ fn the_same_chain_gets_the_same_verdict() {
     let root = Authority::root("Root");
     let middle = root.below("Middle");
     folder.write("root.pem", &root.certificate.pem());
-    folder.keep("good", &middle.certify(&["good.test"]), &[&middle]);
-    folder.keep("expired", &middle.certify_with(&["good.test"], |params| valid(params, -9, -1)), &[&middle]);
-    folder.keep("early", &middle.certify_with(&["good.test"], |params| valid(params, 1, 9)), &[&middle]);
-    folder.keep("other", &middle.certify(&["other.test"]), &[&middle]);
-    folder.keep("both", &middle.certify_with(&["other.test"], |params| valid(params, -9, -1)), &[&middle]);
-    folder.keep("lonely", &middle.certify(&["good.test"]), &[]);
-    folder.keep("self", &self_signed(&["good.test"]), &[]);
+    keep(&folder, "good", &middle.certify(&["good.test"]), &[&middle]);
+    keep(&folder, "expired", &middle.certify_with(&["good.test"], |params| valid(params, -9, -1)), &[&middle]);
+    keep(&folder, "early", &middle.certify_with(&["good.test"], |params| valid(params, 1, 9)), &[&middle]);
+    keep(&folder, "other", &middle.certify(&["other.test"]), &[&middle]);
+    keep(&folder, "both", &middle.certify_with(&["other.test"], |params| valid(params, -9, -1)), &[&middle]);
+    keep(&folder, "lonely", &middle.certify(&["good.test"]), &[]);
+    keep(&folder, "self", &self_signed(&["good.test"]), &[]);
     let stranger = Authority::root("Stranger");
-    folder.keep("stranger", &stranger.certify(&["good.test"]), &[&stranger]);
+    keep(&folder, "stranger", &stranger.certify(&["good.test"]), &[&stranger]);
     let cases: [(&str, &[&str]); 8] = [
         ("good", &[]),
         ("expired", &["expired"]),
@@ -162,7 +123,7 @@ fn the_same_chain_gets_the_same_verdict() {
         ("stranger", &["unknown_issuer"]),
     ];
     for (port, (name, expected)) in (4430..).zip(cases) {
-        let _server = Server::start(&network, &folder, name, port, &[]);
+        let _server = serve(&network, &folder, name, port, &[]);
         let report = same(&network, &folder, port, &[], json!({}));
         let codes: Vec<&str> =
             report["problems"].as_array().into_iter().flatten().map(|problem| problem["code"].as_str().unwrap()).collect();
@@ -173,9 +134,16 @@ fn the_same_chain_gets_the_same_verdict() {
 #[test]
 fn versions_ciphers_keys_and_protocols_are_agreed_alike() {
     let (network, folder) = (Network::new(), Folder::new());
-    folder.openssl("req -x509 -newkey rsa:2048 -nodes -keyout rsa.key -out rsa.pem -days 9 -subj /C=DE/O=Example/CN=good.test -addext subjectAltName=DNS:good.test -addext basicConstraints=critical,CA:FALSE");
-    folder.openssl("req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -keyout p384.key -out p384.pem -days 9 -subj /CN=good.test -addext subjectAltName=DNS:good.test");
-    folder.openssl(
+    make(
+        &folder,
+        "req -x509 -newkey rsa:2048 -nodes -keyout rsa.key -out rsa.pem -days 9 -subj /C=DE/O=Example/CN=good.test -addext subjectAltName=DNS:good.test -addext basicConstraints=critical,CA:FALSE",
+    );
+    make(
+        &folder,
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -keyout p384.key -out p384.pem -days 9 -subj /CN=good.test -addext subjectAltName=DNS:good.test",
+    );
+    make(
+        &folder,
         "req -x509 -newkey ed25519 -nodes -keyout ed.key -out ed.pem -days 9 -subj /CN=good.test -addext subjectAltName=DNS:good.test",
     );
     for (port, (name, server, client, options)) in (4430..).zip([
@@ -189,7 +157,7 @@ fn versions_ciphers_keys_and_protocols_are_agreed_alike() {
         ("rsa", &["-ciphersuites", "TLS_CHACHA20_POLY1305_SHA256"], &[], json!({})),
     ]) {
         std::fs::copy(folder.path(&format!("{name}.pem")), folder.path("root.pem")).unwrap();
-        let _server = Server::start(&network, &folder, name, port, server);
+        let _server = serve(&network, &folder, name, port, server);
         let report = same(&network, &folder, port, client, options.clone());
         assert_eq!(report["verified"], true, "{name} {server:?}: {report}");
         assert_eq!(report.get("alpn"), options.get("alpn").map(|alpn| &alpn[0]), "{report}");
@@ -199,10 +167,12 @@ fn versions_ciphers_keys_and_protocols_are_agreed_alike() {
 #[test]
 fn what_is_too_old_to_be_spoken_is_shown_all_the_same() {
     let (network, folder) = (Network::new(), Folder::new());
-    folder.openssl(
+    make(
+        &folder,
         "req -x509 -newkey rsa:2048 -nodes -keyout rsa.key -out rsa.pem -days 9 -subj /CN=good.test -addext subjectAltName=DNS:good.test",
     );
-    folder.openssl(
+    make(
+        &folder,
         "req -x509 -newkey rsa:1024 -nodes -keyout weak.key -out weak.pem -days 9 -subj /CN=good.test -addext subjectAltName=DNS:good.test",
     );
     std::fs::copy(folder.path("rsa.pem"), folder.path("root.pem")).unwrap();
@@ -213,9 +183,9 @@ fn what_is_too_old_to_be_spoken_is_shown_all_the_same() {
         ("rsa", "-no_tls1_3", "1.2", [false, true, true, true]),
         ("weak", "-tls1", "1.0", [false, false, false, true]),
     ]) {
-        let _server = Server::start(&network, &folder, name, port, &[&weakest[..], &[flag]].concat());
+        let _server = serve(&network, &folder, name, port, &[&weakest[..], &[flag]].concat());
         let options = json!({"port": port, "server_name": "good.test", "pem": true, "versions": true,
-            "ca_certificates": std::fs::read_to_string(folder.path("root.pem")).unwrap()});
+            "ca_certificates": folder.read("root.pem")});
         let report = ours(&network, "tls", HOST, options).report;
         let shown = if version == "1.2" { "completed" } else { "shown" };
         assert_eq!((&report["handshake"], &report["version"]), (&json!(shown), &json!(version)), "{flag}: {report}");
@@ -234,16 +204,16 @@ fn what_is_too_old_to_be_spoken_is_shown_all_the_same() {
 fn certificates_that_nobody_should_make_any_more_are_named() {
     let (network, folder) = (Network::new(), Folder::new());
     let subject = "-nodes -subj /CN=good.test -addext subjectAltName=DNS:good.test";
-    folder.openssl("req -x509 -newkey rsa:2048 -nodes -keyout root.key -out root.pem -days 9 -subj /CN=Root");
+    make(&folder, "req -x509 -newkey rsa:2048 -nodes -keyout root.key -out root.pem -days 9 -subj /CN=Root");
     for name in ["v1", "sha1"] {
-        folder.openssl(&format!("req -new -newkey rsa:2048 {subject} -keyout {name}.key -out {name}.csr"));
+        make(&folder, &format!("req -new -newkey rsa:2048 {subject} -keyout {name}.key -out {name}.csr"));
     }
-    folder.openssl("x509 -req -in v1.csr -signkey v1.key -out v1.pem -days 9");
-    folder.openssl("x509 -req -in sha1.csr -sha1 -CA root.pem -CAkey root.key -CAcreateserial -copy_extensions copy -out sha1.pem -days 9");
+    make(&folder, "x509 -req -in v1.csr -signkey v1.key -out v1.pem -days 9");
+    make(&folder, "x509 -req -in sha1.csr -sha1 -CA root.pem -CAkey root.key -CAcreateserial -copy_extensions copy -out sha1.pem -days 9");
     std::fs::copy(folder.path("root.pem"), folder.path("sha1.chain")).unwrap();
     for (port, (name, expected)) in (4430..).zip([("v1", &["unsupported", "self_signed"][..]), ("sha1", &["weak_signature"])]) {
-        let _server = Server::start(&network, &folder, name, port, &["-cipher", "ALL:@SECLEVEL=0"]);
-        let authority = std::fs::read_to_string(folder.path("root.pem")).unwrap();
+        let _server = serve(&network, &folder, name, port, &["-cipher", "ALL:@SECLEVEL=0"]);
+        let authority = folder.read("root.pem");
         let options = json!({"port": port, "server_name": "good.test", "pem": true, "ca_certificates": authority});
         let report = ours(&network, "tls", HOST, options).report;
         let connect = format!("{HOST}:{port}");
@@ -262,15 +232,20 @@ fn a_staple_is_read_and_a_revoked_certificate_is_not_trusted() {
     let identity = root.certify_with(&["good.test"], |params| params.serial_number = Some(vec![0x10, 0x01].into()));
     folder.write("root.pem", &root.certificate.pem());
     folder.write("root.key", &root.key_pem());
-    folder.keep("leaf", &identity, &[&root]);
+    keep(&folder, "leaf", &identity, &[&root]);
     for (port, (name, line, status)) in (4430..).zip([
         ("good", "V\t400101000000Z\t\t1001\tunknown\t/CN=good.test\n", "good"),
         ("revoked", "R\t400101000000Z\t260101000000Z\t1001\tunknown\t/CN=good.test\n", "revoked"),
         ("unknown", "", "unknown"),
     ]) {
         folder.write(&format!("{name}.index"), line);
-        folder.openssl(&format!("ocsp -index {name}.index -CA root.pem -rsigner root.pem -rkey root.key -issuer root.pem -cert leaf.pem -respout {name}.ocsp -ndays 3"));
-        let _server = Server::start(&network, &folder, "leaf", port, &["-status_file", &format!("{name}.ocsp")]);
+        make(
+            &folder,
+            &format!(
+                "ocsp -index {name}.index -CA root.pem -rsigner root.pem -rkey root.key -issuer root.pem -cert leaf.pem -respout {name}.ocsp -ndays 3"
+            ),
+        );
+        let _server = serve(&network, &folder, "leaf", port, &["-status_file", &format!("{name}.ocsp")]);
         // Of revocation openssl's verdict says nothing, whatever is stapled.
         let more = json!({"port": port, "server_name": "good.test", "ca_certificates": root.certificate.pem()});
         let report = ours(&network, "tls", HOST, more).report;
@@ -297,14 +272,9 @@ fn a_server_that_wants_a_certificate_is_told_and_satisfied() {
     let client =
         root.certify_with(&["client.test"], |params| params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ClientAuth]);
     folder.write("root.pem", &root.certificate.pem());
-    folder.keep("server", &root.certify(&["good.test"]), &[]);
-    let _server = Server::start(
-        &network,
-        &folder,
-        "server",
-        4430,
-        &["-Verify", "1", "-CAfile", &folder.path("root.pem"), "-verify_return_error", "-tls1_2"],
-    );
+    keep(&folder, "server", &root.certify(&["good.test"]), &[]);
+    let _server =
+        serve(&network, &folder, "server", 4430, &["-Verify", "1", "-CAfile", &folder.path("root.pem"), "-verify_return_error", "-tls1_2"]);
     let options = |more: Value| {
         let mut options = json!({"port": 4430, "server_name": "good.test", "ca_certificates": root.certificate.pem()});
         options.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());

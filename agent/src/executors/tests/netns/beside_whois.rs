@@ -61,7 +61,7 @@ fn iana_is_followed_as_whois_follows_it() {
     network.host_address(&format!("{REGISTRAR}/24"));
     let _iana = serve(&network, REGISTRY[0], |_| format!("% IANA WHOIS server\n\nrefer:        {REGISTRAR}\n\ndomain:       COM\n"));
     let _registry = serve(&network, REGISTRAR, entry);
-    network.node_hosts(&format!("{} whois.iana.org\n", REGISTRY[0]));
+    network.node_etc("hosts", &format!("{} whois.iana.org\n", REGISTRY[0]));
     for target in ["example.com", "192.0.2.1", "AS64500"] {
         let found = ours(&network, "whois", target, json!({"server": REGISTRY[0]}));
         let real = theirs(&network, "whois", &["-I", target]);

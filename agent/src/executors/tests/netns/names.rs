@@ -2,11 +2,11 @@
 //! of its own. BIND has the zones, each level on an address of its own; Unbound asks them and validates, over UDP, TCP, TLS and HTTPS.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use super::network::Network;
+use super::server::{Folder, Server, await_start};
 use super::{must, theirs};
 
 /// The root's server.
@@ -66,27 +66,24 @@ const ZONE: &str = "$TTL 300\n@ SOA ns1 hostmaster 1 3600 900 604800 60\n@ NS ns
     outside CNAME www.plain.test.\n*.wild A 192.0.2.81\nquiet A 10.9.1.57\nagain A 10.9.1.58\nabove A 10.9.1.54\na.inner A 192.0.2.82\nunder NS ns1.plain.test.\nmoved DNAME plain.test.\nrenamed DNAME hashed.test.\ndangling CNAME nope\nastray CNAME nope.hashed.test.\nfarther CNAME astray.hashed.test.\n*.wildalias CNAME www\nchain CNAME outside.hashed.test.\nmetadata A 169.254.169.254\nlarge TXT LARGE\n@ MX 10 www\n";
 
 pub(super) struct Names {
-    servers: Vec<Child>,
-    folder: PathBuf,
-    resolv_conf: PathBuf,
+    servers: Vec<Server>,
+    folder: Folder,
 }
 
 impl Names {
     pub(super) fn start(network: &Network) -> Self {
-        let folder = std::env::temp_dir().join(format!("probeops-names-{:08x}", rand::random::<u32>()));
-        fs::create_dir_all(&folder).unwrap();
-        let resolv_conf = network.node_resolv_conf(&format!("nameserver {RESOLVER}\n"));
-        let mut names = Self { servers: Vec::new(), folder, resolv_conf };
+        network.node_etc("resolv.conf", &format!("nameserver {RESOLVER}\n"));
+        let mut names = Self { servers: Vec::new(), folder: Folder::new() };
         for last in [52, 53, 54, 55, 56, 57, 58] {
             network.host_address(&format!("10.9.1.{last}/32"));
         }
         network.host_filter("ip daddr 10.9.1.57 meta l4proto { tcp, udp } th dport 53 drop");
         names.write_zones();
-        names.write("named.conf", &bind_configuration(&names.folder));
-        names.write("unbound.conf", &unbound_configuration(&names.folder));
+        names.folder.write("named.conf", &bind_configuration(&names.folder));
+        names.folder.write("unbound.conf", &unbound_configuration(&names.folder));
         names.write_certificate();
-        names.spawn(network, "named", &["-g", "-c", "named.conf"], "apt-get install bind9");
-        names.spawn(network, "unbound", &["-d", "-p", "-c", "unbound.conf"], "apt-get install unbound");
+        names.spawn(network, "named", &["-g", "-c", "named.conf"], "bind9");
+        names.spawn(network, "unbound", &["-d", "-p", "-c", "unbound.conf"], "unbound");
         names.wait(network, ROOT, "test", "NS", "ns1.test.");
         names.wait(network, OTHER_RESOLVER, "www.probe.test", "A", "192.0.2.99");
         names.wait(network, RESOLVER, "www.probe.test", "A", "192.0.2.80");
@@ -96,7 +93,7 @@ impl Names {
     /// The root's key, as a DNSKEY or a DS record in a line.
     pub(super) fn anchor(&self, kind: &str) -> String {
         let text = match kind {
-            "DS" => fs::read_to_string(self.folder.join("dsset-.")).unwrap(),
+            "DS" => self.folder.read("dsset-."),
             _ => fs::read_to_string(self.root_key()).unwrap(),
         };
         let line = text.lines().find(|line| !line.starts_with(';')).unwrap();
@@ -108,7 +105,8 @@ impl Names {
         let anchor = self.anchor("DNSKEY");
         let words: Vec<&str> = anchor.split(' ').collect();
         let [_, _, _, flags, protocol, algorithm, key @ ..] = words.as_slice() else { panic!("{anchor}") };
-        self.write("bind.keys", &format!("trust-anchors {{ . static-key {flags} {protocol} {algorithm} \"{}\"; }};\n", key.concat()));
+        self.folder
+            .write("bind.keys", &format!("trust-anchors {{ . static-key {flags} {protocol} {algorithm} \"{}\"; }};\n", key.concat()));
         self.folder.join("bind.keys")
     }
 
@@ -127,28 +125,24 @@ impl Names {
         keys.into_iter().find(is_anchor).unwrap()
     }
 
-    fn write(&self, name: &str, text: &str) {
-        fs::write(self.folder.join(name), text).unwrap();
-    }
-
     /// Children first: their parents carry their DS.
     fn write_zones(&self) {
         fs::create_dir(self.folder.join("keys")).unwrap();
         let large = format!("( {} )", format!("\"{}\" ", "x".repeat(200)).repeat(10));
         for (name, how, delegation) in ZONES {
             let (origin, text) = (format!("{name}.test"), ZONE.replace("LARGE", &large));
-            self.write(&origin, &text);
+            self.folder.write(&origin, &text);
             if delegation != Delegation::Unsigned {
                 self.sign(&origin, how);
             }
-            let signed = self.folder.join(format!("{origin}.signed"));
-            let ds = self.folder.join(format!("dsset-{origin}."));
+            let signed = self.folder.join(&format!("{origin}.signed"));
+            let ds = self.folder.join(&format!("dsset-{origin}."));
             match delegation {
                 Delegation::Signed => {}
                 Delegation::Unsigned | Delegation::Stripped => drop(fs::copy(self.folder.join(&origin), signed).unwrap()),
                 Delegation::Island => fs::remove_file(ds).unwrap(),
                 Delegation::OtherKey => {
-                    let other = fs::read_to_string(self.folder.join("dsset-probe.test.")).unwrap().replace("probe", name);
+                    let other = self.folder.read("dsset-probe.test.").replace("probe", name);
                     fs::write(ds, other).unwrap();
                 }
                 Delegation::Altered => {
@@ -158,12 +152,13 @@ impl Names {
             }
         }
         let delegations = ZONES.map(|(name, ..)| format!("{name} NS ns1.{name}\nns1.{name} A 10.9.1.56\n")).concat();
-        self.write("test", &format!("$TTL 300\n@ SOA ns1 host 1 3600 900 604800 60\n@ NS ns1\nns1 A 10.9.1.55\n{delegations}{STRAY}"));
+        self.folder
+            .write("test", &format!("$TTL 300\n@ SOA ns1 host 1 3600 900 604800 60\n@ NS ns1\nns1 A 10.9.1.55\n{delegations}{STRAY}"));
         self.sign("test", &["-3", "-"]);
-        self.write("root", "$TTL 300\n@ SOA ns1.root. host. 1 3600 900 604800 60\n@ NS ns1.root.\nns1.root. A 10.9.1.54\ntest. NS ns1.test.\nns1.test. A 10.9.1.55\n");
+        self.folder.write("root", "$TTL 300\n@ SOA ns1.root. host. 1 3600 900 604800 60\n@ NS ns1.root.\nns1.root. A 10.9.1.54\ntest. NS ns1.test.\nns1.test. A 10.9.1.55\n");
         self.sign("root", &[]);
-        self.write("sideways", "$TTL 300\n@ SOA ns1.test. host. 1 3600 900 604800 60\n@ NS ns1.test.\nns1.test. A 10.9.1.55\nsideways.test. NS again.probe.test.\nagain.probe.test. A 10.9.1.58\n");
-        self.write("wrong", "$TTL 300\n@ SOA ns1 host 1 3600 900 604800 60\n@ NS ns1\nns1 A 10.9.1.56\nwww A 192.0.2.99\n");
+        self.folder.write("sideways", "$TTL 300\n@ SOA ns1.test. host. 1 3600 900 604800 60\n@ NS ns1.test.\nns1.test. A 10.9.1.55\nsideways.test. NS again.probe.test.\nagain.probe.test. A 10.9.1.58\n");
+        self.folder.write("wrong", "$TTL 300\n@ SOA ns1 host 1 3600 900 604800 60\n@ NS ns1\nns1 A 10.9.1.56\nwww A 192.0.2.99\n");
     }
 
     fn sign(&self, file: &str, how: &[&str]) {
@@ -201,36 +196,25 @@ impl Names {
         ]));
     }
 
-    fn spawn(&mut self, network: &Network, program: &str, arguments: &[&str], how_to_get_it: &str) {
-        let log = fs::File::create(self.folder.join(format!("{program}.log"))).unwrap();
+    fn spawn(&mut self, network: &Network, program: &str, arguments: &[&str], package: &str) {
+        let log = fs::File::create(self.folder.join(&format!("{program}.log"))).unwrap();
         let mut command = network.host_command(program);
         command.current_dir(&self.folder).args(arguments).stdin(Stdio::null()).stderr(log);
-        self.servers.push(command.spawn().unwrap_or_else(|error| panic!("{program}: {error}; {how_to_get_it}")));
+        self.servers.push(Server::start(&mut command, package));
     }
 
     fn wait(&self, network: &Network, server: &str, name: &str, kind: &str, answer: &str) {
-        let started = Instant::now();
-        let at = format!("@{server}");
-        while !theirs(network, "dig", &["+noall", "+answer", "+authority", "+tries=1", "+time=1", &at, name, kind]).contains(answer) {
-            let log = |program: &str| fs::read_to_string(self.folder.join(format!("{program}.log"))).unwrap_or_default();
-            assert!(started.elapsed() < Duration::from_secs(20), "{name} at {server}\n{}\n{}", log("named"), log("unbound"));
-        }
-    }
-}
-
-impl Drop for Names {
-    fn drop(&mut self) {
-        for server in &mut self.servers {
-            drop(server.kill());
-            drop(server.wait());
-        }
-        drop(fs::remove_dir_all(&self.folder));
-        drop(fs::remove_dir_all(self.resolv_conf.parent().unwrap()));
+        let question = ["+noall", "+answer", "+authority", "+tries=1", "+time=1", &format!("@{server}"), name, kind];
+        let log = |program: &str| fs::read_to_string(self.folder.join(&format!("{program}.log"))).unwrap_or_default();
+        await_start(
+            || theirs(network, "dig", &question).contains(answer),
+            || format!("{name} at {server}\n{}\n{}", log("named"), log("unbound")),
+        );
     }
 }
 
 /// One server for each level, told apart by the address that it is asked on.
-fn bind_configuration(folder: &Path) -> String {
+fn bind_configuration(folder: &Folder) -> String {
     let zone = |origin: &str, file: &str| format!("zone \"{origin}\" {{ type primary; file \"{file}\"; }};");
     let below: String = ZONES.iter().map(|(name, ..)| zone(&format!("{name}.test"), &format!("{name}.test.signed"))).collect();
     // The server of `far.test`, and the one that `mixed.test` has beside a denied one.
@@ -244,20 +228,20 @@ fn bind_configuration(folder: &Path) -> String {
     ];
     let other = "recursion yes; zone \".\" { type hint; file \"hints\"; }; zone \"probe.test\" { type primary; file \"wrong\"; };";
     let hints = ". 3600 NS ns1.root.\nns1.root. 3600 A 10.9.1.54\n";
-    fs::write(folder.join("hints"), hints).unwrap();
+    folder.write("hints", hints);
     let addresses = [52, 54, 55, 56, 58].map(|last| format!("10.9.1.{last}; ")).concat();
     format!(
         "options {{ directory \"{}\"; pid-file none; session-keyfile none; listen-on {{ {addresses} }};\n\
          listen-on-v6 {{ none; }}; recursion no;\n\
          dnssec-validation no; minimal-responses no-auth; allow-query {{ any; }}; allow-recursion {{ any; }}; }};\ncontrols {{ }};\n{}{}",
-        folder.display(),
+        folder.path("."),
         views.concat(),
         view("other", 52, other)
     )
 }
 
-fn unbound_configuration(folder: &Path) -> String {
-    let folder = folder.display();
+fn unbound_configuration(folder: &Folder) -> String {
+    let folder = folder.path(".");
     format!(
         "server:\n directory: \"{folder}\"\n chroot: \"\"\n username: \"\"\n pidfile: \"\"\n use-syslog: no\n num-threads: 1\n\
          interface: 10.9.1.53@53\n interface: 10.9.1.53@853\n interface: 10.9.1.53@443\n tls-port: 853\n https-port: 443\n\

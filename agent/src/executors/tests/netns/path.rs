@@ -7,14 +7,13 @@
 
 use std::process::Command;
 
-use super::must;
-use super::network::{command, inside, ip};
+use super::namespace::Namespace;
 
 pub(super) struct Path {
-    prefix: String,
-    routers: usize,
+    /// The node, the routers and the host.
+    places: Vec<Namespace>,
     /// Beside router 2, where packets are shared out.
-    twin: bool,
+    twin: Option<Namespace>,
 }
 
 impl Path {
@@ -30,27 +29,26 @@ impl Path {
     }
 
     fn make(routers: usize, twin: bool) -> Self {
-        let path = Self { prefix: format!("po-{:08x}", rand::random::<u32>()), routers, twin };
+        let prefix = format!("po-{:08x}", rand::random::<u32>());
         let last = routers + 1;
-        for place in 0..=last {
-            Self::add(&path.name(place));
-        }
+        let places: Vec<Namespace> = (0..=last).map(|place| Self::add(format!("{prefix}-{place}"))).collect();
+        let twin = twin.then(|| Self::add(format!("{prefix}-2b")));
+        let path = Self { places, twin };
         for link in 0..=routers {
-            Self::link((&path.name(link), "right"), (&path.name(link + 1), "left"), link);
+            Self::link((&path.places[link], "right"), (&path.places[link + 1], "left"), link);
         }
-        for place in 0..=last {
-            let name = path.name(place);
+        for (place, namespace) in path.places.iter().enumerate() {
             if place < last {
-                ip(&name, &format!("route add 10.8.0.0/16 via 10.8.{place}.2"));
-                ip(&name, &format!("-6 route add fd08::/16 via fd08:{place}::2"));
+                namespace.ip(&format!("route add 10.8.0.0/16 via 10.8.{place}.2"));
+                namespace.ip(&format!("-6 route add fd08::/16 via fd08:{place}::2"));
             }
             for (link, back) in (0..place.saturating_sub(1)).map(|link| (link, place - 1)) {
-                ip(&name, &format!("route add 10.8.{link}.0/24 via 10.8.{back}.1"));
-                ip(&name, &format!("-6 route add fd08:{link}::/64 via fd08:{back}::1"));
+                namespace.ip(&format!("route add 10.8.{link}.0/24 via 10.8.{back}.1"));
+                namespace.ip(&format!("-6 route add fd08:{link}::/64 via fd08:{back}::1"));
             }
         }
-        if twin {
-            path.add_twin();
+        if let Some(twin) = &path.twin {
+            path.link_twin(twin);
         }
         for rule in [
             "ip daddr 10.8.201.0/24 reject with icmpx type host-unreachable",
@@ -64,75 +62,60 @@ impl Path {
         ] {
             path.filter(routers, "forward", rule);
         }
-        must(path.node_command("sysctl").args(["-qw", "net.ipv4.ping_group_range=0 2147483647"]));
-        // A link that has just been made carries nothing for up to a second.
+        path.ping_groups("0 2147483647");
         for address in [path.host(), path.host_v6()] {
-            must(path.node_command("ping").args(["-n", "-c", "1", "-W", "10", &address]));
+            path.places[0].await_way_to(&address);
         }
         path
     }
 
-    fn add(name: &str) {
-        must(Command::new("ip").args(["netns", "add", name]));
-        must(command(name, "sysctl").args([
-            "-qw",
-            // Without duplicate address detection an address is usable at once.
-            "net.ipv6.conf.default.accept_dad=0",
+    fn add(name: String) -> Namespace {
+        let namespace = Namespace::new(name);
+        namespace.sysctl(&[
             "net.ipv4.ip_forward=1",
             "net.ipv6.conf.all.forwarding=1",
             // A router limits its errors to one a second for each destination, unless told otherwise.
             "net.ipv4.icmp_ratelimit=0",
             "net.ipv6.icmp.ratelimit=0",
             "net.ipv4.fib_multipath_hash_policy=1",
-        ]));
-        must(command(name, "nft").args(["add", "table", "inet", "t"]));
-        for hook in ["input", "forward", "output"] {
-            must(command(name, "nft").arg(format!("add chain inet t {hook} {{ type filter hook {hook} priority 0 ; }}")));
-        }
-        ip(name, "link set lo up");
+        ]);
+        namespace
     }
 
-    fn link((left, left_device): (&str, &str), (right, right_device): (&str, &str), number: usize) {
-        ip(left, &format!("link add {left_device} type veth peer name {right_device} netns {right}"));
-        for (name, device, side) in [(left, left_device, 1), (right, right_device, 2)] {
-            ip(name, &format!("addr add 10.8.{number}.{side}/24 dev {device}"));
-            ip(name, &format!("addr add fd08:{number}::{side}/64 dev {device}"));
-            ip(name, &format!("link set {device} up"));
+    fn link((left, left_device): (&Namespace, &str), (right, right_device): (&Namespace, &str), number: usize) {
+        left.join(left_device, right, right_device);
+        for (namespace, device, side) in [(left, left_device, 1), (right, right_device, 2)] {
+            namespace.start(device, [&format!("10.8.{number}.{side}/24"), &format!("fd08:{number}::{side}/64")]);
         }
     }
 
     /// Router 1 reaches what is behind router 3 over both.
-    fn add_twin(&self) {
-        let (twin, first, third) = (self.twin_name(), self.name(1), self.name(3));
-        Self::add(&twin);
-        Self::link((&first, "right2"), (&twin, "left"), 51);
-        Self::link((&twin, "right"), (&third, "left2"), 52);
-        ip(&twin, "route add 10.8.0.0/16 via 10.8.52.2");
-        ip(&twin, "route add 10.8.0.0/24 via 10.8.51.1");
-        ip(&first, "route replace 10.8.0.0/16 nexthop via 10.8.1.2 nexthop via 10.8.51.2");
+    fn link_twin(&self, twin: &Namespace) {
+        let (first, third) = (&self.places[1], &self.places[3]);
+        Self::link((first, "right2"), (twin, "left"), 51);
+        Self::link((twin, "right"), (third, "left2"), 52);
+        twin.ip("route add 10.8.0.0/16 via 10.8.52.2");
+        twin.ip("route add 10.8.0.0/24 via 10.8.51.1");
+        first.ip("route replace 10.8.0.0/16 nexthop via 10.8.1.2 nexthop via 10.8.51.2");
     }
 
-    fn name(&self, place: usize) -> String {
-        format!("{}-{place}", self.prefix)
-    }
-
-    fn twin_name(&self) -> String {
-        format!("{}-2b", self.prefix)
+    fn routers(&self) -> usize {
+        self.places.len() - 2
     }
 
     /// The host's address.
     pub(super) fn host(&self) -> String {
-        format!("10.8.{}.2", self.routers)
+        format!("10.8.{}.2", self.routers())
     }
 
     /// The host's IPv6 address.
     pub(super) fn host_v6(&self) -> String {
-        format!("fd08:{}::2", self.routers)
+        format!("fd08:{}::2", self.routers())
     }
 
     /// Adds a rule of nftables at a place of the path: 0 is the node, then the routers, last the host.
     pub(super) fn filter(&self, place: usize, hook: &str, rule: &str) {
-        must(command(&self.name(place), "nft").arg(format!("add rule inet t {hook} {rule}")));
+        self.places[place].filter(hook, rule);
     }
 
     /// Makes a router tell nobody that it drops a packet.
@@ -143,7 +126,7 @@ impl Path {
 
     /// Makes a router tell it as often as Linux does by default: six times, then once a second.
     pub(super) fn limit(&self, router: usize) {
-        must(command(&self.name(router), "sysctl").args(["-qw", "net.ipv4.icmp_ratelimit=1000", "net.ipv6.icmp.ratelimit=1000"]));
+        self.places[router].sysctl(&["net.ipv4.icmp_ratelimit=1000", "net.ipv6.icmp.ratelimit=1000"]);
     }
 
     /// Counts what leaves the node and can be a probe of any tool, on whatever interface.
@@ -155,44 +138,32 @@ impl Path {
 
     /// How many have left.
     pub(super) fn probes_counted(&self) -> u64 {
-        let output = self.node_command("nft").args(["list", "chain", "inet", "t", "output"]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let counts = text.lines().filter_map(|line| line.split_once("counter packets ")?.1.split(' ').next()?.parse::<u64>().ok());
-        counts.sum()
+        self.places[0].counted("output")
     }
 
     /// Gives a router the host's address, too.
     pub(super) fn take_over(&self, router: usize) {
-        ip(&self.name(router), &format!("addr add {}/32 dev lo", self.host()));
+        self.places[router].ip(&format!("addr add {}/32 dev lo", self.host()));
     }
 
     /// Makes the last link narrow.
     pub(super) fn narrow(&self, mtu_bytes: u32) {
-        ip(&self.name(self.routers), &format!("link set right mtu {mtu_bytes}"));
-        ip(&self.name(self.routers + 1), &format!("link set left mtu {mtu_bytes}"));
+        self.places[self.routers()].ip(&format!("link set right mtu {mtu_bytes}"));
+        self.places[self.routers() + 1].ip(&format!("link set left mtu {mtu_bytes}"));
     }
 
     /// Which groups of the node may open datagram ICMP sockets.
     pub(super) fn ping_groups(&self, range: &str) {
-        must(self.node_command("sysctl").args(["-qw", &format!("net.ipv4.ping_group_range={range}")]));
+        self.places[0].ping_groups(range);
     }
 
     /// A program in the node's namespace.
     pub(super) fn node_command(&self, program: &str) -> Command {
-        command(&self.name(0), program)
+        self.places[0].command(program)
     }
 
     /// Runs what we wrote at a place of the path.
     pub(super) fn at<T: Send + 'static>(&self, place: usize, run: impl FnOnce() -> T + Send + 'static) -> T {
-        inside(&self.name(place), run)
-    }
-}
-
-impl Drop for Path {
-    fn drop(&mut self) {
-        let places = (0..=self.routers + 1).map(|place| self.name(place));
-        for name in places.chain(self.twin.then(|| self.twin_name())) {
-            drop(Command::new("ip").args(["netns", "del", &name]).status());
-        }
+        self.places[place].run(run)
     }
 }

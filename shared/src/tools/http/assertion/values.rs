@@ -1,6 +1,7 @@
 //! What assertions compare with: statuses, patterns, paths.
 
 use std::fmt;
+use std::str::FromStr;
 
 use regex::bytes::{Regex, RegexBuilder};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -9,6 +10,7 @@ use serde_json::Value;
 use serde_json_path::JsonPath;
 
 use crate::bounded::shown;
+use crate::text::as_text;
 
 /// The longest pattern, and how large it may become when it is compiled: what bounds the time that it takes (regex is linear in the text).
 const PATTERN_LENGTH_MAX: usize = 1024;
@@ -101,56 +103,43 @@ impl Path {
     }
 }
 
-fn pattern(text: &str) -> Result<Pattern, String> {
-    if text.len() > PATTERN_LENGTH_MAX {
-        return Err(format!("must be at most {PATTERN_LENGTH_MAX} bytes long, this has {}", text.len()));
+impl FromStr for Pattern {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.len() > PATTERN_LENGTH_MAX {
+            return Err(format!("must be at most {PATTERN_LENGTH_MAX} bytes long, this has {}", text.len()));
+        }
+        let compiled = RegexBuilder::new(text).size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX).build();
+        compiled.map(Self).map_err(|error| format!("is no regular expression: {}", error.to_string().replace('\n', " ")))
     }
-    let compiled = RegexBuilder::new(text).size_limit(PATTERN_BYTES_MAX).dfa_size_limit(PATTERN_BYTES_MAX).build();
-    compiled.map(Pattern).map_err(|error| format!("is no regular expression: {}", error.to_string().replace('\n', " ")))
 }
 
-fn path(text: &str) -> Result<Path, String> {
-    if text.len() > PATH_LENGTH_MAX {
-        return Err(format!("must be at most {PATH_LENGTH_MAX} bytes long, this has {}", text.len()));
+impl fmt::Display for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.as_str())
     }
-    for sign in ["..", "?", "$"] {
-        if text.matches(sign).count() > 1 {
-            return Err(format!("must have `{sign}` only once, so that it takes no longer than the document is long"));
-        }
-    }
-    JsonPath::parse(text).map(Path).map_err(|error| format!("is no JSONPath such as $.items[0].name: {error}"))
 }
 
-macro_rules! as_text {
-    ($name:ident, $parse:ident, $max:expr, |$it:ident| $text:expr) => {
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                let $it = self;
-                serializer.collect_str(&$text)
+impl FromStr for Path {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.len() > PATH_LENGTH_MAX {
+            return Err(format!("must be at most {PATH_LENGTH_MAX} bytes long, this has {}", text.len()));
+        }
+        for sign in ["..", "?", "$"] {
+            if text.matches(sign).count() > 1 {
+                return Err(format!("must have `{sign}` only once, so that it takes no longer than the document is long"));
             }
         }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                match Value::deserialize(deserializer)? {
-                    Value::String(text) => $parse(&text).map_err(de::Error::custom),
-                    other => Err(de::Error::custom(format!("must be a string, not {}", shown(&other)))),
-                }
-            }
-        }
-
-        impl JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
-            }
-            fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "maxLength": $max})
-            }
-        }
-    };
+        JsonPath::parse(text).map(Self).map_err(|error| format!("is no JSONPath such as $.items[0].name: {error}"))
+    }
 }
-as_text!(Pattern, pattern, PATTERN_LENGTH_MAX, |it| it.0.as_str());
-as_text!(Path, path, PATH_LENGTH_MAX, |it| it.0);
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+as_text!(Pattern, {"type": "string", "maxLength": PATTERN_LENGTH_MAX});
+as_text!(Path, {"type": "string", "maxLength": PATH_LENGTH_MAX});

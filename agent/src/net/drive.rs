@@ -1,5 +1,6 @@
-//! Runs a connection of hyper's inside the future of its user, so that nothing outlives it.
+//! HTTP over a connection that is there already, inside the future of its user: the library spawns nothing, so nothing outlives it.
 
+use std::error::Error as _;
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -13,7 +14,7 @@ type Task = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What HTTP/2 wants to be run beside the connection.
 #[derive(Clone, Default)]
-pub(super) struct Tasks(Arc<Mutex<Vec<Task>>>);
+pub(crate) struct Tasks(Arc<Mutex<Vec<Task>>>);
 
 impl Tasks {
     fn take(&self) -> Vec<Task> {
@@ -34,7 +35,7 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
 }
 
 /// Runs the connection and its tasks until the exchange is over.
-pub(super) async fn drive<T>(connection: impl Future<Output = hyper::Result<()>>, tasks: &Tasks, exchange: impl Future<Output = T>) -> T {
+pub(crate) async fn drive<T>(connection: impl Future<Output = hyper::Result<()>>, tasks: &Tasks, exchange: impl Future<Output = T>) -> T {
     let (mut connection, mut exchange) = (pin!(connection), pin!(exchange));
     let (mut connected, mut running) = (true, FuturesUnordered::new());
     poll_fn(|context| {
@@ -55,4 +56,9 @@ pub(super) async fn drive<T>(connection: impl Future<Output = hyper::Result<()>>
         }
     })
     .await
+}
+
+/// An error with its cause, which hyper leaves out.
+pub(crate) fn words(error: &hyper::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"))
 }
