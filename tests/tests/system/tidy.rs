@@ -45,8 +45,8 @@ const HOMES: [(&str, &[&str], &str); 9] = [
     ("\"_INBOX", &["shared/src/subjects.rs", "tests/"], "subjects are spelled in one file"),
     ("async_nats", &BROKER, "the broker is spoken to by few"),
     ("socket2", &["agent/src/net/", "api/src/server.rs"], "sockets are opened below one module"),
-    ("surge_ping", &["agent/src/net/icmp.rs"], "sockets are opened below one module"),
-    ("Type::RAW", &["agent/src/net/icmp.rs"], "one file opens raw sockets"),
+    ("surge_ping", &["agent/src/net/icmp/surge.rs"], "one file speaks through the other engine"),
+    ("Type::RAW", &["agent/src/net/icmp"], "one module opens raw sockets"),
 ];
 
 fn root() -> PathBuf {
