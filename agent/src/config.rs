@@ -6,6 +6,7 @@ use clap::Args;
 use probeops_nats::connect::Link;
 use probeops_nats::process::LogFormat;
 use probeops_shared::tools::Class;
+use probeops_shared::tools::ping::report::IcmpEngine;
 use serde::{Deserialize, Serialize};
 
 /// How long runs may go on after the agent was told to stop, unless set otherwise.
@@ -35,6 +36,10 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_RESOLVERS", value_delimiter = ',', value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolvers: Option<Vec<String>>,
+    /// What speaks ICMP for ping: own, or surge (surge-ping) with fewer options [default: own]
+    #[arg(long, env = "PROBEOPS_ICMP_ENGINE", value_name = "ENGINE", value_parser = icmp_engine)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icmp_engine: Option<IcmpEngine>,
     /// How many light runs (echo) at once [default: 256]
     #[arg(long, env = "PROBEOPS_SLOTS_LIGHT", value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -65,6 +70,10 @@ fn log_format(text: &str) -> Result<LogFormat, String> {
     }
 }
 
+fn icmp_engine(text: &str) -> Result<IcmpEngine, String> {
+    IcmpEngine::ALL.iter().copied().find(|engine| engine.as_str() == text).ok_or_else(|| format!("must be own or surge, not `{text}`"))
+}
+
 /// The agent's settings, complete.
 #[derive(Clone, Debug, Serialize)]
 pub struct Settings {
@@ -78,6 +87,8 @@ pub struct Settings {
     pub policy: Option<PathBuf>,
     /// Name servers to resolve names with; the system's way when empty.
     pub resolvers: Vec<std::net::SocketAddr>,
+    /// What speaks ICMP for ping.
+    pub icmp_engine: IcmpEngine,
     /// Light runs at once.
     pub slots_light: usize,
     /// Probe runs at once.
@@ -100,6 +111,7 @@ impl Given {
             creds: self.creds.or(file.creds),
             policy: self.policy.or(file.policy),
             resolvers: self.resolvers.or(file.resolvers),
+            icmp_engine: self.icmp_engine.or(file.icmp_engine),
             slots_light: self.slots_light.or(file.slots_light),
             slots_probe: self.slots_probe.or(file.slots_probe),
             drain_timeout_s: self.drain_timeout_s.or(file.drain_timeout_s),
@@ -126,6 +138,7 @@ impl Given {
                 .ok_or("no credential is given: set --creds (PROBEOPS_CREDS, `creds` in the file) to what `probeops nodes add` wrote")?,
             policy: self.policy,
             resolvers: resolvers.iter().map(|text| resolver(text)).collect::<Result<_, _>>()?,
+            icmp_engine: self.icmp_engine.unwrap_or_default(),
             slots_light: slots(self.slots_light, Class::Light, "slots_light")?,
             slots_probe: slots(self.slots_probe, Class::Probe, "slots_probe")?,
             drain_timeout_s: self.drain_timeout_s.unwrap_or(DRAIN_TIMEOUT_S),
@@ -160,16 +173,19 @@ mod tests {
 
     #[test]
     fn a_flag_wins_over_the_file_and_the_file_over_the_default() {
-        let file = Given { slots_light: Some(7), slots_probe: Some(8), ..Given::default() };
+        let file: Given = toml::from_str("slots_light = 7\nslots_probe = 8\nicmp_engine = \"surge\"").unwrap();
         let settings = Given { slots_light: Some(9), ..minimal() }.or(file).complete().unwrap();
-        assert_eq!((settings.slots_light, settings.slots_probe), (9, 8));
-        assert_eq!(minimal().complete().unwrap().slots_light, 256);
+        assert_eq!((settings.slots_light, settings.slots_probe, settings.icmp_engine), (9, 8, IcmpEngine::Surge));
+        assert!(toml::to_string(&settings).unwrap().contains("icmp_engine = \"surge\""));
+        let settings = minimal().complete().unwrap();
+        assert_eq!((settings.slots_light, settings.icmp_engine), (256, IcmpEngine::Own));
     }
 
     #[test]
     fn what_is_missing_or_out_of_bounds_is_named() {
         assert!(Given::default().complete().unwrap_err().contains("--servers"));
         assert!(Given { slots_probe: Some(0), ..minimal() }.complete().unwrap_err().contains("slots_probe must be from 1"));
+        assert!(icmp_engine("raw").unwrap_err().contains("own or surge"));
         assert!(Given { resolvers: Some(vec!["x".to_owned()]), ..minimal() }.complete().unwrap_err().contains("`x`"));
     }
 

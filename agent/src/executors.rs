@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use probeops_shared::access::Targets;
 use probeops_shared::outcome::{Failure, FailureKind};
+use probeops_shared::tools::ping::report::IcmpEngine;
 use probeops_shared::tools::{Spec, Tool, ToolName};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -45,6 +46,8 @@ const NEWS_WAITING_MAX: usize = 256;
 #[derive(Debug)]
 pub(crate) struct Context {
     node: Arc<Equipment>,
+    /// What speaks ICMP for `ping`; all else speaks it by the node's own.
+    icmp_engine: IcmpEngine,
     /// What the principal may be pointed at, beyond the node's policy.
     targets: Option<Targets>,
     /// What `echo` reports of the run's way here.
@@ -72,12 +75,17 @@ impl Context {
             icmp: Icmp::default(),
             pacer: Pacer::default(),
         };
-        Ok(Self { node: Arc::new(node), targets: None, dispatch_ms: None, clock_offset_ms: None })
+        Ok(Self { node: Arc::new(node), icmp_engine: IcmpEngine::default(), targets: None, dispatch_ms: None, clock_offset_ms: None })
+    }
+
+    /// The same with this engine.
+    pub(crate) fn with_engine(self, icmp_engine: IcmpEngine) -> Self {
+        Self { icmp_engine, ..self }
     }
 
     /// The same for one run.
     pub(crate) fn for_run(&self, targets: Option<Targets>, dispatch_ms: Option<f64>, clock_offset_ms: Option<f64>) -> Self {
-        Self { node: Arc::clone(&self.node), targets, dispatch_ms, clock_offset_ms }
+        Self { node: Arc::clone(&self.node), icmp_engine: self.icmp_engine, targets, dispatch_ms, clock_offset_ms }
     }
 
     /// The policy in one line.

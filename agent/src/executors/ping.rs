@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tools::network::{Family, Source, ms};
-use probeops_shared::tools::ping::report::{DUPLICATES_TOLD_MAX, PingDuplicate, PingMethod, PingPacket, PingReport, PingStats};
+use probeops_shared::tools::ping::report::{DUPLICATES_TOLD_MAX, IcmpEngine, PingDuplicate, PingMethod, PingPacket, PingReport, PingStats};
 use probeops_shared::tools::ping::{Ping, PingProgress, PingProtocol};
 use tokio::time::{Interval, MissedTickBehavior};
 
@@ -27,6 +27,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Ping, live: 
         reached,
         source,
         method: PingMethod::TcpConnect,
+        engine: None,
         started: Instant::now(),
         sending: Duration::ZERO,
         packets: Vec::new(),
@@ -46,6 +47,7 @@ struct Run<'a> {
     reached: Reached,
     source: Option<IpAddr>,
     method: PingMethod,
+    engine: Option<IcmpEngine>,
     started: Instant,
     /// How long after that the last request left.
     sending: Duration,
@@ -106,7 +108,8 @@ impl Run<'_> {
     }
 
     fn report(&self) -> PingReport {
-        let stats = PingStats::of(&self.packets, self.duplicates, ms(self.sending), ms(self.started.elapsed()));
+        let duplicates = (self.engine != Some(IcmpEngine::Surge)).then_some(self.duplicates);
+        let stats = PingStats::of(&self.packets, duplicates, ms(self.sending), ms(self.started.elapsed()));
         let mut packets = self.packets.clone();
         packets.sort_unstable_by_key(|packet| packet.seq);
         PingReport {
@@ -114,6 +117,7 @@ impl Run<'_> {
             family: Family::of(self.reached.address),
             resolve_ms: self.reached.resolve_ms,
             method: self.method,
+            engine: self.engine,
             port: self.options.port(),
             payload_bytes: self.options.payload_bytes(),
             stats,

@@ -16,6 +16,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use probeops_shared::outcome::FailureKind;
+use probeops_shared::tools::ping::report::IcmpEngine;
 use serde_json::{Map, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -69,10 +70,11 @@ async fn echo_says_what_the_node_knows() {
 
 #[tokio::test]
 async fn this_machine_answers_ping_over_both_families() {
-    let context = open_node(&[]);
-    for address in LOCAL {
-        let found = finds(&context, "ping", &address.to_string(), json!({"count": 3, "interval_ms": 100})).await;
+    for (engine, address) in [IcmpEngine::Own, IcmpEngine::Surge].into_iter().flat_map(|engine| LOCAL.map(|address| (engine, address))) {
+        let context = open_node(&[]).with_engine(engine);
+        let found = finds(&context, "ping", &address.to_string(), json!({"count": 3, "interval_ms": 100, "ttl": 9})).await;
         let stats = &found.report["stats"];
+        assert_eq!((&found.report["engine"], stats.get("duplicates").is_some()), (&json!(engine), engine == IcmpEngine::Own));
         assert_eq!((&stats["sent"], &stats["received"], &stats["loss_pct"]), (&json!(3), &json!(3), &json!(0.0)), "{}", found.output);
         assert_eq!(found.report["packets"].as_array().unwrap().len(), 3);
         assert!(
@@ -85,11 +87,31 @@ async fn this_machine_answers_ping_over_both_families() {
 }
 
 #[tokio::test]
+async fn surge_ping_refuses_what_it_cannot_do_and_names_the_setting_that_can() {
+    let surge = open_node(&[]).with_engine(IcmpEngine::Surge);
+    for (option, value) in
+        [("source", json!("127.0.0.1")), ("dscp", json!(46)), ("dont_fragment", json!(true)), ("payload_bytes", json!(1981))]
+    {
+        let refused = run(&surge, "ping", "127.0.0.1", json!({option: value})).await.unwrap_err();
+        let named = refused.detail.contains(&format!("`{option}`")) && refused.detail.contains("icmp_engine = \"own\"");
+        assert!(refused.kind == FailureKind::Unsupported && named, "{refused}");
+        assert!(run(&open_node(&[]), "ping", "127.0.0.1", json!({option: value, "count": 1})).await.is_ok(), "{option}");
+    }
+    // What does not ping by ICMP does not care.
+    let traced = finds(&surge, "traceroute", "127.0.0.1", json!({"protocol": "icmp", "dscp": 46})).await;
+    assert_eq!(traced.report["end"], "reached", "{}", traced.report);
+    let tcp = finds(&surge, "ping", "127.0.0.1", json!({"protocol": "tcp", "dscp": 46, "count": 1})).await;
+    assert!(tcp.report.get("engine").is_none() && tcp.report["stats"]["received"] == 1, "{}", tcp.report);
+}
+
+#[tokio::test]
 async fn a_host_that_is_silent_is_a_finding() {
-    // The documentation network: routed nowhere, so silence, or an ICMP error from a router; never a reply.
-    let found = finds(&open_node(&[]), "ping", "192.0.2.77", json!({"count": 1, "timeout": 0.1})).await;
-    assert_eq!(found.report["stats"]["received"], 0, "{}", found.output);
-    assert!(found.report["stats"].get("rtt_avg_ms").is_none());
+    for engine in [IcmpEngine::Own, IcmpEngine::Surge] {
+        // The documentation network: routed nowhere, so silence, or an ICMP error from a router; never a reply.
+        let found = finds(&open_node(&[]).with_engine(engine), "ping", "192.0.2.77", json!({"count": 1, "timeout": 0.1})).await;
+        assert_eq!(found.report["stats"]["received"], 0, "{}", found.output);
+        assert!(found.report["stats"].get("rtt_avg_ms").is_none());
+    }
 }
 
 #[tokio::test]

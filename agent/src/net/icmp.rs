@@ -1,5 +1,6 @@
-//! ICMP echo on sockets of our own: datagram sockets where the system allows them (`net.ipv4.ping_group_range`), raw ones where not, with the
-//! same behaviour.
+//! ICMP echo: on datagram sockets where the system allows them (`net.ipv4.ping_group_range`), on raw ones where not, with the same behaviour.
+//!
+//! Sockets are of one of two engines. `surge` is for systems that ours does not know, and a second opinion on this one. Of ours:
 //!
 //! - One socket of a kind for all runs, with a receive buffer that holds a burst of replies: the system's default drops them, which looks like
 //!   loss on the path.
@@ -9,29 +10,68 @@
 //! - A number is not used again while a late reply could still come, and a reply must carry what its request carried: eight bytes by chance.
 
 mod conversation;
+mod duplicate;
 mod filter;
 mod packet;
 mod sequence;
 mod socket;
+mod stopwatch;
+pub(crate) mod surge;
 
 use std::collections::HashMap;
+use std::fmt;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use probeops_shared::tools::network::{Family, IcmpMessage, MplsLabel};
+use probeops_shared::tools::ping::report::PingMethod;
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::mpsc;
 
 pub(crate) use conversation::Conversation;
-pub(crate) use socket::IcmpSocket;
+use socket::IcmpSocket;
+use stopwatch::Stopwatch;
+use surge::SurgeSocket;
 
 /// The most that a request may carry: what fits a jumbo frame (9000 bytes) over IPv4.
 pub(crate) const PAYLOAD_BYTES_MAX: usize = 8_972;
 
-/// The ICMP sockets of this process, by kind.
+/// Room for the replies of a burst of 10,000 small packets, as far as the system lets us have it (`net.core.rmem_max`).
+const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// An error about an earlier packet can surface at the next send, which then has not happened; one that comes as often as this is real.
+const SEND_ATTEMPTS: usize = 8;
+
+/// The ICMP sockets of this process.
 #[derive(Debug, Default)]
-pub(crate) struct Icmp(Mutex<HashMap<Kind, Weak<IcmpSocket>>>);
+pub(crate) struct Icmp {
+    sockets: Mutex<HashMap<Engine, Weak<dyn EchoSocket>>>,
+    stopwatch: Stopwatch,
+}
+
+/// Whose socket, and of which kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Engine {
+    Own(Kind),
+    Surge(surge::Kind),
+}
+
+/// A socket to send echo requests from.
+pub(crate) trait EchoSocket: fmt::Debug + Send + Sync {
+    /// With which kind of socket.
+    fn method(&self) -> PingMethod;
+
+    /// Sends a request; its number, and when it left. `WouldBlock` means that the system has no room at the moment.
+    fn send(&self, request: &Request, tag: u64, tell: &mpsc::Sender<Heard>) -> io::Result<(u16, Instant)>;
+
+    /// Waits no longer for answers to a request.
+    fn forget(&self, number: u16);
+
+    /// How many requests somebody waits for.
+    #[cfg(test)]
+    fn waiting(&self) -> usize;
+}
 
 /// What is one for all packets of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -113,15 +153,28 @@ fn open(family: Family) -> io::Result<(Socket, Type)> {
 }
 
 impl Icmp {
-    /// The socket of a kind, opened unless it is in use already. It is closed when the last run that holds it is over.
-    pub(crate) fn socket(&self, kind: Kind) -> io::Result<Arc<IcmpSocket>> {
-        let mut sockets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(socket) = sockets.get(&kind).and_then(Weak::upgrade) {
+    /// A socket of our own.
+    pub(crate) fn socket(&self, kind: Kind) -> io::Result<Arc<dyn EchoSocket>> {
+        self.of(Engine::Own(kind))
+    }
+
+    /// A socket of surge-ping's: for requests with this time to live, of at most [`surge::PAYLOAD_BYTES_MAX`], and with no wish but those.
+    pub(crate) fn surge(&self, family: Family, ttl: Option<u8>) -> io::Result<Arc<dyn EchoSocket>> {
+        self.of(Engine::Surge((family, ttl)))
+    }
+
+    /// Opened unless it is in use already. It is closed when the last run that holds it is over.
+    fn of(&self, engine: Engine) -> io::Result<Arc<dyn EchoSocket>> {
+        let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(socket) = sockets.get(&engine).and_then(Weak::upgrade) {
             return Ok(socket);
         }
         sockets.retain(|_, socket| socket.strong_count() > 0);
-        let socket = Arc::new(IcmpSocket::open(kind)?);
-        sockets.insert(kind, Arc::downgrade(&socket));
+        let socket: Arc<dyn EchoSocket> = match engine {
+            Engine::Own(kind) => Arc::new(IcmpSocket::open(kind)?),
+            Engine::Surge(kind) => Arc::new(SurgeSocket::open(&self.stopwatch.thread()?, kind)?),
+        };
+        sockets.insert(engine, Arc::downgrade(&socket));
         Ok(socket)
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::udp::UdpFlow;
-use crate::net::icmp::{self, Answer, Conversation, Fragments, Icmp, IcmpSocket, Kind, Request};
+use crate::net::icmp::{self, Answer, Conversation, EchoSocket, Fragments, Icmp, Kind, Request};
 use crate::net::syn::{Handshake, Syn};
 use crate::net::words;
 
@@ -90,7 +90,7 @@ pub(crate) struct Tracer {
 
 #[derive(Debug)]
 enum Means {
-    Icmp { sockets: Vec<Arc<IcmpSocket>>, conversation: Conversation },
+    Icmp { sockets: Vec<Arc<dyn EchoSocket>>, conversation: Conversation },
     Udp { flows: Flows, port: u16, news: News },
     Tcp { under_way: HashMap<u64, AbortOnDropHandle<()>>, port: u16, news: News },
 }

@@ -5,15 +5,16 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use probeops_shared::bounded::Bounded;
-use probeops_shared::outcome::Failure;
+use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::{Family, ms};
-use probeops_shared::tools::ping::report::{PacketStatus, PingDuplicate, PingPacket, PingReport};
+use probeops_shared::tools::ping::Ping;
+use probeops_shared::tools::ping::report::{IcmpEngine, PacketStatus, PingDuplicate, PingPacket, PingReport};
 use tokio::time::Instant;
 
 use super::Run;
 use crate::executors::{Context, broken};
-use crate::net::icmp::{Answer, Conversation, Fragments, Heard, Kind, Request};
+use crate::net::icmp::{Answer, Conversation, Fragments, Heard, Kind, Request, surge};
 use crate::net::words;
 
 /// How long a reply that has arrived may wait to be read, on a node that is busy, before its request is given up.
@@ -21,13 +22,24 @@ const READ_WITHIN: Duration = Duration::from_millis(10);
 
 pub(super) async fn run(context: &Context, mut run: Run<'_>) -> Result<PingReport, Failure> {
     let options = run.options;
-    let fragments = if options.dont_fragment { Fragments::Forbidden } else { Fragments::Allowed };
-    let socket = context.node.icmp.socket(Kind { family: Family::of(run.reached.address), source: run.source, fragments, flow: 0 });
+    let (engine, icmp, family) = (context.icmp_engine, &context.node.icmp, Family::of(run.reached.address));
+    let ttl = options.ttl.and_then(Bounded::get_u8);
+    let socket = match engine {
+        IcmpEngine::Own => {
+            let fragments = if options.dont_fragment { Fragments::Forbidden } else { Fragments::Allowed };
+            icmp.socket(Kind { family, source: run.source, fragments, flow: 0 })
+        }
+        IcmpEngine::Surge => {
+            check_surge(options)?;
+            icmp.surge(family, ttl)
+        }
+    };
     let socket = socket.map_err(|error| broken(ToolName::Ping, "open an ICMP socket", &error))?;
+    run.engine = Some(engine);
     run.begin(socket.method());
     let request = Request {
         to: run.reached.address,
-        ttl: options.ttl.and_then(Bounded::get_u8),
+        ttl,
         dscp: options.dscp.and_then(Bounded::get_u8),
         payload_bytes: options.payload_bytes.get_usize(),
     };
@@ -67,6 +79,28 @@ pub(super) async fn run(context: &Context, mut run: Run<'_>) -> Result<PingRepor
         }
     }
     Ok(run.report())
+}
+
+/// Refuses what surge-ping cannot do.
+fn check_surge(options: &Ping) -> Result<(), Failure> {
+    let refuse = |what: &str| {
+        let detail =
+            format!("{what} is beyond this node's ICMP engine, surge-ping; its operator allows it by the setting icmp_engine = \"own\"");
+        Err(Failure::new(FailureKind::Unsupported, detail))
+    };
+    if options.source.is_some() {
+        return refuse("`source`");
+    }
+    if options.dscp.is_some() {
+        return refuse("`dscp`");
+    }
+    if options.dont_fragment {
+        return refuse("`dont_fragment`");
+    }
+    if options.payload_bytes.get_usize() > surge::PAYLOAD_BYTES_MAX {
+        return refuse(&format!("`payload_bytes` of more than {}", surge::PAYLOAD_BYTES_MAX));
+    }
+    Ok(())
 }
 
 fn note(run: &mut Run<'_>, open: &mut VecDeque<(u64, Instant)>, heard: Heard) {

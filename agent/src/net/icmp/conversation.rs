@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::{Heard, IcmpSocket, Request};
+use super::{EchoSocket, Heard, Request};
 
 /// How many answers wait for a run that is busy: more than the packets it can have under way.
 const HEARD_MAX: usize = 256;
@@ -20,7 +20,7 @@ const ROOM_WAITS_MAX: usize = 100;
 pub(crate) struct Conversation {
     tell: mpsc::Sender<Heard>,
     heard: mpsc::Receiver<Heard>,
-    requests: HashMap<u64, (Arc<IcmpSocket>, u16)>,
+    requests: HashMap<u64, (Arc<dyn EchoSocket>, u16)>,
 }
 
 impl Conversation {
@@ -31,7 +31,7 @@ impl Conversation {
     }
 
     /// Sends a request under a number of the caller's own; when it left.
-    pub(crate) async fn send(&mut self, socket: &Arc<IcmpSocket>, tag: u64, request: &Request) -> io::Result<Instant> {
+    pub(crate) async fn send(&mut self, socket: &Arc<dyn EchoSocket>, tag: u64, request: &Request) -> io::Result<Instant> {
         let mut waits = 0;
         loop {
             match socket.send(request, tag, &self.tell) {

@@ -10,8 +10,10 @@ pub(super) const HEADER_BYTES: usize = 8;
 const NONCE_BYTES: usize = 8;
 /// Then two bytes that keep the checksum the same.
 const BALANCE_BYTES: usize = 2;
-/// The largest packet that can be for us: the payload, its header, and an IPv4 header with all options, which a raw socket shows too.
-pub(super) const PACKET_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + HEADER_BYTES + 60;
+/// An IPv4 header with all options.
+pub(super) const IPV4_HEADER_BYTES_MAX: usize = 60;
+/// The largest packet that can be for us: the payload, its header, and that of IPv4, which a raw socket shows too.
+pub(super) const PACKET_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + HEADER_BYTES + IPV4_HEADER_BYTES_MAX;
 
 /// What is drawn for each request.
 pub(super) type Nonce = [u8; NONCE_BYTES];

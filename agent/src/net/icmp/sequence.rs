@@ -1,9 +1,10 @@
 //! Sequence numbers that are not used again too soon.
 
+use std::io;
 use std::time::{Duration, Instant};
 
 /// The longest that anybody waits for a reply (30 s), and ten more for one that is late: it must not be taken for the reply to another.
-const REUSED_AFTER: Duration = Duration::from_secs(40);
+pub(super) const REUSED_AFTER: Duration = Duration::from_secs(40);
 /// The numbers are remembered by blocks of this many.
 const BLOCK: u16 = 1024;
 const BLOCKS: usize = 64;
@@ -22,8 +23,15 @@ impl Sequence {
         Self { next, left: [None; BLOCKS] }
     }
 
+    /// The next number that is not taken.
+    pub(super) fn unused(&mut self, taken: impl Fn(u16) -> bool) -> io::Result<u16> {
+        let now = Instant::now();
+        let unused = (0..=u16::MAX).map_while(|_| self.next(now)).find(|number| !taken(*number));
+        unused.ok_or_else(|| io::Error::other("more echo requests are under way than there are numbers"))
+    }
+
     /// The next number; `None` when all were used within [`REUSED_AFTER`].
-    pub(super) fn next(&mut self, now: Instant) -> Option<u16> {
+    fn next(&mut self, now: Instant) -> Option<u16> {
         let number = self.next;
         let left = self.left.get_mut(usize::from(number / BLOCK))?;
         if number.is_multiple_of(BLOCK) && left.is_some_and(|left| now.saturating_duration_since(left) < REUSED_AFTER) {

@@ -21,19 +21,15 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::packet::{self, Nonce, PACKET_BYTES_MAX};
 use super::sequence::Sequence;
-use super::{Answer, Fragments, Heard, Kind, Request, filter, open};
+use super::{Answer, EchoSocket, Fragments, Heard, Kind, RECEIVE_BUFFER_BYTES, Request, SEND_ATTEMPTS, filter, open};
 use crate::net::{arrival, error_queue};
 
-/// Room for the replies of a burst of 10,000 small packets, as far as the system lets us have it (`net.core.rmem_max`).
-const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// An error about an earlier packet can surface at the next send, which then has not happened; one that comes as often as this is real.
-const SEND_ATTEMPTS: usize = 8;
 /// How many packets are read at once before others have their turn.
 const BATCH: usize = 64;
 
-/// A socket to send echo requests from.
+/// A socket of our own.
 #[derive(Debug)]
-pub(crate) struct IcmpSocket {
+pub(super) struct IcmpSocket {
     wire: Arc<Wire>,
     /// It ends with the socket.
     _reader: AbortOnDropHandle<()>,
@@ -116,26 +112,24 @@ impl IcmpSocket {
         let reader = AbortOnDropHandle::new(tokio::spawn(listen(Arc::clone(&wire))));
         Ok(Self { wire, _reader: reader })
     }
+}
 
-    /// With which kind of socket.
-    pub(crate) fn method(&self) -> PingMethod {
+impl EchoSocket for IcmpSocket {
+    fn method(&self) -> PingMethod {
         self.wire.method
     }
 
-    /// Sends a request; its number, and when it left. `WouldBlock` means that the system has no room at the moment.
-    pub(super) fn send(&self, request: &Request, tag: u64, tell: &mpsc::Sender<Heard>) -> io::Result<(u16, Instant)> {
+    fn send(&self, request: &Request, tag: u64, tell: &mpsc::Sender<Heard>) -> io::Result<(u16, Instant)> {
         self.wire.send(request, tag, tell)
     }
 
-    /// How many requests somebody waits for.
-    #[cfg(test)]
-    pub(super) fn waiting(&self) -> usize {
-        self.wire.waiting().requests.len()
+    fn forget(&self, number: u16) {
+        self.wire.waiting().requests.remove(&number);
     }
 
-    /// Waits no longer for answers to a request.
-    pub(super) fn forget(&self, number: u16) {
-        self.wire.waiting().requests.remove(&number);
+    #[cfg(test)]
+    fn waiting(&self) -> usize {
+        self.wire.waiting().requests.len()
     }
 }
 
@@ -147,19 +141,20 @@ impl Wire {
     fn send(&self, request: &Request, tag: u64, tell: &mpsc::Sender<Heard>) -> io::Result<(u16, Instant)> {
         // Held while sending: the answer may be here before the system returns.
         let mut waiting = self.waiting();
-        let number = waiting.number().ok_or_else(|| io::Error::other("more echo requests are under way than there are numbers"))?;
+        let Waiting { sequence, requests, set } = &mut *waiting;
+        let number = sequence.unused(|number| requests.contains_key(&number))?;
         let nonce = rand::random();
         let bytes = packet::request(self.kind.family, self.identifier, number, nonce, request.payload_bytes);
         let mut attempts = 0;
         let at = loop {
             let at = Instant::now();
-            match self.put(request, &bytes, &mut waiting.set) {
+            match self.put(request, &bytes, set) {
                 Ok(()) => break at,
                 Err(errno) if attempts == SEND_ATTEMPTS || errno == Errno::EAGAIN => return Err(errno.into()),
                 Err(_) => attempts += 1,
             }
         };
-        waiting.requests.insert(number, Sent { tag, nonce, payload_bytes: request.payload_bytes, at, tell: tell.clone() });
+        requests.insert(number, Sent { tag, nonce, payload_bytes: request.payload_bytes, at, tell: tell.clone() });
         Ok((number, at))
     }
 
@@ -240,14 +235,6 @@ impl Wire {
         let heard = Heard { tag: sent.tag, rtt: at.saturating_duration_since(sent.at), answer };
         // Somebody who floods us with duplicates is not heard beyond what the run has room for.
         drop(sent.tell.try_send(heard));
-    }
-}
-
-impl Waiting {
-    /// A number that nobody waits for; `None` if all are used.
-    fn number(&mut self) -> Option<u16> {
-        let now = Instant::now();
-        (0..=u16::MAX).map_while(|_| self.sequence.next(now)).find(|number| !self.requests.contains_key(number))
     }
 }
 

@@ -101,7 +101,7 @@ fn rtt(rtt_ms: f64) -> String {
 }
 
 fn closing(target: &Host, stats: &PingStats) -> String {
-    let duplicates = if stats.duplicates > 0 { format!(", +{} duplicates", stats.duplicates) } else { String::new() };
+    let duplicates = stats.duplicates.filter(|count| *count > 0).map_or_else(String::new, |count| format!(", +{count} duplicates"));
     let errors = if stats.errors > 0 { format!(", +{} errors", stats.errors) } else { String::new() };
     let loss = stats.loss_pct.map_or_else(String::new, |loss_pct| format!(", {} packet loss", percent(loss_pct)));
     let mut text = format!(

@@ -23,6 +23,9 @@ pub struct PingReport {
     pub resolve_ms: Option<f64>,
     /// With which kind of socket.
     pub method: PingMethod,
+    /// What spoke ICMP; absent for TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<IcmpEngine>,
     /// The port; absent for ICMP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
@@ -44,6 +47,17 @@ choice! {
         IcmpRaw = "icmp_raw",
         /// The system's own TCP.
         TcpConnect = "tcp_connect",
+    }
+}
+
+choice! {
+    /// What speaks ICMP on a node.
+    IcmpEngine {
+        /// The node's own, with all options.
+        #[default]
+        Own = "own",
+        /// surge-ping: it has no source, DSCP and "don't fragment", sees no duplicates, and the time to live of a reply only on a raw IPv4 socket.
+        Surge = "surge",
     }
 }
 
@@ -149,9 +163,9 @@ pub struct PingStats {
     pub rtt_mdev_ms: Option<f64>,
     /// How many replies came after the reply to a later request.
     pub out_of_order: usize,
-    /// How many further replies came to requests that had one already.
-    #[serde(default)]
-    pub duplicates: usize,
+    /// How many further replies came to requests that had one already; absent where the engine does not see them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub duplicates: Option<usize>,
     /// How many replies came after their timeout; they count as lost.
     #[serde(default)]
     pub late: usize,
@@ -166,7 +180,7 @@ pub struct PingStats {
 
 impl PingStats {
     /// Adds up packets in the order of their answers.
-    pub fn of(packets: &[PingPacket], duplicates: usize, sending_ms: f64, elapsed_ms: f64) -> Self {
+    pub fn of(packets: &[PingPacket], duplicates: Option<usize>, sending_ms: f64, elapsed_ms: f64) -> Self {
         let count = |wanted: fn(&PingPacket) -> bool| packets.iter().filter(|packet| wanted(packet)).count();
         let sent = count(|packet| packet.error.is_none());
         let received = count(|packet| packet.status == PacketStatus::Reply);

@@ -24,14 +24,24 @@ fn error(seq: u64, icmp: Option<IcmpMessage>) -> PingPacket {
 }
 
 fn report(packets: Vec<PingPacket>) -> PingReport {
-    let stats = PingStats::of(&packets, 0, 1503.2, 2000.0);
+    let stats = PingStats::of(&packets, Some(0), 1503.2, 2000.0);
     let method = PingMethod::IcmpDatagram;
-    PingReport { address: ADDRESS, family: Family::V4, resolve_ms: None, method, port: None, payload_bytes: 56, packets, stats }
+    PingReport {
+        address: ADDRESS,
+        family: Family::V4,
+        resolve_ms: None,
+        method,
+        engine: None,
+        port: None,
+        payload_bytes: 56,
+        packets,
+        stats,
+    }
 }
 
 #[test]
 fn statistics_are_those_of_ping() {
-    let stats = PingStats::of(&[reply(2, 20.0), reply(1, 10.0), timeout(3), reply(4, 35.0)], 0, 0.0, 0.0);
+    let stats = PingStats::of(&[reply(2, 20.0), reply(1, 10.0), timeout(3), reply(4, 35.0)], Some(0), 0.0, 0.0);
     assert_eq!((stats.sent, stats.received, stats.errors), (4, 3, 0));
     assert_eq!((stats.loss_pct, stats.rtt_min_ms, stats.rtt_avg_ms, stats.rtt_max_ms), (Some(25.0), Some(10.0), Some(21.667), Some(35.0)));
     assert_eq!((stats.rtt_mdev_ms, stats.jitter_ms, stats.out_of_order), (Some(10.274), Some(12.5), 1));
@@ -39,12 +49,12 @@ fn statistics_are_those_of_ping() {
 
 #[test]
 fn what_was_not_measured_is_absent() {
-    let stats = serde_json::to_value(PingStats::of(&[timeout(1), error(2, None)], 0, 5.0, 7.0)).unwrap();
+    let stats = serde_json::to_value(PingStats::of(&[timeout(1), error(2, None)], Some(0), 5.0, 7.0)).unwrap();
     assert_eq!(
         stats,
         json!({"sent": 1, "received": 0, "errors": 1, "loss_pct": 100.0, "out_of_order": 0, "duplicates": 0, "late": 0, "sending_ms": 5.0, "elapsed_ms": 7.0})
     );
-    assert_eq!(PingStats::of(&[error(1, None)], 0, 0.0, 0.0).loss_pct, None);
+    assert_eq!(PingStats::of(&[error(1, None)], Some(0), 0.0, 0.0).loss_pct, None);
     assert_eq!(serde_json::to_value(timeout(3)).unwrap(), json!({"seq": 3, "status": "timeout"}));
 }
 
@@ -90,8 +100,8 @@ fn further_and_late_replies_are_told_as_ping_tells_them() {
         PingPacket { duplicates: vec![twice], ..reply(1, 11.64) },
         PingPacket { late_ms: Some(2105.0), ttl: Some(56), bytes: Some(64), from: Some(ADDRESS), ..timeout(2) },
     ];
-    let stats = PingStats::of(&packets, 1, 500.0, 2600.0);
-    assert_eq!((stats.received, stats.duplicates, stats.late, stats.loss_pct), (1, 1, 1, Some(50.0)));
+    let stats = PingStats::of(&packets, Some(1), 500.0, 2600.0);
+    assert_eq!((stats.received, stats.duplicates, stats.late, stats.loss_pct), (1, Some(1), 1, Some(50.0)));
     let text = Ping::default().output(&"192.0.2.1".parse().unwrap(), &PingReport { stats, ..report(packets) });
     assert_eq!(
         text,
