@@ -572,7 +572,12 @@ pub fn program() -> Command {
     let path = named.unwrap_or_else(|| {
         let own = std::env::current_exe().expect("our own path");
         let beside = own.ancestors().map(|folder| folder.join("fabric")).find(|program| program.is_file());
-        beside.unwrap_or_else(|| panic!("no program `fabric` beside {}; run cargo test --workspace", own.display()))
+        beside.unwrap_or_else(|| {
+            panic!(
+                "no program `fabric` beside {}; build it with `cargo build -p probeops-tests`, with --release for benchmarks",
+                own.display()
+            )
+        })
     });
     let mut command = Command::new(path);
     // Settings of whoever runs the tests are not the test's.
