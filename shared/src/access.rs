@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::bounded::shown;
 use crate::ids::Region;
 use crate::invalid::{Invalid, suggestion};
+use crate::text::as_text;
 use crate::tools::ToolName;
 
 /// The most entries of one limit's list.
@@ -375,41 +376,12 @@ impl fmt::Display for Rate {
     }
 }
 
-macro_rules! as_json_string {
-    ($($name:ident: $schema:tt),+ $(,)?) => {$(
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-            }
-        }
-
-        impl JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
-            }
-            fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                let mut schema = json_schema!($schema);
-                schema.insert("type".to_owned(), "string".into());
-                schema
-            }
-        }
-    )+};
-}
-as_json_string!(
-    Scope: {"enum": (Scope::ALL)},
-    RegionPattern: {"pattern": "^([a-z0-9][a-z0-9-]{0,62}|([a-z0-9][a-z0-9-]{0,61})?[*])$", "examples": ["eu-*"]},
-    TargetPattern: {"minLength": 1, "maxLength": 256, "examples": ["10.0.0.0/8"]},
-    Rate: {"pattern": "^[1-9][0-9]{0,6}/[smh]$", "examples": ["60/m"]},
-);
+as_text!(Scope, {"type": "string", "enum": (Scope::ALL)});
+as_text!(RegionPattern, {
+    "type": "string", "pattern": "^([a-z0-9][a-z0-9-]{0,62}|([a-z0-9][a-z0-9-]{0,61})?[*])$", "examples": ["eu-*"]
+});
+as_text!(TargetPattern, {"type": "string", "minLength": 1, "maxLength": 256, "examples": ["10.0.0.0/8"]});
+as_text!(Rate, {"type": "string", "pattern": "^[1-9][0-9]{0,6}/[smh]$", "examples": ["60/m"]});
 
 #[cfg(test)]
 mod tests;

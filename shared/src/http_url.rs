@@ -3,12 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use url::Url;
 
 use crate::bounded::shown;
 use crate::host::Host;
+use crate::text::inline_schema;
 
 /// The longest URL: as long a path as any rival takes, and the name.
 const URL_LENGTH_MAX: usize = 16 * 1024 + 512;
@@ -175,18 +175,10 @@ impl<'de> Deserialize<'de> for HttpUrl {
     }
 }
 
-impl JsonSchema for HttpUrl {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "HttpUrl".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "minLength": 1, "maxLength": URL_LENGTH_MAX,
-            "description": "A URL of scheme http or https; http where there is no scheme."})
-    }
-}
+inline_schema!(HttpUrl, {
+    "type": "string", "minLength": 1, "maxLength": URL_LENGTH_MAX,
+    "description": "A URL of scheme http or https; http where there is no scheme."
+});
 
 #[cfg(test)]
 mod tests {

@@ -3,10 +3,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 
 use crate::bounded::shown;
+use crate::text::{as_text, inline_schema};
 
 const TOKEN_PATTERN: &str = "^[a-z0-9][a-z0-9-]{0,62}$";
 const REQUEST_ID_PATTERN: &str = "^[A-Za-z0-9._-]{1,64}$";
@@ -52,29 +52,7 @@ macro_rules! checked_string {
             }
         }
 
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-            }
-        }
-
-        impl JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
-            }
-            fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "pattern": $pattern})
-            }
-        }
+        as_text!($name, {"type": "string", "pattern": $pattern});
     };
 }
 
@@ -171,17 +149,7 @@ impl FromStr for JobId {
     }
 }
 
-impl JsonSchema for JobId {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "JobId".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "format": "uuid"})
-    }
-}
+inline_schema!(JobId, {"type": "string", "format": "uuid"});
 
 /// 128 random bits that name one attempt in its reply subject; only who got the job knows them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

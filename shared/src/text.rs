@@ -18,6 +18,14 @@ macro_rules! as_text {
             }
         }
 
+        $crate::text::inline_schema!($name, $schema);
+    };
+}
+pub(crate) use as_text;
+
+/// Gives a type a schema that stands wherever it is used.
+macro_rules! inline_schema {
+    ($name:ident, $schema:tt) => {
         impl schemars::JsonSchema for $name {
             fn inline_schema() -> bool {
                 true
@@ -31,4 +39,4 @@ macro_rules! as_text {
         }
     };
 }
-pub(crate) use as_text;
+pub(crate) use inline_schema;

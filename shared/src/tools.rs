@@ -23,13 +23,14 @@ use std::str::FromStr;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::invalid::{Invalid, suggestion};
 use crate::json;
+use crate::text::as_text;
 
 /// A kind of diagnostic; implemented by the type of its options (`parameters` of a job).
 pub trait Tool: Serialize + DeserializeOwned + JsonSchema + Default + Clone + fmt::Debug {
@@ -281,29 +282,7 @@ impl FromStr for ToolName {
     }
 }
 
-impl Serialize for ToolName {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-impl<'de> Deserialize<'de> for ToolName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
-impl JsonSchema for ToolName {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "ToolName".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "enum": Self::ALL})
-    }
-}
+as_text!(ToolName, {"type": "string", "enum": Self::ALL});
 
 #[cfg(test)]
 mod tests;

@@ -2,10 +2,10 @@
 
 use std::fmt;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::bounded::shown;
+use crate::text::inline_schema;
 
 /// The most that a caller may give: a dozen certificates.
 const PEM_BYTES_MAX: usize = 16 * 1024;
@@ -68,17 +68,7 @@ macro_rules! pem {
             }
         }
 
-        impl JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
-            }
-            fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "minLength": 1, "maxLength": PEM_BYTES_MAX, "contentMediaType": "application/x-pem-file"})
-            }
-        }
+        inline_schema!($name, {"type": "string", "minLength": 1, "maxLength": PEM_BYTES_MAX, "contentMediaType": "application/x-pem-file"});
     };
 }
 pem!(CertificatesPem, "CERTIFICATE-----", "certificate");

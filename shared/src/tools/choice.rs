@@ -40,17 +40,7 @@ macro_rules! choice {
             }
         }
 
-        impl schemars::JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
-            }
-            fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-                schemars::json_schema!({"type": "string", "enum": Self::ALL})
-            }
-        }
+        $crate::text::inline_schema!($name, {"type": "string", "enum": Self::ALL});
     };
 }
 pub(crate) use choice;

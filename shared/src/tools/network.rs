@@ -1,15 +1,15 @@
 //! What the tools that touch the network have in common.
 
-use std::borrow::Cow;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::bounded::shown;
 use crate::host::Host;
 use crate::invalid::Invalid;
+use crate::text::inline_schema;
 use crate::tools::choice::choice;
 
 /// The longest a node tries to find the addresses of a name.
@@ -108,17 +108,7 @@ impl<'de> Deserialize<'de> for Source {
     }
 }
 
-impl JsonSchema for Source {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "Source".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "format": "ip"})
-    }
-}
+inline_schema!(Source, {"type": "string", "format": "ip"});
 
 /// An ICMP message that somebody on the way, or the target, answered with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

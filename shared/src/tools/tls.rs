@@ -6,13 +6,14 @@ pub mod report;
 use std::fmt;
 use std::time::Duration;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::{Map, Value};
 
 use crate::bounded::{Bounded, Seconds, shown};
 use crate::host::Host;
 use crate::invalid::Invalid;
+use crate::text::inline_schema;
 use crate::tls::TlsVersion;
 use crate::tls::pem::{CertificatesPem, PrivateKeyPem};
 use crate::tools::choice::choice;
@@ -144,17 +145,7 @@ impl<'de> Deserialize<'de> for Alpn {
     }
 }
 
-impl JsonSchema for Alpn {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Alpn".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "array", "maxItems": ALPN_MAX, "items": {"type": "string", "minLength": 1, "maxLength": 255}})
-    }
-}
+inline_schema!(Alpn, {"type": "array", "maxItems": ALPN_MAX, "items": {"type": "string", "minLength": 1, "maxLength": 255}});
 
 impl fmt::Display for Alpn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -1,14 +1,13 @@
 //! Types of DNS records, by name and number (IANA "Resource Record (RR) TYPEs").
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::bounded::shown;
 use crate::invalid::suggestion;
+use crate::text::inline_schema;
 
 /// A type of DNS record.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -189,17 +188,7 @@ impl<'de> Deserialize<'de> for RecordType {
     }
 }
 
-impl JsonSchema for RecordType {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "RecordType".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": "^([A-Za-z][A-Za-z0-9-]*|[0-9]{1,5})$", "examples": ["AAAA", "TYPE65"]})
-    }
-}
+inline_schema!(RecordType, {"type": "string", "pattern": "^([A-Za-z][A-Za-z0-9-]*|[0-9]{1,5})$", "examples": ["AAAA", "TYPE65"]});
 
 #[cfg(test)]
 mod tests {

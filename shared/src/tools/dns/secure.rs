@@ -1,13 +1,12 @@
 //! What is special to queries over TLS and HTTPS.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::bounded::shown;
+use crate::text::inline_schema;
 
 /// The port of DNS over TLS (RFC 7858, 3.1).
 pub const TLS_PORT: u16 = 853;
@@ -68,17 +67,7 @@ impl<'de> Deserialize<'de> for HttpPath {
     }
 }
 
-impl JsonSchema for HttpPath {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "HttpPath".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "maxLength": PATH_LENGTH_MAX, "default": PATH_DEFAULT})
-    }
-}
+inline_schema!(HttpPath, {"type": "string", "maxLength": PATH_LENGTH_MAX, "default": PATH_DEFAULT});
 
 #[cfg(test)]
 mod tests {

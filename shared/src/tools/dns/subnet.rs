@@ -1,14 +1,13 @@
 //! A network on whose behalf a query is asked (EDNS Client Subnet, RFC 7871).
 
-use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::bounded::shown;
+use crate::text::inline_schema;
 
 /// A network: an address and how many of its leading bits count. The others are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,17 +73,7 @@ impl<'de> Deserialize<'de> for Subnet {
     }
 }
 
-impl JsonSchema for Subnet {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "Subnet".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "examples": ["192.0.2.0/24", "2001:db8::/56"]})
-    }
-}
+inline_schema!(Subnet, {"type": "string", "examples": ["192.0.2.0/24", "2001:db8::/56"]});
 
 #[cfg(test)]
 mod tests {

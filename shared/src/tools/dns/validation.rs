@@ -1,15 +1,15 @@
 //! Whether an answer is proven by DNSSEC (RFC 4033, 5), and by which key that is trusted from the start.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
 use data_encoding::{BASE64, HEXLOWER_PERMISSIVE};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::time::Duration;
 
 use crate::bounded::shown;
+use crate::text::inline_schema;
 use crate::tools::choice::choice;
 
 /// How many different questions the proof of one answer may take.
@@ -164,17 +164,7 @@ impl<'de> Deserialize<'de> for TrustAnchor {
     }
 }
 
-impl JsonSchema for TrustAnchor {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "TrustAnchor".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "examples": [". IN DS 20326 8 2 E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D"]})
-    }
-}
+inline_schema!(TrustAnchor, {"type": "string", "examples": [". IN DS 20326 8 2 E06D44B80B8F1D39A95C0B0D7C65D08458E880409BBC683457104237C7F8EC8D"]});
 
 #[cfg(test)]
 mod tests {

@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, de};
 use serde_json::Value;
 
 use crate::bounded::shown;
+use crate::text::inline_schema;
 
 /// What stands where a secret was.
 pub const CONCEALED: &str = "***";
@@ -59,17 +59,7 @@ impl<'de> Deserialize<'de> for Method {
     }
 }
 
-impl JsonSchema for Method {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Method".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "minLength": 1, "maxLength": METHOD_LENGTH_MAX, "default": "GET"})
-    }
-}
+inline_schema!(Method, {"type": "string", "minLength": 1, "maxLength": METHOD_LENGTH_MAX, "default": "GET"});
 
 /// Header lines to send, in their order.
 #[derive(Clone, Default, PartialEq, Eq, Serialize)]
@@ -137,17 +127,7 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-impl JsonSchema for HeaderLines {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "HeaderLines".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "array", "maxItems": LINES_MAX, "items": {"type": "string", "minLength": 2, "pattern": "^[^:]+:"}})
-    }
-}
+inline_schema!(HeaderLines, {"type": "array", "maxItems": LINES_MAX, "items": {"type": "string", "minLength": 2, "pattern": "^[^:]+:"}});
 
 /// Whether the text can be the value of `Host`.
 pub(super) fn is_host_header(text: &str) -> bool {
@@ -219,17 +199,7 @@ macro_rules! secret {
             }
         }
 
-        impl JsonSchema for $name {
-            fn inline_schema() -> bool {
-                true
-            }
-            fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($name).into()
-            }
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({"type": "string", "minLength": 1, "maxLength": SECRET_LENGTH_MAX, "writeOnly": true})
-            }
-        }
+        inline_schema!($name, {"type": "string", "minLength": 1, "maxLength": SECRET_LENGTH_MAX, "writeOnly": true});
     };
 }
 secret!(

@@ -1,13 +1,12 @@
 //! A few ports, written as a list of numbers and ranges.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::bounded::shown;
+use crate::text::inline_schema;
 
 /// How many ports one run may try: enough to see what a host offers, too few to sweep it.
 pub const PORTS_MAX: usize = 20;
@@ -86,17 +85,7 @@ impl<'de> Deserialize<'de> for Ports {
     }
 }
 
-impl JsonSchema for Ports {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> Cow<'static, str> {
-        "Ports".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "string", "pattern": "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", "examples": ["22,80,8000-8010"]})
-    }
-}
+inline_schema!(Ports, {"type": "string", "pattern": "^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$", "examples": ["22,80,8000-8010"]});
 
 #[cfg(test)]
 mod tests {

@@ -4,10 +4,9 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-
 use crate::bounded::shown;
 use crate::host::Host;
+use crate::text::inline_schema;
 use crate::tools::choice::choice;
 
 /// A domain name, an address, or the number of an autonomous system written as `AS64500`.
@@ -83,21 +82,11 @@ impl FromStr for Registered {
     }
 }
 
-impl JsonSchema for Registered {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Registered".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "type": "string",
-            "description": "A domain name, an IPv4 or IPv6 address, or an autonomous system such as AS64500.",
-            "examples": ["example.com", "192.0.2.1", "AS64500"],
-        })
-    }
-}
+inline_schema!(Registered, {
+    "type": "string",
+    "description": "A domain name, an IPv4 or IPv6 address, or an autonomous system such as AS64500.",
+    "examples": ["example.com", "192.0.2.1", "AS64500"],
+});
 
 #[cfg(test)]
 mod tests {

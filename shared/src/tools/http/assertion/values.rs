@@ -4,13 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 
 use regex::bytes::{Regex, RegexBuilder};
-use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 use serde_json_path::JsonPath;
 
 use crate::bounded::shown;
-use crate::text::as_text;
+use crate::text::{as_text, inline_schema};
 
 /// The longest pattern, and how large it may become when it is compiled: what bounds the time that it takes (regex is linear in the text).
 const PATTERN_LENGTH_MAX: usize = 1024;
@@ -58,17 +57,7 @@ impl<'de> Deserialize<'de> for StatusPattern {
     }
 }
 
-impl JsonSchema for StatusPattern {
-    fn inline_schema() -> bool {
-        true
-    }
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "StatusPattern".into()
-    }
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": ["string", "integer"], "pattern": "^[1-9]([0-9][0-9]|xx)$", "minimum": 100, "maximum": 999})
-    }
-}
+inline_schema!(StatusPattern, {"type": ["string", "integer"], "pattern": "^[1-9]([0-9][0-9]|xx)$", "minimum": 100, "maximum": 999});
 
 /// A regular expression, in the syntax of the crate regex: no look-around and no back-references, so its time is linear.
 #[derive(Clone, Debug)]
