@@ -22,6 +22,14 @@ pub enum Host {
 }
 
 impl Host {
+    /// As people write whom a run has touched: the name and its address, or the address alone where it was given as one.
+    pub fn with_address(&self, address: IpAddr) -> String {
+        match self {
+            Self::Address(_) => self.to_string(),
+            Self::Name(name) => format!("{name} ({address})"),
+        }
+    }
+
     /// The address, when it is a literal one.
     pub fn address(&self) -> Option<IpAddr> {
         match self {

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::parts::concealed_value;
 use super::report::{HttpRequest, HttpTimings};
+use crate::bounded::shown;
 use crate::tools::choice::choice;
 
 use values::{Path, Pattern, StatusPattern};
@@ -16,6 +17,8 @@ use values::{Path, Pattern, StatusPattern};
 const ASSERTIONS_MAX: usize = 20;
 /// How much of a body assertions look at.
 pub const BODY_ASSERTED_MAX: usize = 1024 * 1024;
+/// What assertions there are.
+pub(super) const TYPES: [&str; 7] = ["status", "header", "body", "json", "certificate_days_left", "phase", "protocol"];
 /// How much of what was found a verdict shows.
 const SHOWN_MAX: usize = 200;
 
@@ -39,11 +42,26 @@ impl Assertions {
 
 impl<'de> Deserialize<'de> for Assertions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let list = Vec::<Assertion>::deserialize(deserializer)?;
+        let list = Vec::<Written>::deserialize(deserializer)?;
         if list.len() > ASSERTIONS_MAX {
             return Err(de::Error::custom(format!("must be at most {ASSERTIONS_MAX} assertions, not {}", list.len())));
         }
-        Ok(Self(list))
+        Ok(Self(list.into_iter().map(|written| written.0).collect()))
+    }
+}
+
+/// One as it is written in a job. What is none, because it does not say its type, is told which there are.
+struct Written(Assertion);
+
+impl<'de> Deserialize<'de> for Written {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        if value.get("type").is_none() {
+            let wanted = TYPES.join("\", \"");
+            let given = if value.is_object() { "one without".to_owned() } else { shown(&value) };
+            return Err(de::Error::custom(format!("must be an object with a `type`, one of \"{wanted}\", not {given}")));
+        }
+        serde_json::from_value(value).map(Self).map_err(de::Error::custom)
     }
 }
 

@@ -5,8 +5,8 @@ use serde_json::json;
 use super::assertion::Evidence;
 use super::report::{HttpBody, HttpRequest, HttpTimings};
 use super::*;
-use crate::tools::Spec;
 use crate::tools::tcp::report::PortState;
+use crate::tools::{Spec, ToolName};
 
 fn check(target: &str, parameters: Value) -> Result<Spec, Invalid> {
     let Value::Object(parameters) = parameters else { panic!("{parameters}") };
@@ -39,6 +39,13 @@ fn what_means_nothing_or_would_break_the_message_is_refused() {
     refuses(json!({"assertions": [{"type": "json", "path": "x"}]}), "/parameters/assertions", "no JSONPath");
     refuses(json!({"assertions": [{"type": "json", "path": "$..a..b"}]}), "/parameters/assertions", "only once");
     refuses(json!({"assertions": [{"type": "status", "one_of": ["20x"]}]}), "/parameters/assertions", "\"2xx\"");
+    refuses(json!({"assertions": [{"status": "200"}]}), "/parameters/assertions", "a `type`, one of \"status\", \"header\"");
+    refuses(json!({"assertions": ["200"]}), "/parameters/assertions", "not the string \"200\"");
+    for listed in assertion::TYPES {
+        let unknown =
+            Spec::parse(ToolName::Http, "http://example.com/", json!({"assertions": [{"type": "?"}]}).as_object().unwrap().clone());
+        assert!(unknown.unwrap_err().detail.contains(&format!("`{listed}`")), "{listed}");
+    }
     refuses(json!({"assertions": vec![json!({"type": "body"}); 21]}), "/parameters/assertions", "at most 20");
     assert_eq!(check("http://a/", json!({"server_name": "b"})).unwrap_err().pointer, "/parameters/server_name");
 }

@@ -16,7 +16,7 @@ pub(super) fn of(options: &Tcp, target: &Host, address: IpAddr, report: &TcpPort
 /// What became of the handshake.
 pub(super) fn heading(target: &Host, address: IpAddr, report: &TcpPort) -> String {
     let port = report.port;
-    let host = if target.address().is_some() { target.to_string() } else { format!("{target} ({address})") };
+    let host = target.with_address(address);
     let took = report.connect_ms.map_or_else(String::new, |connect_ms| format!(" in {connect_ms:.3} ms"));
     match report.state {
         PortState::Open => format!("Connection to {host} {port} port [tcp/{}] succeeded{took}!\n", service(port)),

@@ -42,7 +42,7 @@ fn handshake(target: &Host, report: &TlsReport) -> String {
     let mut text = String::new();
     if report.state != PortState::Open {
         let reason = report.reason.as_deref().unwrap_or(report.state.as_str());
-        return format!("connect to {target} port {} ({}) failed: {reason}\n", report.port, report.address);
+        return format!("connect to {} port {} failed: {reason}\n", target.with_address(report.address), report.port);
     }
     for problem in &report.session.problems {
         let depth = problem.certificate.unwrap_or(0);
