@@ -566,18 +566,16 @@ impl Agent {
     }
 }
 
-/// The `probeops` program: beside the test that runs, or as named by `PROBEOPS_PROGRAM`.
+/// The `probeops` program: beside the test that runs, or as named by `PROBEOPS_PROGRAM`. A benchmark is that program, too.
 pub fn program() -> Command {
     let named = std::env::var_os("PROBEOPS_PROGRAM").map(PathBuf::from);
     let path = named.unwrap_or_else(|| {
         let own = std::env::current_exe().expect("our own path");
+        if own.file_stem().is_some_and(|name| name == "bench") {
+            return own;
+        }
         let beside = own.ancestors().map(|folder| folder.join("fabric")).find(|program| program.is_file());
-        beside.unwrap_or_else(|| {
-            panic!(
-                "no program `fabric` beside {}; build it with `cargo build -p probeops-tests`, with --release for benchmarks",
-                own.display()
-            )
-        })
+        beside.unwrap_or_else(|| panic!("no program `fabric` beside {}; build it with `cargo build -p probeops-tests`", own.display()))
     });
     let mut command = Command::new(path);
     // Settings of whoever runs the tests are not the test's.

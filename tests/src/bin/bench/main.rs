@@ -10,7 +10,7 @@ mod relay;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitCode};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,6 +18,10 @@ use anyhow::{Context, bail, ensure};
 use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric, free_port};
 
 use crate::load::{Measured, Question};
+
+/// That of the program, for both sides.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// How many connections ask at once when throughput is measured.
 const CONNECTIONS: usize = 64;
@@ -30,7 +34,7 @@ const SMOKE_ROUND: Duration = Duration::from_millis(500);
 /// How long a process is left alone before its memory is read.
 const SETTLED: Duration = Duration::from_secs(12);
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
@@ -48,11 +52,13 @@ fn main() -> anyhow::Result<()> {
             memory()?;
             size()
         }
-        // The other side, as processes of its own.
+        // ProbeOps itself, as processes of its own; then the other side.
+        ["api" | "agent", ..] => return Ok(probeops::main()),
         ["respond", broker] => runtime()?.block_on(relay::respond(broker)),
         ["relay", broker, listen] => runtime()?.block_on(relay::serve(broker, listen.parse()?)),
         _ => bail!("name a benchmark: throughput, latency, memory, size, smoke or all"),
-    }
+    }?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Jobs per second through the whole path: HTTP, key, limits, TLS to the broker, an agent, job state, audit.
