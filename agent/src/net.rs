@@ -18,10 +18,21 @@ pub(crate) mod tls;
 pub(crate) mod trace;
 
 use std::io;
+use std::net::IpAddr;
 
 use nix::errno::Errno;
+use nix::sys::socket::SockaddrStorage;
+
+/// What is said of ourselves to web servers and registries.
+pub(crate) const USER_AGENT: &str = concat!("ProbeOps/", env!("CARGO_PKG_VERSION"));
 
 /// An error in the system's words, without its number.
 pub(crate) fn words(error: &io::Error) -> String {
     error.raw_os_error().map_or_else(|| error.to_string(), |number| Errno::from_raw(number).desc().to_owned())
+}
+
+/// The address in an address of a socket, if it is one of IP.
+pub(crate) fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
 }

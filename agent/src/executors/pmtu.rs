@@ -91,12 +91,14 @@ fn judge(size: u16, fate: Fate) -> (PmtuProbe, Option<Answer>) {
     let probe = PmtuProbe { size_bytes: size, ..PmtuProbe::default() };
     match fate {
         Fate::Arrived { took } => (PmtuProbe { status: PmtuProbeStatus::Reply, rtt_ms: Some(ms(took)), ..probe }, Some(Answer::Arrived)),
-        Fate::TooBig { icmp, mtu, took } => {
+        Fate::TooBig { icmp, took } => {
+            let mtu = icmp.mtu_bytes.and_then(|mtu_bytes| u16::try_from(mtu_bytes).ok());
             let answer = Answer::TooBig { from: icmp.from, mtu };
             let status = PmtuProbeStatus::TooBig;
             (PmtuProbe { status, rtt_ms: Some(ms(took)), mtu_bytes: mtu, icmp: Some(icmp), ..probe }, Some(answer))
         }
         Fate::NotSent { mtu } => {
+            let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
             (PmtuProbe { status: PmtuProbeStatus::NotSent, mtu_bytes: Some(mtu), ..probe }, Some(Answer::Interface { mtu }))
         }
         Fate::Unreachable { icmp, reason } => {

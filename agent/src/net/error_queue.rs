@@ -17,18 +17,18 @@ use crate::net::arrival;
 
 /// How much of the packet that an error is about is of interest: all that an IPv4 router quotes (RFC 1812, 4.3.2.3), with what it appends.
 const PACKET_BYTES: usize = 768;
-/// `SO_EE_ORIGIN_ICMP` and `SO_EE_ORIGIN_ICMP6` (linux/errqueue.h).
+/// `SO_EE_ORIGIN_LOCAL`, `SO_EE_ORIGIN_ICMP` and `SO_EE_ORIGIN_ICMP6` (linux/errqueue.h).
+const ORIGIN_LOCAL: u8 = 1;
 const ORIGIN_ICMP: u8 = 2;
 const ORIGIN_ICMP6: u8 = 3;
-/// *Fragmentation needed* (RFC 792) and *packet too big* (RFC 4443), whose further word is the MTU.
-const TOO_BIG_V4: (u8, u8) = (3, 4);
-const TOO_BIG_V6: u8 = 2;
 
 /// An entry of the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct QueuedError {
     /// What came over the wire; `None` when this machine itself is the origin.
     pub(crate) icmp: Option<IcmpMessage>,
+    /// What this machine itself sends at the most, in bytes, where that was too little for the packet.
+    pub(crate) own_mtu_bytes: Option<u32>,
     /// The labels that the packet bore where it died, if its router says so.
     pub(crate) mpls: Vec<MplsLabel>,
     /// When it arrived; the kernel's time if the socket has `SO_TIMESTAMPNS`.
@@ -53,33 +53,45 @@ pub(crate) fn take(socket: &impl AsRawFd) -> io::Result<Option<QueuedError>> {
     let mut control = nix::cmsg_space!(TimeSpec, i32, sock_extended_err, sockaddr_in6);
     let mut slices = [IoSliceMut::new(&mut packet)];
     let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-    let (length, icmp, stamp) = match recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
+    let (length, found, stamp) = match recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
         Ok(message) => {
-            let (mut icmp, mut stamp) = (None, None);
+            let (mut found, mut stamp) = (None, None);
             for entry in message.cmsgs()? {
                 match &entry {
                     ControlMessageOwned::ScmTimestampns(time) => stamp = Some(*time),
-                    other => icmp = icmp.or_else(|| read(other)),
+                    other => found = found.or_else(|| read(other)),
                 }
             }
-            (message.bytes, icmp, stamp)
+            (message.bytes, found, stamp)
         }
         Err(Errno::EAGAIN) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
     let packet = packet.get(..length).unwrap_or_default().to_vec();
-    Ok(Some(QueuedError { icmp, mpls: extensions::labels(&packet), at: arrival::at(stamp), packet }))
+    let (icmp, own_mtu_bytes) = found.unwrap_or_default();
+    Ok(Some(QueuedError { icmp, own_mtu_bytes, mpls: extensions::labels(&packet), at: arrival::at(stamp), packet }))
 }
 
-fn read(entry: &ControlMessageOwned) -> Option<IcmpMessage> {
+/// The ICMP message of an entry, or the MTU that this machine itself tells.
+fn read(entry: &ControlMessageOwned) -> Option<(Option<IcmpMessage>, Option<u32>)> {
     let (family, error, from) = match entry {
-        ControlMessageOwned::Ipv4RecvErr(error, from) if error.ee_origin == ORIGIN_ICMP => (Family::V4, error, from.as_ref().map(v4)),
-        ControlMessageOwned::Ipv6RecvErr(error, from) if error.ee_origin == ORIGIN_ICMP6 => (Family::V6, error, from.as_ref().map(v6)),
+        ControlMessageOwned::Ipv4RecvErr(error, from) => (Family::V4, error, from.as_ref().map(v4)),
+        ControlMessageOwned::Ipv6RecvErr(error, from) => (Family::V6, error, from.as_ref().map(v6)),
         _ => return None,
     };
-    let too_big = if family == Family::V6 { error.ee_type == TOO_BIG_V6 } else { (error.ee_type, error.ee_code) == TOO_BIG_V4 };
-    let message = IcmpMessage::new(family, error.ee_type, error.ee_code, from);
-    Some(if too_big { message.with_mtu(error.ee_info) } else { message })
+    let mtu_bytes = Some(error.ee_info).filter(|mtu_bytes| *mtu_bytes > 0);
+    match (family, error.ee_origin) {
+        (_, ORIGIN_LOCAL) => Some((None, mtu_bytes)),
+        (Family::V4, ORIGIN_ICMP) | (Family::V6, ORIGIN_ICMP6) => {
+            let message = IcmpMessage::new(family, error.ee_type, error.ee_code, from);
+            let message = match mtu_bytes {
+                Some(mtu_bytes) if message.is_too_big(family) => message.with_mtu(mtu_bytes),
+                _ => message,
+            };
+            Some((Some(message), None))
+        }
+        _ => None,
+    }
 }
 
 fn v4(address: &sockaddr_in) -> IpAddr {

@@ -10,9 +10,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::drive::{Tasks, drive, words};
 
-/// What is said of ourselves.
-const AGENT: &str = concat!("probeops/", env!("CARGO_PKG_VERSION"));
-
 /// What to fetch.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted<'a> {
@@ -44,7 +41,7 @@ pub(crate) async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, wanted: Wan
     let request = Request::get(wanted.path)
         .header(HOST, wanted.authority)
         .header(ACCEPT, wanted.accept)
-        .header(USER_AGENT, AGENT)
+        .header(USER_AGENT, super::USER_AGENT)
         .header(CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| error.to_string())?;

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
-use nix::sys::socket::SockaddrStorage;
+
+use crate::net::ip;
 
 /// The addresses of this machine's network interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,11 +38,6 @@ pub(crate) fn read() -> io::Result<Interfaces> {
 fn broadcast(address: IpAddr, mask: IpAddr) -> Option<IpAddr> {
     let (IpAddr::V4(address), IpAddr::V4(mask)) = (address, mask) else { return None };
     (mask.to_bits().count_ones() <= 30).then(|| Ipv4Addr::from_bits(address.to_bits() | !mask.to_bits()).into())
-}
-
-fn ip(address: &SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
 }
 
 #[cfg(test)]

@@ -3,14 +3,13 @@
 //! The socket ignores what the system remembers of the path (`IP_PMTUDISC_PROBE`): remembered, a limit would be told without being measured.
 //! Neither kind of socket needs a privilege: echo requests go over a datagram ICMP socket, UDP datagrams over an ordinary one.
 
-use std::io::{self, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::libc::{sock_extended_err, sockaddr_in6};
-use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvfrom, recvmsg};
+use nix::sys::socket::{SockaddrStorage, recvfrom};
 use probeops_shared::tools::network::{Family, IcmpMessage};
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
@@ -18,7 +17,8 @@ use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::time::{Instant as Deadline, timeout_at};
 
-use crate::net::{error_queue, words};
+use crate::net::error_queue::{self, QueuedError};
+use crate::net::{ip, words};
 
 /// The headers before what a probe carries: IP, and eight bytes of ICMP or UDP.
 const HEADERS_V4_BYTES: usize = 20 + PROBE_HEADER_BYTES;
@@ -26,10 +26,6 @@ const HEADERS_V6_BYTES: usize = 40 + PROBE_HEADER_BYTES;
 const PROBE_HEADER_BYTES: usize = 8;
 /// An error about an earlier packet can surface at the next send, which then has not happened; a second one of the kind is real.
 const SEND_ATTEMPTS: usize = 3;
-/// `SO_EE_ORIGIN_LOCAL`, `SO_EE_ORIGIN_ICMP` and `SO_EE_ORIGIN_ICMP6` (linux/errqueue.h).
-const ORIGIN_LOCAL: u8 = 1;
-const ORIGIN_ICMP: u8 = 2;
-const ORIGIN_ICMP6: u8 = 3;
 /// ICMP types of a request and its reply (RFC 792, RFC 4443).
 const ECHO_V4: [u8; 2] = [8, 0];
 const ECHO_V6: [u8; 2] = [128, 129];
@@ -52,9 +48,9 @@ pub(crate) enum Fate {
     /// The target answered it.
     Arrived { took: Duration },
     /// A hop could not pass it on in one piece, and perhaps said what it could.
-    TooBig { icmp: IcmpMessage, mtu: Option<u16>, took: Duration },
+    TooBig { icmp: IcmpMessage, took: Duration },
     /// The node's own interface carries no more than this.
-    NotSent { mtu: u16 },
+    NotSent { mtu: u32 },
     /// Somebody, or this system itself, said that the target cannot be reached.
     Unreachable { icmp: Option<IcmpMessage>, reason: String },
     /// Nobody said anything in time.
@@ -73,17 +69,7 @@ pub(crate) struct Prober {
 /// What the socket has for us.
 enum Heard {
     Answer { from: IpAddr, start: [u8; PROBE_HEADER_BYTES] },
-    Error(Queued),
-}
-
-/// An entry of the error queue.
-struct Queued {
-    /// What came over the wire; `None` when this system itself is the origin.
-    icmp: Option<IcmpMessage>,
-    /// The MTU, where it is about a packet too big.
-    mtu: Option<u16>,
-    /// The beginning of the packet that it is about.
-    packet: Vec<u8>,
+    Error(QueuedError),
 }
 
 impl Prober {
@@ -114,7 +100,7 @@ impl Prober {
     /// Sends a packet of `size` bytes, headers included, and waits for what becomes of it. An error is one of this machine.
     pub(crate) async fn probe(&mut self, size: u16, patience: Duration) -> io::Result<Fate> {
         self.number = self.number.wrapping_add(1);
-        while take(&self.socket)?.is_some() {}
+        while error_queue::take(&self.socket)?.is_some() {}
         let sent = Instant::now();
         if let Some(fate) = self.send(size)? {
             return Ok(fate);
@@ -137,14 +123,14 @@ impl Prober {
             let Err(error) = SockRef::from(&self.socket).send_to(&packet, &SockAddr::from(self.to)) else { return Ok(None) };
             match error.raw_os_error().map(Errno::from_raw) {
                 Some(Errno::EMSGSIZE) => {
-                    while let Some(queued) = take(&self.socket)? {
-                        if let Queued { icmp: None, mtu: Some(mtu), .. } = queued {
+                    while let Some(queued) = error_queue::take(&self.socket)? {
+                        if let Some(mtu) = queued.own_mtu_bytes {
                             return Ok(Some(Fate::NotSent { mtu }));
                         }
                     }
                 }
                 // The system knows no way or forbids it, or an error about an earlier probe came just now.
-                Some(errno) if is_of_the_path(errno) => while take(&self.socket)?.is_some() {},
+                Some(errno) if is_of_the_path(errno) => while error_queue::take(&self.socket)?.is_some() {},
                 Some(_) | None => return Err(error),
             }
             last = error;
@@ -172,13 +158,13 @@ impl Prober {
     /// What there is; `WouldBlock` if nothing.
     fn hear(&self) -> io::Result<Heard> {
         loop {
-            if let Some(queued) = take(&self.socket)? {
+            if let Some(queued) = error_queue::take(&self.socket)? {
                 return Ok(Heard::Error(queued));
             }
             let mut start = [0; PROBE_HEADER_BYTES];
             match recvfrom::<SockaddrStorage>(self.socket.as_raw_fd(), &mut start) {
                 Ok((_, from)) => {
-                    let from = from.as_ref().and_then(address).ok_or(io::ErrorKind::InvalidData)?;
+                    let from = from.as_ref().and_then(ip).ok_or(io::ErrorKind::InvalidData)?;
                     return Ok(Heard::Answer { from, start });
                 }
                 Err(Errno::EAGAIN) => return Err(io::ErrorKind::WouldBlock.into()),
@@ -204,21 +190,21 @@ impl Prober {
                 };
                 (ours && from == self.to.ip()).then_some(Fate::Arrived { took })
             }
-            Heard::Error(Queued { icmp: None, .. }) => None,
-            Heard::Error(Queued { icmp: Some(icmp), mtu, packet }) => {
+            Heard::Error(QueuedError { icmp: None, .. }) => None,
+            Heard::Error(QueuedError { icmp: Some(icmp), packet, .. }) => {
                 // An old router quotes so little that the number is missing.
                 let [.., high, low] = packet.get(..PROBE_HEADER_BYTES).unwrap_or_default() else {
-                    return Some(self.fate_of(icmp, mtu, took));
+                    return Some(self.fate_of(icmp, took));
                 };
-                (u16::from_be_bytes([*high, *low]) == self.number).then(|| self.fate_of(icmp, mtu, took))
+                (u16::from_be_bytes([*high, *low]) == self.number).then(|| self.fate_of(icmp, took))
             }
         }
     }
 
-    fn fate_of(&self, icmp: IcmpMessage, mtu: Option<u16>, took: Duration) -> Fate {
+    fn fate_of(&self, icmp: IcmpMessage, took: Duration) -> Fate {
         let family = Family::of(self.to.ip());
-        if is_too_big(family, &icmp) {
-            return Fate::TooBig { icmp, mtu, took };
+        if icmp.is_too_big(family) {
+            return Fate::TooBig { icmp, took };
         }
         match self.carrier {
             Carrier::Udp { .. } if icmp.is_port_unreachable(family) && icmp.from == Some(self.to.ip()) => Fate::Arrived { took },
@@ -232,52 +218,4 @@ fn is_of_the_path(errno: Errno) -> bool {
     use Errno::{EACCES, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP, EPERM, EPROTO};
     let words = [EACCES, ECONNREFUSED, EHOSTDOWN, EHOSTUNREACH, ENETDOWN, ENETUNREACH, ENONET, ENOPROTOOPT, EOPNOTSUPP, EPERM, EPROTO];
     words.contains(&errno)
-}
-
-/// *Fragmentation needed* (RFC 792) or *packet too big* (RFC 4443).
-fn is_too_big(family: Family, icmp: &IcmpMessage) -> bool {
-    if family == Family::V6 { icmp.kind == 2 } else { (icmp.kind, icmp.code) == (3, 4) }
-}
-
-/// Takes the next error out of the queue; `None` when it is empty.
-fn take(socket: &impl AsRawFd) -> io::Result<Option<Queued>> {
-    let mut packet = [0; PROBE_HEADER_BYTES];
-    let mut control = nix::cmsg_space!(sock_extended_err, sockaddr_in6);
-    let mut slices = [IoSliceMut::new(&mut packet)];
-    let flags = MsgFlags::MSG_ERRQUEUE | MsgFlags::MSG_DONTWAIT;
-    let (length, found) = match recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(&mut control), flags) {
-        Ok(message) => (message.bytes, message.cmsgs()?.find_map(|entry| read(&entry))),
-        Err(Errno::EAGAIN) => return Ok(None),
-        Err(errno) => return Err(errno.into()),
-    };
-    let (icmp, mtu) = found.unwrap_or_default();
-    Ok(Some(Queued { icmp, mtu, packet: packet.into_iter().take(length).collect() }))
-}
-
-/// The ICMP message of an entry, if that is what it is, and the MTU that it names.
-fn read(entry: &ControlMessageOwned) -> Option<(Option<IcmpMessage>, Option<u16>)> {
-    let (family, error, from) = match entry {
-        ControlMessageOwned::Ipv4RecvErr(error, from) => {
-            (Family::V4, error, from.as_ref().map(|from| IpAddr::from(Ipv4Addr::from(u32::from_be(from.sin_addr.s_addr)))))
-        }
-        ControlMessageOwned::Ipv6RecvErr(error, from) => {
-            (Family::V6, error, from.as_ref().map(|from| IpAddr::from(Ipv6Addr::from(from.sin6_addr.s6_addr))))
-        }
-        _ => return None,
-    };
-    let mtu = u16::try_from(error.ee_info).ok().filter(|mtu| *mtu > 0);
-    match error.ee_origin {
-        ORIGIN_LOCAL => Some((None, mtu)),
-        ORIGIN_ICMP | ORIGIN_ICMP6 => {
-            let icmp = IcmpMessage::new(family, error.ee_type, error.ee_code, from);
-            let mtu = mtu.filter(|_| is_too_big(family, &icmp));
-            Some((Some(icmp), mtu))
-        }
-        _ => None,
-    }
-}
-
-fn address(of: &SockaddrStorage) -> Option<IpAddr> {
-    let v4 = of.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
-    v4.or_else(|| of.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
 }

@@ -143,6 +143,11 @@ impl IcmpMessage {
         Self { mtu_bytes: Some(mtu_bytes), meaning, ..self }
     }
 
+    /// Whether it says that the packet was too big for the way (RFC 792 *fragmentation needed*, RFC 4443 *packet too big*).
+    pub fn is_too_big(&self, family: Family) -> bool {
+        if family == Family::V6 { self.kind == 2 } else { (self.kind, self.code) == (3, 4) }
+    }
+
     /// Whether it says that a filter on the way forbids the packet.
     pub fn is_prohibition(&self, family: Family) -> bool {
         match family {

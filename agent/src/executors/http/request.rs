@@ -5,15 +5,11 @@ use data_encoding::BASE64;
 use http_body_util::Full;
 use hyper::Request;
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
-use probeops_shared::VERSION;
 use probeops_shared::tools::http::parts::{BasicAuth, concealed_value, is_secret};
 use probeops_shared::tools::http::report::{HeaderField, HttpFailure, HttpFailureCode};
 
 use super::hop::{Done, Hop};
 use crate::net::http::Speech;
-
-/// Who we say we are.
-const AGENT: &str = "ProbeOps/";
 
 impl Hop<'_> {
     /// The request, and its lines as they are shown.
@@ -55,7 +51,7 @@ impl Hop<'_> {
         let given = options.headers.pairs().filter(|(name, _)| own || !is_secret(name));
         let given = given.filter_map(|(name, value)| Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value.to_owned())));
         let mut lines = Vec::new();
-        for (name, value) in [(USER_AGENT, format!("{AGENT}{VERSION}")), (ACCEPT, "*/*".to_owned())] {
+        for (name, value) in [(USER_AGENT, crate::net::USER_AGENT.to_owned()), (ACCEPT, "*/*".to_owned())] {
             if !options.headers.has(name.as_str()) {
                 lines.push((name, value));
             }

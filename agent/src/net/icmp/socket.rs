@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -211,7 +211,7 @@ impl Wire {
                 _ => {}
             }
         }
-        let (length, from) = (message.bytes, message.address.as_ref().and_then(address));
+        let (length, from) = (message.bytes, message.address.as_ref().and_then(crate::net::ip));
         let whole = buffer.get(..length).unwrap_or_default();
         let shows_header = self.method == PingMethod::IcmpRaw && self.kind.family == Family::V4;
         let bytes = if shows_header { packet::without_header(whole) } else { whole };
@@ -252,9 +252,4 @@ async fn listen(wire: Arc<Wire>) {
 fn is_about_a_packet(errno: Errno) -> bool {
     let network = matches!(errno, Errno::ENETUNREACH | Errno::EHOSTUNREACH | Errno::EHOSTDOWN | Errno::ENONET | Errno::EACCES);
     network || matches!(errno, Errno::ECONNREFUSED | Errno::EMSGSIZE | Errno::ENOPROTOOPT | Errno::EOPNOTSUPP | Errno::EPROTO)
-}
-
-fn address(address: &SockaddrStorage) -> Option<IpAddr> {
-    let v4 = address.as_sockaddr_in().map(|address| IpAddr::from(address.ip()));
-    v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::from(address.ip())))
 }

@@ -16,8 +16,7 @@ pub(super) fn probe(probe: &PmtuProbe) -> String {
     let mtu = probe.mtu_bytes.unwrap_or(0);
     let what = match probe.status {
         PmtuProbeStatus::Reply => "arrived".to_owned(),
-        PmtuProbeStatus::TooBig if probe.icmp.as_ref().is_some_and(|icmp| icmp.kind == 2) => format!("{from}Packet too big: mtu={mtu}"),
-        PmtuProbeStatus::TooBig => format!("{from}Frag needed and DF set (mtu = {mtu})"),
+        PmtuProbeStatus::TooBig => format!("{from}{}", probe.icmp.as_ref().map_or("too big", |icmp| icmp.meaning.as_str())),
         PmtuProbeStatus::NotSent => format!("local error: message too long, mtu={mtu}"),
         PmtuProbeStatus::Timeout => "no answer".to_owned(),
         PmtuProbeStatus::Unreachable => {
@@ -56,7 +55,7 @@ mod tests {
             status: PmtuProbeStatus::TooBig,
             rtt_ms: Some(0.5),
             mtu_bytes: Some(1400),
-            icmp: Some(IcmpMessage::new(Family::V4, 3, 4, hop)),
+            icmp: Some(IcmpMessage::new(Family::V4, 3, 4, hop).with_mtu(1400)),
             reason: None,
         };
         let arrived = PmtuProbe { size_bytes: 1400, status: PmtuProbeStatus::Reply, rtt_ms: Some(1.25), ..PmtuProbe::default() };
@@ -80,7 +79,7 @@ mod tests {
              \x20    Resume: pmtu 1400, limited by 10.9.0.1\n"
                 .replace("\x20\x20 1", " 1")
         );
-        let v6 = PmtuProbe { icmp: Some(IcmpMessage::new(Family::V6, 2, 0, "fd09::1".parse().ok())), ..too_big };
+        let v6 = PmtuProbe { icmp: Some(IcmpMessage::new(Family::V6, 2, 0, "fd09::1".parse().ok()).with_mtu(1400)), ..too_big };
         assert_eq!(probe(&v6), " 1500 bytes: From fd09::1: Packet too big: mtu=1400  time=0.500 ms\n");
     }
 }
