@@ -47,7 +47,7 @@ pub fn stop_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let told = stop.clone();
-    // Owned by the process: it ends with the first signal, and a second one is left to kill.
+    // A second signal changes nothing: a terminal's Ctrl-C reaches the children of `up` twice, from it and from `up`.
     #[expect(clippy::let_underscore_future, reason = "the task lives as long as the process")]
     let _ = tokio::spawn(async move {
         tokio::select! {

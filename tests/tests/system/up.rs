@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use probeops_nats::vault::credentials::Credentials;
 use probeops_shared::timestamp::Timestamp;
 use probeops_tests::http::Caller;
-use probeops_tests::up::{Home, NOBODY, documents, is_root, wait_until};
+use probeops_tests::up::{Home, NOBODY, Up, documents, is_root, wait_until};
 use serde_json::{Value, json};
 
 const PING_GROUPS: &str = "/proc/sys/net/ipv4/ping_group_range";
@@ -174,10 +174,13 @@ fn a_killed_up_leaves_nothing_running_and_the_next_one_starts() {
 
     // Killed while it starts, and told to stop while it starts.
     let mut starting = home.start_up("data", &[]);
-    wait_until("the broker is there", || starting.others().iter().any(|(_, line)| line.contains("server.conf")));
+    let brokers = |up: &Up| up.others().into_iter().filter(|(_, line)| line.contains("server.conf")).collect::<Vec<_>>();
+    wait_until("its broker is there", || !brokers(&starting).is_empty());
+    let old = brokers(&starting);
     assert_eq!(starting.end(Signal::SIGKILL), None);
     let mut starting = home.start_up("data", &[]);
-    wait_until("the broker is there", || starting.others().iter().any(|(_, line)| line.contains("server.conf")));
+    // The old one may still be about to end.
+    wait_until("its own broker is there", || brokers(&starting).iter().any(|broker| !old.contains(broker)));
     assert_eq!(starting.end(Signal::SIGTERM), Some(0), "{}", starting.log());
     assert_eq!(starting.others(), []);
     let mut last = home.up("data", &[]);
