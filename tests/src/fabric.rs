@@ -460,7 +460,7 @@ impl Api {
 
     /// Waits until it is so.
     #[track_caller]
-    pub fn wait_until(&self, what: &str, so: impl Fn() -> bool) {
+    pub fn wait_until(&self, what: &str, mut so: impl FnMut() -> bool) {
         let started = Instant::now();
         while !so() {
             assert!(started.elapsed() < HANG, "not after {HANG:?}: {what}");
