@@ -12,14 +12,16 @@ mod beside_ping;
 mod beside_tracepath;
 mod beside_traceroute;
 mod beside_whois;
+mod denials;
+mod ending;
 mod names;
 mod namespace;
 mod network;
 mod path;
 mod responder;
 mod router;
-mod safety;
 mod server;
+mod ways;
 
 use std::process::Command;
 

@@ -129,18 +129,6 @@ impl Path {
         self.places[router].sysctl(&["net.ipv4.icmp_ratelimit=1000", "net.ipv6.icmp.ratelimit=1000"]);
     }
 
-    /// Counts what leaves the node and can be a probe of any tool, on whatever interface.
-    pub(super) fn count_probes(&self) {
-        for what in ["meta l4proto { tcp, udp }", "icmp type echo-request", "icmpv6 type echo-request"] {
-            self.filter(0, "output", &format!("{what} counter"));
-        }
-    }
-
-    /// How many have left.
-    pub(super) fn probes_counted(&self) -> u64 {
-        self.places[0].counted("output")
-    }
-
     /// Gives a router the host's address, too.
     pub(super) fn take_over(&self, router: usize) {
         self.places[router].ip(&format!("addr add {}/32 dev lo", self.host()));
