@@ -8,6 +8,7 @@ mod beside_dig_trace;
 mod beside_mtr;
 mod beside_nc;
 mod beside_openssl;
+mod beside_openssl_starttls;
 mod beside_ping;
 mod beside_tracepath;
 mod beside_traceroute;

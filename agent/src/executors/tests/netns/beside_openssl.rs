@@ -72,7 +72,7 @@ fn certificates(text: &str) -> Vec<String> {
 
 /// Asks both for the same; returns ours.
 #[track_caller]
-fn same(network: &Network, folder: &Folder, port: u16, openssl: &[&str], mut parameters: Value) -> Value {
+pub(super) fn same(network: &Network, folder: &Folder, port: u16, openssl: &[&str], mut parameters: Value) -> Value {
     let (connect, root) = (format!("{HOST}:{port}"), folder.path("root.pem"));
     let base =
         ["s_client", "-connect", &connect, "-servername", "good.test", "-verify_hostname", "good.test", "-CAfile", &root, "-no-CApath"];
