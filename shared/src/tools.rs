@@ -168,6 +168,7 @@ macro_rules! catalogue {
         /// What is to be run: a tool, its target and its options, all checked.
         #[derive(Clone, Debug)]
         #[expect(missing_docs, reason = "each variant is its tool, documented on the options' type")]
+        #[expect(clippy::large_enum_variant, reason = "there is one for a run, and it is moved a few times")]
         pub enum Spec { $($Variant { target: <$Options as Tool>::Target, options: $Options }),+ }
 
         impl Spec {

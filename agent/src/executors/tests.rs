@@ -1,6 +1,7 @@
 //! Each executor against real sockets of this machine.
 
 mod denials;
+mod dns;
 mod dns_server;
 mod http;
 #[cfg(feature = "netns")]

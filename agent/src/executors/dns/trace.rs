@@ -246,6 +246,7 @@ impl Trace<'_> {
             trace: self.steps.clone(),
             validation: None,
             comparison: None,
+            assertions: Vec::new(),
         }
     }
 }

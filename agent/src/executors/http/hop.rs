@@ -75,7 +75,10 @@ impl Hop<'_> {
             }
             Some(_) | None => url.host(),
         };
-        let reached = context.reach(host, Some(url.port()), options.family).await?;
+        let reached = match &options.resolver {
+            Some(resolver) => context.reach_by(resolver, host, Some(url.port()), options.family).await?,
+            None => context.reach(host, Some(url.port()), options.family).await?,
+        };
         let own = SocketAddr::new(reached.address, url.port());
         let Some(proxy) = &options.proxy else { return Ok(Way { to: own, behind: None, dns_ms: reached.resolve_ms }) };
         let Reached { address, resolve_ms } = context.reach(proxy.host(), Some(proxy.port()), Family::Any).await?;

@@ -27,6 +27,7 @@ pub(super) fn to(host: &str) -> Vec<Way> {
             ("http", format!("http://{in_url}/"), json!({})),
             ("http", format!("https://{in_url}/"), json!({"redirects_max": 3})),
             ("http", "http://any.test/".to_owned(), json!({"resolve": host})),
+            ("http", "http://any.test/".to_owned(), json!({"resolver": host})),
             ("http", "http://127.0.0.1/".to_owned(), json!({"proxy": format!("http://{in_url}:3128")})),
             ("http", "https://127.0.0.1/".to_owned(), json!({"proxy": format!("http://{in_url}:3128")})),
         ],
