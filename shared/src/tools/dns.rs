@@ -33,7 +33,7 @@ use report::{AttemptResult, DnsAttempt, DnsReport, DnsResponse};
 use secure::{HTTPS_PORT, HttpPath, TLS_PORT};
 use subnet::Subnet;
 use trace::{DnsTraceStep, TRACE_LOOKUPS_MAX, TRACE_QUERIES_MAX};
-use validation::{DnsValidationQuery, TrustAnchor, VALIDATION_MAX};
+use validation::{DnsValidation, DnsValidationQuery, TrustAnchor, VALIDATION_MAX, ValidationState};
 
 /// The port of name servers.
 pub const DNS_PORT: u16 = 53;
@@ -282,10 +282,14 @@ impl Tool for Dns {
         }
     }
 
-    /// There is no answer, or it is not as asserted; or, where nothing is asserted, not the one of a name that exists.
+    /// There is no answer, its proof fails, or it is not as asserted; or, where nothing is asserted, not the one of a name that exists.
     fn is_bad(&self, report: &DnsReport) -> bool {
         let unwanted = |response: &DnsResponse| self.assertions.is_empty() && response.rcode.code != 0;
-        report.response.as_ref().is_none_or(unwanted) || report.assertions.iter().any(|verdict| !verdict.passed)
+        // That an answer need not be signed is a proof too.
+        let unproven = |proof: &DnsValidation| matches!(proof.state, ValidationState::Bogus | ValidationState::Indeterminate);
+        report.response.as_ref().is_none_or(unwanted)
+            || report.validation.as_ref().is_some_and(unproven)
+            || report.assertions.iter().any(|verdict| !verdict.passed)
     }
 }
 

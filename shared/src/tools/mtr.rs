@@ -14,7 +14,7 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
-use crate::tools::trace::{TraceOptions, TracePayload, TraceProtocol, check_ttls};
+use crate::tools::trace::{TraceEnd, TraceOptions, TracePayload, TraceProtocol, check_ttls};
 use crate::tools::traceroute::{HOPS_AT_ONCE, NAMES_MAX, PROBES_PER_SECOND};
 use crate::tools::{Class, Tool};
 
@@ -137,6 +137,11 @@ impl Tool for Mtr {
 
     fn output(&self, _target: &Host, report: &MtrReport) -> String {
         output::of(report, self.names)
+    }
+
+    /// The target did not answer.
+    fn is_bad(&self, report: &MtrReport) -> bool {
+        report.end != TraceEnd::Reached
     }
 }
 

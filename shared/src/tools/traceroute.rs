@@ -208,6 +208,11 @@ impl Tool for Traceroute {
             TracerouteProgress::Hop(hop) => output::hop(hop, self.names),
         }
     }
+
+    /// The target did not answer.
+    fn is_bad(&self, report: &TracerouteReport) -> bool {
+        report.end != TraceEnd::Reached
+    }
 }
 
 #[cfg(test)]
