@@ -8,6 +8,7 @@ mod http;
 mod netns;
 mod paths;
 mod pmtu;
+mod progress;
 mod tcp;
 mod tls;
 mod web;
