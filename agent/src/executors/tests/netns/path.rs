@@ -77,7 +77,9 @@ impl Path {
             // A router limits its errors to one a second for each destination, unless told otherwise.
             "net.ipv4.icmp_ratelimit=0",
             "net.ipv6.icmp.ratelimit=0",
-            "net.ipv4.fib_multipath_hash_policy=1",
+            // By addresses, protocol and ports as they are in the packet: what the system knows of its sender's socket does not leave a machine.
+            "net.ipv4.fib_multipath_hash_policy=3",
+            "net.ipv4.fib_multipath_hash_fields=55",
         ]);
         namespace
     }
