@@ -60,7 +60,7 @@ impl Resolver {
     pub(crate) async fn name(&self, address: IpAddr) -> Option<String> {
         let query = Query::new(&DnsName::Address(address), RecordType::PTR, &Dns::default()).ok()?;
         for server in self.own_servers().await {
-            let asked = dns::ask(server, &Way::Udp, query.bytes(), |bytes| query.is_answered_by(bytes), SERVER_PATIENCE).await;
+            let asked = dns::ask((None, server), &Way::Udp, query.bytes(), |bytes| query.is_answered_by(bytes), SERVER_PATIENCE).await;
             if let Ok(response) = asked.map_err(drop).and_then(|answer| message::read(&answer.bytes).map_err(drop)) {
                 let record = response.answer.iter().find(|record| record.kind == "PTR")?;
                 return Some(record.value.trim_end_matches('.').to_owned());
@@ -117,7 +117,7 @@ enum Refusal {
 /// The addresses that a server has for a name. A recursive server puts the whole chain of aliases into its answer.
 async fn records(server: SocketAddr, name: &str, kind: RecordType) -> Result<Vec<IpAddr>, Refusal> {
     let query = Query::new(&DnsName::Name(name.to_owned()), kind, &Dns::default()).map_err(Refusal::Other)?;
-    let ask = async |way: Way| dns::ask(server, &way, query.bytes(), |bytes| query.is_answered_by(bytes), SERVER_PATIENCE).await;
+    let ask = async |way: Way| dns::ask((None, server), &way, query.bytes(), |bytes| query.is_answered_by(bytes), SERVER_PATIENCE).await;
     let words = |none: dns::NoAnswer| Refusal::Other(none.detail.unwrap_or_else(|| none.result.to_string()));
     let mut answer = ask(Way::Udp).await.map_err(words)?;
     if message::is_truncated(&answer.bytes) {

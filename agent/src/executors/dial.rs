@@ -1,6 +1,6 @@
 //! A connection for what is spoken on top of it, or in what state the port is.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -41,7 +41,12 @@ pub(super) struct Closed {
 
 /// Connects to an address that policy allows; a failure is one of this machine.
 pub(super) async fn dial(tool: ToolName, to: SocketAddr, patience: Duration) -> Result<Dialled, Failure> {
-    let handshake = tcp::connect(to, patience).await.map_err(|error| broken(tool, "open a connection", &error))?;
+    dial_from(tool, None, to, patience).await
+}
+
+/// The same from an address of this machine.
+pub(super) async fn dial_from(tool: ToolName, from: Option<IpAddr>, to: SocketAddr, patience: Duration) -> Result<Dialled, Failure> {
+    let handshake = tcp::connect(from, to, patience).await.map_err(|error| broken(tool, "open a connection", &error))?;
     Ok(match handshake {
         Handshake::Open { stream, took } => Dialled::Open { stream, took },
         Handshake::Failed { errno, icmp, took } => {

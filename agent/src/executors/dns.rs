@@ -18,9 +18,10 @@ use probeops_shared::tools::dns::comparison::{DnsCompared, DnsComparison};
 use probeops_shared::tools::dns::report::{DnsReport, DnsServer, DnsTimings};
 use probeops_shared::tools::dns::secure::HTTPS_PORT;
 use probeops_shared::tools::dns::{Dns, DnsProgress, Transport};
+use probeops_shared::tools::network::Source;
 
 use crate::executors::tls::authorities;
-use crate::executors::{Context, Found, Live};
+use crate::executors::{Context, Found, Live, reach};
 use crate::net::dns::Way;
 use crate::net::dns::message::Query;
 use crate::net::tls::{Terms, Trust};
@@ -28,6 +29,20 @@ use asking::Asking;
 
 pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live: &Live) -> Result<DnsReport, Failure> {
     context.permit_question(target)?;
+    reach::source(options.source)?;
+    let family = options.source.map_or(options.family, Source::family);
+    let mut report = ask(context, target, &Dns { family, ..options.clone() }, live).await?;
+    if !options.assertions.is_empty() {
+        live.set(Found::of(options, target, &report));
+        report.assertions = options.assertions.judge(report.response.as_ref());
+        for verdict in &report.assertions {
+            live.tell(options, target, &DnsProgress::Assertion { verdict: verdict.clone() });
+        }
+    }
+    Ok(report)
+}
+
+async fn ask(context: &Context, target: &DnsName, options: &Dns, live: &Live) -> Result<DnsReport, Failure> {
     if options.trace {
         return trace::run(context, target, options, live).await;
     }
@@ -123,7 +138,9 @@ impl Servers {
     async fn of(context: &Context, target: &DnsName, options: &Dns, live: &Live) -> Result<Self, Failure> {
         let Some(resolver) = &options.resolver else {
             let way = if options.protocol == Transport::Tcp { Way::Tcp } else { Way::Udp };
-            return Ok(Self { addresses: context.node.resolver.own_servers().await, name: None, resolve_ms: None, way });
+            let mut addresses = context.node.resolver.own_servers().await;
+            addresses.retain(|server| options.source.is_none_or(|source| source.family().includes(server.ip())));
+            return Ok(Self { addresses, name: None, resolve_ms: None, way });
         };
         Self::named(context, target, options, resolver, live).await
     }
@@ -183,5 +200,6 @@ fn report(asking: &Asking<'_>, servers: &Servers, first: SocketAddr) -> DnsRepor
         trace: Vec::new(),
         validation: None,
         comparison: None,
+        assertions: Vec::new(),
     }
 }

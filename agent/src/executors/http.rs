@@ -127,7 +127,7 @@ impl Run<'_> {
         });
         report.assertions = judged.await.unwrap_or_default();
         for verdict in &report.assertions {
-            self.live.tell(self.options, self.target, &HttpProgress::Assertion(verdict.clone()));
+            self.live.tell(self.options, self.target, &HttpProgress::Assertion { verdict: verdict.clone() });
         }
     }
 }

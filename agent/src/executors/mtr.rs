@@ -31,6 +31,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Mtr, live: &
         payload_bytes: usize::try_from(options.payload_bytes()).unwrap_or_default(),
         fragments: if options.dont_fragment { Fragments::Forbidden } else { Fragments::Allowed },
         flows: options.flows.get_u8().unwrap_or(u8::MAX),
+        flow: options.flow(),
     };
     let plan = Plan {
         first: options.first_ttl.get_u8().unwrap_or(u8::MAX),
@@ -39,6 +40,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Mtr, live: &
         gap: options.interval_ms.ms(),
         silent_hops: options.silent_hops.get_u8().unwrap_or(u8::MAX),
         timeout: patience(options.protocol, options.timeout.duration()),
+        one_by_one: false,
         pace: Pace::Steady,
     };
     let follower = Follower::open(context, ToolName::Mtr, course, Progression::new(plan))?;

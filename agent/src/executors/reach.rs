@@ -1,16 +1,18 @@
 //! From a target to the one address that a run may touch: resolved once, every candidate judged, the first allowed one kept.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use probeops_shared::host::{DnsName, Host};
 use probeops_shared::outcome::{Failure, FailureKind};
+use probeops_shared::tools::dns::DNS_PORT;
 use probeops_shared::tools::network::{Family, RESOLUTION_MAX, Resolved, Source, ms};
 
 use crate::executors::{Context, denied};
 use crate::net::{interfaces, words};
 use crate::policy::Touch;
 use crate::policy::surroundings::Surroundings;
+use crate::resolve::Resolver;
 
 /// Who judges what the principal may be pointed at, in messages.
 const PRINCIPAL: &str = "the caller's own target limits";
@@ -40,10 +42,20 @@ impl Context {
         self.reach_all(host, &[port], family).await
     }
 
+    /// The same, as `resolver` finds it, which is a target like any other.
+    pub(super) async fn reach_by(&self, resolver: &Host, host: &Host, port: Option<u16>, family: Family) -> Result<Reached, Failure> {
+        let Reached { address, .. } = self.reach(resolver, Some(DNS_PORT), Family::Any).await?;
+        self.choose(&Resolver::new(&[SocketAddr::new(address, DNS_PORT)]), host, &[port], family).await
+    }
+
     /// The address of `host` to touch on all these ports: one that is denied denies the run, before any packet leaves.
     pub(super) async fn reach_all(&self, host: &Host, ports: &[Option<u16>], family: Family) -> Result<Reached, Failure> {
+        self.choose(&self.node.resolver, host, ports, family).await
+    }
+
+    async fn choose(&self, resolver: &Resolver, host: &Host, ports: &[Option<u16>], family: Family) -> Result<Reached, Failure> {
         let look = self.node.lookout.look(&self.node.policy, &self.node.resolver);
-        let (surroundings, candidates) = tokio::join!(look, self.candidates(host, ports));
+        let (surroundings, candidates) = tokio::join!(look, self.candidates(resolver, host, ports));
         let (candidates, resolved_in) = candidates?;
         let mut wanted = candidates.iter().copied().filter(|address| family.includes(*address)).peekable();
         if wanted.peek().is_none() {
@@ -66,14 +78,19 @@ impl Context {
     }
 
     /// The addresses of a host that may be asked for, and how long its name took to resolve.
-    async fn candidates(&self, host: &Host, ports: &[Option<u16>]) -> Result<(Vec<IpAddr>, Option<Duration>), Failure> {
+    async fn candidates(
+        &self,
+        resolver: &Resolver,
+        host: &Host,
+        ports: &[Option<u16>],
+    ) -> Result<(Vec<IpAddr>, Option<Duration>), Failure> {
         match host {
             Host::Address(address) => Ok((vec![address.to_canonical()], None)),
             Host::Name(name) => {
                 self.permit_name(name)?;
                 let own_server = ports.iter().try_for_each(|port| self.node.policy.check_endpoint_name(name, *port));
                 own_server.map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
-                let (addresses, took) = self.resolve(name).await?;
+                let (addresses, took) = resolve(resolver, name).await?;
                 Ok((addresses, Some(took)))
             }
         }
@@ -108,15 +125,14 @@ impl Context {
         let touch = Touch { address, port, named };
         self.node.policy.check_address(touch, surroundings).map_err(|rule| format!("this node's policy: {rule}"))
     }
+}
 
-    async fn resolve(&self, name: &str) -> Result<(Vec<IpAddr>, Duration), Failure> {
-        let started = Instant::now();
-        let none = |why: &str| Failure::new(FailureKind::Unresolved, format!("{name} cannot be resolved on this node: {why}"));
-        let looked_up = tokio::time::timeout(RESOLUTION_MAX, self.node.resolver.lookup(name)).await;
-        let addresses =
-            looked_up.map_err(|_| none(&format!("no answer within {} s", RESOLUTION_MAX.as_secs())))?.map_err(|why| none(&why))?;
-        Ok((addresses.into_iter().map(|address| address.to_canonical()).collect(), started.elapsed()))
-    }
+async fn resolve(resolver: &Resolver, name: &str) -> Result<(Vec<IpAddr>, Duration), Failure> {
+    let started = Instant::now();
+    let none = |why: &str| Failure::new(FailureKind::Unresolved, format!("{name} cannot be resolved on this node: {why}"));
+    let looked_up = tokio::time::timeout(RESOLUTION_MAX, resolver.lookup(name)).await;
+    let addresses = looked_up.map_err(|_| none(&format!("no answer within {} s", RESOLUTION_MAX.as_secs())))?.map_err(|why| none(&why))?;
+    Ok((addresses.into_iter().map(|address| address.to_canonical()).collect(), started.elapsed()))
 }
 
 /// The address to send from, which must be one of this machine's.

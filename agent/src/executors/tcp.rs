@@ -1,6 +1,6 @@
 //! `tcp`: a handshake with each port, and a short talk with what listens there.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -9,16 +9,17 @@ use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tls::{TlsFailure, TlsFailureCode, TlsSession};
 use probeops_shared::tools::ToolName;
-use probeops_shared::tools::network::{Family, ms};
-use probeops_shared::tools::tcp::report::{PortState, TcpExpectation, TcpPort, TcpProgress, TcpReport, TcpTls};
+use probeops_shared::tools::network::{Family, Source, ms};
+use probeops_shared::tools::tcp::exchange::Exchange;
+use probeops_shared::tools::tcp::report::{PortState, TcpExchange, TcpExpectation, TcpPort, TcpProgress, TcpReport, TcpTls};
 use probeops_shared::tools::tcp::{BANNER_BYTES_MAX, PORT_INTERVAL, REPLY_BYTES_MAX, Tcp};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::MissedTickBehavior;
 
-use crate::executors::dial::{Closed, Dialled, dial};
-use crate::executors::tls::authorities;
-use crate::executors::{Context, Found, Live};
+use crate::executors::dial::{Closed, Dialled, dial_from};
+use crate::executors::tls::{authorities, identity};
+use crate::executors::{Context, Found, Live, reach};
 use crate::net::tcp::{self, Until};
 use crate::net::tls::{self, Terms, Trust};
 
@@ -26,7 +27,9 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
     let terms = terms(target, options)?;
     let ports = options.ports();
     let touched: Vec<Option<u16>> = ports.iter().copied().map(Some).collect();
-    let reached = context.reach_all(target, &touched, options.family).await?;
+    let source = reach::source(options.source)?;
+    let family = options.source.map_or(options.family, Source::family);
+    let reached = context.reach_all(target, &touched, family).await?;
     live.tell(options, target, &TcpProgress::Resolved(reached.resolved()));
     let address = reached.address;
     let mut report =
@@ -40,14 +43,20 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
     loop {
         let port = tokio::select! {
             _ = pace.tick(), if left.len() > 0 => {
-                handshakes.extend(left.next().map(|port| shake_hands(SocketAddr::new(address, port), options.timeout.duration())));
+                handshakes.extend(left.next().map(|port| shake_hands(source, SocketAddr::new(address, port), options.timeout.duration())));
                 continue;
             }
             Some(shaken) = handshakes.next() => match shaken? {
                 (port, Some(stream)) if options.talks() => {
                     let connect_ms = port.connect_ms.unwrap_or_default();
                     live.tell(options, target, &TcpProgress::Open { address, port: port.port, connect_ms });
-                    talks.push(talk(stream, terms.as_ref(), options, port.clone()));
+                    let connection: Option<Box<dyn Connection>> = Some(Box::new(stream));
+                    let talk = Talk { options, terms: &terms, connection, rest: Vec::new(), caught: Vec::new() };
+                    let number = port.port;
+                    talks.push(talk.hold(port.clone(), move |which, exchange| {
+                        let exchange = Box::new(exchange.clone());
+                        live.tell(options, target, &TcpProgress::Exchange { address, port: number, number: which, exchange });
+                    }));
                     // That it is open is known, however the run ends.
                     report.ports.push(port);
                     live.set(Found::of(options, target, &report));
@@ -65,17 +74,20 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
     }
 }
 
-/// What TLS is to be like, if it is asked for.
-fn terms(target: &Host, options: &Tcp) -> Result<Option<Terms>, Failure> {
-    let authorities = authorities(options.ca_certificates.as_ref())?;
-    let name = options.server_name.as_ref().unwrap_or(target);
-    Ok(options.tls.then(|| Terms { trust: Trust::Inspect, authorities, ..Terms::new(name) }))
+/// What TLS is to be like, wherever it begins.
+fn terms(target: &Host, options: &Tcp) -> Result<Terms, Failure> {
+    Ok(Terms {
+        trust: Trust::Inspect,
+        authorities: authorities(options.ca_certificates.as_ref())?,
+        identity: identity(options.client_certificate.as_ref(), options.client_key.as_ref())?,
+        ..Terms::new(options.server_name.as_ref().unwrap_or(target))
+    })
 }
 
 /// What becomes of the handshake with a port, and the connection when it is open.
-async fn shake_hands(to: SocketAddr, patience: Duration) -> Result<(TcpPort, Option<TcpStream>), Failure> {
+async fn shake_hands(from: Option<IpAddr>, to: SocketAddr, patience: Duration) -> Result<(TcpPort, Option<TcpStream>), Failure> {
     let report = TcpPort { port: to.port(), ..TcpPort::default() };
-    Ok(match dial(ToolName::Tcp, to, patience).await? {
+    Ok(match dial_from(ToolName::Tcp, from, to, patience).await? {
         Dialled::Open { stream, took } => (TcpPort { state: PortState::Open, connect_ms: Some(ms(took)), ..report }, Some(stream)),
         Dialled::Closed(Closed { state, reason, icmp, took }) => {
             let connect_ms = took.filter(|_| state == PortState::Refused).map(ms);
@@ -84,63 +96,141 @@ async fn shake_hands(to: SocketAddr, patience: Duration) -> Result<(TcpPort, Opt
     })
 }
 
-/// Talks to what listens, over TLS if that is asked for and comes about.
-async fn talk(stream: TcpStream, terms: Option<&Terms>, options: &Tcp, report: TcpPort) -> TcpPort {
-    let Some(terms) = terms else { return converse(stream, options, report).await };
-    let (started, patience) = (Instant::now(), options.timeout.duration());
-    let failed = |failure, session| TcpPort {
-        tls: Some(Box::new(TcpTls { handshake_ms: None, failure: Some(failure), session })),
-        ..report.clone()
-    };
-    match tokio::time::timeout(patience, tls::connect(stream, terms)).await {
-        Ok(Ok((stream, session))) => {
-            let tls = TcpTls { handshake_ms: Some(ms(started.elapsed())), failure: None, session };
-            converse(stream, options, TcpPort { tls: Some(Box::new(tls)), ..report }).await
-        }
-        Ok(Err(refused)) => failed(refused.failure, *refused.session),
-        Err(_) => {
-            let detail = format!("timed out: no handshake within {} ms", patience.as_millis());
-            failed(TlsFailure { code: TlsFailureCode::TimedOut, detail }, TlsSession::default())
-        }
-    }
+/// A connection, over TLS or not.
+trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection for S {}
+
+/// A talk with what listens.
+struct Talk<'a> {
+    options: &'a Tcp,
+    terms: &'a Terms,
+    /// None when it went over to TLS in vain.
+    connection: Option<Box<dyn Connection>>,
+    /// What was heard behind what was expected.
+    rest: Vec<u8>,
+    /// What the groups of the last regular expression have caught.
+    caught: Vec<Vec<u8>>,
 }
 
-/// Listens for the banner, says what is to be said, and looks for what is expected.
-async fn converse(mut stream: impl AsyncRead + AsyncWrite + Unpin, options: &Tcp, mut report: TcpPort) -> TcpPort {
-    if options.banner {
-        let heard = tcp::listen(&mut stream, Until::Pause, BANNER_BYTES_MAX, options.banner_wait_ms.ms()).await;
-        (report.banner, report.banner_bytes) = (escaped(&heard), Some(heard.len()));
+impl Talk<'_> {
+    /// Talks until all is said, or until the server does not say what it should; each exchange of several is told.
+    async fn hold(mut self, mut report: TcpPort, tell: impl Fn(usize, &TcpExchange)) -> TcpPort {
+        if self.options.tls {
+            report.tls = Some(Box::new(self.secure().await));
+        }
+        if let Some(connection) = self.connection.as_mut().filter(|_| self.options.banner) {
+            let heard = tcp::listen(connection, Until::Pause, BANNER_BYTES_MAX, self.options.banner_wait_ms.ms()).await;
+            (report.banner, report.banner_bytes) = (escaped(&heard), Some(heard.len()));
+        }
+        let exchanges = self.options.exchanges();
+        for (number, exchange) in exchanges.iter().enumerate() {
+            let became = self.exchange(exchange, number > 0).await;
+            if exchanges.len() > 1 && !exchange.is_empty() {
+                tell(number, &became);
+            }
+            let goes_on = self.connection.is_some() && !became.has_failed();
+            if number == 0 {
+                report.first = became;
+            } else {
+                report.then.push(became);
+            }
+            if !goes_on {
+                break;
+            }
+        }
+        report
     }
-    let patience = options.reply_wait_ms.ms();
-    if let Some(send) = &options.send {
-        report.sent_bytes = Some(tcp::say(&mut stream, send.as_slice(), patience).await);
+
+    /// Says what is to be said, looks for what is expected, and goes over to TLS if that is to follow.
+    async fn exchange(&mut self, exchange: &Exchange, has_places: bool) -> TcpExchange {
+        let mut became = TcpExchange::default();
+        let Some(connection) = &mut self.connection else { return became };
+        let patience = self.options.reply_wait_ms.ms();
+        if let Some(send) = &exchange.send {
+            let text = if has_places { send.filled(&self.caught) } else { send.as_slice().to_vec() };
+            became.sent_bytes = Some(tcp::say(connection, &text, patience).await);
+            // An answer comes after the question.
+            self.rest.clear();
+        }
+        if exchange.waits() {
+            let heard_before = std::mem::take(&mut self.rest);
+            let enough = |heard: &[u8]| find(exchange, &[&heard_before, heard].concat()).is_some();
+            let heard = match (exchange.expects(), enough(&[])) {
+                (true, true) => Vec::new(),
+                (true, false) => tcp::listen(connection, Until::Heard(&enough), REPLY_BYTES_MAX, patience).await,
+                (false, _) => tcp::listen(connection, Until::Pause, REPLY_BYTES_MAX, patience).await,
+            };
+            let heard = [heard_before, heard].concat();
+            if exchange.expects() {
+                let match_ = find(exchange, &heard);
+                became.expect = Some(match_.as_ref().map_or_else(TcpExpectation::default, Match::told));
+                if let Some(found) = match_ {
+                    self.rest = heard.get(found.end..).unwrap_or_default().to_vec();
+                    if let Some(groups) = found.groups {
+                        self.caught = groups.into_iter().map(Option::unwrap_or_default).collect();
+                    }
+                }
+            }
+            (became.reply, became.reply_bytes) = (escaped(&heard), Some(heard.len()));
+        }
+        if exchange.starttls && !became.has_failed() {
+            self.rest.clear();
+            became.starttls = Some(Box::new(self.secure().await));
+        }
+        became
     }
-    if options.send.is_some() || options.expects() {
-        let enough = |heard: &[u8]| expectation(options, heard).is_some_and(|expect| expect.matched);
-        let until = if options.expects() { Until::Heard(&enough) } else { Until::Pause };
-        let heard = tcp::listen(&mut stream, until, REPLY_BYTES_MAX, patience).await;
-        report.expect = expectation(options, &heard);
-        (report.reply, report.reply_bytes) = (escaped(&heard), Some(heard.len()));
+
+    /// Goes over to TLS; without it there is no connection any more.
+    async fn secure(&mut self) -> TcpTls {
+        let Some(connection) = self.connection.take() else { return TcpTls::default() };
+        let (started, patience) = (Instant::now(), self.options.timeout.duration());
+        match tokio::time::timeout(patience, tls::connect(connection, self.terms)).await {
+            Ok(Ok((stream, session))) => {
+                self.connection = Some(Box::new(stream));
+                TcpTls { handshake_ms: Some(ms(started.elapsed())), failure: None, session }
+            }
+            Ok(Err(refused)) => TcpTls { handshake_ms: None, failure: Some(refused.failure), session: *refused.session },
+            Err(_) => {
+                let detail = format!("timed out: no handshake within {} ms", patience.as_millis());
+                let failure = TlsFailure { code: TlsFailureCode::TimedOut, detail };
+                TcpTls { handshake_ms: None, failure: Some(failure), session: TlsSession::default() }
+            }
+        }
     }
-    report
 }
 
 fn escaped(heard: &[u8]) -> Option<String> {
     (!heard.is_empty()).then(|| heard.escape_ascii().to_string())
 }
 
-/// The verdict on what was heard; `None` when nothing is expected.
-fn expectation(options: &Tcp, heard: &[u8]) -> Option<TcpExpectation> {
-    let shown = |found: &[u8]| found.escape_ascii().to_string();
-    if let Some(text) = &options.expect {
-        let text = text.as_slice();
-        let matched = heard.windows(text.len()).any(|window| window == text);
-        return Some(TcpExpectation { matched, found: matched.then(|| shown(text)), groups: Vec::new() });
+/// What is expected, as it was found.
+struct Match {
+    found: Vec<u8>,
+    /// Where it ends.
+    end: usize,
+    /// What the groups caught; of a regular expression only.
+    groups: Option<Vec<Option<Vec<u8>>>>,
+}
+
+impl Match {
+    fn told(&self) -> TcpExpectation {
+        let shown = |found: &[u8]| found.escape_ascii().to_string();
+        let groups = self.groups.iter().flatten().map(|group| group.as_deref().map(shown)).collect();
+        TcpExpectation { matched: true, found: Some(shown(&self.found)), groups }
     }
-    let pattern = options.expect_regex.as_ref()?.regex();
-    let Some(captures) = pattern.captures(heard) else { return Some(TcpExpectation::default()) };
-    let groups = captures.iter().skip(1).map(|group| group.map(|group| shown(group.as_bytes()))).collect();
-    Some(TcpExpectation { matched: true, found: captures.get(0).map(|whole| shown(whole.as_bytes())), groups })
+}
+
+/// Looks for what is expected.
+fn find(exchange: &Exchange, heard: &[u8]) -> Option<Match> {
+    if let Some(text) = &exchange.expect {
+        let text = text.as_slice();
+        let start = heard.windows(text.len()).position(|window| window == text)?;
+        return Some(Match { found: text.to_vec(), end: start + text.len(), groups: None });
+    }
+    let captures = exchange.expect_regex.as_ref()?.regex().captures(heard)?;
+    let whole = captures.get(0)?;
+    let groups = captures.iter().skip(1).map(|group| group.map(|group| group.as_bytes().to_vec())).collect();
+    Some(Match { found: whole.as_bytes().to_vec(), end: whole.end(), groups: Some(groups) })
 }
 
 #[cfg(test)]
@@ -149,14 +239,15 @@ mod tests {
 
     #[test]
     fn a_verdict_says_what_was_found() {
-        let of = |options: Tcp, heard: &[u8]| expectation(&options, heard).unwrap();
-        let text = |expect: &str| Tcp { expect: expect.parse().ok(), ..Tcp::default() };
-        assert_eq!(of(text("\\xff\\n"), b"a\xff\n"), TcpExpectation { matched: true, found: Some("\\xff\\n".to_owned()), groups: vec![] });
-        assert!(!of(text("longer than that"), b"short").matched);
-        let regex = |expect: &str| Tcp { expect_regex: expect.parse().ok(), ..Tcp::default() };
-        let version = of(regex("SSH-([0-9.]+)-(\\S+)( .*)?"), b"SSH-2.0-OpenSSH_9.2\r\n");
+        let of = |exchange: &Exchange, heard: &[u8]| find(exchange, heard).map(|found| (found.told(), found.end));
+        let text = |expect: &str| Exchange { expect: expect.parse().ok(), ..Exchange::default() };
+        let found = TcpExpectation { matched: true, found: Some("\\xff\\n".to_owned()), groups: vec![] };
+        assert_eq!(of(&text("\\xff\\n"), b"a\xff\nb"), Some((found, 3)));
+        assert_eq!(of(&text("longer than that"), b"short"), None);
+        let regex = |expect: &str| Exchange { expect_regex: expect.parse().ok(), ..Exchange::default() };
+        let (version, end) = of(&regex("SSH-([0-9.]+)-(\\S+)( .*)?"), b"SSH-2.0-OpenSSH_9.2\r\n").unwrap();
         assert_eq!(version.groups, [Some("2.0".to_owned()), Some("OpenSSH_9.2".to_owned()), None]);
-        assert_eq!(version.found.as_deref(), Some("SSH-2.0-OpenSSH_9.2"));
-        assert_eq!(expectation(&Tcp::default(), b"x"), None);
+        assert_eq!((version.found.as_deref(), end), (Some("SSH-2.0-OpenSSH_9.2"), 19));
+        assert_eq!(of(&Exchange::default(), b"x"), None);
     }
 }

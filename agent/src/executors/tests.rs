@@ -1,12 +1,14 @@
 //! Each executor against real sockets of this machine.
 
 mod denials;
+mod dns;
 mod dns_server;
 mod http;
 #[cfg(feature = "netns")]
 mod netns;
 mod paths;
 mod pmtu;
+mod progress;
 mod tcp;
 mod tls;
 mod web;

@@ -40,18 +40,19 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tls, live: &
         versions: None,
         timings: TlsTimings { resolve_ms: reached.resolve_ms, ..TlsTimings::default() },
     };
-    let tell = |progress: &TlsProgress| live.tell(options, target, progress);
+    let tell = |report: &TlsReport, progress: &TlsProgress| {
+        live.set(Found::of(options, target, report));
+        live.tell(options, target, progress);
+    };
     run.handshake(&mut report, &tell).await?;
     report.timings.total_ms = Some(ms(started.elapsed()));
-    live.set(Found::of(options, target, &report));
-    tell(&TlsProgress::Handshake(Box::new(report.clone())));
+    tell(&report, &TlsProgress::Handshake(Box::new(report.clone())));
     if options.versions && report.state == PortState::Open {
         for version in options.offered() {
             let offer = run.offer(version).await?;
-            tell(&TlsProgress::Version(offer.clone()));
-            report.versions.get_or_insert_default().push(offer);
+            report.versions.get_or_insert_default().push(offer.clone());
             report.timings.total_ms = Some(ms(started.elapsed()));
-            live.set(Found::of(options, target, &report));
+            tell(&report, &TlsProgress::Version(offer));
         }
     }
     Ok(report)
@@ -97,16 +98,16 @@ struct Run<'a> {
 /// How far a connection came.
 enum Opened {
     /// TLS may begin.
-    Ready { stream: TcpStream, connect: Duration, starttls: Option<Duration> },
+    Ready { stream: TcpStream, starttls: Option<Duration> },
     /// There is no connection.
     Closed(Closed),
     /// The protocol in clear does not go over to TLS.
-    InClear { connect: Duration, detail: String },
+    InClear { detail: String },
 }
 
 impl Run<'_> {
     /// Greets as well as we can: with a whole handshake, or by hand where the server is too old for one.
-    async fn handshake(&mut self, report: &mut TlsReport, tell: &impl Fn(&TlsProgress)) -> Result<(), Failure> {
+    async fn handshake(&mut self, report: &mut TlsReport, tell: &impl Fn(&TlsReport, &TlsProgress)) -> Result<(), Failure> {
         let modern = self.terms.max.number() >= TlsVersion::V1_2.number();
         let first = self.open(report, tell).await?;
         let Some(stream) = first else { return Ok(()) };
@@ -130,7 +131,7 @@ impl Run<'_> {
 
     /// A second connection, by hand, to a server that refused the first.
     async fn show(&self, report: &mut TlsReport) -> Result<(), Failure> {
-        if let Opened::Ready { stream, .. } = self.connect().await? {
+        if let Opened::Ready { stream, .. } = self.connect(|_| ()).await? {
             let started = Instant::now();
             if let Ok(session) = self.greet_by_hand(stream, TlsVersion::V1_2).await {
                 report.timings.tls_ms = Some(ms(started.elapsed()));
@@ -147,13 +148,13 @@ impl Run<'_> {
         let terms = Terms { min: version, max: version, pem: false, ..self.terms.clone() };
         let mut failure = None;
         for library in [true, false].into_iter().filter(|library| if *library { by_library } else { by_hand }) {
-            let stream = match self.connect().await? {
+            let stream = match self.connect(|_| ()).await? {
                 Opened::Ready { stream, .. } => stream,
                 Opened::Closed(closed) => {
                     failure = Some(TlsFailure { code: TlsFailureCode::Closed, detail: closed.reason });
                     continue;
                 }
-                Opened::InClear { detail, .. } => {
+                Opened::InClear { detail } => {
                     failure = Some(TlsFailure { code: TlsFailureCode::NotTls, detail });
                     continue;
                 }
@@ -175,18 +176,17 @@ impl Run<'_> {
     }
 
     /// Opens the connection of the report.
-    async fn open(&self, report: &mut TlsReport, tell: &impl Fn(&TlsProgress)) -> Result<Option<TcpStream>, Failure> {
-        let connected = |report: &mut TlsReport, connect: Duration| {
+    async fn open(&self, report: &mut TlsReport, tell: &impl Fn(&TlsReport, &TlsProgress)) -> Result<Option<TcpStream>, Failure> {
+        let connected = |connect: Duration| {
             report.state = PortState::Open;
             report.timings.connect_ms = Some(ms(connect));
-            tell(&TlsProgress::Connected { connect_ms: ms(connect) });
+            tell(report, &TlsProgress::Connected { connect_ms: ms(connect) });
         };
-        Ok(match self.connect().await? {
-            Opened::Ready { stream, connect, starttls } => {
-                connected(report, connect);
+        Ok(match self.connect(connected).await? {
+            Opened::Ready { stream, starttls } => {
                 report.timings.starttls_ms = starttls.map(ms);
                 if let Some(starttls_ms) = report.timings.starttls_ms {
-                    tell(&TlsProgress::StartedTls { starttls_ms });
+                    tell(report, &TlsProgress::StartedTls { starttls_ms });
                 }
                 Some(stream)
             }
@@ -194,27 +194,28 @@ impl Run<'_> {
                 (report.state, report.reason, report.icmp) = (state, Some(reason), icmp);
                 None
             }
-            Opened::InClear { connect, detail } => {
-                connected(report, connect);
+            Opened::InClear { detail } => {
                 report.failure = Some(TlsFailure { code: TlsFailureCode::NotTls, detail });
                 None
             }
         })
     }
 
-    async fn connect(&self) -> Result<Opened, Failure> {
+    /// `connected` is told how long that took, before the protocol in clear is spoken.
+    async fn connect(&self, connected: impl FnOnce(Duration)) -> Result<Opened, Failure> {
         let patience = self.options.timeout.duration();
         let (mut stream, connect) = match dial(ToolName::Tls, self.to, patience).await? {
             Dialled::Open { stream, took } => (stream, took),
             Dialled::Closed(closed) => return Ok(Opened::Closed(closed)),
         };
+        connected(connect);
         // Greetings are small, and nobody is to wait for them.
         stream.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Internal, words(&error)))?;
-        let Some(protocol) = self.options.starttls else { return Ok(Opened::Ready { stream, connect, starttls: None }) };
+        let Some(protocol) = self.options.starttls else { return Ok(Opened::Ready { stream, starttls: None }) };
         let started = Instant::now();
         Ok(match starttls::start(&mut stream, protocol, patience).await {
-            Ok(()) => Opened::Ready { stream, connect, starttls: Some(started.elapsed()) },
-            Err(detail) => Opened::InClear { connect, detail },
+            Ok(()) => Opened::Ready { stream, starttls: Some(started.elapsed()) },
+            Err(detail) => Opened::InClear { detail },
         })
     }
 

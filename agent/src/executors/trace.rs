@@ -10,14 +10,14 @@ use futures_util::FutureExt;
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::{Family, IcmpMessage, ms};
-use probeops_shared::tools::trace::{ProbeStatus, TraceFlow, TraceMethod, TraceProbe, TraceProtocol};
+use probeops_shared::tools::trace::{HANDSHAKE_PATIENCE, ProbeStatus, TraceFlow, TraceMethod, TraceProbe, TraceProtocol};
 use tokio::time::Instant;
 
 use self::course::Progression;
 use crate::capability;
 use crate::executors::{Context, broken};
 use crate::net::pacer::Pacer;
-use crate::net::trace::{Carrier, Course, Heard, SYN_PATIENCE, Sign, Tracer, unsent};
+use crate::net::trace::{Carrier, Course, Heard, Sign, Tracer, unsent};
 
 /// *Time exceeded in transit* (RFC 792, RFC 4443): what every hop but the last says.
 const EXCEEDED_V4: (u8, u8) = (11, 0);
@@ -174,7 +174,7 @@ pub(super) fn carrier(protocol: TraceProtocol, port: Option<u16>) -> Carrier {
 pub(super) fn patience(protocol: TraceProtocol, timeout: Duration) -> Duration {
     match protocol {
         TraceProtocol::Icmp | TraceProtocol::Udp => timeout,
-        TraceProtocol::Tcp => timeout.min(SYN_PATIENCE),
+        TraceProtocol::Tcp => timeout.min(HANDSHAKE_PATIENCE),
     }
 }
 

@@ -37,6 +37,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, 
         payload_bytes: usize::try_from(options.payload_bytes()).unwrap_or_default(),
         fragments: if options.dont_fragment { Fragments::Forbidden } else { Fragments::Allowed },
         flows: options.flows.get_u8().unwrap_or(u8::MAX),
+        flow: options.flow,
     };
     let plan = Plan {
         first: options.first_ttl.get_u8().unwrap_or(u8::MAX),
@@ -45,6 +46,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, 
         gap: GAP,
         silent_hops: options.silent_hops.get_u8().unwrap_or(u8::MAX),
         timeout: patience(options.protocol, options.timeout.duration()),
+        one_by_one: options.is_one_by_one(),
         pace: Pace::Hasty,
     };
     let follower = Follower::open(context, ToolName::Traceroute, course, Progression::new(plan))?;

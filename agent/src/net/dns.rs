@@ -7,7 +7,7 @@ mod rdata;
 pub(crate) mod root;
 
 use std::io::{self, ErrorKind};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use probeops_shared::tls::TlsSession;
 use probeops_shared::tools::dns::Transport;
 use probeops_shared::tools::dns::report::AttemptResult;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 use tokio_rustls::client::TlsStream;
 
@@ -101,9 +101,9 @@ impl From<io::Error> for NoAnswer {
     }
 }
 
-/// Sends `query` and waits for a message that `is_answer` takes for its answer.
+/// Sends `query` to a server, from an address of this machine if one is given, and waits for a message that `is_answer` takes for its answer.
 pub(crate) async fn ask(
-    server: SocketAddr,
+    (from, server): (Option<IpAddr>, SocketAddr),
     way: &Way,
     query: &[u8],
     is_answer: impl Fn(&[u8]) -> bool,
@@ -111,10 +111,11 @@ pub(crate) async fn ask(
 ) -> Result<Answer, NoAnswer> {
     let deadline = tokio::time::Instant::now() + patience;
     if matches!(way, Way::Udp) {
-        return timeout_at(deadline, by_datagram(server, query, is_answer)).await.unwrap_or_else(|_| Err(silent()));
+        return timeout_at(deadline, by_datagram((from, server), query, is_answer)).await.unwrap_or_else(|_| Err(silent()));
     }
     let mut connection = Connection::default();
-    let asked = timeout_at(deadline, connected(server, way, query, is_answer, &mut connection)).await.unwrap_or_else(|_| Err(silent()));
+    let asked =
+        timeout_at(deadline, connected((from, server), way, query, is_answer, &mut connection)).await.unwrap_or_else(|_| Err(silent()));
     match asked {
         Ok(answer) => Ok(Answer { connection, ..answer }),
         Err(none) => Err(NoAnswer { connection, ..none }),
@@ -127,14 +128,18 @@ fn silent() -> NoAnswer {
 
 /// Asks over a connection of its own. How far it came is in `connection`, also when the wait is cut short.
 async fn connected(
-    server: SocketAddr,
+    (from, server): (Option<IpAddr>, SocketAddr),
     way: &Way,
     query: &[u8],
     is_answer: impl Fn(&[u8]) -> bool,
     connection: &mut Connection,
 ) -> Result<Answer, NoAnswer> {
     let started = Instant::now();
-    let stream = TcpStream::connect(server).await?;
+    let socket = if server.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
+    if let Some(from) = from {
+        socket.bind(SocketAddr::new(from, 0))?;
+    }
+    let stream = socket.connect(server).await?;
     connection.connect = Some(started.elapsed());
     match way {
         Way::Udp | Way::Tcp => by_connection(stream, query, is_answer).await,
@@ -162,9 +167,13 @@ async fn greeted(stream: TcpStream, terms: &Terms, connection: &mut Connection) 
 }
 
 /// A socket of its own for each query: a random port, and nothing arrives but from the server (RFC 5452).
-async fn by_datagram(server: SocketAddr, query: &[u8], is_answer: impl Fn(&[u8]) -> bool) -> Result<Answer, NoAnswer> {
-    let any: SocketAddr = if server.is_ipv6() { (Ipv6Addr::UNSPECIFIED, 0).into() } else { (Ipv4Addr::UNSPECIFIED, 0).into() };
-    let socket = UdpSocket::bind(any).await?;
+async fn by_datagram(
+    (from, server): (Option<IpAddr>, SocketAddr),
+    query: &[u8],
+    is_answer: impl Fn(&[u8]) -> bool,
+) -> Result<Answer, NoAnswer> {
+    let any: IpAddr = if server.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((from.unwrap_or(any), 0)).await?;
     socket.connect(server).await?;
     let started = Instant::now();
     socket.send(query).await?;

@@ -1,7 +1,7 @@
 //! A TCP handshake as a probe: how the other side, or a router on the way, answers a SYN. The connection is reset at once.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -13,13 +13,17 @@ use tokio::net::TcpStream;
 
 use crate::net::{error_queue, words};
 
+/// How often a handshake is tried, a millisecond apart, while the one before it from the same port has not quite gone: a program that is just being
+/// started has a copy of its socket for a moment.
+const KEPT_PORT_TRIES: u32 = 50;
+
 /// Whom to ask, and how.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Syn {
     /// Whom.
     pub(crate) to: SocketAddr,
-    /// From which address of this machine.
-    pub(crate) from: Option<IpAddr>,
+    /// From which address of this machine; with a port, one that is kept.
+    pub(crate) from: Option<SocketAddr>,
     /// After how many routers it is dropped.
     pub(crate) ttl: Option<u8>,
     /// Its differentiated services code point.
@@ -40,6 +44,18 @@ pub(crate) enum Handshake {
     },
     /// The system gave up, or did not even send it, in its own words.
     Failed(String),
+}
+
+/// Keeps a port for handshakes with this host, one after the other, as long as the socket lives; and the address with it.
+pub(crate) fn keep_port(to: IpAddr, from: Option<IpAddr>) -> io::Result<(Socket, SocketAddr)> {
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let from = SocketAddr::new(from.unwrap_or(any), 0);
+    let socket = Socket::new(Domain::for_address(from), Type::STREAM.cloexec(), Some(Protocol::TCP))?;
+    // So that others may have it too.
+    socket.set_reuse_address(true)?;
+    socket.bind(&from.into())?;
+    let address = socket.local_addr()?.as_socket().ok_or_else(|| io::Error::other("the socket has no address"))?;
+    Ok((socket, address))
 }
 
 impl Syn {
@@ -69,13 +85,26 @@ impl Syn {
             ttl.map_or(Ok(()), |ttl| socket.set_ttl_v4(ttl))?;
             class.map_or(Ok(()), |class| socket.set_tos_v4(class))?;
         }
-        from.map_or(Ok(()), |from| socket.bind(&SocketAddr::new(from, 0).into()))?;
+        if let Some(from) = from {
+            socket.set_reuse_address(from.port() > 0)?;
+            socket.bind(&from.into())?;
+        }
         Ok(socket)
     }
 
     async fn connect(self, socket: Socket) -> io::Result<(Duration, Handshake)> {
-        let started = Instant::now();
-        match socket.connect(&SockAddr::from(self.to)) {
+        let mut tries_left = if self.from.is_some_and(|from| from.port() > 0) { KEPT_PORT_TRIES } else { 0 };
+        let (started, connecting) = loop {
+            let started = Instant::now();
+            let connecting = socket.connect(&SockAddr::from(self.to));
+            let is_busy = |error: &io::Error| error.raw_os_error() == Some(Errno::EADDRNOTAVAIL as i32);
+            if tries_left == 0 || !connecting.as_ref().is_err_and(is_busy) {
+                break (started, connecting);
+            }
+            tries_left -= 1;
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        };
+        match connecting {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(Errno::EINPROGRESS as i32) => {}
             // The system's own refusal of a port on this machine comes at once.
@@ -112,6 +141,17 @@ mod tests {
 
     async fn ask(to: SocketAddr) -> Handshake {
         Syn { to, from: None, ttl: Some(5), dscp: Some(46) }.ask().await.1
+    }
+
+    #[tokio::test]
+    async fn handshakes_one_after_the_other_are_from_the_port_that_is_kept() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let (_kept, from) = keep_port(to.ip(), None).unwrap();
+        for _ in 0..20 {
+            assert!(matches!(Syn { to, from: Some(from), ttl: None, dscp: None }.ask().await.1, Handshake::Answered(TcpReply::Open)));
+            assert_eq!(listener.accept().unwrap().1.port(), from.port());
+        }
     }
 
     #[tokio::test]

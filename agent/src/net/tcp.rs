@@ -1,7 +1,7 @@
 //! A TCP handshake, and the truth about why it failed.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -39,12 +39,15 @@ pub(crate) enum Handshake {
     Silent,
 }
 
-/// Connects. An error is one of this machine: no socket, no port left.
-pub(crate) async fn connect(to: SocketAddr, patience: Duration) -> io::Result<Handshake> {
+/// Connects, from an address of this machine if one is given. An error is one of this machine: no socket, no port left.
+pub(crate) async fn connect(from: Option<IpAddr>, to: SocketAddr, patience: Duration) -> io::Result<Handshake> {
     let family = Family::of(to.ip());
     let socket = Socket::new(Domain::for_address(to), Type::STREAM.nonblocking().cloexec(), Some(Protocol::TCP))?;
     // Without it the system tells a firewall's ICMP answer only as an errno, and a rejected port looks closed.
     error_queue::enable(&socket, family)?;
+    if let Some(from) = from {
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
     let deadline = Deadline::now() + patience;
     let started = Instant::now();
     match socket.connect(&SockAddr::from(to)) {

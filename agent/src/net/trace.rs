@@ -10,20 +10,19 @@ use std::time::{Duration, Instant};
 
 use probeops_shared::tools::network::{Family, IcmpMessage, MplsLabel};
 use probeops_shared::tools::ping::report::{PingMethod, TcpReply};
-use probeops_shared::tools::trace::{TraceFlow, TraceMethod};
+use probeops_shared::tools::trace::{HANDSHAKE_PATIENCE, TraceFlow, TraceMethod};
+use socket2::Socket;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
 use self::udp::UdpFlow;
 use crate::net::icmp::{self, Answer, Conversation, EchoSocket, Fragments, Icmp, Kind, Request};
-use crate::net::syn::{Handshake, Syn};
+use crate::net::syn::{self, Handshake, Syn};
 use crate::net::words;
 
 /// How many answers wait for a run that is busy: more than the probes it can have under way.
 const HEARD_MAX: usize = 256;
-/// After this long the system repeats a SYN (RFC 6298: one second), and which of the two was answered cannot be told.
-pub(crate) const SYN_PATIENCE: Duration = Duration::from_millis(950);
 
 /// Where probes go, and how.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +41,8 @@ pub(crate) struct Course {
     pub(crate) fragments: Fragments,
     /// How many flows there are.
     pub(crate) flows: u8,
+    /// Whether the probes of each are alike, over UDP and TCP. Over TCP they must then be sent one by one.
+    pub(crate) flow: TraceFlow,
 }
 
 /// What probes are made of, and to which port they go.
@@ -92,7 +93,17 @@ pub(crate) struct Tracer {
 enum Means {
     Icmp { sockets: Vec<Arc<dyn EchoSocket>>, conversation: Conversation },
     Udp { flows: Flows, port: u16, news: News },
-    Tcp { under_way: HashMap<u64, AbortOnDropHandle<()>>, port: u16, news: News },
+    Tcp { handshakes: Handshakes, port: u16, news: News },
+}
+
+/// Probes over TCP.
+#[derive(Debug, Default)]
+struct Handshakes {
+    /// One for each flow whose probes are alike: what keeps its port.
+    ports: Vec<(Socket, SocketAddr)>,
+    under_way: HashMap<u64, AbortOnDropHandle<()>>,
+    /// Those that are not listened to any more, and may still have their sockets.
+    ending: Vec<AbortOnDropHandle<()>>,
 }
 
 /// The sockets of probes over UDP.
@@ -124,10 +135,19 @@ impl Tracer {
                 Means::Icmp { sockets: (0..course.flows).map(socket).collect::<io::Result<_>>()?, conversation: Conversation::new() }
             }
             Carrier::Udp(port) => {
-                let flows = (0..course.flows).map(|_| UdpFlow::open(&course, port, &news.tell)).collect::<io::Result<_>>()?;
-                Means::Udp { flows: Flows::Constant(flows), port, news }
+                let flows = match course.flow {
+                    TraceFlow::Constant => {
+                        Flows::Constant((0..course.flows).map(|_| UdpFlow::open(&course, port, &news.tell)).collect::<io::Result<_>>()?)
+                    }
+                    TraceFlow::PerProbe => Flows::PerProbe(HashMap::new()),
+                };
+                Means::Udp { flows, port, news }
             }
-            Carrier::Tcp(port) => Means::Tcp { under_way: HashMap::new(), port, news },
+            Carrier::Tcp(port) => {
+                let flows = if course.flow == TraceFlow::Constant { course.flows } else { 0 };
+                let ports = (0..flows).map(|_| syn::keep_port(course.to, course.source)).collect::<io::Result<_>>()?;
+                Means::Tcp { handshakes: Handshakes { ports, ..Handshakes::default() }, port, news }
+            }
         };
         Ok(Self { course, means })
     }
@@ -146,7 +166,8 @@ impl Tracer {
     pub(crate) fn flow(&self) -> TraceFlow {
         match &self.means {
             Means::Icmp { .. } | Means::Udp { flows: Flows::Constant(_), .. } => TraceFlow::Constant,
-            Means::Udp { flows: Flows::PerProbe(_), .. } | Means::Tcp { .. } => TraceFlow::PerProbe,
+            Means::Udp { flows: Flows::PerProbe(_), .. } => TraceFlow::PerProbe,
+            Means::Tcp { .. } => self.course.flow,
         }
     }
 
@@ -165,9 +186,19 @@ impl Tracer {
                 sockets.insert(tag, socket);
                 Ok(at)
             }
-            Means::Tcp { under_way, port, news } => {
+            Means::Tcp { handshakes: Handshakes { ports, under_way, ending }, port, news } => {
                 let to = SocketAddr::new(course.to, *port);
-                let syn = Syn { to, from: course.source, ttl: Some(ttl), dscp: course.dscp };
+                let from = match ports.as_slice() {
+                    [] => course.source.map(|source| SocketAddr::new(source, 0)),
+                    ports => {
+                        // The system has only one socket at a time for the same two ports.
+                        for ended in ending.drain(..) {
+                            drop(ended.await);
+                        }
+                        Some(of_flow(ports, flow)?.1)
+                    }
+                };
+                let syn = Syn { to, from, ttl: Some(ttl), dscp: course.dscp };
                 under_way.insert(tag, AbortOnDropHandle::new(tokio::spawn(handshake(syn, tag, news.tell.clone()))));
                 Ok(Instant::now())
             }
@@ -206,7 +237,10 @@ impl Tracer {
             Means::Icmp { conversation, .. } => conversation.forget(tag),
             Means::Udp { flows: Flows::Constant(flows), .. } => flows.iter().for_each(|flow| flow.forget(tag)),
             Means::Udp { flows: Flows::PerProbe(sockets), .. } => drop(sockets.remove(&tag)),
-            Means::Tcp { under_way, .. } => drop(under_way.remove(&tag)),
+            Means::Tcp { handshakes: Handshakes { ports, under_way, ending }, .. } => {
+                let ended = under_way.remove(&tag).inspect(AbortOnDropHandle::abort);
+                ending.extend(ended.filter(|_| !ports.is_empty()));
+            }
         }
     }
 }
@@ -217,7 +251,7 @@ fn of_flow<T>(sockets: &[T], flow: usize) -> io::Result<&T> {
 }
 
 async fn handshake(syn: Syn, tag: u64, tell: mpsc::Sender<Heard>) {
-    let Ok((rtt, became)) = timeout(SYN_PATIENCE, syn.ask()).await else { return };
+    let Ok((rtt, became)) = timeout(HANDSHAKE_PATIENCE, syn.ask()).await else { return };
     let sign = match became {
         Handshake::Answered(reply) => Sign::Reply(Some(reply)),
         Handshake::Error { icmp, mpls } => Sign::Icmp { icmp, mpls },

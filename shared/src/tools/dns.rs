@@ -1,5 +1,6 @@
 //! `dns`: ask a name server.
 
+pub mod assertion;
 mod check;
 pub mod comparison;
 mod output;
@@ -21,16 +22,18 @@ use crate::host::{DnsName, Host};
 use crate::invalid::Invalid;
 use crate::tls::pem::CertificatesPem;
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved};
+use crate::tools::http::assertion::Verdict;
+use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source};
 use crate::tools::{Class, Tool};
 
+use assertion::DnsAssertions;
 use comparison::{DnsCompared, Resolvers};
 use record_type::RecordType;
-use report::{AttemptResult, DnsAttempt, DnsReport};
+use report::{AttemptResult, DnsAttempt, DnsReport, DnsResponse};
 use secure::{HTTPS_PORT, HttpPath, TLS_PORT};
 use subnet::Subnet;
 use trace::{DnsTraceStep, TRACE_LOOKUPS_MAX, TRACE_QUERIES_MAX};
-use validation::{DnsValidationQuery, TrustAnchor, VALIDATION_MAX};
+use validation::{DnsValidation, DnsValidationQuery, TrustAnchor, VALIDATION_MAX, ValidationState};
 
 /// The port of name servers.
 pub const DNS_PORT: u16 = 53;
@@ -71,6 +74,9 @@ pub struct Dns {
     pub tcp_fallback: bool,
     /// Which kind of address of a server to use where there are both.
     pub family: Family,
+    /// From which address of the node to ask; the system's choice unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
     /// How long to wait for the answer to one query, in seconds.
     pub timeout: Seconds<100, 30_000, 2_000>,
     /// How many queries to send before giving up; the node's own servers take turns.
@@ -100,6 +106,10 @@ pub struct Dns {
     /// Where a proof begins, instead of at the keys of the Internet's root: a DS or DNSKEY record of another root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust_anchor: Option<TrustAnchor>,
+    /// What the answer has to be like, at most 20, such as `{"type": "rcode", "one_of": ["NOERROR"]}` or
+    /// `{"type": "records", "section": "answer", "all_match": "192\\.0\\.2\\."}`; records may also be such that `some_match`, `none_match` or
+    /// `some_differ`. One that does not hold is a finding: the run itself has succeeded.
+    pub assertions: DnsAssertions,
 }
 
 impl Default for Dns {
@@ -117,6 +127,7 @@ impl Default for Dns {
             path: HttpPath::default(),
             tcp_fallback: true,
             family: Family::default(),
+            source: None,
             timeout: Seconds::default(),
             tries: Bounded::default(),
             recursion: true,
@@ -129,6 +140,7 @@ impl Default for Dns {
             trace: false,
             validate: false,
             trust_anchor: None,
+            assertions: DnsAssertions::default(),
         }
     }
 }
@@ -222,6 +234,11 @@ pub enum DnsProgress {
     Compared(Box<DnsCompared>),
     /// A question that the proof of the answer needed.
     Proof(DnsValidationQuery),
+    /// An assertion was judged.
+    Assertion {
+        /// Whether it holds; with a `type` of its own.
+        verdict: Verdict,
+    },
 }
 
 impl Tool for Dns {
@@ -254,7 +271,7 @@ impl Tool for Dns {
     fn progress_output(&self, target: &DnsName, progress: &DnsProgress) -> String {
         let named = self.resolver.as_ref().filter(|resolver| resolver.address().is_none()).map(ToString::to_string);
         match progress {
-            DnsProgress::Resolved(_) | DnsProgress::Proof(_) | DnsProgress::Compared(_) => String::new(),
+            DnsProgress::Resolved(_) | DnsProgress::Proof(_) | DnsProgress::Compared(_) | DnsProgress::Assertion { .. } => String::new(),
             // They answer in another order than they are printed in.
             DnsProgress::Attempt(_) if !self.compare_with.hosts().is_empty() => String::new(),
             DnsProgress::Attempt(attempt) if attempt.result == AttemptResult::Truncated && (self.trace || !self.tcp_fallback) => {
@@ -265,9 +282,14 @@ impl Tool for Dns {
         }
     }
 
-    /// There is no answer, or it is not the one of a name that exists.
+    /// There is no answer, its proof fails, or it is not as asserted; or, where nothing is asserted, not the one of a name that exists.
     fn is_bad(&self, report: &DnsReport) -> bool {
-        report.response.as_ref().is_none_or(|response| response.rcode.code != 0)
+        let unwanted = |response: &DnsResponse| self.assertions.is_empty() && response.rcode.code != 0;
+        // That an answer need not be signed is a proof too.
+        let unproven = |proof: &DnsValidation| matches!(proof.state, ValidationState::Bogus | ValidationState::Indeterminate);
+        report.response.as_ref().is_none_or(unwanted)
+            || report.validation.as_ref().is_some_and(unproven)
+            || report.assertions.iter().any(|verdict| !verdict.passed)
     }
 }
 

@@ -49,6 +49,9 @@ pub struct Http {
     pub redirects_max: Bounded<0, 10, 0>,
     /// Whether a redirect may lead from https to http.
     pub redirect_to_clear: bool,
+    /// Which name server finds the addresses of names, that of the target and those that redirects lead to; the node's own unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub resolver: Option<Host>,
     /// Whom to connect to instead of the host of the URL, an address or a name; its port stays. Only for the host of the target, not for
     /// others that redirects lead to.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,8 +101,8 @@ pub struct Http {
     /// How long each request may take after its name is resolved, in seconds.
     pub timeout: Seconds<100, 60_000, 10_000>,
     /// What the answer has to be like, at most 20, such as `{"type": "status", "one_of": ["2xx"]}` or
-    /// `{"type": "phase", "phase": "first_byte", "max_ms": 500}`; the other types are `header`, `body`, `json`, `certificate_days_left` and
-    /// `protocol`. One that does not hold is a finding: the run itself has succeeded.
+    /// `{"type": "phase", "phase": "first_byte", "max_ms": 500}`; the other types are `header`, `body`, `json`, `tls`,
+    /// `certificate_days_left` and `protocol`. One that does not hold is a finding: the run itself has succeeded.
     pub assertions: Assertions,
 }
 
@@ -112,6 +115,7 @@ impl Default for Http {
             http_version: HttpVersion::default(),
             redirects_max: Bounded::default(),
             redirect_to_clear: false,
+            resolver: None,
             resolve: None,
             host_header: None,
             server_name: None,
@@ -276,7 +280,7 @@ impl Tool for Http {
 
     fn budget(&self) -> Duration {
         let hops = u32::try_from(self.redirects_max.get()).unwrap_or(u32::MAX).saturating_add(1);
-        let names = if self.proxy.is_some() { 2 } else { 1 };
+        let names = 1 + u32::from(self.proxy.is_some()) + u32::from(self.resolver.is_some());
         (RESOLUTION_MAX * names + self.timeout.duration()) * hops + BUDGET_SLACK
     }
 

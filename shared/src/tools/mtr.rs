@@ -14,7 +14,7 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
-use crate::tools::trace::{TraceOptions, TracePayload, TraceProtocol, check_ttls};
+use crate::tools::trace::{TraceEnd, TraceFlow, TraceOptions, TracePayload, TraceProtocol, check_ttls};
 use crate::tools::traceroute::{HOPS_AT_ONCE, NAMES_MAX, PROBES_PER_SECOND};
 use crate::tools::{Class, Tool};
 
@@ -96,6 +96,14 @@ impl Mtr {
         self.protocol.packet_bytes(address, self.payload_bytes())
     }
 
+    /// Whether the packets of a flow are alike. Those of TCP would have to go one by one, and a round would take longer than a round may.
+    pub fn flow(&self) -> TraceFlow {
+        match self.protocol {
+            TraceProtocol::Icmp | TraceProtocol::Udp => TraceFlow::Constant,
+            TraceProtocol::Tcp => TraceFlow::PerProbe,
+        }
+    }
+
     /// From the first packet until the last is given up, where nobody answers.
     fn longest(&self) -> Duration {
         let hops = self.max_ttl.get().saturating_sub(self.first_ttl.get()) + 1;
@@ -121,7 +129,7 @@ impl Tool for Mtr {
         self.source.map_or(Ok(()), |source| source.check(self.family, target))?;
         check_ttls(self.first_ttl.get(), self.max_ttl.get())?;
         let Self { port, payload_bytes: payload, dont_fragment, .. } = *self;
-        self.protocol.check(TraceOptions { port, payload, dont_fragment, flows: self.flows.get() })?;
+        self.protocol.check(TraceOptions { port, payload, dont_fragment, flows: self.flows.get(), flow: self.flow() })?;
         if self.flows.get() > self.rounds.get() {
             let (flows, rounds) = (self.flows, self.rounds);
             let detail = format!("{rounds} rounds cannot be spread over {flows} flows; lower `flows`, or raise `rounds`");
@@ -137,6 +145,11 @@ impl Tool for Mtr {
 
     fn output(&self, _target: &Host, report: &MtrReport) -> String {
         output::of(report, self.names)
+    }
+
+    /// The target did not answer.
+    fn is_bad(&self, report: &MtrReport) -> bool {
+        report.end != TraceEnd::Reached
     }
 }
 

@@ -1,6 +1,7 @@
 //! `tcp`: open connections, say something, and listen to what the other side says.
 
 pub mod dialogue;
+pub mod exchange;
 mod output;
 pub mod ports;
 pub mod report;
@@ -9,17 +10,19 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
-use crate::tls::pem::CertificatesPem;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
-use crate::tools::{Class, Tool};
+use crate::tls::pem::{CertificatesPem, PrivateKeyPem};
+use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Source};
+use crate::tools::{Class, Tool, tls};
 
 use dialogue::{Bytes, Pattern};
+use exchange::{Exchange, Exchanges};
 use ports::Ports;
-use report::{PortState, TcpPort, TcpProgress, TcpReport};
+use report::{PortState, TcpExchange, TcpPort, TcpProgress, TcpReport};
 
 /// The most that is read of what a server says first.
 pub const BANNER_BYTES_MAX: usize = 1024;
@@ -42,6 +45,9 @@ pub struct Tcp {
     pub timeout: Seconds<100, 30_000, 5_000>,
     /// Which kind of address to use where the name has both.
     pub family: Family,
+    /// From which address of the node to connect; the system's choice unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
     /// Whether to speak TLS; a certificate that cannot be trusted is told and does not end the talk.
     pub tls: bool,
     /// The name that the certificate must be for, told to the server (SNI); the target unless given.
@@ -50,6 +56,12 @@ pub struct Tcp {
     /// Certificates (PEM) of authorities to trust besides those of the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<CertificatesPem>,
+    /// What to show a server that asks who we are, PEM: a certificate, and those that link it to an authority.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<CertificatesPem>,
+    /// The key of `client_certificate`, PEM without a passphrase. Secret: never shown again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_key: Option<PrivateKeyPem>,
     /// Whether to listen for what the server says first (SSH, SMTP, FTP and the like do): at most 1024 bytes.
     pub banner: bool,
     /// How long to listen for it, in milliseconds.
@@ -64,7 +76,13 @@ pub struct Tcp {
     /// The same as a regular expression (syntax of Rust's regex crate, over bytes; `(?i)` ignores case).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expect_regex: Option<Pattern>,
-    /// How long to wait for the reply to `send` and for what is expected, in milliseconds.
+    /// Whether to go over to TLS then.
+    pub starttls: bool,
+    /// What to say and to expect after that, in turn, at most 10, such as `{"send": "EHLO ${1}\r\n", "expect": "250"}`: each with a `send`, in
+    /// which `${1}` stands for what the first group of the last `expect_regex` caught, an `expect` or `expect_regex`, and `starttls` where
+    /// TLS begins after it. It ends where the server does not say what is expected.
+    pub then: Exchanges,
+    /// How long to wait for the reply to each `send` and for what is expected, in milliseconds.
     pub reply_wait_ms: Bounded<100, 10_000, 2_000>,
 }
 
@@ -74,14 +92,53 @@ impl Tcp {
         self.ports.as_ref().map_or_else(|| vec![self.port.get_u16()], |ports| ports.as_slice().to_vec())
     }
 
-    /// Whether a certain answer is wanted.
-    pub fn expects(&self) -> bool {
-        self.expect.is_some() || self.expect_regex.is_some()
+    /// What is said and expected first.
+    fn first(&self) -> Exchange {
+        let Self { send, expect, expect_regex, starttls, .. } = self;
+        Exchange { send: send.clone(), expect: expect.clone(), expect_regex: expect_regex.clone(), starttls: *starttls }
+    }
+
+    /// All that is said and expected, in turn. The first may be nothing.
+    pub fn exchanges(&self) -> Vec<Exchange> {
+        std::iter::once(self.first()).chain(self.then.as_slice().iter().cloned()).collect()
     }
 
     /// Whether there is more to do than the handshake.
     pub fn talks(&self) -> bool {
-        self.tls || self.banner || self.send.is_some() || self.expects()
+        self.tls || self.banner || self.exchanges().iter().any(|exchange| !exchange.is_empty())
+    }
+
+    fn check_tls(&self) -> Result<(), Invalid> {
+        let refused = |option: &str, detail: &str| Err(Invalid::new(format!("/parameters/{option}"), detail));
+        let begins = usize::from(self.tls) + self.exchanges().iter().filter(|exchange| exchange.starttls).count();
+        if begins > 1 {
+            let option = if self.starttls { "starttls" } else { "then" };
+            return refused(option, "TLS begins once on a connection; leave `tls` at false and all but one `starttls` out");
+        }
+        let of_tls = [
+            ("server_name", self.server_name.is_some()),
+            ("ca_certificates", self.ca_certificates.is_some()),
+            ("client_certificate", self.client_certificate.is_some()),
+        ];
+        if let Some((option, _)) = of_tls.into_iter().find(|(_, given)| *given && begins == 0) {
+            return refused(option, "it means something only over TLS; set `tls` or `starttls`");
+        }
+        tls::check_client(self.client_certificate.as_ref(), self.client_key.as_ref())
+    }
+
+    /// Refuses a place for what no regular expression has caught by then.
+    fn check_places(&self) -> Result<(), Invalid> {
+        let mut caught = 0;
+        for (number, exchange) in self.exchanges().iter().enumerate() {
+            let most = exchange.send.as_ref().filter(|_| number > 0).and_then(Bytes::last_place).unwrap_or(0);
+            if most > caught {
+                let detail =
+                    format!("the `send` of number {number} has ${{{most}}} in it, and the last `expect_regex` has {caught} groups");
+                return Err(Invalid::new("/parameters/then", detail));
+            }
+            caught = exchange.expect_regex.as_ref().map_or(caught, |pattern| pattern.regex().captures_len() - 1);
+        }
+        Ok(())
     }
 }
 
@@ -95,35 +152,42 @@ impl Tool for Tcp {
 
     fn check(&self, target: &Host) -> Result<(), Invalid> {
         self.family.check(target)?;
+        self.source.map_or(Ok(()), |source| source.check(self.family, target))?;
+        self.check_tls()?;
+        self.check_places()?;
         let refused = |option: &str, detail: &str| Err(Invalid::new(format!("/parameters/{option}"), detail));
         if self.ports.is_some() && self.port != Bounded::default() {
             return refused("port", "`port` is one and `ports` are several; give either");
         }
-        for (option, given) in [("server_name", self.server_name.is_some()), ("ca_certificates", self.ca_certificates.is_some())] {
-            if given && !self.tls {
-                return refused(option, "it means something only over TLS; set `tls`");
-            }
-        }
         if self.expect.is_some() && self.expect_regex.is_some() {
             return refused("expect_regex", "`expect` is text and `expect_regex` a regular expression; give either");
         }
-        if self.banner && self.expects() && self.send.is_none() {
+        if self.banner && self.first().expects() && self.send.is_none() {
             return refused("banner", "what is expected is already looked for in what the server says first; leave `banner` out");
         }
         if self.banner_wait_ms != Bounded::default() && !self.banner {
             return refused("banner_wait_ms", "no banner is listened for; set `banner`");
         }
-        if self.reply_wait_ms != Bounded::default() && self.send.is_none() && !self.expects() {
+        if self.reply_wait_ms != Bounded::default() && !self.exchanges().iter().any(Exchange::waits) {
             return refused("reply_wait_ms", "no reply is waited for; give `send` or `expect`");
         }
         Ok(())
     }
 
+    fn conceal(parameters: &mut Map<String, Value>) {
+        if let Some(key) = parameters.get_mut("client_key") {
+            *key = "***".into();
+        }
+    }
+
     fn budget(&self) -> Duration {
         let listening = if self.banner { self.banner_wait_ms.ms() } else { Duration::ZERO };
-        let replying = if self.send.is_some() || self.expects() { self.reply_wait_ms.ms() } else { Duration::ZERO };
+        let exchanges = self.exchanges();
+        let waits = exchanges.iter().filter(|exchange| exchange.waits()).count();
+        let replying = self.reply_wait_ms.ms().saturating_mul(u32::try_from(waits).unwrap_or(u32::MAX));
         let starting = PORT_INTERVAL.saturating_mul(u32::try_from(self.ports().len()).unwrap_or(u32::MAX));
-        let handshakes = self.timeout.duration().saturating_mul(if self.tls { 2 } else { 1 });
+        let handshakes =
+            self.timeout.duration().saturating_mul(if self.tls || exchanges.iter().any(|exchange| exchange.starttls) { 2 } else { 1 });
         RESOLUTION_MAX + starting + handshakes + listening + replying + BUDGET_SLACK
     }
 
@@ -139,7 +203,7 @@ impl Tool for Tcp {
                 let report = TcpPort { port: *port, state: PortState::Open, connect_ms: Some(*connect_ms), ..TcpPort::default() };
                 output::heading(target, *address, &report)
             }
-            TcpProgress::Resolved(_) | TcpProgress::Open { .. } => String::new(),
+            TcpProgress::Resolved(_) | TcpProgress::Open { .. } | TcpProgress::Exchange { .. } => String::new(),
             TcpProgress::Port { report, .. } if one && report.state == PortState::Open && self.talks() => output::dialogue(self, report),
             TcpProgress::Port { address, report } => output::of(self, target, *address, report),
         }
@@ -149,15 +213,15 @@ impl Tool for Tcp {
     fn is_bad(&self, report: &TcpReport) -> bool {
         report.ports.iter().any(|port| {
             port.state != PortState::Open
-                || port.expect.as_ref().is_some_and(|expect| !expect.matched)
                 || port.tls.as_ref().is_some_and(|tls| tls.failure.is_some())
+                || port.exchanges().any(TcpExchange::has_failed)
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use serde_json::json;
 
     use super::*;
     use crate::tools::{Spec, ToolName};
@@ -176,6 +240,18 @@ mod tests {
         refuses(&json!({"ports": 22}), "/parameters/ports", "must be a string, not 22");
         refuses(&json!({"send": "\\q"}), "/parameters/send", "`\\q` means nothing");
         refuses(&json!({"server_name": "example.org"}), "/parameters/server_name", "set `tls`");
+        refuses(&json!({"tls": true, "starttls": true}), "/parameters/starttls", "TLS begins once");
+        refuses(&json!({"then": [{"starttls": true}, {"starttls": true}]}), "/parameters/then", "TLS begins once");
+        refuses(&json!({"then": [{"send": "a", "expect": "a", "expect_regex": "a"}]}), "/parameters/then", "number 1 has not");
+        refuses(&json!({"then": [{"send": "a"}, {}]}), "/parameters/then", "number 2 has not");
+        refuses(&json!({"then": vec![json!({"send": "a"}); 11]}), "/parameters/then", "at most 10 exchanges, not 11");
+        refuses(
+            &json!({"then": [{"send": "${1}"}]}),
+            "/parameters/then",
+            "number 1 has ${1} in it, and the last `expect_regex` has 0 groups",
+        );
+        refuses(&json!({"expect_regex": "(a)", "then": [{"send": "${2}"}]}), "/parameters/then", "has 1 groups");
+        refuses(&json!({"tls": true, "client_key": "x"}), "/parameters/client_key", "");
         refuses(&json!({"expect": "a", "expect_regex": "a"}), "/parameters/expect_regex", "give either");
         refuses(&json!({"expect_regex": "("}), "/parameters/expect_regex", "unclosed group");
         refuses(&json!({"expect": "220", "banner": true}), "/parameters/banner", "leave `banner` out");
@@ -190,6 +266,7 @@ mod tests {
         assert_eq!(with(json!({"banner": true})), without + Duration::from_secs(2));
         assert_eq!(with(json!({"banner": true, "send": "x", "reply_wait_ms": 500})), without + Duration::from_millis(2500));
         assert_eq!(with(json!({"tls": true, "timeout": 3})), without + Duration::from_secs(1));
+        assert_eq!(with(json!({"expect": "a", "then": [{"send": "x"}, {"starttls": true}]})), without + Duration::from_secs(9));
         assert_eq!(with(json!({"ports": "1-20"})), without + PORT_INTERVAL * 19);
     }
 

@@ -70,16 +70,29 @@ fn each_tool_says_which_findings_nobody_wants() {
             "authority": [], "additional": [], "size_bytes": 12
         })
     };
+    let proven = |state: &str| {
+        let validation = json!({
+            "state": state, "negative": false, "resolver_says_secure": false, "trust_anchors": [], "queries": [], "elapsed_ms": 1.0
+        });
+        Value::Object(as_object(&answer(0)).into_iter().chain([("validation".to_owned(), validation)]).collect())
+    };
     let verdict = |passed| json!({"assertion": 0, "type": "status", "passed": passed, "detail": ""});
     for (tool, fields, bad) in [
         (ToolName::Echo, json!({}), false),
         (ToolName::Ping, json!({"stats": stats(1)}), false),
         (ToolName::Ping, json!({"stats": stats(0)}), true),
-        (ToolName::Traceroute, json!({}), false),
-        (ToolName::Mtr, json!({}), false),
+        (ToolName::Traceroute, json!({"end": "reached"}), false),
+        (ToolName::Traceroute, json!({"end": "unreachable"}), true),
+        (ToolName::Traceroute, json!({"end": "max_ttl"}), true),
+        (ToolName::Mtr, json!({"end": "reached"}), false),
+        (ToolName::Mtr, json!({"end": "silent"}), true),
         (ToolName::Dns, json!({}), true),
         (ToolName::Dns, answer(0), false),
         (ToolName::Dns, answer(3), true),
+        (ToolName::Dns, proven("secure"), false),
+        (ToolName::Dns, proven("insecure"), false),
+        (ToolName::Dns, proven("bogus"), true),
+        (ToolName::Dns, proven("indeterminate"), true),
         (ToolName::Tcp, port(json!({"port": 80, "state": "open", "expect": {"matched": true}})), false),
         (ToolName::Tcp, port(json!({"port": 80, "state": "open", "expect": {"matched": false}})), true),
         (ToolName::Tcp, port(json!({"port": 80, "state": "refused"})), true),

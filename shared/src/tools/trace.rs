@@ -1,6 +1,7 @@
 //! What the tools that follow a path have in common: `traceroute` and `mtr`.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,6 +18,8 @@ const PAYLOAD_BYTES: u64 = 32;
 const UDP_PORT: u16 = 33_434;
 /// Where probes over TCP go: a port that firewalls let through.
 const TCP_PORT: u16 = 80;
+/// How long a handshake is waited for: after a second the system repeats it (RFC 6298), and which of the two was answered cannot be told.
+pub const HANDSHAKE_PATIENCE: Duration = Duration::from_millis(950);
 /// Headers of IPv4, IPv6, TCP with its options, and of ICMP and UDP both.
 const IPV4_BYTES: u64 = 20;
 const IPV6_BYTES: u64 = 40;
@@ -34,8 +37,7 @@ choice! {
         Icmp = "icmp",
         /// UDP to a port where nobody listens.
         Udp = "udp",
-        /// TCP handshakes. Each is from a port of its own, so equal paths may be mixed; and it is given up within a second, because then the
-        /// system would repeat it.
+        /// TCP handshakes. Each is given up within a second, because then the system would repeat it.
         Tcp = "tcp",
     }
 }
@@ -61,8 +63,8 @@ choice! {
         /// They do: all that they go by is the same in each probe ("Paris").
         #[default]
         Constant = "constant",
-        /// They may not: each probe has a port of its own. So it is with TCP, and with UDP where a router quotes too little of a probe to tell
-        /// it from the others by anything but its port.
+        /// They may not: each probe has a port of its own. So it is if asked for, in `mtr` over TCP, and over UDP where a router quotes too little
+        /// of a probe to tell it from the others by anything but its port.
         PerProbe = "per_probe",
     }
 }
@@ -167,9 +169,15 @@ impl TraceProtocol {
 
     /// Refuses options that mean nothing with this protocol.
     pub(crate) fn check(self, options: TraceOptions) -> Result<(), Invalid> {
-        let TraceOptions { port, payload, dont_fragment, flows } = options;
+        let TraceOptions { port, payload, dont_fragment, flows, flow } = options;
         let refuse = |option: &str, detail: String| Err(Invalid::new(format!("/parameters/{option}"), detail));
         match self {
+            Self::Icmp if flow == TraceFlow::PerProbe => {
+                refuse("flow", "ICMP has no ports to vary; leave `flow` out, or set `protocol` to \"udp\" or \"tcp\"".to_owned())
+            }
+            Self::Icmp | Self::Udp | Self::Tcp if flow == TraceFlow::PerProbe && flows > 1 => {
+                refuse("flows", format!("each {self} probe is a flow of its own already, so {flows} flows mean nothing; leave `flows` out"))
+            }
             Self::Icmp if port.is_some() => {
                 refuse("port", "ICMP has no ports; leave `port` out, or set `protocol` to \"udp\" or \"tcp\"".to_owned())
             }
@@ -181,9 +189,6 @@ impl TraceProtocol {
                 "dont_fragment",
                 "a TCP handshake carries nothing to cut; leave `dont_fragment` out, or set `protocol` to \"icmp\" or \"udp\"".to_owned(),
             ),
-            Self::Tcp if flows > 1 => {
-                refuse("flows", format!("each TCP probe is a flow of its own already, so {flows} flows mean nothing; leave `flows` out"))
-            }
             Self::Icmp | Self::Udp | Self::Tcp => Ok(()),
         }
     }
@@ -196,6 +201,7 @@ pub(crate) struct TraceOptions {
     pub(crate) payload: Option<TracePayload>,
     pub(crate) dont_fragment: bool,
     pub(crate) flows: u64,
+    pub(crate) flow: TraceFlow,
 }
 
 /// Refuses a path that ends before it begins.

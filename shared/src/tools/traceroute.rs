@@ -12,7 +12,9 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
-use crate::tools::trace::{TraceEnd, TraceFlow, TraceMethod, TraceOptions, TracePayload, TraceProbe, TraceProtocol, check_ttls};
+use crate::tools::trace::{
+    HANDSHAKE_PATIENCE, TraceEnd, TraceFlow, TraceMethod, TraceOptions, TracePayload, TraceProbe, TraceProtocol, check_ttls,
+};
 use crate::tools::{Class, Tool};
 
 /// How many hops are asked at once, at least.
@@ -56,6 +58,9 @@ pub struct Traceroute {
     pub dscp: Option<Bounded<0, 63, 0>>,
     /// Over how many flows the queries of a hop are spread: 1 keeps all of them on one of several equal paths, more may show the others.
     pub flows: Bounded<1, 16, 1>,
+    /// Whether the packets of a flow are alike to routers that choose among equal paths (`constant`), or each has a port of its own
+    /// (`per_probe`, UDP and TCP only). Over TCP those that are alike have to go one by one, which takes longer.
+    pub flow: TraceFlow,
     /// Whether to look up the names of the hops, at the node's own resolver: whoever runs it learns their addresses.
     pub names: bool,
     /// Which kind of address to use where the name has both.
@@ -145,6 +150,11 @@ impl Traceroute {
         self.protocol.port(self.port)
     }
 
+    /// Whether each packet waits for what becomes of the one before.
+    pub fn is_one_by_one(&self) -> bool {
+        self.protocol == TraceProtocol::Tcp && self.flow == TraceFlow::Constant
+    }
+
     /// How much each packet carries.
     pub fn payload_bytes(&self) -> u64 {
         self.protocol.payload_bytes(self.payload_bytes)
@@ -158,6 +168,10 @@ impl Traceroute {
     /// From the first packet until the last is given up, where nobody answers.
     fn longest(&self) -> Duration {
         let hops = self.max_ttl.get().saturating_sub(self.first_ttl.get()) + 1;
+        if self.is_one_by_one() {
+            let packets = u32::try_from(hops * self.queries.get()).unwrap_or(u32::MAX);
+            return self.timeout.duration().min(HANDSHAKE_PATIENCE).saturating_mul(packets) + NAMES_MAX + AGAIN_MAX;
+        }
         let turns = u32::try_from(hops.div_ceil(HOPS_AT_ONCE.min(self.silent_hops.get()))).unwrap_or(u32::MAX);
         // Once for the first packet of each hop, turn by turn; the others leave together.
         let waits = self.timeout.duration().saturating_mul(turns.saturating_add(1));
@@ -178,7 +192,7 @@ impl Tool for Traceroute {
         self.source.map_or(Ok(()), |source| source.check(self.family, target))?;
         check_ttls(self.first_ttl.get(), self.max_ttl.get())?;
         let Self { port, payload_bytes: payload, dont_fragment, .. } = *self;
-        self.protocol.check(TraceOptions { port, payload, dont_fragment, flows: self.flows.get() })?;
+        self.protocol.check(TraceOptions { port, payload, dont_fragment, flows: self.flows.get(), flow: self.flow })?;
         if self.flows.get() > self.queries.get() {
             let (flows, queries) = (self.flows, self.queries);
             let detail = format!("{queries} queries cannot be spread over {flows} flows; lower `flows`, or raise `queries`");
@@ -188,6 +202,15 @@ impl Tool for Traceroute {
             let timeout_ms = self.timeout.duration().as_millis();
             format!("waiting {timeout_ms} ms for each of the hops {} to {} may take", self.first_ttl, self.max_ttl)
         };
+        if self.is_one_by_one() {
+            let lower = "`queries` or `max_ttl`, or set `flow` to \"per_probe\"";
+            return check_duration(
+                self.longest(),
+                "queries",
+                || format!("{} handshakes to each hop, one by one, may take", self.queries),
+                lower,
+            );
+        }
         check_duration(self.longest(), "timeout", plan, "`timeout` or `max_ttl`")
     }
 
@@ -207,6 +230,11 @@ impl Tool for Traceroute {
             TracerouteProgress::Probe(_) => String::new(),
             TracerouteProgress::Hop(hop) => output::hop(hop, self.names),
         }
+    }
+
+    /// The target did not answer.
+    fn is_bad(&self, report: &TracerouteReport) -> bool {
+        report.end != TraceEnd::Reached
     }
 }
 

@@ -6,7 +6,7 @@ use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tls::TlsSession;
 use probeops_shared::tools::dns::report::{AttemptResult, DnsAttempt, DnsResponse, DnsTimings};
 use probeops_shared::tools::dns::{Dns, Transport};
-use probeops_shared::tools::network::ms;
+use probeops_shared::tools::network::{Source, ms};
 use tokio::time::Instant;
 
 use crate::net::dns::message::{self, Query};
@@ -61,7 +61,8 @@ impl<'a> Asking<'a> {
         let transport = way.transport();
         let (asked_at, started) = (Timestamp::now(), Instant::now());
         let is_answer = |bytes: &[u8]| self.query.is_answered_by(bytes);
-        let answer = dns::ask(server, way, self.query.bytes(), is_answer, self.options.timeout.duration()).await;
+        let from = self.options.source.map(Source::address);
+        let answer = dns::ask((from, server), way, self.query.bytes(), is_answer, self.options.timeout.duration()).await;
         let elapsed_ms = ms(started.elapsed());
         let read = answer.and_then(|answer| match message::read(&answer.bytes) {
             Ok(response) => Ok((answer, response)),

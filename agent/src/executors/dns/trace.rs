@@ -134,7 +134,10 @@ impl Trace<'_> {
             self.queries_left -= u32::try_from(asking.attempts.len() - before).unwrap_or(u32::MAX).min(self.queries_left);
             let Some(step) = self.steps.last_mut() else { break };
             step.attempts.clone_from(&asking.attempts);
-            let (Some(response), Some(last)) = (&asking.response, &asking.last) else { continue };
+            let (Some(response), Some(last)) = (&asking.response, &asking.last) else {
+                self.live.set(Found::of(self.options, self.target, &self.report()));
+                continue;
+            };
             have_answered.push(last.server);
             let named = step.servers.iter().find(|server| server.addresses.contains(&last.server.ip())).map(|server| server.name.clone());
             let named = named.filter(|name| *name != last.server.ip().to_string());
@@ -246,6 +249,7 @@ impl Trace<'_> {
             trace: self.steps.clone(),
             validation: None,
             comparison: None,
+            assertions: Vec::new(),
         }
     }
 }

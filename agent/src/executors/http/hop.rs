@@ -75,7 +75,10 @@ impl Hop<'_> {
             }
             Some(_) | None => url.host(),
         };
-        let reached = context.reach(host, Some(url.port()), options.family).await?;
+        let reached = match &options.resolver {
+            Some(resolver) => context.reach_by(resolver, host, Some(url.port()), options.family).await?,
+            None => context.reach(host, Some(url.port()), options.family).await?,
+        };
         let own = SocketAddr::new(reached.address, url.port());
         let Some(proxy) = &options.proxy else { return Ok(Way { to: own, behind: None, dns_ms: reached.resolve_ms }) };
         let Reached { address, resolve_ms } = context.reach(proxy.host(), Some(proxy.port()), Family::Any).await?;
@@ -94,14 +97,14 @@ impl Hop<'_> {
                 let code = if took.is_some() { HttpFailureCode::Connect } else { HttpFailureCode::TimedOut };
                 let failure = HttpFailure { code, detail: reason };
                 (done.request.state, done.request.icmp, done.request.failure) = (state, icmp, Some(failure.clone()));
-                self.run.tell(HttpPhase::Connected, &done.request);
+                self.tell(HttpPhase::Connected, &done.request);
                 return Ok(Err(failure));
             }
         };
         // A request is small, and nobody is to wait for it.
         stream.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Internal, crate::net::words(&error)))?;
         let passed = timeout_at(until, self.pass(&mut stream, way, done)).await;
-        self.run.tell(HttpPhase::Connected, &done.request);
+        self.tell(HttpPhase::Connected, &done.request);
         if let Err(failure) = passed.unwrap_or_else(|_| Err(late("the proxy did not answer"))) {
             return Ok(Err(failure));
         }
@@ -152,7 +155,7 @@ impl Hop<'_> {
             Ok((stream, session)) => {
                 let two = session.alpn.as_deref() == Some("h2");
                 done.request.tls = Some(Box::new(session));
-                self.run.tell(HttpPhase::Secured, &done.request);
+                self.tell(HttpPhase::Secured, &done.request);
                 match (options.http_version, two) {
                     (_, true) => self.ask(stream, Speech::Two, until, done).await,
                     (HttpVersion::Auto | HttpVersion::V1_1, false) => self.ask(stream, Speech::One, until, done).await,
@@ -164,7 +167,7 @@ impl Hop<'_> {
             }
             Err(refused) => {
                 done.request.tls = Some(refused.session);
-                self.run.tell(HttpPhase::Secured, &done.request);
+                self.tell(HttpPhase::Secured, &done.request);
                 Err(HttpFailure { code: HttpFailureCode::Tls, detail: refused.failure.detail })
             }
         }
@@ -183,11 +186,7 @@ impl Hop<'_> {
         let mut told = done.request.clone();
         let asked = http::exchange(stream, speech, request, limits, &mut answer, |head| {
             note(head, &mut told);
-            self.run.tell(HttpPhase::Answered, &told);
-            let mut so_far = self.so_far.clone();
-            (so_far.status, so_far.total_ms) = (told.status, ms(self.run.started.elapsed()));
-            so_far.requests.push(told.clone());
-            self.run.live.set(Found::of(options, self.run.target, &so_far));
+            self.tell(HttpPhase::Answered, &told);
         })
         .await;
         if answer.status > 0 {
@@ -199,6 +198,15 @@ impl Hop<'_> {
         }
         (done.headers, done.kept) = (answer.headers, answer.kept);
         asked
+    }
+
+    /// Tells how far it is, and keeps it.
+    fn tell(&self, phase: HttpPhase, request: &HttpRequest) {
+        let mut so_far = self.so_far.clone();
+        (so_far.status, so_far.total_ms) = (request.status.or(so_far.status), ms(self.run.started.elapsed()));
+        so_far.requests.push(request.clone());
+        self.run.live.set(Found::of(self.options(), self.run.target, &so_far));
+        self.run.tell(phase, request);
     }
 
     fn blank(&self, way: &Way) -> HttpRequest {

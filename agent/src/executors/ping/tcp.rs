@@ -18,7 +18,7 @@ pub(super) async fn run(mut run: Run<'_>) -> PingReport {
     run.begin(PingMethod::TcpConnect);
     let syn = Syn {
         to: SocketAddr::new(run.reached.address, options.port().unwrap_or_default()),
-        from: run.source,
+        from: run.source.map(|source| SocketAddr::new(source, 0)),
         ttl: options.ttl.and_then(Bounded::get_u8),
         dscp: options.dscp.and_then(Bounded::get_u8),
     };

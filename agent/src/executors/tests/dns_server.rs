@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 
 use hickory_proto::op::{Message, MessageType, ResponseCode};
-use hickory_proto::rr::rdata::{A, PTR, SOA, TXT};
+use hickory_proto::rr::rdata::{A, CNAME, PTR, SOA, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -90,13 +90,19 @@ fn answer(bytes: &[u8], rebound: &mut bool) -> Option<Message> {
     match name.to_ascii().as_str() {
         "local.test." => addresses(&[[127, 0, 0, 1]]),
         "metadata.test." => addresses(&[[169, 254, 169, 254]]),
+        // A resolver puts the whole chain of aliases into its answer.
+        "alias.test." if kind == RecordType::A => {
+            let of = Name::from_ascii("metadata.test.").unwrap();
+            message.add_answer(Record::from_rdata(name.clone(), 60, RData::CNAME(CNAME(of.clone()))));
+            message.add_answer(Record::from_rdata(of, 60, RData::A(A::new(169, 254, 169, 254))));
+        }
         "mixed.test." => addresses(&[[169, 254, 169, 254], [127, 0, 0, 1]]),
         "many.test." => addresses(&(0..100).map(|last| [169, 254, 0, last]).collect::<Vec<_>>()),
         "rebinding.test." if kind == RecordType::A => {
             addresses(if *rebound { &[[169, 254, 169, 254]] } else { &[[127, 0, 0, 1]] });
             *rebound = true;
         }
-        "rebinding.test." => {}
+        "alias.test." | "rebinding.test." => {}
         "large.test." => {
             let texts = (0..20).map(|number| RData::TXT(TXT::new(vec![format!("{number}{}", "x".repeat(100))])));
             message.add_answers(texts.map(|text| Record::from_rdata(name.clone(), 60, text)));

@@ -8,18 +8,21 @@ mod beside_dig_trace;
 mod beside_mtr;
 mod beside_nc;
 mod beside_openssl;
+mod beside_openssl_starttls;
 mod beside_ping;
 mod beside_tracepath;
 mod beside_traceroute;
 mod beside_whois;
+mod denials;
+mod ending;
 mod names;
 mod namespace;
 mod network;
 mod path;
 mod responder;
 mod router;
-mod safety;
 mod server;
+mod ways;
 
 use std::process::Command;
 

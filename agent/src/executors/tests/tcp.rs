@@ -104,6 +104,90 @@ async fn over_tls_the_talk_is_the_same_and_a_stranger_is_named() {
     assert!(found.output.contains("(TLSv1.3, TLS_AES_256_GCM_SHA384, CN=mail.test, not trusted: "), "{}", found.output);
 }
 
+/// A mail server, as far as to TLS and a greeting there; it says two things in one piece.
+async fn mail_server(listener: TcpListener) -> Vec<String> {
+    let mut heard = Vec::new();
+    let (mut stream, _) = listener.accept().await.unwrap();
+    let mut line = async |stream: &mut (dyn AsyncStream + '_)| {
+        let mut text = String::new();
+        while !text.ends_with('\n') {
+            text.push(char::from(stream.read_u8().await.unwrap()));
+        }
+        heard.push(text);
+    };
+    stream.write_all(b"220-one\r\n220 mail.test ready\r\n").await.unwrap();
+    line(&mut stream).await;
+    stream.write_all(b"250-mail.test\r\n250 STARTTLS\r\n").await.unwrap();
+    line(&mut stream).await;
+    stream.write_all(b"220 go on\r\n").await.unwrap();
+    let mut stream = TlsAcceptor::from(Arc::new(server_config(&self_signed(&["mail.test"]), &[]))).accept(stream).await.unwrap();
+    line(&mut stream).await;
+    stream.write_all(b"250 hello\r\n").await.unwrap();
+    stream.flush().await.unwrap();
+    drop(stream.read_u8().await);
+    heard
+}
+
+trait AsyncStream: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin {}
+impl<S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin> AsyncStream for S {}
+
+#[tokio::test]
+async fn a_talk_goes_on_as_long_as_the_server_says_what_it_should() {
+    let then = json!([
+        {"expect_regex": "220 ([a-z.]+) (ready)"},
+        {"send": "EHLO ${1} ${2}\\r\\n", "expect_regex": "250[ -]STARTTLS"},
+        {"send": "STARTTLS\\r\\n", "expect": "220 ", "starttls": true},
+        {"send": "EHLO again\\r\\n", "expect": "250 "},
+        {"send": "QUIT\\r\\n", "expect": "221", },
+    ]);
+    for (last, failed) in [(4, false), (5, true)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut parameters =
+            json!({"port": listener.local_addr().unwrap().port(), "expect": "220-", "server_name": "mail.test", "reply_wait_ms": 300});
+        parameters["then"] = json!(then.as_array().unwrap()[..last]);
+        let (live, mut news) = Live::heard();
+        let (context, spec) = (open_node(&[]), spec("tcp", "127.0.0.1", parameters));
+        let (found, heard) = tokio::join!(execute(&context, spec.clone(), &live), mail_server(listener));
+        let found = found.unwrap();
+        assert_eq!(heard, ["EHLO mail.test ready\r\n", "STARTTLS\r\n", "EHLO again\r\n"]);
+        let port = &found.report["ports"][0];
+        // What came with the first greeting is where the second is looked for.
+        assert_eq!((&port["expect"]["found"], &port["then"][0]["expect"]["groups"]), (&json!("220-"), &json!(["mail.test", "ready"])));
+        assert_eq!(port["then"][1]["sent_bytes"], 22, "{port}");
+        let starttls = &port["then"][2]["starttls"];
+        assert_eq!((&starttls["version"], &starttls["problems"][0]["code"]), (&json!("1.3"), &json!("self_signed")), "{port}");
+        assert_eq!((port["then"].as_array().unwrap().len(), spec.is_bad(&found.report)), (last, Ok(failed)), "{port}");
+        assert!(found.output.contains("220 go on\n(expected \"220 \": found \"220 \")\n(TLSv1.3, "), "{}", found.output);
+        drop(live);
+        let told: Vec<_> = std::iter::from_fn(|| news.try_recv().ok()).map(|news| news.progress).collect();
+        let numbers: Vec<u64> = told.iter().filter_map(|progress| progress["number"].as_u64()).collect();
+        assert_eq!(numbers, (0..=u64::try_from(last).unwrap()).collect::<Vec<_>>(), "{told:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_talk_ends_where_the_server_says_something_else() {
+    let parameters = json!({"expect": "220 ", "then": [{"send": "NOOP\\r\\n", "expect": "250"}, {"send": "never"}], "reply_wait_ms": 300});
+    let (found, heard) = talk_to(b"220 here\r\n", |_| b"500 no\r\n".to_vec(), parameters).await;
+    assert_eq!(heard, b"NOOP\r\n");
+    let port = &found.report["ports"][0];
+    assert_eq!(port["then"], json!([{"sent_bytes": 6, "reply": "500 no\\r\\n", "reply_bytes": 8, "expect": {"matched": false}}]));
+}
+
+#[tokio::test]
+async fn a_connection_is_from_the_source_that_is_given() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let context = open_node(&[]);
+    let refused = run(&context, "tcp", "127.0.0.1", json!({"port": port, "source": "192.0.2.9"})).await;
+    fails(refused, FailureKind::Invalid, "is not an address of this node");
+    let ((), found) = tokio::join!(
+        async { assert_eq!(listener.accept().await.unwrap().1.ip().to_string(), "127.0.0.1") },
+        finds(&context, "tcp", "127.0.0.1", json!({"port": port, "source": "127.0.0.1"}))
+    );
+    assert_eq!(found.report["ports"][0]["state"], "open");
+}
+
 #[tokio::test]
 async fn a_port_without_tls_is_open_all_the_same() {
     let (found, _) = talk_to(b"220 plain\r\n", |_| Vec::new(), json!({"tls": true, "banner": true})).await;

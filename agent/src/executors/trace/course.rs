@@ -29,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) silent_hops: u8,
     /// How long an answer may take.
     pub(crate) timeout: Duration,
+    /// Whether each probe waits for what becomes of the one before.
+    pub(crate) one_by_one: bool,
     /// Whether that is waited for to the end.
     pub(crate) pace: Pace,
 }
@@ -114,6 +116,7 @@ impl Progression {
     /// The probe to send now.
     pub(crate) fn due(&self, now: Instant) -> Option<Place> {
         let most = match self.plan.pace {
+            _ if self.plan.one_by_one => 1,
             Pace::Hasty => UNDER_WAY_MAX_HASTY,
             Pace::Steady => UNDER_WAY_MAX_STEADY,
         };

@@ -16,7 +16,7 @@ use probeops_shared::tools::dns::Dns;
 use probeops_shared::tools::dns::record_type::RecordType as Kind;
 use probeops_shared::tools::dns::report::AttemptResult;
 use probeops_shared::tools::dns::validation::{DnsValidationQuery, VALIDATION_QUERIES_MAX};
-use probeops_shared::tools::network::ms;
+use probeops_shared::tools::network::{Source as Address, ms};
 use tokio::sync::{OnceCell, mpsc};
 
 use crate::net::dns::message::{Query, is_truncated, name_of};
@@ -104,8 +104,8 @@ impl Source {
 
     async fn fetch(&self, name: &Name, kind: RecordType) -> Result<DnsResponse, String> {
         let query = Query::of(name.clone(), Kind::of(kind.into()), &self.options)?;
-        let patience = self.options.timeout.duration();
-        let ask = async |way: &Way| dns::ask(self.server, way, query.bytes(), |bytes| query.is_answered_by(bytes), patience).await;
+        let (patience, from) = (self.options.timeout.duration(), self.options.source.map(Address::address));
+        let ask = async |way: &Way| dns::ask((from, self.server), way, query.bytes(), |bytes| query.is_answered_by(bytes), patience).await;
         let mut why = AttemptResult::Timeout.to_string();
         for _ in 0..self.options.tries.get() {
             let mut answer = ask(&self.way).await;

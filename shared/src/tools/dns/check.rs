@@ -23,7 +23,10 @@ impl Dns {
         if named.clone().next().is_none() && self.port.is_some() {
             return Err(Invalid::new("/parameters/port", "`port` is a port of the `resolver`, and none is given"));
         }
-        named.try_for_each(|resolver| self.family.check(resolver))?;
+        named.try_for_each(|resolver| {
+            self.source.map_or(Ok(()), |source| source.check(self.family, resolver))?;
+            self.family.check(resolver)
+        })?;
         if self.trace && !self.compare_with.hosts().is_empty() {
             let detail = "`trace` asks the servers of each zone, and no resolvers; leave one of them out";
             return Err(Invalid::new("/parameters/compare_with", detail));

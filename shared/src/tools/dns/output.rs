@@ -4,15 +4,16 @@ use std::fmt::Write as _;
 
 use super::comparison::DnsCompared;
 use super::report::{AttemptResult, DnsAttempt, DnsEdns, DnsFlags, DnsQuestion, DnsRecord, DnsReport, DnsResponse};
-use super::{Transport, comparison, trace, validation};
+use super::{Transport, assertion, comparison, trace, validation};
 
 /// In which columns dig begins TTL, class, type and data; a tabulator is eight wide.
 const COLUMNS: [usize; 4] = [24, 32, 40, 48];
 const TAB: usize = 8;
 
 pub(super) fn of(report: &DnsReport) -> String {
+    let verdicts: String = report.assertions.iter().map(assertion::verdict_line).collect();
     if !report.trace.is_empty() {
-        return trace::of(&report.trace);
+        return trace::of(&report.trace) + &verdicts;
     }
     let mut text = String::new();
     match &report.comparison {
@@ -27,7 +28,7 @@ pub(super) fn of(report: &DnsReport) -> String {
         text.push('\n');
         text.push_str(&validation::line(validation));
     }
-    text
+    text + &verdicts
 }
 
 /// The report as if it were of this one alone.
@@ -245,6 +246,7 @@ mod tests {
             trace: Vec::new(),
             validation: None,
             comparison: None,
+            assertions: Vec::new(),
         }
     }
 

@@ -12,6 +12,7 @@ use super::validation::DnsValidation;
 use crate::timestamp::Timestamp;
 use crate::tls::TlsSession;
 use crate::tools::choice::choice;
+use crate::tools::http::assertion::Verdict;
 
 choice! {
     /// What became of one query.
@@ -68,6 +69,9 @@ pub struct DnsReport {
     /// With `compare_with`, what all of them said; the rest of the report is about the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub comparison: Option<DnsComparison>,
+    /// What became of each assertion, in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub assertions: Vec<Verdict>,
 }
 
 /// A question.
@@ -250,6 +254,7 @@ mod tests {
             trace: Vec::new(),
             validation: None,
             comparison: None,
+            assertions: Vec::new(),
         };
         let value = serde_json::to_value(&report).unwrap();
         assert!(value.get("rcode").is_none() && value.get("answer").is_none(), "{value}");

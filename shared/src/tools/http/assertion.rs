@@ -18,7 +18,7 @@ const ASSERTIONS_MAX: usize = 20;
 /// How much of a body assertions look at.
 pub const BODY_ASSERTED_MAX: usize = 1024 * 1024;
 /// What assertions there are.
-pub(super) const TYPES: [&str; 7] = ["status", "header", "body", "json", "certificate_days_left", "phase", "protocol"];
+pub(super) const TYPES: [&str; 8] = ["status", "header", "body", "json", "tls", "certificate_days_left", "phase", "protocol"];
 /// How much of what was found a verdict shows.
 const SHOWN_MAX: usize = 200;
 
@@ -88,6 +88,9 @@ pub enum Assertion {
         /// Whether it must not be there at all.
         #[serde(default)]
         absent: bool,
+        /// Whether it need not be there.
+        #[serde(default)]
+        optional: bool,
     },
     /// The body is as said.
     Body {
@@ -108,6 +111,14 @@ pub enum Assertion {
         /// What one of the values there has to match.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         matches: Option<Pattern>,
+        /// Whether there must be no such value.
+        #[serde(default)]
+        absent: bool,
+    },
+    /// The answer came over TLS, or did not.
+    Tls {
+        /// Whether it had to.
+        used: bool,
     },
     /// The certificate is good for so long.
     CertificateDaysLeft {
@@ -178,11 +189,15 @@ impl Assertion {
     fn judge(&self, index: usize, evidence: &Evidence<'_>) -> Verdict {
         let (kind, (passed, detail)) = match self {
             Self::Status { one_of } => ("status", status(one_of, evidence)),
-            Self::Header { name, matches, not_matches, absent } => {
-                ("header", header(name, matches.as_ref(), not_matches.as_ref(), *absent, evidence))
+            Self::Header { name, matches, not_matches, absent, optional } => {
+                ("header", header(name, matches.as_ref(), not_matches.as_ref(), *absent, *optional, evidence))
             }
             Self::Body { matches, not_matches } => ("body", body(matches.as_ref(), not_matches.as_ref(), evidence)),
-            Self::Json { path, equals, matches } => ("json", json(path, equals.as_ref(), matches.as_ref(), evidence)),
+            Self::Json { path, equals, matches, absent } => ("json", json(path, equals.as_ref(), matches.as_ref(), *absent, evidence)),
+            Self::Tls { used } => {
+                let was_used = evidence.request.tls.is_some();
+                ("tls", (was_used == *used, if was_used { "it came over TLS" } else { "it came in clear" }.to_owned()))
+            }
             Self::CertificateDaysLeft { min } => ("certificate_days_left", days_left(*min, evidence)),
             Self::Phase { phase, max_ms } => ("phase", quick(*phase, *max_ms, evidence.timings)),
             Self::Protocol { one_of } => {
@@ -202,14 +217,21 @@ fn status(one_of: &[StatusPattern], evidence: &Evidence<'_>) -> (bool, String) {
     }
 }
 
-fn header(name: &str, matches: Option<&Pattern>, not_matches: Option<&Pattern>, absent: bool, evidence: &Evidence<'_>) -> (bool, String) {
+fn header(
+    name: &str,
+    matches: Option<&Pattern>,
+    not_matches: Option<&Pattern>,
+    absent: bool,
+    optional: bool,
+    evidence: &Evidence<'_>,
+) -> (bool, String) {
     if evidence.request.status.is_none() {
         return (false, "there is no answer".to_owned());
     }
     let values: Vec<&str> =
         evidence.headers.iter().filter(|(given, _)| given.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str()).collect();
     if values.is_empty() {
-        return (absent, format!("there is no {name}"));
+        return (absent || optional, format!("there is no {name}"));
     }
     let any = |pattern: &Pattern| values.iter().any(|value| pattern.is_match(value.as_bytes()));
     let passed = !absent && matches.is_none_or(any) && !not_matches.is_some_and(any);
@@ -231,7 +253,7 @@ fn body(matches: Option<&Pattern>, not_matches: Option<&Pattern>, evidence: &Evi
     }
 }
 
-fn json(path: &Path, equals: Option<&Value>, matches: Option<&Pattern>, evidence: &Evidence<'_>) -> (bool, String) {
+fn json(path: &Path, equals: Option<&Value>, matches: Option<&Pattern>, absent: bool, evidence: &Evidence<'_>) -> (bool, String) {
     if evidence.request.body.as_ref().is_some_and(|body| body.truncated || body.size_bytes > evidence.body.len()) {
         return (false, format!("the body was not read to its end, or is larger than {BODY_ASSERTED_MAX} bytes"));
     }
@@ -244,9 +266,9 @@ fn json(path: &Path, equals: Option<&Value>, matches: Option<&Pattern>, evidence
     let holds = |value: &&Value| {
         equals.is_none_or(|wanted| *value == wanted) && matches.is_none_or(|pattern| pattern.is_match(text(value).as_bytes()))
     };
-    let passed = found.iter().any(holds);
+    let passed = found.iter().any(holds) != absent;
     match found.as_slice() {
-        [] => (false, "there is nothing at the path".to_owned()),
+        [] => (absent, "there is nothing at the path".to_owned()),
         [first, rest @ ..] => {
             let more = if rest.is_empty() { String::new() } else { format!(" and {} more", rest.len()) };
             (passed, format!("there is {}{more}", cut(&first.to_string())))

@@ -26,7 +26,7 @@ pub(super) fn of_progress(progress: &HttpProgress) -> String {
         HttpProgress::Phase { phase: HttpPhase::Secured, request } => secured(request),
         HttpProgress::Phase { phase: HttpPhase::Answered, request } => answered(request),
         HttpProgress::Phase { phase: HttpPhase::Finished, request } => finished(request),
-        HttpProgress::Assertion(verdict) => asserted(verdict),
+        HttpProgress::Assertion { verdict } => asserted(verdict),
     }
 }
 

@@ -204,5 +204,8 @@ pub enum HttpProgress {
         request: Box<HttpRequest>,
     },
     /// An assertion was judged.
-    Assertion(Verdict),
+    Assertion {
+        /// Whether it holds; with a `type` of its own.
+        verdict: Verdict,
+    },
 }

@@ -89,6 +89,7 @@ fn the_budget_covers_every_round_and_a_run_without_end_is_refused() {
     let budget = parse(json!({"rounds": 100})).unwrap().budget();
     assert!((Duration::from_secs(110)..Duration::from_secs(140)).contains(&budget), "{budget:?}");
     refuses(json!({"rounds": 100, "interval_ms": 10_000}), "/parameters/interval_ms", "a run may take at most 300 s");
+    refuses(json!({"protocol": "tcp", "flows": 2}), "/parameters/flows", "a flow of its own");
     refuses(json!({"rounds": 3, "flows": 4}), "/parameters/flows", "3 rounds cannot be spread over 4 flows");
     refuses(json!({"port": 80}), "/parameters/port", "ICMP has no ports");
     refuses(json!({"first_ttl": 9, "max_ttl": 8}), "/parameters/first_ttl", "the first hop (9) lies behind the last (8)");

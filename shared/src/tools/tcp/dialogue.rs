@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use regex::bytes::{Regex, RegexBuilder};
 
+use super::REPLY_BYTES_MAX;
 use crate::text::as_text;
 
 /// The most that is sent, or looked for as it stands, in bytes.
@@ -22,6 +23,36 @@ impl Bytes {
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         &self.0
+    }
+
+    /// The bytes with what was caught in the places that are kept for it, `${1}` to `${9}`; at most as many as a reply may have.
+    pub fn filled(&self, caught: &[Vec<u8>]) -> Vec<u8> {
+        let mut filled = Vec::new();
+        let mut rest = self.0.as_slice();
+        while let Some((next, behind)) = rest.split_first() {
+            if let Some((number, behind)) = place(rest) {
+                filled.extend(caught.get(number - 1).into_iter().flatten());
+                rest = behind;
+            } else {
+                filled.push(*next);
+                rest = behind;
+            }
+        }
+        filled.truncate(REPLY_BYTES_MAX);
+        filled
+    }
+
+    /// The highest number of a place.
+    pub(super) fn last_place(&self) -> Option<usize> {
+        (0..self.0.len()).filter_map(|at| Some(place(self.0.get(at..)?)?.0)).max()
+    }
+}
+
+/// The number of the place at the beginning of this, and what is behind it.
+fn place(bytes: &[u8]) -> Option<(usize, &[u8])> {
+    match bytes {
+        [b'$', b'{', digit @ b'1'..=b'9', b'}', behind @ ..] => Some((usize::from(digit - b'0'), behind)),
+        _ => None,
     }
 }
 
@@ -152,6 +183,14 @@ mod tests {
         assert_eq!(bytes.as_slice(), b"EHLO x\r\n\0\0\xff\\\xc3\xa9\t");
         assert_eq!(bytes.to_string(), "EHLO x\\r\\n\\x00\\x00\\xff\\\\é\\t");
         assert_eq!(bytes.to_string().parse::<Bytes>().unwrap(), bytes);
+    }
+
+    #[test]
+    fn places_are_filled_with_what_was_caught() {
+        let bytes: Bytes = "a ${2}${1} $3 ${x} ${9}$".parse().unwrap();
+        assert_eq!(bytes.filled(&[b"one".to_vec(), b"two".to_vec()]), b"a twoone $3 ${x} $");
+        assert_eq!((bytes.last_place(), "${0} $".parse::<Bytes>().unwrap().last_place()), (Some(9), None));
+        assert_eq!("${1}${1}".parse::<Bytes>().unwrap().filled(&[vec![7; REPLY_BYTES_MAX]]).len(), REPLY_BYTES_MAX);
     }
 
     #[test]

@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use super::Tcp;
-use super::report::{PortState, TcpPort, TcpTls};
+use super::exchange::Exchange;
+use super::report::{PortState, TcpExchange, TcpPort, TcpTls};
 use crate::host::Host;
 use crate::tls::{TlsSession, TlsVersion};
 
@@ -39,15 +40,23 @@ pub(super) fn dialogue(options: &Tcp, report: &TcpPort) -> String {
         }
         (None, _) => {}
     }
-    match (&report.reply, report.reply_bytes) {
+    for (asked, became) in options.exchanges().iter().zip(report.exchanges()) {
+        text.push_str(&exchange(options, asked, became));
+    }
+    text
+}
+
+fn exchange(options: &Tcp, asked: &Exchange, became: &TcpExchange) -> String {
+    let mut text = String::new();
+    match (&became.reply, became.reply_bytes) {
         (Some(reply), _) => text.push_str(&lines(reply)),
         (None, Some(0)) => {
             let _ = writeln!(text, "(no reply within {} ms)", options.reply_wait_ms);
         }
         (None, _) => {}
     }
-    if let Some(expect) = &report.expect {
-        let wanted = match (&options.expect, &options.expect_regex) {
+    if let Some(expect) = &became.expect {
+        let wanted = match (&asked.expect, &asked.expect_regex) {
             (Some(wanted), _) => format!("\"{wanted}\""),
             (None, Some(wanted)) => format!("/{wanted}/"),
             (None, None) => String::new(),
@@ -57,7 +66,7 @@ pub(super) fn dialogue(options: &Tcp, report: &TcpPort) -> String {
             None => writeln!(text, "(expected {wanted}: not found)"),
         };
     }
-    text
+    text + &became.starttls.as_deref().map_or_else(String::new, encryption)
 }
 
 /// What was agreed, and whom it was agreed with.
@@ -167,13 +176,16 @@ mod tests {
         let tcp = Tcp { expect: "+PONG".parse().ok(), ..Tcp::default() };
         let report = TcpPort {
             state: PortState::Open,
-            reply: Some("-ERR\\r\\n".to_owned()),
-            reply_bytes: Some(6),
-            expect: Some(TcpExpectation::default()),
+            first: TcpExchange {
+                reply: Some("-ERR\\r\\n".to_owned()),
+                reply_bytes: Some(6),
+                expect: Some(TcpExpectation::default()),
+                ..TcpExchange::default()
+            },
             ..TcpPort::default()
         };
         assert_eq!(dialogue(&tcp, &report), "-ERR\n(expected \"+PONG\": not found)\n");
-        let silent = TcpPort { reply: None, reply_bytes: Some(0), ..report };
+        let silent = TcpPort { first: TcpExchange { reply: None, reply_bytes: Some(0), ..report.first }, ..report };
         assert_eq!(dialogue(&tcp, &silent), "(no reply within 2000 ms)\n(expected \"+PONG\": not found)\n");
     }
 }

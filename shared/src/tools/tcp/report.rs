@@ -63,6 +63,24 @@ pub struct TcpPort {
     /// The size of the banner; 0 when the server kept silent, absent unless asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub banner_bytes: Option<usize>,
+    /// What became of what is said and expected first.
+    #[serde(flatten)]
+    pub first: TcpExchange,
+    /// What became of what is said and expected then, as far as it went on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub then: Vec<TcpExchange>,
+}
+
+impl TcpPort {
+    /// What became of all that is said and expected.
+    pub fn exchanges(&self) -> impl Iterator<Item = &TcpExchange> {
+        std::iter::once(&self.first).chain(&self.then)
+    }
+}
+
+/// What became of something that was said and expected.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TcpExchange {
     /// How many bytes of `send` the connection took; absent unless there was something to send.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sent_bytes: Option<usize>,
@@ -75,6 +93,16 @@ pub struct TcpPort {
     /// Whether the server said what was expected; absent unless something was, or when the port is not open.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expect: Option<TcpExpectation>,
+    /// What became of TLS, where it begins after that; absent unless asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub starttls: Option<Box<TcpTls>>,
+}
+
+impl TcpExchange {
+    /// Whether the server did not say what was expected, or did not go over to TLS.
+    pub fn has_failed(&self) -> bool {
+        self.expect.as_ref().is_some_and(|expect| !expect.matched) || self.starttls.as_ref().is_some_and(|tls| tls.failure.is_some())
+    }
 }
 
 /// What became of TLS on a connection. Whom one cannot trust is talked to all the same: that is a finding, not a failure.
@@ -118,6 +146,18 @@ pub enum TcpProgress {
         port: u16,
         /// How long the handshake took, in milliseconds.
         connect_ms: f64,
+    },
+    /// One of several things was said, and answered as it should be or not.
+    Exchange {
+        /// The address.
+        address: IpAddr,
+        /// The port.
+        port: u16,
+        /// Which, from 0.
+        number: usize,
+        /// What became of it.
+        #[serde(flatten)]
+        exchange: Box<TcpExchange>,
     },
     /// All that is asked of a port is known.
     Port {

@@ -82,7 +82,9 @@ fn what_means_nothing_together_is_refused() {
     };
     refuses(json!({"port": 80}), "/parameters/port", "ICMP has no ports");
     refuses(json!({"protocol": "tcp", "payload_bytes": 32}), "/parameters/payload_bytes", "carries nothing");
-    refuses(json!({"protocol": "tcp", "flows": 2}), "/parameters/flows", "a flow of its own");
+    refuses(json!({"protocol": "tcp", "flow": "per_probe", "flows": 2}), "/parameters/flows", "a flow of its own");
+    refuses(json!({"flow": "per_probe"}), "/parameters/flow", "ICMP has no ports to vary");
+    refuses(json!({"protocol": "tcp", "queries": 16}), "/parameters/queries", "set `flow` to \"per_probe\"");
     refuses(json!({"first_ttl": 5, "max_ttl": 4}), "/parameters/first_ttl", "the first hop (5) lies behind the last (4)");
     refuses(json!({"flows": 4}), "/parameters/flows", "3 queries cannot be spread over 4 flows");
     refuses(json!({"max_ttl": 255, "timeout": 10}), "/parameters/timeout", "a run may take at most 300 s");

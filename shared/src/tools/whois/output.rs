@@ -11,6 +11,10 @@ pub(super) fn answer(kind: RegisteredKind, query: &WhoisQuery, record: Option<&W
     let mut text = match (query.status, protocol) {
         // An answer that means nothing to us may mean something to people.
         (WhoisStatus::Failed, Registry::Whois) if query.text.is_some() => query.text.as_deref().unwrap_or_default().replace('\r', ""),
+        // These reasons begin with the host.
+        (WhoisStatus::Denied | WhoisStatus::Unresolved, _) if query.reason.is_some() => {
+            return format!("{protocol}: {}\n", query.reason.as_deref().unwrap_or_default());
+        }
         (WhoisStatus::Denied | WhoisStatus::Unresolved | WhoisStatus::Unreachable | WhoisStatus::Failed, _) => {
             let reason = query.reason.as_deref().unwrap_or(query.status.as_str());
             return format!("{protocol}: {server}: {reason}\n");
@@ -87,6 +91,10 @@ mod tests {
         assert_eq!(printed, "refer: whois.example\n");
         let gone = WhoisQuery { status: WhoisStatus::Unreachable, reason: Some("Connection refused".to_owned()), ..query };
         assert_eq!(answer(RegisteredKind::Domain, &gone, None), "whois: whois.iana.org: Connection refused\n");
+        let reason = Some("whois.iana.org cannot be resolved on this node: no such name".to_owned());
+        let unknown = WhoisQuery { status: WhoisStatus::Unresolved, reason, ..gone };
+        let said = "whois: whois.iana.org cannot be resolved on this node: no such name\n";
+        assert_eq!(answer(RegisteredKind::Domain, &unknown, None), said);
     }
 
     #[test]

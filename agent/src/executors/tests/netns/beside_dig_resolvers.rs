@@ -51,6 +51,19 @@ fn several_resolvers_read_as_dig_prints_them_and_differ_where_they_do() {
     assert_eq!(both("www.plain.test").report["comparison"]["agreed"], true);
 }
 
+#[test]
+fn a_web_server_is_where_the_resolver_that_is_given_says() {
+    let network = Network::new();
+    let _names = Names::start(&network);
+    for (resolver, address) in [(RESOLVER, "192.0.2.80"), (OTHER_RESOLVER, "192.0.2.99")] {
+        let at = format!("@{resolver}");
+        assert_eq!(theirs(&network, "dig", &["+short", &at, "www.probe.test"]).trim(), address);
+        let found = ours(&network, "http", "http://www.probe.test/", json!({"resolver": resolver, "timeout": 0.5}));
+        let request = &found.report["requests"][0];
+        assert!(request["address"] == address && request["timings"]["dns_ms"].is_number(), "{request}");
+    }
+}
+
 /// What is asked over TLS or HTTPS of the resolver, whose certificate is among those to trust.
 fn secure(names: &Names, protocol: &str, more: &Value) -> Value {
     let certificate = std::fs::read_to_string(names.certificate()).unwrap();

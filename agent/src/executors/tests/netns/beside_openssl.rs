@@ -72,7 +72,7 @@ fn certificates(text: &str) -> Vec<String> {
 
 /// Asks both for the same; returns ours.
 #[track_caller]
-fn same(network: &Network, folder: &Folder, port: u16, openssl: &[&str], mut parameters: Value) -> Value {
+pub(super) fn same(network: &Network, folder: &Folder, port: u16, openssl: &[&str], mut parameters: Value) -> Value {
     let (connect, root) = (format!("{HOST}:{port}"), folder.path("root.pem"));
     let base =
         ["s_client", "-connect", &connect, "-servername", "good.test", "-verify_hostname", "good.test", "-CAfile", &root, "-no-CApath"];
@@ -284,6 +284,14 @@ fn a_server_that_wants_a_certificate_is_told_and_satisfied() {
     assert_eq!((&without["client_certificate_requested"], &without["failure"]["code"]), (&json!(true), &json!("alert")), "{without}");
     assert_eq!(without["verified"], true, "the chain was seen: {without}");
     let shown = json!({"client_certificate": client.certificate.pem(), "client_key": client.key.serialize_pem()});
-    let with = ours(&network, "tls", HOST, options(shown)).report;
+    let with = ours(&network, "tls", HOST, options(shown.clone())).report;
     assert_eq!((&with["client_certificate_requested"], &with["handshake"]), (&json!(true), &json!("completed")), "{with}");
+    // The same for a talk over TLS.
+    for (shown, failed) in [(json!({"tls": true}), true), (shown, false)] {
+        let mut parameters = options(shown);
+        parameters["tls"] = json!(true);
+        let talk = ours(&network, "tcp", HOST, parameters).report;
+        let tls = &talk["ports"][0]["tls"];
+        assert_eq!((&tls["client_certificate_requested"], tls["failure"].is_object()), (&json!(true), failed), "{talk}");
+    }
 }

@@ -70,7 +70,7 @@ fn every_hop_is_found_by_every_protocol_in_both_families() {
         assert_eq!(method, if groups == "1 0" { "icmp_raw" } else { "icmp_datagram" });
     }
     let report = ours(&path, &path.host(), json!({"protocol": "tcp", "queries": 1})).report;
-    assert_eq!((&report["hops"][5]["probes"][0]["state"], &report["flow"]), (&json!("open"), &json!("per_probe")), "{report}");
+    assert_eq!((&report["hops"][5]["probes"][0]["state"], &report["flow"]), (&json!("open"), &json!("constant")), "{report}");
     let report = ours(&path, &path.host(), json!({"protocol": "tcp", "port": 81, "queries": 1})).report;
     assert_eq!(report["hops"][5]["probes"][0]["state"], "refused", "{report}");
     drop(listener);
@@ -136,11 +136,14 @@ fn a_flow_stays_on_one_of_two_equal_paths_and_several_show_both() {
         routers.dedup();
         routers
     };
-    for _ in 0..4 {
-        assert_eq!(routers(json!({"protocol": "udp", "queries": 8})).len(), 1, "one flow");
+    for protocol in ["udp", "tcp"] {
+        for _ in 0..4 {
+            assert_eq!(routers(json!({"protocol": protocol, "queries": 8})).len(), 1, "{protocol}: one flow");
+        }
+        let both = ["10.8.1.2", "10.8.51.2"];
+        assert_eq!(routers(json!({"protocol": protocol, "queries": 16, "max_ttl": 10, "flows": 16})), both, "{protocol}");
+        assert_eq!(routers(json!({"protocol": protocol, "queries": 16, "flow": "per_probe"})), both, "{protocol}: each of another port");
     }
-    assert_eq!(routers(json!({"protocol": "udp", "queries": 16, "flows": 16})), ["10.8.1.2", "10.8.51.2"]);
-    assert_eq!(routers(json!({"protocol": "tcp", "queries": 16})), ["10.8.1.2", "10.8.51.2"], "each of another port");
 }
 
 #[test]
@@ -210,7 +213,7 @@ fn a_router_that_quotes_no_more_than_it_must_is_told_from_the_others_by_port() {
     let routers = [Router::start(&path, 1, shortly), Router::start(&path, 3, shortly)];
     for (protocol, flag) in PROTOCOLS {
         let found = same(&path, &path.host(), json!({"protocol": protocol}), &[flag]);
-        assert_eq!(found.report["flow"], if protocol == "icmp" { "constant" } else { "per_probe" }, "{}", found.report);
+        assert_eq!(found.report["flow"], if protocol == "udp" { "per_probe" } else { "constant" }, "{}", found.report);
     }
     drop(routers);
 }

@@ -69,16 +69,3 @@ fn iana_is_followed_as_whois_follows_it() {
         assert_eq!(found.output, real);
     }
 }
-
-#[test]
-fn no_packet_leaves_for_where_the_node_may_not_go() {
-    let network = Network::new();
-    let _server = serve(&network, REGISTRY[0], |_| "refer: 169.254.169.254\n".to_owned());
-    network.count_what_leaves_for("169.254.0.0/16");
-    let found = ours(&network, "whois", "192.0.2.1", json!({"server": REGISTRY[0]}));
-    assert_eq!(found.report["queries"][1]["status"], "denied", "{}", found.report);
-    assert_eq!(network.leaving(), 0);
-    // The counter counts: whois itself goes there.
-    theirs(&network, "timeout", &["1", "whois", "-h", "169.254.169.254", "192.0.2.1"]);
-    assert!(network.leaving() > 0);
-}

@@ -83,12 +83,17 @@ impl Namespace {
     }
 
     /// How many packets the counters of a chain have counted.
-    pub(super) fn counted(&self, hook: &str) -> u64 {
-        let output = self.command("nft").args(["list", "chain", "inet", "t", hook]).output().unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
-        let counts = text.split("counter packets ").skip(1).map(|rest| rest.split_whitespace().next().unwrap());
-        counts.map(|count| count.parse::<u64>().unwrap()).sum()
+    pub(super) fn counted(&self, hook: &'static str) -> u64 {
+        self.run(move || counted_here(hook))
     }
+}
+
+/// How many they have counted in the namespace of this thread.
+pub(super) fn counted_here(hook: &str) -> u64 {
+    let output = Command::new("nft").args(["list", "chain", "inet", "t", hook]).output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let counts = text.split("counter packets ").skip(1).map(|rest| rest.split_whitespace().next().unwrap());
+    counts.map(|count| count.parse::<u64>().unwrap()).sum()
 }
 
 impl Drop for Namespace {

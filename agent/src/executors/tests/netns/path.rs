@@ -77,7 +77,9 @@ impl Path {
             // A router limits its errors to one a second for each destination, unless told otherwise.
             "net.ipv4.icmp_ratelimit=0",
             "net.ipv6.icmp.ratelimit=0",
-            "net.ipv4.fib_multipath_hash_policy=1",
+            // By addresses, protocol and ports as they are in the packet: what the system knows of its sender's socket does not leave a machine.
+            "net.ipv4.fib_multipath_hash_policy=3",
+            "net.ipv4.fib_multipath_hash_fields=55",
         ]);
         namespace
     }
@@ -127,18 +129,6 @@ impl Path {
     /// Makes a router tell it as often as Linux does by default: six times, then once a second.
     pub(super) fn limit(&self, router: usize) {
         self.places[router].sysctl(&["net.ipv4.icmp_ratelimit=1000", "net.ipv6.icmp.ratelimit=1000"]);
-    }
-
-    /// Counts what leaves the node and can be a probe of any tool, on whatever interface.
-    pub(super) fn count_probes(&self) {
-        for what in ["meta l4proto { tcp, udp }", "icmp type echo-request", "icmpv6 type echo-request"] {
-            self.filter(0, "output", &format!("{what} counter"));
-        }
-    }
-
-    /// How many have left.
-    pub(super) fn probes_counted(&self) -> u64 {
-        self.places[0].counted("output")
     }
 
     /// Gives a router the host's address, too.

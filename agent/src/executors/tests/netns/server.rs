@@ -4,8 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// How long a program may take until it serves.
 const START_MAX: Duration = Duration::from_secs(20);
+
+/// How long it may take to end when it is asked to.
+const END_MAX: Duration = Duration::from_secs(5);
 
 /// A folder that goes with the test.
 pub(super) struct Folder(PathBuf);
@@ -58,7 +64,13 @@ impl Server {
 }
 
 impl Drop for Server {
+    /// Asks it to end, so that it ends what it has started in its turn.
     fn drop(&mut self) {
+        let began = Instant::now();
+        let _asked = kill(Pid::from_raw(i32::try_from(self.0.id()).unwrap()), Signal::SIGTERM);
+        while began.elapsed() < END_MAX && matches!(self.0.try_wait(), Ok(None)) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         drop(self.0.kill());
         drop(self.0.wait());
     }

@@ -9,6 +9,7 @@ const PLAN: Plan = Plan {
     gap: Duration::from_millis(10),
     silent_hops: 5,
     timeout: Duration::from_secs(2),
+    one_by_one: false,
     pace: Pace::Hasty,
 };
 

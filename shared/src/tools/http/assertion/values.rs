@@ -81,6 +81,8 @@ impl PartialEq for Pattern {
     }
 }
 
+impl Eq for Pattern {}
+
 /// A JSONPath that takes linear time: at most one `..`, one `?`, and no second `$`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Path(JsonPath);
