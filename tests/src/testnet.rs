@@ -1,6 +1,6 @@
 //! One network of our own, in namespaces, with everything on it that the tools are asked about; and ProbeOps on its client.
 //!
-//! It is built by root in a mount and a process namespace of its own ([`Alone`]), so that nothing of it outlives the program, however that ends.
+//! It is built by root in a mount and a process namespace of its own ([`alone`]), so that nothing of it outlives the program, however that ends.
 
 pub mod alone;
 pub mod compare;

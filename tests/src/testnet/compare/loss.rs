@@ -10,17 +10,17 @@ use super::super::table::Row;
 use super::super::wire::Impairment;
 use super::super::{Asker, Testnet};
 use super::HOST;
-use super::trace::reported;
+use super::trace::watched;
 
 /// One of five in each direction.
 const LOSS: f64 = 0.2;
-/// Two shares of the same chance are this many standard deviations apart once in twenty-five million times.
+/// Two shares of the same chance are more standard deviations apart once in twenty-five million times.
 const DEVIATIONS: f64 = 5.5;
 /// Packets of ping that can still be on their way when it ends: it waits for twice the round trip.
 const LEFT_BEHIND: u64 = 10;
 
 /// How many were sent, and how many of them were lost.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Count {
     sent: u64,
     lost: u64,
@@ -92,37 +92,30 @@ pub(super) fn packets(net: &Testnet, asker: &Asker) -> Row {
     row.found(ours.percent(), format!("{}, {}", ping.percent(), fping.percent()))
 }
 
-/// Each hop behind that link.
+/// Each hop before and behind that link, with several of each at once. The third says nothing, and the fourth has reasons of its own.
 pub(super) fn hops(net: &Testnet, asker: &Asker) -> Row {
+    const SPEAKING: [usize; 4] = [1, 2, 5, 6];
     let mut row = Row::new("the same, seen from each hop", "mtr");
-    let ((report, output), said) = with_loss(net, || {
-        let options = json!({"rounds": 50, "interval_ms": 200, "timeout": 2});
-        both(|| asker.ask("mtr", HOST, &options), || says("mtr", &["-r", "-n", "-c", "50", "-i", "0.2", "-G", "2", HOST]))
+    let options = json!({"rounds": 50, "interval_ms": 200, "timeout": 2});
+    let (ours, theirs) = with_loss(net, || {
+        both(
+            || each(&[(); 4], |()| asker.ask("mtr", HOST, &options).1),
+            || each(&[(); 4], |()| says("mtr", &["-r", "-n", "-c", "50", "-i", "0.2", "-G", "2", HOST])),
+        )
     });
-    let ours = reported(&report);
-    let theirs: Vec<(u64, f64)> = said
-        .lines()
-        .filter_map(|line| {
-            let words: Vec<&str> = line.split_whitespace().collect();
-            words.first()?.ends_with(".|--").then_some(())?;
-            Some((words.get(3)?.parse().ok()?, words.get(2)?.trim_end_matches('%').parse().ok()?))
-        })
-        .collect();
-    row.check(ours.len() == 6 && theirs.len() == 6, || format!("{output}\n{said}"));
+    let count = |texts: &[String], number: usize| {
+        let hops = texts.iter().filter_map(|text| watched(text).into_iter().nth(number - 1));
+        hops.fold(Count::default(), |sum, hop| Count { sent: sum.sent + hop.sent as u64, lost: sum.lost + hop.lost as u64 })
+    };
     let mut shown = [String::new(), String::new()];
-    for (number, ((sent, received), (theirs_sent, loss))) in (1..).zip(ours.iter().zip(&theirs)) {
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "counts of packets")]
-        let theirs = Count { sent: *theirs_sent, lost: (loss / 100.0 * *theirs_sent as f64).round() as u64 };
-        let ours = Count { sent: *sent as u64, lost: (sent - received) as u64 };
-        row.check(ours.agrees(theirs) || ours.share().to_bits() == theirs.share().to_bits(), || {
-            format!("hop {number}: {ours:?} {theirs:?}\n{output}\n{said}")
-        });
-        // The first two are before the link, the silent one says nothing, and the limited one has reasons of its own.
-        if number != 3 && number != 4 {
-            shown[0] += &format!(" {:.0}", ours.share() * 100.0);
-            shown[1] += &format!(" {:.0}", theirs.share() * 100.0);
+    for number in SPEAKING {
+        let (ours, theirs) = (count(&ours, number), count(&theirs, number));
+        row.check((ours.sent, theirs.sent) == (200, 200), || format!("sent to hop {number}: {ours:?} {theirs:?}"));
+        row.check(ours.agrees(theirs), || format!("hop {number}: {ours:?} {theirs:?}"));
+        row.check((ours.lost + theirs.lost == 0) == (number < 3), || format!("hop {number} beside the link: {ours:?} {theirs:?}"));
+        for (shown, count) in shown.iter_mut().zip([ours, theirs]) {
+            *shown += &format!(" {:.0}", count.share() * 100.0);
         }
-        row.check(number > 2 || ours.lost + theirs.lost == 0, || format!("hop {number} is before the link: {output}\n{said}"));
     }
     let [ours, theirs] = shown.map(|shown| format!("{} %", shown.trim()));
     row.found(ours, theirs)

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::super::reference::{both, each, says};
 use super::super::table::Row;
@@ -24,10 +24,10 @@ const RECOVERY: Duration = Duration::from_millis(700);
 
 /// Who answered at a hop, how many packets were sent to it, and how many were not answered.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Hop {
+pub(super) struct Hop {
     from: BTreeSet<IpAddr>,
-    sent: usize,
-    lost: usize,
+    pub(super) sent: usize,
+    pub(super) lost: usize,
 }
 
 /// The hops as traceroute(8) prints them; ours reads like it.
@@ -43,7 +43,7 @@ fn printed(text: &str) -> Vec<Hop> {
 }
 
 /// The hops as mtr(8) prints them in a report; further addresses of a hop have lines of their own.
-fn watched(text: &str) -> Vec<Hop> {
+pub(super) fn watched(text: &str) -> Vec<Hop> {
     let mut hops: Vec<Hop> = Vec::new();
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -59,12 +59,6 @@ fn watched(text: &str) -> Vec<Hop> {
         }
     }
     hops
-}
-
-/// The hops of a report of `mtr`.
-pub(super) fn reported(report: &Value) -> Vec<(usize, usize)> {
-    let count = |hop: &Value, field: &str| usize::try_from(hop[field].as_u64().unwrap_or_default()).unwrap_or_default();
-    entries(report, "hops").iter().map(|hop| (count(hop, "sent"), count(hop, "received"))).collect()
 }
 
 /// Every hop of each protocol over each version of IP, the silent one too.
