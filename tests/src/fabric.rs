@@ -139,8 +139,7 @@ impl Fabric {
         let layout = Layout::new(folder.0.join("data"));
         let vault = Vault::open_or_create(&layout).expect("keys");
         let certificate = tls::ensure(&layout, &[]).expect("a certificate");
-        let search = Search::usual(std::env::var_os("NATS_SERVER").map(PathBuf::from), &layout);
-        let nats_server = search.find_or_fetch(&|_progress| ()).unwrap_or_else(|error| panic!("{error}")).path;
+        let nats_server = find_nats_server(&layout);
         let (listen, websocket, monitoring) = (free_port(), free_port(), free_port());
         let mut settings = ServerSettings::in_layout(&layout, &certificate, listen);
         settings.websocket = Some(WebSocket { listen: websocket, tls: TlsEnd::Server });
@@ -583,6 +582,12 @@ pub fn program() -> Command {
         command.env_remove(name);
     }
     command
+}
+
+/// The server program, found or fetched.
+pub(crate) fn find_nats_server(layout: &Layout) -> PathBuf {
+    let search = Search::usual(std::env::var_os("NATS_SERVER").map(PathBuf::from), layout);
+    search.find_or_fetch(&|_progress| ()).unwrap_or_else(|error| panic!("{error}")).path
 }
 
 fn with_subcommand(name: &str) -> Command {

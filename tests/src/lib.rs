@@ -9,5 +9,6 @@ pub mod identity;
 pub mod needs;
 mod process;
 pub mod silent;
+pub mod testnet;
 pub mod up;
 pub mod wire;

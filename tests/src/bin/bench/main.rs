@@ -1,6 +1,7 @@
 //! The benchmarks: ProbeOps beside what it is compared with, in one run, as ratios.
 //!
-//! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `memory`, `size`, `smoke` or `all`.
+//! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `memory`, `size`, `smoke`, `all`
+//! or `testnet` (as root: the tools beside the programs that everybody knows, with their times).
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
@@ -16,6 +17,9 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric, free_port};
+use probeops_tests::testnet::compare::COMPARISONS;
+use probeops_tests::testnet::rtt;
+use probeops_tests::testnet::run::run;
 
 use crate::load::{Measured, Question};
 
@@ -33,6 +37,8 @@ const ROUND: Duration = Duration::from_secs(4);
 const SMOKE_ROUND: Duration = Duration::from_millis(500);
 /// How long a process is left alone before its memory is read.
 const SETTLED: Duration = Duration::from_secs(12);
+/// The longest that the comparison on a network of our own may take.
+const TESTNET_MOST: Duration = Duration::from_mins(5);
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -52,11 +58,12 @@ fn main() -> anyhow::Result<ExitCode> {
             memory()?;
             size()
         }
+        ["testnet"] => return Ok(run(TESTNET_MOST, &[&rtt::COMPARISONS[..], &COMPARISONS].concat())),
         // ProbeOps itself, as processes of its own; then the other side.
         ["api" | "agent", ..] => return Ok(probeops::main()),
         ["respond", broker] => runtime()?.block_on(relay::respond(broker)),
         ["relay", broker, listen] => runtime()?.block_on(relay::serve(broker, listen.parse()?)),
-        _ => bail!("name a benchmark: throughput, latency, memory, size, smoke or all"),
+        _ => bail!("name a benchmark: throughput, latency, memory, size, smoke, all or testnet"),
     }?;
     Ok(ExitCode::SUCCESS)
 }
