@@ -18,7 +18,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::executors::dial::{Closed, Dialled, dial};
 use crate::executors::tls::authorities;
-use crate::executors::{Context, Found, Live};
+use crate::executors::{Context, Live};
 use crate::net::tcp::{self, Until};
 use crate::net::tls::{self, Terms, Trust};
 
@@ -50,7 +50,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
                     talks.push(talk(stream, terms.as_ref(), options, port.clone()));
                     // That it is open is known, however the run ends.
                     report.ports.push(port);
-                    live.set(Found::of(options, target, &report));
+                    live.set(options, target, report.clone());
                     continue;
                 }
                 (port, _) => port,
@@ -60,7 +60,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
         };
         report.ports.retain(|known| known.port != port.port);
         report.ports.push(port.clone());
-        live.set(Found::of(options, target, &report));
+        live.set(options, target, report.clone());
         live.tell(options, target, &TcpProgress::Port { address, report: Box::new(port) });
     }
 }

@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::executors::dial::{Closed, Dialled, dial};
-use crate::executors::{Context, Found, Live};
+use crate::executors::{Context, Live};
 use crate::net::tls::{self, Refused, Terms, Trust, hello};
 use crate::net::{starttls, words};
 
@@ -43,7 +43,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tls, live: &
     let tell = |progress: &TlsProgress| live.tell(options, target, progress);
     run.handshake(&mut report, &tell).await?;
     report.timings.total_ms = Some(ms(started.elapsed()));
-    live.set(Found::of(options, target, &report));
+    live.set(options, target, report.clone());
     tell(&TlsProgress::Handshake(Box::new(report.clone())));
     if options.versions && report.state == PortState::Open {
         for version in options.offered() {
@@ -51,7 +51,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tls, live: &
             tell(&TlsProgress::Version(offer.clone()));
             report.versions.get_or_insert_default().push(offer);
             report.timings.total_ms = Some(ms(started.elapsed()));
-            live.set(Found::of(options, target, &report));
+            live.set(options, target, report.clone());
         }
     }
     Ok(report)

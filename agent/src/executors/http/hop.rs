@@ -19,7 +19,6 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Next, Run, request};
-use crate::executors::Found;
 use crate::executors::dial::{Closed, Dialled, dial};
 use crate::executors::reach::Reached;
 use crate::net::http::{self, Answer, Limits, Speech, tunnel};
@@ -187,7 +186,7 @@ impl Hop<'_> {
             let mut so_far = self.so_far.clone();
             (so_far.status, so_far.total_ms) = (told.status, ms(self.run.started.elapsed()));
             so_far.requests.push(told.clone());
-            self.run.live.set(Found::of(options, self.run.target, &so_far));
+            self.run.live.set(options, self.run.target, so_far);
         })
         .await;
         if answer.status > 0 {
