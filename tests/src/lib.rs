@@ -11,3 +11,4 @@ mod process;
 pub mod silent;
 pub mod up;
 pub mod wire;
+pub mod wire_delay;
