@@ -17,6 +17,7 @@ mod trace;
 mod traceroute;
 mod whois;
 
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -111,10 +112,17 @@ impl Found {
 }
 
 /// A run while it goes on: what it has found so far, for when it is cut short, and who is told of what it finds.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Live {
-    found: Mutex<Option<Found>>,
+    /// Put into words only when somebody wants them, which is seldom.
+    found: Mutex<Option<Box<dyn FnOnce() -> Found + Send>>>,
     listener: Option<Listener>,
+}
+
+impl fmt::Debug for Live {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Live").field("listener", &self.listener).finish_non_exhaustive()
+    }
 }
 
 /// Where progress goes. Nobody waits for a listener: what it has no room for is counted, and it is told how many.
@@ -148,12 +156,14 @@ impl Live {
 
     /// What was found until now.
     pub(crate) fn take(&self) -> Option<Found> {
-        self.found.lock().unwrap_or_else(PoisonError::into_inner).take()
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).take();
+        found.map(|found| found())
     }
 
     /// What is there if the run ends now.
-    fn set(&self, found: Found) {
-        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+    fn set<T: Tool>(&self, options: &T, target: &T::Target, report: T::Report) {
+        let (options, target) = (options.clone(), target.clone());
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(move || Found::of(&options, &target, &report)));
     }
 
     /// Whether anybody wants to hear of progress; for tools to whom telling it is work.

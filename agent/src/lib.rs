@@ -27,4 +27,6 @@ mod slots;
 #[cfg(test)]
 mod testing;
 mod trail;
+#[doc(hidden)]
+pub mod trial;
 mod worker;

@@ -12,8 +12,8 @@ use crate::agent;
 use crate::config::{Given, Settings};
 use crate::health;
 
-/// How many threads a node needs: diagnostics wait more than they work.
-const WORKER_THREADS: usize = 2;
+/// How many threads a node needs at most: diagnostics wait more than they work. One for each processor, as two on one only wake each other.
+const WORKER_THREADS_MAX: usize = 2;
 
 /// What may be said on the command line.
 #[derive(Args, Clone, Debug, Default)]
@@ -45,7 +45,8 @@ impl Program {
             Err(detail) => return complain(&detail, 1),
         };
         process::start_log(settings.log_format);
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(WORKER_THREADS).enable_all().build();
+        let threads = std::thread::available_parallelism().map_or(1, |processors| processors.get().min(WORKER_THREADS_MAX));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
         let runtime = match runtime {
             Ok(runtime) => runtime,
             Err(error) => return complain(&format!("cannot start threads: {error}"), 1),

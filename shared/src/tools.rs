@@ -33,7 +33,7 @@ use crate::json;
 use crate::text::as_text;
 
 /// A kind of diagnostic; implemented by the type of its options (`parameters` of a job).
-pub trait Tool: Serialize + DeserializeOwned + JsonSchema + Default + Clone + fmt::Debug {
+pub trait Tool: Serialize + DeserializeOwned + JsonSchema + Default + Clone + fmt::Debug + Send + 'static {
     /// One line: catalogue, `--help`, README.
     const SUMMARY: &'static str;
     /// Which slots of a node it takes.
@@ -41,9 +41,9 @@ pub trait Tool: Serialize + DeserializeOwned + JsonSchema + Default + Clone + fm
     /// A target that shows what may be asked, for examples.
     const EXAMPLE_TARGET: &'static str;
     /// Whom it is pointed at.
-    type Target: Clone + fmt::Debug + fmt::Display + FromStr<Err = String> + JsonSchema;
+    type Target: Clone + fmt::Debug + fmt::Display + FromStr<Err = String> + JsonSchema + Send + 'static;
     /// What it finds.
-    type Report: Serialize + DeserializeOwned + JsonSchema + fmt::Debug;
+    type Report: Serialize + DeserializeOwned + JsonSchema + fmt::Debug + Send + 'static;
     /// What it tells while it goes on; [`Nothing`] where it tells nothing.
     type Progress: Serialize + DeserializeOwned + JsonSchema + fmt::Debug;
 

@@ -12,3 +12,4 @@ pub mod silent;
 pub mod testnet;
 pub mod up;
 pub mod wire;
+pub mod wire_delay;

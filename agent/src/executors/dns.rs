@@ -15,13 +15,13 @@ use probeops_shared::host::{DnsName, Host};
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::dns::comparison::{DnsCompared, DnsComparison};
-use probeops_shared::tools::dns::report::{DnsReport, DnsServer, DnsTimings};
+use probeops_shared::tools::dns::report::{AttemptResult, DnsReport, DnsServer, DnsTimings};
 use probeops_shared::tools::dns::secure::HTTPS_PORT;
 use probeops_shared::tools::dns::{Dns, DnsProgress, Transport};
 use probeops_shared::tools::network::Source;
 
 use crate::executors::tls::authorities;
-use crate::executors::{Context, Found, Live, reach};
+use crate::executors::{Context, Live, reach};
 use crate::net::dns::Way;
 use crate::net::dns::message::Query;
 use crate::net::tls::{Terms, Trust};
@@ -33,7 +33,7 @@ pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live
     let family = options.source.map_or(options.family, Source::family);
     let mut report = ask(context, target, &Dns { family, ..options.clone() }, live).await?;
     if !options.assertions.is_empty() {
-        live.set(Found::of(options, target, &report));
+        live.set(options, target, report.clone());
         report.assertions = options.assertions.judge(report.response.as_ref());
         for verdict in &report.assertions {
             live.tell(options, target, &DnsProgress::Assertion { verdict: verdict.clone() });
@@ -50,7 +50,7 @@ async fn ask(context: &Context, target: &DnsName, options: &Dns, live: &Live) ->
     let servers = Servers::of(context, target, options, live).await?;
     let job = Job { query: &query, target, options, live };
     let (asking, mut report) = match options.compare_with.hosts() {
-        [] => job.answer(&servers, |report| live.set(Found::of(options, target, report))).await?,
+        [] => job.answer(&servers, |report| live.set(options, target, report)).await?,
         others => {
             // All of them are judged before anything is sent to one of them.
             let others = others.iter().map(|resolver| Servers::named(context, target, options, resolver, live));
@@ -58,7 +58,7 @@ async fn ask(context: &Context, target: &DnsName, options: &Dns, live: &Live) ->
         }
     };
     if options.validate {
-        live.set(Found::of(options, target, &report));
+        live.set(options, target, report.clone());
         report.validation = Some(proof::prove(&asking, target, options, live).await);
     }
     Ok(report)
@@ -73,14 +73,16 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    /// What the servers say, asked in turn until one does; `known` is told after each query.
-    async fn answer(&self, servers: &Servers, known: impl Fn(&DnsReport)) -> Result<(Asking<'a>, DnsReport), Failure> {
+    /// What the servers say, asked in turn until one does; `known` is told after each query that is not the last.
+    async fn answer(&self, servers: &Servers, known: impl Fn(DnsReport)) -> Result<(Asking<'a>, DnsReport), Failure> {
         let first = servers.first()?;
         let mut asking = Asking::new(self.query, servers.way.clone(), self.options);
         for server in servers.addresses.iter().cycle().take(self.options.tries.get_usize()) {
             asking
                 .ask(*server, |asking, attempt| {
-                    known(&report(asking, servers, first));
+                    if attempt.result != AttemptResult::Answered {
+                        known(report(asking, servers, first));
+                    }
                     self.live.tell(self.options, self.target, &DnsProgress::Attempt(attempt.clone()));
                 })
                 .await;
@@ -103,7 +105,7 @@ impl<'a> Job<'a> {
             self.live.tell(self.options, self.target, &DnsProgress::Compared(Box::new(DnsCompared::of(&answer.1))));
             answers.insert(index, answer);
             if let Some((_, report)) = answers.first_key_value().map(|(_, answer)| answer) {
-                self.live.set(Found::of(self.options, self.target, &with_comparison(report, &answers)));
+                self.live.set(self.options, self.target, with_comparison(report, &answers));
             }
         }
         let report = answers.get(&0).map(|(_, report)| with_comparison(report, &answers));

@@ -15,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::sign::CertifiedKey;
 use tokio::time::Instant;
 
-use crate::executors::{Context, Found, Live, tls};
+use crate::executors::{Context, Live, tls};
 
 use hop::{Done, Hop};
 
@@ -54,7 +54,7 @@ pub(super) async fn run(context: &Context, target: &HttpUrl, options: &Http, liv
         match followed {
             Ok(Some(on)) => {
                 report.redirects += 1;
-                live.set(Found::of(options, target, &report));
+                live.set(options, target, report.clone());
                 next = on;
                 continue;
             }
@@ -62,7 +62,7 @@ pub(super) async fn run(context: &Context, target: &HttpUrl, options: &Http, liv
             Err(why) => report.redirect_not_followed = Some(why),
         }
         if !options.assertions.is_empty() {
-            live.set(Found::of(options, target, &report));
+            live.set(options, target, report.clone());
         }
         run.judge(&mut report, headers, kept).await;
         return Ok(report);

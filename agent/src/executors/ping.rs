@@ -14,7 +14,7 @@ use probeops_shared::tools::ping::{Ping, PingProgress, PingProtocol};
 use tokio::time::{Interval, MissedTickBehavior};
 
 use crate::executors::reach::{self, Reached};
-use crate::executors::{Context, Found, Live};
+use crate::executors::{Context, Live};
 
 pub(super) async fn run(context: &Context, target: &Host, options: &Ping, live: &Live) -> Result<PingReport, Failure> {
     let source = reach::source(options.source)?;
@@ -104,7 +104,7 @@ impl Run<'_> {
     }
 
     fn keep(&self) {
-        self.live.set(Found::of(self.options, self.target, &self.report()));
+        self.live.set(self.options, self.target, self.report());
     }
 
     fn report(&self) -> PingReport {

@@ -9,7 +9,7 @@ use probeops_shared::tools::network::{Family, ms};
 use probeops_shared::tools::pmtu::{PROBE_INTERVAL, Pmtu, PmtuProbe, PmtuProbeStatus, PmtuProgress, PmtuProtocol, PmtuReport, PmtuVerdict};
 use tokio::time::MissedTickBehavior;
 
-use crate::executors::{Context, Found, Live, broken};
+use crate::executors::{Context, Live, broken};
 use crate::net::pmtu::{Carrier, Fate, Prober};
 
 use search::{Answer, Search};
@@ -64,7 +64,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Pmtu, live: 
             if answer.is_some() {
                 (report.mtu_bytes, report.verdict, report.limited_by) = search.verdict();
             }
-            live.set(Found::of(options, target, &report));
+            live.set(options, target, report.clone());
             live.tell(options, target, &PmtuProgress::Probe(probe));
             match answer {
                 None => return Ok(report),

@@ -19,7 +19,7 @@ use tokio::time::MissedTickBehavior;
 
 use crate::executors::dial::{Closed, Dialled, dial_from};
 use crate::executors::tls::{authorities, identity};
-use crate::executors::{Context, Found, Live, reach};
+use crate::executors::{Context, Live, reach};
 use crate::net::tcp::{self, Until};
 use crate::net::tls::{self, Terms, Trust};
 
@@ -59,7 +59,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
                     }));
                     // That it is open is known, however the run ends.
                     report.ports.push(port);
-                    live.set(Found::of(options, target, &report));
+                    live.set(options, target, report.clone());
                     continue;
                 }
                 (port, _) => port,
@@ -69,7 +69,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
         };
         report.ports.retain(|known| known.port != port.port);
         report.ports.push(port.clone());
-        live.set(Found::of(options, target, &report));
+        live.set(options, target, report.clone());
         live.tell(options, target, &TcpProgress::Port { address, report: Box::new(port) });
     }
 }

@@ -121,15 +121,17 @@ async fn a_run_cut_short_leaves_what_it_found() {
     let (context, live) = (open_node(&[]), Live::default());
     let run = execute(&context, spec("ping", "127.0.0.1", json!({"count": 100, "interval_ms": 1000})), &live);
     let first_reply = async {
-        while live.found.lock().unwrap().as_ref().is_none_or(|found| found.report["stats"]["received"] == 0) {
-            tokio::task::yield_now().await;
+        loop {
+            match live.take() {
+                Some(found) if found.report["stats"]["received"] != 0 => return found,
+                Some(_) | None => tokio::task::yield_now().await,
+            }
         }
     };
-    tokio::select! {
+    let found = tokio::select! {
         _ = run => panic!("a hundred seconds have passed"),
-        () = first_reply => {}
-    }
-    let found = live.take().unwrap();
+        found = first_reply => found,
+    };
     assert_eq!((&found.report["stats"]["sent"], found.report["packets"].as_array().unwrap().len()), (&json!(1), 1));
 }
 

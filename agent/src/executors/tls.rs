@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use crate::executors::dial::{Closed, Dialled, dial};
-use crate::executors::{Context, Found, Live};
+use crate::executors::{Context, Live};
 use crate::net::tls::{self, Refused, Terms, Trust, hello};
 use crate::net::{starttls, words};
 
@@ -41,7 +41,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tls, live: &
         timings: TlsTimings { resolve_ms: reached.resolve_ms, ..TlsTimings::default() },
     };
     let tell = |report: &TlsReport, progress: &TlsProgress| {
-        live.set(Found::of(options, target, report));
+        live.set(options, target, report.clone());
         live.tell(options, target, progress);
     };
     run.handshake(&mut report, &tell).await?;

@@ -91,15 +91,12 @@ impl<'a> Follower<'a> {
                         None => continue,
                     }
                 }
-            }
-            let now = Instant::now();
-            let given_up = self.progression.give_up(now);
-            if !given_up.is_empty() {
-                for tag in given_up {
+                for tag in self.progression.give_up(Instant::now()) {
                     self.tracer.forget(tag);
                 }
                 return Step::GivenUp;
             }
+            let now = Instant::now();
             if self.progression.begin_round(now) {
                 return Step::Round;
             }

@@ -15,7 +15,7 @@ use crate::executors::reach::{self, Reached};
 use crate::executors::trace::course::{Pace, Plan, Progression};
 use crate::executors::trace::names::Names;
 use crate::executors::trace::{Follower, Step, carrier, patience};
-use crate::executors::{Context, Found, Live};
+use crate::executors::{Context, Live};
 use crate::net::icmp::Fragments;
 use crate::net::trace::Course;
 
@@ -197,7 +197,7 @@ impl Run<'_> {
 
     fn keep(&mut self) {
         self.keep_at = None;
-        self.live.set(Found::of(self.options, self.target, &self.report()));
+        self.live.set(self.options, self.target, self.report());
     }
 
     fn report(&self) -> TracerouteReport {

@@ -21,7 +21,7 @@ use tokio::time::timeout;
 
 use crate::executors::dial::{Dialled, dial};
 use crate::executors::tls::authorities;
-use crate::executors::{Context, Found, Live};
+use crate::executors::{Context, Live};
 use crate::net::get::{self, Fetched, Wanted};
 use crate::net::tls::{self, Terms};
 
@@ -217,7 +217,7 @@ impl Search<'_> {
     /// Keeps what a server said, and tells it.
     fn tell(&mut self, query: WhoisQuery, record: Option<WhoisRecord>) {
         self.report.queries.push(query.clone());
-        self.live.set(Found::of(self.options, self.target, &self.report));
+        self.live.set(self.options, self.target, self.report.clone());
         let progress = WhoisProgress::Answer { record: record.map(Box::new), query: Box::new(query) };
         self.live.tell(self.options, self.target, &progress);
     }

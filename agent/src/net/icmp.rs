@@ -2,7 +2,7 @@
 //!
 //! Sockets are of one of two engines. `surge` is for systems that ours does not know, and a second opinion on this one. Of ours:
 //!
-//! - One socket of a kind for all runs, with a receive buffer that holds a burst of replies: the system's default drops them, which looks like
+//! - One socket of a kind for all runs, as far as its numbers reach, with a receive buffer that holds a burst of replies: the system's default drops them, which looks like
 //!   loss on the path.
 //! - Time to live and traffic class are each packet's own.
 //! - A reply's time is the kernel's, taken when it arrived, so that a busy node measures no longer round trips.
@@ -40,14 +40,24 @@ pub(crate) const PAYLOAD_BYTES_MAX: usize = 8_972;
 
 /// Room for the replies of a burst of 10,000 small packets, as far as the system lets us have it (`net.core.rmem_max`).
 const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
+/// How many numbers a socket has: more requests than that need a socket, and so an identifier, of their own.
+const NUMBERS: usize = 65_536;
 /// An error about an earlier packet can surface at the next send, which then has not happened; one that comes as often as this is real.
 const SEND_ATTEMPTS: usize = 8;
 
 /// The ICMP sockets of this process.
 #[derive(Debug, Default)]
 pub(crate) struct Icmp {
-    sockets: Mutex<HashMap<Engine, Weak<dyn EchoSocket>>>,
+    sockets: Mutex<HashMap<Engine, Open>>,
     stopwatch: Stopwatch,
+}
+
+/// The socket that further runs get.
+#[derive(Debug)]
+struct Open {
+    socket: Weak<dyn EchoSocket>,
+    /// How many requests the runs that got it may send.
+    promised: usize,
 }
 
 /// Whose socket, and of which kind.
@@ -153,28 +163,31 @@ fn open(family: Family) -> io::Result<(Socket, Type)> {
 }
 
 impl Icmp {
-    /// A socket of our own.
-    pub(crate) fn socket(&self, kind: Kind) -> io::Result<Arc<dyn EchoSocket>> {
-        self.of(Engine::Own(kind))
+    /// A socket of our own for so many requests.
+    pub(crate) fn socket(&self, kind: Kind, requests: usize) -> io::Result<Arc<dyn EchoSocket>> {
+        self.of(Engine::Own(kind), requests)
     }
 
     /// A socket of surge-ping's: for requests with this time to live, of at most [`surge::PAYLOAD_BYTES_MAX`], and with no wish but those.
-    pub(crate) fn surge(&self, family: Family, ttl: Option<u8>) -> io::Result<Arc<dyn EchoSocket>> {
-        self.of(Engine::Surge((family, ttl)))
+    pub(crate) fn surge(&self, family: Family, ttl: Option<u8>, requests: usize) -> io::Result<Arc<dyn EchoSocket>> {
+        self.of(Engine::Surge((family, ttl)), requests)
     }
 
-    /// Opened unless it is in use already. It is closed when the last run that holds it is over.
-    fn of(&self, engine: Engine) -> io::Result<Arc<dyn EchoSocket>> {
+    /// Opened unless one is in use already that has numbers left for so many requests. It is closed when the last run that holds it is over.
+    fn of(&self, engine: Engine, requests: usize) -> io::Result<Arc<dyn EchoSocket>> {
         let mut sockets = self.sockets.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(socket) = sockets.get(&engine).and_then(Weak::upgrade) {
+        if let Some(open) = sockets.get_mut(&engine).filter(|open| open.promised + requests <= NUMBERS)
+            && let Some(socket) = open.socket.upgrade()
+        {
+            open.promised += requests;
             return Ok(socket);
         }
-        sockets.retain(|_, socket| socket.strong_count() > 0);
+        sockets.retain(|_, open| open.socket.strong_count() > 0);
         let socket: Arc<dyn EchoSocket> = match engine {
             Engine::Own(kind) => Arc::new(IcmpSocket::open(kind)?),
             Engine::Surge(kind) => Arc::new(SurgeSocket::open(&self.stopwatch.thread()?, kind)?),
         };
-        sockets.insert(engine, Arc::downgrade(&socket));
+        sockets.insert(engine, Open { socket: Arc::downgrade(&socket), promised: requests });
         Ok(socket)
     }
 }

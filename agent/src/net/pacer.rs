@@ -10,6 +10,8 @@ use probeops_shared::tools::traceroute::PROBES_PER_SECOND;
 
 /// How many may leave without a pause after a silence: Linux answers no more than fifty at once, whoever asks, and then one a millisecond.
 const BURST: u32 = 40;
+/// Those that have to wait leave by so many milliseconds together: to wake up for each of them costs more than to send it.
+const STEP: Duration = Duration::from_millis(5);
 /// How often a hop is asked again that seems to limit its answers: Linux, the strictest, answers a sender once a second.
 const AGAIN_AFTER: Duration = Duration::from_millis(1_100);
 /// How long a hop is remembered to have answered.
@@ -21,6 +23,8 @@ pub(crate) struct Pacer(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
+    /// When the first left.
+    began: Option<Instant>,
     /// When the next would leave if they left evenly.
     even: Option<Instant>,
     /// By family and distance: near hops are the same for all traces.
@@ -78,7 +82,11 @@ impl State {
         let ahead = gap * BURST;
         let even = self.even.map_or(now, |even| even.max(now));
         self.even = Some(even + gap);
-        even.saturating_duration_since(now).saturating_sub(ahead)
+        let began = *self.began.get_or_insert(now);
+        let due = even.saturating_duration_since(began).saturating_sub(ahead);
+        let steps = due.as_micros().div_ceil(STEP.as_micros());
+        let leaves = if even > now + ahead { STEP * u32::try_from(steps).unwrap_or(u32::MAX) } else { Duration::ZERO };
+        leaves.saturating_sub(now.saturating_duration_since(began))
     }
 }
 

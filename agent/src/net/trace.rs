@@ -23,6 +23,8 @@ use crate::net::words;
 
 /// How many answers wait for a run that is busy: more than the probes it can have under way.
 const HEARD_MAX: usize = 256;
+/// About how many probes a trace sends. However many it is, the pacer lets all traces together send no more than a socket has numbers for.
+const PROBES: usize = 1_024;
 
 /// Where probes go, and how.
 #[derive(Clone, Copy, Debug)]
@@ -130,7 +132,7 @@ impl Tracer {
             Carrier::Icmp => {
                 let socket = |flow| {
                     let Course { source, fragments, .. } = course;
-                    icmp.socket(Kind { family: Family::of(course.to), source, fragments, flow })
+                    icmp.socket(Kind { family: Family::of(course.to), source, fragments, flow }, PROBES)
                 };
                 Means::Icmp { sockets: (0..course.flows).map(socket).collect::<io::Result<_>>()?, conversation: Conversation::new() }
             }

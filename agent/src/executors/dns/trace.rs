@@ -17,7 +17,7 @@ use rand::seq::SliceRandom as _;
 use super::asking::Asking;
 use super::referral::{self, Delegation};
 use super::{Servers, query};
-use crate::executors::{Context, Found, Live};
+use crate::executors::{Context, Live};
 use crate::net::dns::Way;
 use crate::net::dns::message::Query;
 use crate::net::dns::root;
@@ -108,7 +108,7 @@ impl Trace<'_> {
         if let Some(step) = self.steps.last_mut() {
             step.result = if next.is_some() && !may_go_on { StepResult::Limit } else { result };
             let progress = DnsProgress::Step(Box::new(step.clone()));
-            self.live.set(Found::of(self.options, self.target, &self.report()));
+            self.live.set(self.options, self.target, self.report());
             self.live.tell(self.options, self.target, &progress);
         }
         next.filter(|_| may_go_on)
@@ -135,7 +135,7 @@ impl Trace<'_> {
             let Some(step) = self.steps.last_mut() else { break };
             step.attempts.clone_from(&asking.attempts);
             let (Some(response), Some(last)) = (&asking.response, &asking.last) else {
-                self.live.set(Found::of(self.options, self.target, &self.report()));
+                self.live.set(self.options, self.target, self.report());
                 continue;
             };
             have_answered.push(last.server);

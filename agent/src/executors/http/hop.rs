@@ -19,7 +19,6 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Next, Run, request};
-use crate::executors::Found;
 use crate::executors::dial::{Closed, Dialled, dial};
 use crate::executors::reach::Reached;
 use crate::net::http::{self, Answer, Limits, Speech, tunnel};
@@ -205,7 +204,7 @@ impl Hop<'_> {
         let mut so_far = self.so_far.clone();
         (so_far.status, so_far.total_ms) = (request.status.or(so_far.status), ms(self.run.started.elapsed()));
         so_far.requests.push(request.clone());
-        self.run.live.set(Found::of(self.options(), self.run.target, &so_far));
+        self.run.live.set(self.options(), self.run.target, so_far);
         self.run.tell(phase, request);
     }
 

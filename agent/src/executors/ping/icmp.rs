@@ -27,11 +27,11 @@ pub(super) async fn run(context: &Context, mut run: Run<'_>) -> Result<PingRepor
     let socket = match engine {
         IcmpEngine::Own => {
             let fragments = if options.dont_fragment { Fragments::Forbidden } else { Fragments::Allowed };
-            icmp.socket(Kind { family, source: run.source, fragments, flow: 0 })
+            icmp.socket(Kind { family, source: run.source, fragments, flow: 0 }, options.count.get_usize())
         }
         IcmpEngine::Surge => {
             check_surge(options)?;
-            icmp.surge(family, ttl)
+            icmp.surge(family, ttl, options.count.get_usize())
         }
     };
     let socket = socket.map_err(|error| broken(ToolName::Ping, "open an ICMP socket", &error))?;

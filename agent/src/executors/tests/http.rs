@@ -393,7 +393,7 @@ async fn a_run_cut_short_keeps_the_requests_before_and_closes_at_once() {
     let serve = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc").await.unwrap();
-        while live.found.lock().unwrap().as_ref().is_none_or(|found| found.report["status"].is_null()) {
+        while live.take().is_none_or(|found| found.report["status"].is_null()) {
             tokio::task::yield_now().await;
         }
         stream

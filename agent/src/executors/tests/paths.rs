@@ -87,14 +87,16 @@ async fn a_trace_cut_short_leaves_the_hops_it_found() {
     let (context, live) = (open_node(&[]), Live::default());
     let run = execute(&context, spec("mtr", "127.0.0.1", json!({"rounds": 100})), &live);
     let first_round = async {
-        while live.found.lock().unwrap().as_ref().is_none_or(|found| found.report["hops"].as_array().unwrap().is_empty()) {
-            tokio::task::yield_now().await;
+        loop {
+            match live.take() {
+                Some(found) if !found.report["hops"].as_array().unwrap().is_empty() => return found,
+                Some(_) | None => tokio::task::yield_now().await,
+            }
         }
     };
-    tokio::select! {
+    let found = tokio::select! {
         _ = run => panic!("a hundred seconds have passed"),
-        () = first_round => {}
-    }
-    let found = live.take().unwrap();
+        found = first_round => found,
+    };
     assert_eq!((&found.report["hops"][0]["received"], &found.report["end"]), (&json!(1), &json!("reached")), "{}", found.report);
 }

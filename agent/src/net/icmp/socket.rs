@@ -147,9 +147,8 @@ impl Wire {
         let bytes = packet::request(self.kind.family, self.identifier, number, nonce, request.payload_bytes);
         let mut attempts = 0;
         let at = loop {
-            let at = Instant::now();
             match self.put(request, &bytes, set) {
-                Ok(()) => break at,
+                Ok(at) => break at,
                 Err(errno) if attempts == SEND_ATTEMPTS || errno == Errno::EAGAIN => return Err(errno.into()),
                 Err(_) => attempts += 1,
             }
@@ -158,10 +157,12 @@ impl Wire {
         Ok((number, at))
     }
 
-    fn put(&self, request: &Request, bytes: &[u8], set: &mut Set) -> Result<(), Errno> {
+    /// Gives it to the system; the last moment before.
+    fn put(&self, request: &Request, bytes: &[u8], set: &mut Set) -> Result<Instant, Errno> {
         let to = SockaddrStorage::from(SocketAddr::new(request.to, 0));
         let send = |control: &[ControlMessage<'_>]| {
-            sendmsg(self.socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_DONTWAIT, Some(&to)).map(drop)
+            let at = Instant::now();
+            sendmsg(self.socket.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_DONTWAIT, Some(&to)).map(|_| at)
         };
         let (ttl, class) = (request.ttl.map(i32::from), request.dscp.map(|dscp| dscp << 2));
         if self.kind.family == Family::V6 {

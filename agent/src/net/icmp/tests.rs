@@ -12,7 +12,7 @@ fn socket(icmp: &Icmp, kind: Kind) -> Arc<dyn EchoSocket> {
 }
 
 fn of(icmp: &Icmp, engine: Engine) -> Arc<dyn EchoSocket> {
-    icmp.of(engine).expect("no ICMP socket; allow it with: sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"")
+    icmp.of(engine, 1).expect("no ICMP socket; allow it with: sysctl -w net.ipv4.ping_group_range=\"0 2147483647\"")
 }
 
 fn request(to: impl Into<IpAddr>) -> Request {
@@ -81,7 +81,10 @@ async fn a_socket_is_shared_while_in_use_and_closed_after() {
     let (first, second) = (socket(&icmp, KIND), socket(&icmp, KIND));
     assert!(Arc::ptr_eq(&first, &second));
     assert!(!Arc::ptr_eq(&first, &socket(&icmp, Kind { flow: 1, ..KIND })));
-    drop((first, second));
+    let third = icmp.socket(KIND, NUMBERS - 1).unwrap();
+    assert!(!Arc::ptr_eq(&first, &third), "the first has not so many numbers left");
+    assert!(Arc::ptr_eq(&third, &socket(&icmp, KIND)), "further runs get the newest");
+    drop((first, second, third));
     drop(socket(&icmp, Kind { fragments: Fragments::Forbidden, ..KIND }));
     assert!(icmp.sockets.lock().unwrap().len() <= 2);
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rustls::RootCertStore;
-use rustls::pki_types::CertificateDer;
+use rustls::pki_types::{CertificateDer, Der, TrustAnchor};
 use tokio::sync::OnceCell;
 
 /// Read once, at the first handshake: an idle node does not hold them, and a new authority is seen when the agent starts again.
@@ -15,9 +15,18 @@ pub(super) async fn with(more: &[CertificateDer<'static>]) -> Arc<RootCertStore>
     if more.is_empty() {
         return Arc::clone(machine);
     }
-    let mut roots = RootCertStore::clone(machine);
+    let mut roots = RootCertStore { roots: machine.roots.iter().map(borrowed).collect() };
     roots.add_parsable_certificates(more.iter().cloned());
     Arc::new(roots)
+}
+
+/// The same authority, not a copy of it: there are more than a hundred, and a run that names one of its own needs all of them.
+fn borrowed(anchor: &'static TrustAnchor<'static>) -> TrustAnchor<'static> {
+    TrustAnchor {
+        subject: Der::from_slice(&anchor.subject),
+        subject_public_key_info: Der::from_slice(&anchor.subject_public_key_info),
+        name_constraints: anchor.name_constraints.as_deref().map(Der::from_slice),
+    }
 }
 
 /// Those of the system (or of `SSL_CERT_FILE`); Mozilla's where there are none, as in an image with nothing but the agent.

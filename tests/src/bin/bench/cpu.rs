@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -53,6 +54,13 @@ impl fmt::Display for Spent {
 
 /// The kernel's clock for processor time ticks so often (`getconf CLK_TCK`; proc(5): the same on every Linux).
 const TICKS_PER_SECOND: f64 = 100.0;
+
+/// The same as a duration.
+pub(crate) fn used(process_id: u32) -> anyhow::Result<Duration> {
+    #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark")]
+    let seconds = ticks(process_id)? as f64 / TICKS_PER_SECOND;
+    Ok(Duration::from_secs_f64(seconds))
+}
 
 /// Processor time of a process until now, user and system (proc(5), fields 14 and 15).
 fn ticks(process_id: u32) -> anyhow::Result<u64> {

@@ -83,6 +83,7 @@ async fn ask(question: Question, counted_from: Instant, ends: Instant) -> anyhow
         if let Some(token) = &question.token {
             request = request.header("authorization", format!("Bearer {token}"));
         }
+        sender.ready().await?;
         let response = sender.send_request(request.body(Full::new(question.body.clone()))?).await?;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();

@@ -1,10 +1,12 @@
 //! The benchmarks: ProbeOps beside what it is compared with, in one run, as ratios.
 //!
-//! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `memory`, `size`, `smoke`, `all`
-//! or `testnet` (as root: the tools beside the programs that everybody knows, with their times).
+//! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `memory`, `size`, `smoke` or
+//! `all`; or, as root and with programs to compare with, `testnet` (the tools beside the programs that everybody knows, with their times),
+//! `ping`, `traceroute`, `http`, `https`, `dns`, `jobs`, `capacity` for all of these from `ping` on, or `capacity-smoke`.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
+mod capacity;
 mod cpu;
 mod load;
 mod relay;
@@ -21,6 +23,7 @@ use probeops_tests::testnet::compare::COMPARISONS;
 use probeops_tests::testnet::rtt;
 use probeops_tests::testnet::run::run;
 
+use crate::capacity::Scale;
 use crate::load::{Measured, Question};
 
 /// That of the program, for both sides.
@@ -59,11 +62,24 @@ fn main() -> anyhow::Result<ExitCode> {
             size()
         }
         ["testnet"] => return Ok(run(TESTNET_MOST, &[&rtt::COMPARISONS[..], &COMPARISONS].concat())),
+        [name] if capacity::NAMES.contains(name) => capacity::run(name, Scale::Full, Some(&shipped_agent()?)),
+        // The same of another build of the agent.
+        [name, agent] if capacity::NAMES.contains(name) => capacity::run(name, Scale::Full, Some(Path::new(agent))),
+        ["capacity"] => {
+            let agent = shipped_agent()?;
+            capacity::NAMES.iter().try_for_each(|name| capacity::run(name, Scale::Full, Some(&agent)))
+        }
+        ["capacity-smoke"] => capacity::NAMES.iter().try_for_each(|name| capacity::run(name, Scale::Smoke, None)),
+        ["in-yard", arguments @ ..] => capacity::in_yard(arguments),
+        ["part", arguments @ ..] => capacity::part(arguments),
         // ProbeOps itself, as processes of its own; then the other side.
         ["api" | "agent", ..] => return Ok(probeops::main()),
         ["respond", broker] => runtime()?.block_on(relay::respond(broker)),
         ["relay", broker, listen] => runtime()?.block_on(relay::serve(broker, listen.parse()?)),
-        _ => bail!("name a benchmark: throughput, latency, memory, size, smoke, all or testnet"),
+        _ => bail!(
+            "name a benchmark: throughput, latency, memory, size, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
+            capacity::NAMES
+        ),
     }?;
     Ok(ExitCode::SUCCESS)
 }
