@@ -393,16 +393,18 @@ async fn a_run_cut_short_keeps_the_requests_before_and_closes_at_once() {
     let serve = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc").await.unwrap();
-        while live.take().is_none_or(|found| found.report["status"].is_null()) {
-            tokio::task::yield_now().await;
+        loop {
+            match live.take() {
+                Some(found) if !found.report["status"].is_null() => break (stream, found),
+                _ => tokio::task::yield_now().await,
+            }
         }
-        stream
     };
-    let mut stream = tokio::select! {
+    let (mut stream, found) = tokio::select! {
         _ = execute(&context, spec("http", &url, json!({})), &live) => panic!("the body has no end"),
-        stream = serve => stream,
+        served = serve => served,
     };
-    assert_eq!(live.take().unwrap().report["requests"][0]["status"], 200);
+    assert_eq!(found.report["requests"][0]["status"], 200);
     let mut rest = Vec::new();
     tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.unwrap().unwrap();
 }
