@@ -25,10 +25,14 @@ pub fn alone(most: Duration, inside: impl FnOnce() -> ExitCode) -> ExitCode {
         "mount -t tmpfs testnet {FOLDER} && mkdir {files} && printf '{names}' >{files}/resolv.conf \
          && mount --bind {files}/resolv.conf /etc/resolv.conf && exec \"$@\""
     );
-    let mut command = Command::new("unshare");
-    command.args(["--mount", "--pid", "--fork", "--kill-child", "sh", "-c", &script, "sh"]).arg(own).args(std::env::args_os().skip(1));
+    // Whoever kills this program kills that one, too.
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "sh", "-c", &script, "sh"])
+        .arg(own)
+        .args(std::env::args_os().skip(1));
     command.env(INSIDE, "1").env("TMPDIR", files);
-    let status = command.status().unwrap_or_else(|error| panic!("unshare: {error}; apt-get install util-linux"));
+    let status = command.status().unwrap_or_else(|error| panic!("setpriv: {error}; apt-get install util-linux"));
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(1);
     ExitCode::from(u8::try_from(code).unwrap_or(1))
 }

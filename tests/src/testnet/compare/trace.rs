@@ -47,15 +47,14 @@ pub(super) fn watched(text: &str) -> Vec<Hop> {
     let mut hops: Vec<Hop> = Vec::new();
     for line in text.lines() {
         let words: Vec<&str> = line.split_whitespace().collect();
-        let Some(from) = words.get(1).map(|word| word.parse().ok()) else { continue };
-        if words[0].ends_with(".|--") {
+        if words.first().is_some_and(|word| word.ends_with(".|--")) {
             let number = |at: usize| words.get(at).and_then(|word: &&str| word.trim_end_matches('%').parse::<f64>().ok()).unwrap_or(-1.0);
             let (share, packets) = (number(2) / 100.0, number(3));
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counts of packets")]
             let (sent, lost) = (packets as usize, (share * packets).round() as usize);
-            hops.push(Hop { from: from.into_iter().collect(), sent, lost });
-        } else if let (Some(hop), "|" | "|--" | "`|--", Some(from)) = (hops.last_mut(), words[0], from) {
-            hop.from.insert(from);
+            hops.push(Hop { from: words.get(1).and_then(|word| word.parse().ok()).into_iter().collect(), sent, lost });
+        } else if let (Some(hop), [address]) = (hops.last_mut(), words.as_slice()) {
+            hop.from.extend(address.parse::<IpAddr>());
         }
     }
     hops
@@ -104,7 +103,7 @@ pub(super) fn equal_paths(_: &Testnet, asker: &Asker) -> Row {
     let routers = |texts: &[String]| texts.iter().flat_map(|text| printed(text)).flat_map(|hop| hop.from).collect::<BTreeSet<_>>();
     let (found, said) = (routers(&ours), routers(&theirs));
     row.same("equal paths", &found, &said);
-    row.same("equal paths", &found, &BOTH.iter().filter_map(|router| router.parse().ok()).collect());
+    row.same("equal paths", &found, &pair());
     row.found(found.len(), said.len())
 }
 
@@ -138,6 +137,7 @@ pub(super) fn limited(_: &Testnet, asker: &Asker) -> Row {
     let ((report, output), said) = both(|| asker.ask("mtr", HOST, &options), theirs);
     let (ours, theirs) = (watched(&output), watched(&said));
     row.same(format!("who is at each hop\n{output}\n{said}"), &addresses(&ours), &addresses(&theirs));
+    row.check(ours.get(PAIR - 1).is_some_and(|hop| hop.from == pair()), || format!("not both of the pair:\n{output}"));
     let unanswered = |hops: &[Hop]| hops.get(LIMITED - 1).map_or(0, |hop| hop.lost);
     let behind = |hops: &[Hop]| hops.iter().skip(LIMITED).map(|hop| hop.lost).sum::<usize>();
     row.same("lost behind it", &behind(&ours), &behind(&theirs));
@@ -145,6 +145,11 @@ pub(super) fn limited(_: &Testnet, asker: &Asker) -> Row {
     let said_so = entries(&report, "hops").get(LIMITED - 1).is_some_and(|hop| hop["limited"] == json!(unanswered(&ours) > 0));
     row.check(said_so, || format!("`limited` is not said: {report}"));
     row.found(format!("{} unanswered, 0 lost behind", unanswered(&ours)), format!("{}, 0", unanswered(&theirs)))
+}
+
+/// The equal pair.
+fn pair() -> BTreeSet<IpAddr> {
+    BOTH.iter().filter_map(|router| router.parse().ok()).collect()
 }
 
 fn addresses(hops: &[Hop]) -> Vec<BTreeSet<IpAddr>> {
