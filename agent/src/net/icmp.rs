@@ -31,6 +31,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::sync::mpsc;
 
 pub(crate) use conversation::Conversation;
+use sequence::NUMBERS;
 use socket::IcmpSocket;
 use stopwatch::Stopwatch;
 use surge::SurgeSocket;
@@ -40,8 +41,6 @@ pub(crate) const PAYLOAD_BYTES_MAX: usize = 8_972;
 
 /// Room for the replies of a burst of 10,000 small packets, as far as the system lets us have it (`net.core.rmem_max`).
 const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
-/// How many numbers a socket has: more requests than that need a socket, and so an identifier, of their own.
-const NUMBERS: usize = 65_536;
 /// An error about an earlier packet can surface at the next send, which then has not happened; one that comes as often as this is real.
 const SEND_ATTEMPTS: usize = 8;
 

@@ -8,6 +8,9 @@ pub(super) const REUSED_AFTER: Duration = Duration::from_secs(40);
 /// The numbers are remembered by blocks of this many.
 const BLOCK: u16 = 1024;
 const BLOCKS: usize = 64;
+/// How many there are wherever it begins, as it does not come back into the block where it began: more requests than that need a socket, and so
+/// an identifier, of their own.
+pub(super) const NUMBERS: usize = 63 * 1024;
 
 /// Counts from 0 to 65535 and again from 0.
 #[derive(Debug)]
@@ -58,5 +61,14 @@ mod tests {
         assert_eq!(sequence.next(start), None);
         assert_eq!(sequence.next(start + REUSED_AFTER), Some(0));
         assert_eq!(sequence.next(start + REUSED_AFTER), Some(1));
+    }
+
+    #[test]
+    fn wherever_it_begins_it_has_as_many_as_are_promised() {
+        for first in [0, 1, 1023, 1024, 40_000, u16::MAX] {
+            let mut sequence = Sequence::starting_at(first);
+            let now = Instant::now();
+            assert!((0..NUMBERS).all(|_| sequence.next(now).is_some()), "from {first}");
+        }
     }
 }
