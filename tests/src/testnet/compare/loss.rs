@@ -16,8 +16,8 @@ use super::trace::watched;
 const LOSS: f64 = 0.2;
 /// Two shares of the same chance are more standard deviations apart once in twenty-five million times.
 const DEVIATIONS: f64 = 5.5;
-/// Packets of ping that can still be on their way when it ends: it waits for twice the round trip.
-const LEFT_BEHIND: u64 = 10;
+/// Packets of ping that can still be on their way when it ends: it waits for twice the round trip, which a busy machine can stretch.
+const LEFT_BEHIND: u64 = 50;
 
 /// How many were sent, and how many of them were lost.
 #[derive(Clone, Copy, Debug, Default)]
