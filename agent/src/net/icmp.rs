@@ -2,8 +2,8 @@
 //!
 //! Sockets are of one of two engines. `surge` is for systems that ours does not know, and a second opinion on this one. Of ours:
 //!
-//! - One socket of a kind for all runs, as far as its numbers reach, with a receive buffer that holds a burst of replies: the system's default drops them, which looks like
-//!   loss on the path.
+//! - One socket of a kind for all runs, as far as its numbers reach, with a receive buffer that holds a burst of replies: the system's default
+//!   drops them, which looks like loss on the path.
 //! - Time to live and traffic class are each packet's own.
 //! - A reply's time is the kernel's, taken when it arrived, so that a busy node measures no longer round trips.
 //! - ICMP errors and their senders come from the system's error queue.
