@@ -22,9 +22,14 @@ use std::net::IpAddr;
 
 use nix::errno::Errno;
 use nix::sys::socket::SockaddrStorage;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 /// What is said of ourselves to web servers and registries.
 pub(crate) const USER_AGENT: &str = concat!("ProbeOps/", env!("CARGO_PKG_VERSION"));
+
+/// A connection, over TLS or not.
+pub(crate) trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection for S {}
 
 /// An error in the system's words, without its number.
 pub(crate) fn words(error: &io::Error) -> String {

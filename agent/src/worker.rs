@@ -5,6 +5,7 @@ mod control;
 
 use std::future::pending;
 use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -127,20 +128,22 @@ impl Worker {
             (Live::default(), None)
         };
         let context = self.context.for_run(targets, dispatch_ms, self.clock.measured().map(|measured| measured.offset_ms));
-        let executed = AssertUnwindSafe(executors::execute(&context, job.spec, &live)).catch_unwind();
-        let bounded = async {
-            tokio::select! {
-                done = tokio::time::timeout(budget, executed) => match done {
-                    Ok(Ok(found)) => found,
-                    Ok(Err(_panic)) => Err(internal(&job.request_id)),
-                    Err(_elapsed) => Err(Failure::new(FailureKind::TimedOut, format!("not finished within its budget of {} ms", budget.as_millis()))),
-                },
-                () = entry.cancel.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the run was cancelled")),
-                () = entry.superseded.cancelled() => Err(Failure::new(FailureKind::Cancelled, "a later attempt of the same job has taken its place")),
-                () = self.abort.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the agent stopped before the run was over")),
-            }
+        let executed = AssertUnwindSafe(Box::pin(executors::execute(&context, job.spec, &live))).catch_unwind();
+        let (result, next_seq) = {
+            let bounded = pin!(async {
+                tokio::select! {
+                    done = tokio::time::timeout(budget, executed) => match done {
+                        Ok(Ok(found)) => found,
+                        Ok(Err(_panic)) => Err(internal(&job.request_id)),
+                        Err(_elapsed) => Err(Failure::new(FailureKind::TimedOut, format!("not finished within its budget of {} ms", budget.as_millis()))),
+                    },
+                    () = entry.cancel.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the run was cancelled")),
+                    () = entry.superseded.cancelled() => Err(Failure::new(FailureKind::Cancelled, "a later attempt of the same job has taken its place")),
+                    () = self.abort.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the agent stopped before the run was over")),
+                }
+            });
+            self.accompany(&asker, &job.request_id, bounded, news).await
         };
-        let (result, next_seq) = self.accompany(&asker, &job.request_id, bounded, news).await;
         let unheard = entry.superseded.is_cancelled() && result.is_err();
         drop(entry);
         let duration_ms = ms(started.elapsed());
@@ -176,7 +179,7 @@ impl Worker {
         &self,
         asker: &Asker,
         request_id: &RequestId,
-        run: impl Future<Output = T>,
+        mut run: Pin<&mut impl Future<Output = T>>,
         news: Option<mpsc::Receiver<News>>,
     ) -> (T, u64) {
         let Some(mut news) = news else { return (run.await, 0) };
@@ -193,7 +196,6 @@ impl Worker {
         };
         let alive = || serde_json::json!({"request_id": request_id}).to_string().into_bytes();
         // What is quickly over has only an outcome.
-        tokio::pin!(run);
         if let Ok(result) = tokio::time::timeout(ACCEPTED_AFTER, &mut run).await {
             return (result, 0);
         }

@@ -13,13 +13,13 @@ use probeops_shared::tools::network::{Family, Source, ms};
 use probeops_shared::tools::tcp::exchange::Exchange;
 use probeops_shared::tools::tcp::report::{PortState, TcpExchange, TcpExpectation, TcpPort, TcpProgress, TcpReport, TcpTls};
 use probeops_shared::tools::tcp::{BANNER_BYTES_MAX, PORT_INTERVAL, REPLY_BYTES_MAX, Tcp};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::MissedTickBehavior;
 
 use crate::executors::dial::{Closed, Dialled, dial_from};
 use crate::executors::tls::{authorities, identity};
 use crate::executors::{Context, Live, reach};
+use crate::net::Connection;
 use crate::net::tcp::{self, Until};
 use crate::net::tls::{self, Terms, Trust};
 
@@ -95,10 +95,6 @@ async fn shake_hands(from: Option<IpAddr>, to: SocketAddr, patience: Duration) -
         }
     })
 }
-
-/// A connection, over TLS or not.
-trait Connection: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<S: AsyncRead + AsyncWrite + Send + Unpin> Connection for S {}
 
 /// A talk with what listens.
 struct Talk<'a> {

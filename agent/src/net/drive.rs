@@ -3,7 +3,7 @@
 use std::error::Error as _;
 use std::fmt;
 use std::future::poll_fn;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
@@ -35,8 +35,11 @@ impl<F: Future<Output = ()> + Send + 'static> hyper::rt::Executor<F> for Tasks {
 }
 
 /// Runs the connection and its tasks until the exchange is over.
-pub(crate) async fn drive<T>(connection: impl Future<Output = hyper::Result<()>>, tasks: &Tasks, exchange: impl Future<Output = T>) -> T {
-    let (mut connection, mut exchange) = (pin!(connection), pin!(exchange));
+pub(crate) async fn drive<T>(
+    mut connection: Pin<&mut impl Future<Output = hyper::Result<()>>>,
+    tasks: &Tasks,
+    mut exchange: Pin<&mut impl Future<Output = T>>,
+) -> T {
     let (mut connected, mut running) = (true, FuturesUnordered::new());
     poll_fn(|context| {
         loop {

@@ -1,5 +1,7 @@
 //! One object fetched over HTTP/1.1 from a connection that is there already, of any size up to a bound.
 
+use std::pin::pin;
+
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty};
 use hyper::Request;
@@ -63,5 +65,5 @@ pub(crate) async fn get(stream: impl AsyncRead + AsyncWrite + Unpin, wanted: Wan
         }
         Ok(Fetched { status, location, body, truncated })
     };
-    drive(connection, &Tasks::default(), exchange).await
+    drive(pin!(connection), &Tasks::default(), pin!(exchange)).await
 }

@@ -8,6 +8,7 @@ pub(crate) mod tunnel;
 
 use std::error::Error as _;
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,12 +18,12 @@ use hyper::body::{Body, Incoming};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::TokioIo;
 use probeops_shared::tools::http::report::{HttpBody, HttpFailure, HttpFailureCode};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout_at};
 
 use body::Reader;
 use tap::Tap;
 
+use crate::net::Connection;
 use crate::net::drive::{Tasks, drive};
 
 /// The most header fields that an answer may have.
@@ -75,17 +76,14 @@ pub(crate) struct Answer {
 
 /// Sends the request and reads the answer; `on_head` is called when its head is there. What is known when it fails, or is dropped, is in
 /// `answer`.
-pub(crate) async fn exchange<S>(
-    stream: S,
+pub(crate) async fn exchange(
+    stream: Box<dyn Connection>,
     speech: Speech,
     request: Request<Full<Bytes>>,
     limits: Limits,
     answer: &mut Answer,
     on_head: impl FnOnce(&Answer),
-) -> Result<(), HttpFailure>
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+) -> Result<(), HttpFailure> {
     let (tap, heard) = Tap::new(stream, HEAD_BYTES_MAX);
     let (io, tasks) = (TokioIo::new(tap), Tasks::default());
     let begun = Instant::now();
@@ -107,7 +105,7 @@ where
                 on_head(answer);
                 read(response.into_body(), limits, answer).await
             };
-            drive(connection, &tasks, exchange).await
+            drive(pin!(connection), &tasks, pin!(exchange)).await
         }
         Speech::Two => {
             let mut builder = http2::Builder::new(tasks.clone());
@@ -120,7 +118,7 @@ where
                 on_head(answer);
                 read(response.into_body(), limits, answer).await
             };
-            drive(connection, &tasks, exchange).await
+            drive(pin!(connection), &tasks, pin!(exchange)).await
         }
     }
 }

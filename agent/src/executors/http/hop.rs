@@ -14,13 +14,13 @@ use probeops_shared::tools::http::report::{
 use probeops_shared::tools::http::{Http, HttpVersion};
 use probeops_shared::tools::network::{Family, ms};
 use probeops_shared::tools::tcp::report::PortState;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::{Next, Run, request};
 use crate::executors::dial::{Closed, Dialled, dial};
 use crate::executors::reach::Reached;
+use crate::net::Connection;
 use crate::net::http::{self, Answer, Limits, Speech, tunnel};
 use crate::net::tls::{self, Terms, Trust};
 
@@ -110,7 +110,7 @@ impl Hop<'_> {
         Ok(match self.next.url.scheme() {
             Scheme::Http => {
                 let speech = if self.options().http_version == HttpVersion::V2 { Speech::Two } else { Speech::One };
-                self.ask(stream, speech, until, done).await
+                self.ask(Box::new(stream), speech, until, done).await
             }
             Scheme::Https => Box::pin(self.ask_over_tls(stream, until, done)).await,
         })
@@ -146,13 +146,17 @@ impl Hop<'_> {
             ..Terms::new(options.server_name.as_ref().filter(|_| own).unwrap_or_else(|| url.host()))
         };
         let started = Instant::now();
-        let Ok(connected) = timeout_at(until, tls::connect(stream, &terms)).await else {
+        let greeted = timeout_at(until, Box::pin(tls::connect(stream, &terms))).await;
+        // What it was made with is not kept for as long as the answer takes.
+        drop(terms);
+        let Ok(connected) = greeted else {
             return Err(late("the server did not finish the TLS handshake"));
         };
         done.request.timings.tls_ms = Some(ms(started.elapsed()));
         match connected {
             Ok((stream, session)) => {
                 let two = session.alpn.as_deref() == Some("h2");
+                let stream = Box::new(stream);
                 done.request.tls = Some(Box::new(session));
                 self.tell(HttpPhase::Secured, &done.request);
                 match (options.http_version, two) {
@@ -172,10 +176,7 @@ impl Hop<'_> {
         }
     }
 
-    async fn ask<S>(&self, stream: S, speech: Speech, until: Instant, done: &mut Done) -> Result<(), HttpFailure>
-    where
-        S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-    {
+    async fn ask(&self, stream: Box<dyn Connection>, speech: Speech, until: Instant, done: &mut Done) -> Result<(), HttpFailure> {
         let options = self.options();
         let shown = options.body_bytes.get_usize();
         let keep = if options.assertions.is_empty() { shown } else { shown.max(BODY_ASSERTED_MAX) };

@@ -1,5 +1,6 @@
 //! One query as a request to a web server (RFC 8484), over HTTP/2.
 
+use std::pin::pin;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -36,7 +37,7 @@ where
             Err(none("it is not an answer to the question".to_owned()))
         }
     };
-    drive(connection, &tasks, answer).await
+    drive(pin!(connection), &tasks, pin!(answer)).await
 }
 
 async fn read(response: Response<Incoming>) -> Result<Vec<u8>, NoAnswer> {

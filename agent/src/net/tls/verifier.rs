@@ -18,7 +18,9 @@ use super::{Terms, Trust, certificate, ocsp, roots, server_name};
 #[derive(Debug)]
 pub(super) struct Witness {
     trust: Trust,
-    authorities: Authorities,
+    algorithms: WebPkiSupportedAlgorithms,
+    /// Until it has judged, which is once: a connection may last, and a list of authorities is long.
+    authorities: Mutex<Option<Authorities>>,
     seen: Mutex<Seen>,
 }
 
@@ -34,25 +36,25 @@ struct Seen {
 
 impl Witness {
     pub(super) fn new(terms: &Terms, roots: Arc<RootCertStore>, algorithms: WebPkiSupportedAlgorithms) -> Self {
-        let authorities = Authorities { roots, named: terms.authorities.clone(), algorithms };
-        Self { trust: terms.trust, authorities, seen: Mutex::default() }
+        let authorities = Mutex::new(Some(Authorities { roots, named: terms.authorities.clone(), algorithms }));
+        Self { trust: terms.trust, algorithms, authorities, seen: Mutex::default() }
     }
 
-    /// Adds what was seen to a session.
+    /// Adds what was seen to a session, once.
     pub(super) fn tell(&self, session: &mut TlsSession, pem: bool) {
-        let seen = self.seen();
+        let seen = std::mem::take(&mut *self.seen());
         session.signature_scheme = seen.signature_scheme.map(|scheme| scheme.as_str().map_or_else(|| format!("{scheme:?}"), str::to_owned));
         session.chain = seen.chain.iter().map_while(|der| certificate::read(der, seen.at_unix_s, pem)).collect();
         session.days_left = session.chain.first().map(|own| own.days_left);
-        session.ocsp.clone_from(&seen.ocsp);
-        session.problems.clone_from(&seen.problems);
         session.verified = (!seen.chain.is_empty()).then_some(seen.problems.is_empty());
+        (session.ocsp, session.problems) = (seen.ocsp, seen.problems);
     }
 
     /// Judges a chain and keeps it; says whether it is to be trusted.
     fn look(&self, chain: Vec<CertificateDer<'static>>, name: &ServerName<'_>, staple: &[u8], now: UnixTime) -> bool {
+        let Some(authorities) = self.authorities.lock().unwrap_or_else(PoisonError::into_inner).take() else { return false };
         let ocsp = (!staple.is_empty()).then(|| ocsp::read(staple, &chain));
-        let problems = judge::problems(&chain, name, ocsp.as_ref(), now, &self.authorities);
+        let problems = judge::problems(&chain, name, ocsp.as_ref(), now, &authorities);
         let trusted = problems.is_empty();
         let at_unix_s = i64::try_from(now.as_secs()).unwrap_or(i64::MAX);
         *self.seen() = Seen { chain, at_unix_s, ocsp, problems, signature_scheme: None };
@@ -111,7 +113,7 @@ impl ServerCertVerifier for Witness {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signed(signed.scheme, verify_tls12_signature(message, certificate, signed, &self.authorities.algorithms))
+        self.signed(signed.scheme, verify_tls12_signature(message, certificate, signed, &self.algorithms))
     }
 
     fn verify_tls13_signature(
@@ -120,11 +122,11 @@ impl ServerCertVerifier for Witness {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.signed(signed.scheme, verify_tls13_signature(message, certificate, signed, &self.authorities.algorithms))
+        self.signed(signed.scheme, verify_tls13_signature(message, certificate, signed, &self.algorithms))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.authorities.algorithms.supported_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
