@@ -8,6 +8,7 @@ pub(crate) mod choice;
 pub mod dns;
 pub mod echo;
 pub mod http;
+mod list;
 pub mod mtr;
 pub mod network;
 pub mod ping;

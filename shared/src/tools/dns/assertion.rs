@@ -1,15 +1,18 @@
 //! What an answer has to be like, and whether it is.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::report::{DnsRecord, DnsResponse};
 use crate::tools::choice::choice;
 use crate::tools::http::assertion::Verdict;
 use crate::tools::http::assertion::values::Pattern;
+use crate::tools::list;
 
 /// How many assertions one run takes.
 const ASSERTIONS_MAX: usize = 20;
+/// What assertions there are.
+const TYPES: [&str; 2] = ["rcode", "records"];
 
 /// A few assertions.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
@@ -31,11 +34,7 @@ impl DnsAssertions {
 
 impl<'de> Deserialize<'de> for DnsAssertions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let list = Vec::<DnsAssertion>::deserialize(deserializer)?;
-        if list.len() > ASSERTIONS_MAX {
-            return Err(de::Error::custom(format!("must be at most {ASSERTIONS_MAX} assertions, not {}", list.len())));
-        }
-        Ok(Self(list))
+        list::at_most_typed(deserializer, ASSERTIONS_MAX, "assertions", &TYPES).map(Self)
     }
 }
 
@@ -180,5 +179,19 @@ mod tests {
             judges(&json!({"type": "records", "section": "authority", how: "x"}), passed, "0 of 0 records in authority match /x/");
         }
         judges(&json!({"type": "records", "some_match": "x", "none_match": "y"}), false, "0 of 2 records in answer match /x/");
+    }
+
+    #[test]
+    fn what_is_no_list_of_assertions_is_refused() {
+        let refuses = |given: Value, part: &str| {
+            let error = serde_json::from_value::<DnsAssertions>(given).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        };
+        refuses(json!([{"rcode": "NOERROR"}]), "a `type`, one of \"rcode\", \"records\", not one without");
+        refuses(json!(["NOERROR"]), "not the string \"NOERROR\"");
+        refuses(json!(vec![json!({"type": "records"}); 21]), "at most 20 assertions, not 21");
+        for listed in TYPES {
+            refuses(json!([{"type": "?"}]), &format!("`{listed}`"));
+        }
     }
 }

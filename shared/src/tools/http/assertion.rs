@@ -3,13 +3,13 @@
 pub mod values;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use super::parts::concealed_value;
 use super::report::{HttpRequest, HttpTimings};
-use crate::bounded::shown;
 use crate::tools::choice::choice;
+use crate::tools::list;
 
 use values::{Path, Pattern, StatusPattern};
 
@@ -42,26 +42,7 @@ impl Assertions {
 
 impl<'de> Deserialize<'de> for Assertions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let list = Vec::<Written>::deserialize(deserializer)?;
-        if list.len() > ASSERTIONS_MAX {
-            return Err(de::Error::custom(format!("must be at most {ASSERTIONS_MAX} assertions, not {}", list.len())));
-        }
-        Ok(Self(list.into_iter().map(|written| written.0).collect()))
-    }
-}
-
-/// One as it is written in a job. What is none, because it does not say its type, is told which there are.
-struct Written(Assertion);
-
-impl<'de> Deserialize<'de> for Written {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = Value::deserialize(deserializer)?;
-        if value.get("type").is_none() {
-            let wanted = TYPES.join("\", \"");
-            let given = if value.is_object() { "one without".to_owned() } else { shown(&value) };
-            return Err(de::Error::custom(format!("must be an object with a `type`, one of \"{wanted}\", not {given}")));
-        }
-        serde_json::from_value(value).map(Self).map_err(de::Error::custom)
+        list::at_most_typed(deserializer, ASSERTIONS_MAX, "assertions", &TYPES).map(Self)
     }
 }
 

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::dialogue::{Bytes, Pattern};
+use crate::tools::list;
 
 /// How many exchanges may follow the first.
 const THEN_MAX: usize = 10;
@@ -59,10 +60,7 @@ impl Exchanges {
 
 impl<'de> Deserialize<'de> for Exchanges {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let list = Vec::<Exchange>::deserialize(deserializer)?;
-        if list.len() > THEN_MAX {
-            return Err(de::Error::custom(format!("must be at most {THEN_MAX} exchanges, not {}", list.len())));
-        }
+        let list = list::at_most::<_, Exchange>(deserializer, THEN_MAX, "exchanges")?;
         match list.iter().position(|exchange| exchange.is_empty() || (exchange.expect.is_some() && exchange.expect_regex.is_some())) {
             Some(wrong) => Err(de::Error::custom(format!(
                 "must each have a `send`, an `expect` or `expect_regex` (one of them) or `starttls`, and number {} has not",
