@@ -15,20 +15,23 @@ pub(crate) fn at_most<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializ
     Ok(list)
 }
 
-/// The same of things that say their `type`; what does not is told which types there are.
-pub(crate) fn at_most_typed<'de, D: Deserializer<'de>, T: DeserializeOwned>(
-    deserializer: D,
-    max: usize,
-    what: &str,
-    types: &[&str],
-) -> Result<Vec<T>, D::Error> {
-    let read = |value: Value| {
+/// Things of several types, each of which says its `type`.
+pub(crate) trait Typed: DeserializeOwned {
+    /// The types there are.
+    const TYPES: &'static [&'static str];
+}
+
+/// One of them as it is written in a job; what does not say its type is told which there are.
+pub(crate) struct Written<T>(pub(crate) T);
+
+impl<'de, T: Typed> Deserialize<'de> for Written<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
         if value.get("type").is_none() {
+            let wanted = T::TYPES.join("\", \"");
             let given = if value.is_object() { "one without".to_owned() } else { shown(&value) };
-            let wanted = types.join("\", \"");
             return Err(de::Error::custom(format!("must be an object with a `type`, one of \"{wanted}\", not {given}")));
         }
-        serde_json::from_value(value).map_err(de::Error::custom)
-    };
-    at_most(deserializer, max, what)?.into_iter().map(read).collect()
+        serde_json::from_value(value).map(Self).map_err(de::Error::custom)
+    }
 }

@@ -7,7 +7,7 @@ use super::report::{DnsRecord, DnsResponse};
 use crate::tools::choice::choice;
 use crate::tools::http::assertion::Verdict;
 use crate::tools::http::assertion::values::Pattern;
-use crate::tools::list;
+use crate::tools::list::{self, Typed, Written};
 
 /// How many assertions one run takes.
 const ASSERTIONS_MAX: usize = 20;
@@ -34,8 +34,13 @@ impl DnsAssertions {
 
 impl<'de> Deserialize<'de> for DnsAssertions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        list::at_most_typed(deserializer, ASSERTIONS_MAX, "assertions", &TYPES).map(Self)
+        let list = list::at_most::<_, Written<DnsAssertion>>(deserializer, ASSERTIONS_MAX, "assertions")?;
+        Ok(Self(list.into_iter().map(|written| written.0).collect()))
     }
+}
+
+impl Typed for DnsAssertion {
+    const TYPES: &'static [&'static str] = &TYPES;
 }
 
 /// One thing that an answer has to be like.

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::parts::concealed_value;
 use super::report::{HttpRequest, HttpTimings};
 use crate::tools::choice::choice;
-use crate::tools::list;
+use crate::tools::list::{self, Typed, Written};
 
 use values::{Path, Pattern, StatusPattern};
 
@@ -42,8 +42,13 @@ impl Assertions {
 
 impl<'de> Deserialize<'de> for Assertions {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        list::at_most_typed(deserializer, ASSERTIONS_MAX, "assertions", &TYPES).map(Self)
+        let list = list::at_most::<_, Written<Assertion>>(deserializer, ASSERTIONS_MAX, "assertions")?;
+        Ok(Self(list.into_iter().map(|written| written.0).collect()))
     }
+}
+
+impl Typed for Assertion {
+    const TYPES: &'static [&'static str] = &TYPES;
 }
 
 /// One thing that an answer has to be like.

@@ -39,7 +39,7 @@ fn what_means_nothing_or_would_break_the_message_is_refused() {
     refuses(json!({"assertions": [{"type": "json", "path": "x"}]}), "/parameters/assertions", "no JSONPath");
     refuses(json!({"assertions": [{"type": "json", "path": "$..a..b"}]}), "/parameters/assertions", "only once");
     refuses(json!({"assertions": [{"type": "status", "one_of": ["20x"]}]}), "/parameters/assertions", "\"2xx\"");
-    refuses(json!({"assertions": [{"status": "200"}]}), "/parameters/assertions", "a `type`, one of \"status\", \"header\"");
+    refuses(json!({"assertions": [{"status": "200"}]}), "/parameters/assertions/0", "a `type`, one of \"status\", \"header\"");
     refuses(json!({"assertions": ["200"]}), "/parameters/assertions", "not the string \"200\"");
     for listed in assertion::TYPES {
         let unknown =
