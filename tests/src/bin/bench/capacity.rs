@@ -62,7 +62,7 @@ pub(crate) fn run(name: &str, scale: Scale, agent: Option<&Path>) -> anyhow::Res
     let nats_server =
         Search::usual(std::env::var_os("NATS_SERVER").map(PathBuf::from), &Layout::new(std::env::temp_dir().join("probeops-bench")));
     let nats_server = nats_server.find_or_fetch(&|_progress| ()).map_err(|error| anyhow::anyhow!("{error}"))?.path;
-    let mut yard = Yard::new().context("the networks for the benchmark")?;
+    let mut yard = Yard::new(name == "ping").context("the networks for the benchmark")?;
     let _path = (name == "traceroute").then(|| yard.add_path()).transpose()?;
     let mut command = yard.node(&std::env::current_exe()?.to_string_lossy());
     command.args(["in-yard", name, scale.of("full", "smoke"), &yard.peer()]).args(agent).env("NATS_SERVER", nats_server);

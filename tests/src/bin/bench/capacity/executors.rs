@@ -35,7 +35,7 @@ pub(super) fn repeat(arguments: &[&str]) -> anyhow::Result<()> {
     let (tool, parameters): (ToolName, Map<String, Value>) = (tool.parse().map_err(anyhow::Error::msg)?, serde_json::from_str(parameters)?);
     let spec = |index| Spec::parse(tool, &target.replace(ADDRESS, &address(index)), parameters.clone());
     let specs: Vec<Spec> = (0..TARGETS).map(spec).collect::<Result<_, _>>().map_err(|invalid| anyhow::anyhow!("{invalid:?}"))?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let round = Duration::from_millis(round_ms.parse()?);
     let tried = runtime.block_on(trial::repeat(|run| specs[run % TARGETS].clone(), under_way.parse()?, round, is_right))?;
     ensure!(tried.bad == 0, "{} of {} runs found something else", tried.bad, tried.runs);
