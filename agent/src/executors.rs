@@ -30,6 +30,7 @@ use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::ping::report::IcmpEngine;
 use probeops_shared::tools::{Spec, Tool, ToolName};
 use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
@@ -98,8 +99,8 @@ impl Context {
 /// What a run found.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Found {
-    /// The tool's report.
-    pub(crate) report: Value,
+    /// The tool's report, in JSON.
+    pub(crate) report: Option<Box<RawValue>>,
     /// What the tool that everybody knows would print.
     pub(crate) output: String,
 }
@@ -107,7 +108,7 @@ pub(crate) struct Found {
 impl Found {
     fn of<T: Tool>(options: &T, target: &T::Target, report: &T::Report) -> Self {
         // Serialising plain data cannot fail.
-        Self { report: serde_json::to_value(report).unwrap_or_default(), output: options.output(target, report) }
+        Self { report: to_raw_value(report).ok(), output: options.output(target, report) }
     }
 }
 

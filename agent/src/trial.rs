@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use probeops_shared::tools::Spec;
-use serde_json::Value;
 
 use crate::executors::{self, Context, Live};
 use crate::policy::Policy;
@@ -20,15 +19,16 @@ pub struct Tried {
     pub bad: usize,
 }
 
-/// Keeps so many runs under way for a while, each as a job's: the policy asked, the report and the output made. `next` says what to run.
+/// Keeps so many runs under way for a while, each as a job's: the policy asked, the report and the output made. `next` says what to run,
+/// `is_right` whether a report, in JSON, is what is to be found.
 pub async fn repeat(
     next: impl Fn(usize) -> Spec,
     under_way: usize,
     duration: Duration,
-    is_right: impl Fn(&Value) -> bool,
+    is_right: impl Fn(&str) -> bool,
 ) -> io::Result<Tried> {
     let context = Context::new(Policy::load(None, &[]).map_err(io::Error::other)?, &[])?;
-    let run = async |spec| executors::execute(&context, spec, &Live::default()).await.is_ok_and(|found| is_right(&found.report));
+    let run = async |spec| executors::execute(&context, spec, &Live::default()).await.is_ok_and(|found| found.report.is_some_and(|report| is_right(report.get())));
     let ends = Instant::now() + duration;
     let mut running: FuturesUnordered<_> = (0..under_way).map(|index| run(next(index))).collect();
     let mut tried = Tried::default();

@@ -22,6 +22,7 @@ use probeops_shared::subjects::{self, ToNode};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::ms;
+use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -63,6 +64,9 @@ pub(crate) struct Worker {
     /// Messages that could not be answered, because they were not asked as a caller may ask.
     pub(crate) unanswerable: AtomicU64,
 }
+
+/// What a run is answered with.
+type Answered = Outcome<Box<RawValue>>;
 
 /// Who asked and where the answer goes.
 #[derive(Clone, Debug)]
@@ -149,7 +153,7 @@ impl Worker {
         let duration_ms = ms(started.elapsed());
         let found = match &result {
             Ok(_) => None,
-            Err(failure) => live.take().or_else(|| Some(Found { report: serde_json::Value::Null, output: format!("{tool}: {failure}\n") })),
+            Err(failure) => live.take().or_else(|| Some(Found { report: None, output: format!("{tool}: {failure}\n") })),
         };
         let (status, failure, found) = match (result, found) {
             (Ok(found), _) => (Status::Success, None, found),
@@ -164,7 +168,7 @@ impl Worker {
             target,
             node: Some(self.node.clone()),
             started_at: Some(started_at),
-            report: Some(found.report).filter(|report| !report.is_null()),
+            report: found.report,
             failure,
             truncated: false,
         };
@@ -221,14 +225,14 @@ impl Worker {
     }
 
     /// Answers with an outcome and puts it in the trail. The caller waits for what is left of the budget, and for grace.
-    async fn conclude(&self, asker: &Asker, seq: u64, mut outcome: Outcome, budget_left: Duration) {
+    async fn conclude(&self, asker: &Asker, seq: u64, mut outcome: Answered, budget_left: Duration) {
         outcome.node.get_or_insert_with(|| self.node.clone());
         self.record(&asker.caller, &asker.principal, &outcome);
         let body = outcome.to_bytes(OUTCOME_BYTES_MAX);
         self.outbox.send_or_keep(answer(asker, Event::Outcome, seq, body, budget_left + GRACE)).await;
     }
 
-    fn record(&self, caller: &Caller, principal: &str, outcome: &Outcome) {
+    fn record(&self, caller: &Caller, principal: &str, outcome: &Answered) {
         let not_run = [
             FailureKind::Invalid,
             FailureKind::Denied,

@@ -131,7 +131,7 @@ pub struct Rejected {
 
 impl Rejected {
     /// The outcome that says so.
-    pub fn into_outcome(self) -> Outcome {
+    pub fn into_outcome<R>(self) -> Outcome<R> {
         Outcome::failed(self.request_id, self.tool, self.target, Failure::from(self.invalid))
     }
 }

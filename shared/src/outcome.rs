@@ -12,9 +12,10 @@ use crate::timestamp::Timestamp;
 /// The largest outcome a node publishes, in bytes.
 pub const OUTCOME_BYTES_MAX: usize = 256 * 1024;
 
-/// What became of one run.
+/// What became of one run. Whoever only writes it may have the report as JSON that is written already.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub struct Outcome {
+#[schemars(rename = "Outcome")]
+pub struct Outcome<R = Value> {
     /// The request this answers.
     pub request_id: RequestId,
     /// Whether the tool ran. A dead host or a refused port is a finding in the report, not a failure.
@@ -35,7 +36,7 @@ pub struct Outcome {
     pub started_at: Option<Timestamp>,
     /// What was found (the tool's own shape); with `failure`, what was measured until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub report: Option<Value>,
+    pub report: Option<R>,
     /// Why there is no complete report.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
@@ -71,7 +72,7 @@ fn is_false(flag: &bool) -> bool {
     !flag
 }
 
-impl Outcome {
+impl<R> Outcome<R> {
     /// An outcome without a run: what the dispatcher, or a node that refuses, has to say.
     pub fn failed(request_id: RequestId, tool: impl Into<String>, target: impl Into<String>, failure: Failure) -> Self {
         Self {
@@ -90,7 +91,10 @@ impl Outcome {
     }
 
     /// The outcome as JSON, cut to `bytes_max`: first the output, then the report.
-    pub fn to_bytes(mut self, bytes_max: usize) -> Vec<u8> {
+    pub fn to_bytes(mut self, bytes_max: usize) -> Vec<u8>
+    where
+        R: Serialize,
+    {
         // Serialising plain data cannot fail; if it ever did, an empty body is refused by the reader.
         let written = |outcome: &Self| serde_json::to_vec(outcome).unwrap_or_default();
         let whole = written(&self);

@@ -46,6 +46,29 @@ fn spec(tool: &str, target: &str, parameters: Value) -> Spec {
     Spec::parse(tool.parse().unwrap(), target, parameters).unwrap()
 }
 
+/// What a run found, to be looked into.
+#[derive(Debug)]
+struct Found {
+    report: Value,
+    output: String,
+}
+
+impl From<super::Found> for Found {
+    fn from(found: super::Found) -> Self {
+        Self { report: found.report.map_or(Value::Null, |report| serde_json::from_str(report.get()).unwrap()), output: found.output }
+    }
+}
+
+impl Live {
+    fn taken(&self) -> Option<Found> {
+        self.take().map(Found::from)
+    }
+}
+
+async fn execute(context: &Context, spec: Spec, live: &Live) -> Result<Found, Failure> {
+    super::execute(context, spec, live).await.map(Found::from)
+}
+
 async fn run(context: &Context, tool: &str, target: &str, parameters: Value) -> Result<Found, Failure> {
     execute(context, spec(tool, target, parameters), &Live::default()).await
 }
@@ -122,7 +145,7 @@ async fn a_run_cut_short_leaves_what_it_found() {
     let run = execute(&context, spec("ping", "127.0.0.1", json!({"count": 100, "interval_ms": 1000})), &live);
     let first_reply = async {
         loop {
-            match live.take() {
+            match live.taken() {
                 Some(found) if found.report["stats"]["received"] != 0 => return found,
                 Some(_) | None => tokio::task::yield_now().await,
             }

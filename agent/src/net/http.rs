@@ -91,7 +91,8 @@ pub(crate) async fn exchange(
         Speech::One => {
             let builder = {
                 let mut builder = http1::Builder::new();
-                builder.title_case_headers(true).max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
+                // A request is short: it is written whole.
+                builder.writev(false).title_case_headers(true).max_headers(HEADERS_MAX).max_buf_size(HEAD_BYTES_MAX);
                 builder
             };
             let (mut sender, connection) = within(limits, builder.handshake(io)).await?;

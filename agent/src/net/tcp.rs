@@ -65,7 +65,8 @@ pub(crate) async fn connect(from: Option<IpAddr>, to: SocketAddr, patience: Dura
         return failed(&error, icmp, took);
     }
     // A port of our own range can be met by ourselves (simultaneous open): then nobody listens there.
-    if stream.local_addr()? == stream.peer_addr()? {
+    let local = stream.local_addr()?;
+    if local.port() == to.port() && local == stream.peer_addr()? {
         return Ok(Handshake::Failed { errno: Errno::ECONNREFUSED, icmp: None, took });
     }
     Ok(Handshake::Open { stream, took })

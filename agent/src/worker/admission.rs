@@ -10,14 +10,14 @@ use probeops_shared::tools::ToolName;
 
 use crate::runs::Candidate;
 
-use super::{Accepted, Asker, Worker, read};
+use super::{Accepted, Answered, Asker, Worker, read};
 
 /// When a caller that was told `busy` may try again, in milliseconds: a guess at when a light class has room.
 const BUSY_RETRY_AFTER_MS: u64 = 100;
 
 impl Worker {
     /// Everything that can be said without running it.
-    pub(super) fn accept(&self, tool: &str, asker: Asker, message: &Message) -> Result<Accepted, Box<Outcome>> {
+    pub(super) fn accept(&self, tool: &str, asker: Asker, message: &Message) -> Result<Accepted, Box<Answered>> {
         let headers = message.headers.as_ref();
         let job = Job::parse(&message.payload).map_err(|rejected| Box::new(rejected.into_outcome()))?;
         let refuse =

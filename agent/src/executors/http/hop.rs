@@ -9,7 +9,7 @@ use probeops_shared::tools::ToolName;
 use probeops_shared::tools::http::assertion::BODY_ASSERTED_MAX;
 use probeops_shared::tools::http::parts::concealed_value;
 use probeops_shared::tools::http::report::{
-    HeaderField, HttpFailure, HttpFailureCode, HttpPhase, HttpProxy, HttpReport, HttpRequest, HttpTimings,
+    HeaderField, HttpBody, HttpFailure, HttpFailureCode, HttpPhase, HttpProxy, HttpReport, HttpRequest, HttpTimings,
 };
 use probeops_shared::tools::http::{Http, HttpVersion};
 use probeops_shared::tools::network::{Family, ms};
@@ -183,19 +183,17 @@ impl Hop<'_> {
         let limits = Limits { until, read: options.read_bytes_max.get_usize(), keep, decompress: options.compression };
         let request = self.request(speech, done)?;
         let mut answer = Answer::default();
-        let mut told = done.request.clone();
+        let so_far = &mut done.request;
         let asked = http::exchange(stream, speech, request, limits, &mut answer, |head| {
-            note(head, &mut told);
-            self.tell(HttpPhase::Answered, &told);
+            note(head, so_far);
+            self.tell(HttpPhase::Answered, so_far);
         })
         .await;
-        if answer.status > 0 {
-            note(&answer, &mut done.request);
-            if let Some(body) = &mut done.request.body {
-                let beginning = answer.kept.get(..shown).unwrap_or(&answer.kept);
-                body.text = String::from_utf8_lossy(beginning).into_owned();
-            }
-        }
+        done.request.timings.download_ms = answer.download.map(ms);
+        done.request.body = answer.body.map(|body| {
+            let beginning = answer.kept.get(..shown).unwrap_or(&answer.kept);
+            HttpBody { text: String::from_utf8_lossy(beginning).into_owned(), ..body }
+        });
         (done.headers, done.kept) = (answer.headers, answer.kept);
         asked
     }
@@ -246,16 +244,14 @@ impl Hop<'_> {
     }
 }
 
-/// Adds to a request what is known of its answer.
+/// Adds to a request what the head of its answer says.
 fn note(answer: &Answer, request: &mut HttpRequest) {
     request.protocol = Some(answer.protocol.clone());
     request.status = Some(answer.status);
     request.reason.clone_from(&answer.reason);
     let field = |(name, value): &(String, String)| HeaderField { name: name.clone(), value: concealed_value(name, value) };
     request.headers = answer.headers.iter().map(field).collect();
-    request.body.clone_from(&answer.body);
     request.timings.first_byte_ms = answer.first_byte.map(ms);
-    request.timings.download_ms = answer.download.map(ms);
 }
 
 fn late(what: &str) -> HttpFailure {

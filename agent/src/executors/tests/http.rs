@@ -153,7 +153,7 @@ async fn a_redirect_into_denied_space_is_refused_and_nothing_is_sent() {
         let live = Live::default();
         let spec = spec("http", &format!("http://127.0.0.1:{}/", web.port()), json!({"redirects_max": 3}));
         fails(execute(&node, spec, &live).await, FailureKind::Denied, "127.0.0.2");
-        assert_eq!(live.take().unwrap().report["requests"][0]["status"], 302, "what was found before it is kept");
+        assert_eq!(live.taken().unwrap().report["requests"][0]["status"], 302, "what was found before it is kept");
     }
     assert!(tokio::time::timeout(Duration::from_millis(50), listener.accept()).await.is_err(), "nobody came");
 }
@@ -394,7 +394,7 @@ async fn a_run_cut_short_keeps_the_requests_before_and_closes_at_once() {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc").await.unwrap();
         loop {
-            match live.take() {
+            match live.taken() {
                 Some(found) if !found.report["status"].is_null() => break (stream, found),
                 _ => tokio::task::yield_now().await,
             }

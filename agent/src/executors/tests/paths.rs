@@ -88,7 +88,7 @@ async fn a_trace_cut_short_leaves_the_hops_it_found() {
     let run = execute(&context, spec("mtr", "127.0.0.1", json!({"rounds": 100})), &live);
     let first_round = async {
         loop {
-            match live.take() {
+            match live.taken() {
                 Some(found) if !found.report["hops"].as_array().unwrap().is_empty() => return found,
                 Some(_) | None => tokio::task::yield_now().await,
             }

@@ -84,8 +84,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
         let mut heard = self.heard.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let room = self.bytes_max.saturating_sub(heard.len());
-        heard.extend(buffer.filled().iter().skip(before).take(room));
+        let (room, new) = (self.bytes_max.saturating_sub(heard.len()), buffer.filled().get(before..).unwrap_or_default());
+        heard.extend_from_slice(new.get(..room).unwrap_or(new));
         polled
     }
 }

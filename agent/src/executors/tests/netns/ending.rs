@@ -154,7 +154,7 @@ fn a_run_whose_time_is_over_leaves_what_it_has_found() {
                 let (node, live) = (node(), Live::default());
                 let ended = tokio::time::timeout(Duration::from_secs(1), execute(&node, spec, &live)).await;
                 assert!(ended.is_err(), "{ended:?}");
-                live.take()
+                live.taken()
             })
         });
         let report = found.map_or(Value::Null, |found| found.report);
@@ -172,7 +172,7 @@ fn a_trace_that_is_cut_short_leaves_the_hops_it_found() {
             // Three routers answer at once, and then nobody for ten seconds.
             let run = execute(&node, spec("traceroute", "10.8.204.1", json!({"timeout": 10})), &live);
             assert!(tokio::time::timeout(Duration::from_millis(500), run).await.is_err());
-            live.take().unwrap()
+            live.taken().unwrap()
         })
     });
     let answered = |hop: &Value| hop["probes"].as_array().unwrap().iter().filter(|probe| probe["status"] == "answered").count();

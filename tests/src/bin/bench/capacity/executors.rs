@@ -37,7 +37,7 @@ pub(super) fn repeat(arguments: &[&str]) -> anyhow::Result<()> {
     let specs: Vec<Spec> = (0..TARGETS).map(spec).collect::<Result<_, _>>().map_err(|invalid| anyhow::anyhow!("{invalid:?}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let round = Duration::from_millis(round_ms.parse()?);
-    let tried = runtime.block_on(trial::repeat(|run| specs[run % TARGETS].clone(), under_way.parse()?, round, is_right))?;
+    let tried = runtime.block_on(trial::repeat(|run| specs[run % TARGETS].clone(), under_way.parse()?, round, is_right_text))?;
     ensure!(tried.bad == 0, "{} of {} runs found something else", tried.bad, tried.runs);
     println!("{}", tried.runs);
     Ok(())
@@ -46,4 +46,9 @@ pub(super) fn repeat(arguments: &[&str]) -> anyhow::Result<()> {
 /// Whether a report of any tool that is measured is what is to be found.
 pub(super) fn is_right(report: &Value) -> bool {
     report["status"] == 200 || report["answered"] == true
+}
+
+/// The same of a report in JSON, for less than what is measured costs.
+fn is_right_text(report: &str) -> bool {
+    report.contains(r#""status":200"#) || report.contains(r#""answered":true"#)
 }
