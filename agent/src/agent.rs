@@ -27,7 +27,7 @@ use crate::executors::Context;
 use crate::groups::{self, Advice, Groups};
 use crate::health::Health;
 use crate::inbox::Inbox;
-use crate::outbox::Outbox;
+use crate::outbox::{Leaving, Outbox};
 use crate::policy::Policy;
 use crate::presence::Presence;
 use crate::slots::Slots;
@@ -85,6 +85,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let health = Health::begin(settings.health_file.clone()).map_err(AgentError::Start)?;
     let Some((client, events)) = connected(&link, &node, &stop).await? else { return Ok(()) };
     let slots = Slots::new(&BTreeMap::from([(Class::Light, settings.slots_light), (Class::Probe, settings.slots_probe)]));
+    let (outbox, to_carry) = Outbox::new(client.clone());
     let worker = Arc::new(Worker {
         node: node.clone(),
         tools: tools.clone(),
@@ -92,7 +93,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         context,
         slots,
         clock: Clock::default(),
-        outbox: Arc::new(Outbox::new(client.clone())),
+        outbox: Arc::new(outbox),
         trail: Trail::default(),
         runs: Arc::default(),
         running: TaskTracker::new(),
@@ -100,7 +101,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         draining: AtomicBool::new(false),
         unanswerable: AtomicU64::new(0),
     });
-    let life = Life::begin(worker, client, health, Duration::from_secs(settings.drain_timeout_s))
+    let life = Life::begin(worker, client, to_carry, health, Duration::from_secs(settings.drain_timeout_s))
         .await
         .map_err(|error| AgentError::Start(format!("cannot subscribe: {error}")))?;
     tracing::info!(node = %node.id, region = %node.region, tools = ?tools, "the agent is ready");
@@ -120,6 +121,8 @@ struct Life {
     /// Sends the trail; told to end after the last record.
     trail: tokio::task::JoinHandle<()>,
     end_trail: CancellationToken,
+    /// Carries answers to the connection.
+    carry: tokio::task::JoinHandle<()>,
     drain_timeout: Duration,
 }
 
@@ -127,6 +130,7 @@ impl Life {
     async fn begin(
         worker: Arc<Worker>,
         client: Client,
+        to_carry: mpsc::Receiver<Leaving>,
         health: Health,
         drain_timeout: Duration,
     ) -> Result<Self, async_nats::SubscribeError> {
@@ -139,9 +143,11 @@ impl Life {
         let direct = client.subscribe(subjects::node_all(&node.id)).await?;
         let delivering = Arc::clone(&inbox);
         drop(tasks.spawn(async move { delivering.deliver(acknowledgements).await }));
+        let carrying = Arc::clone(&worker.outbox);
+        let carry = tasks.spawn(async move { carrying.carry(to_carry).await });
         let (recording, ended) = (Arc::clone(&worker), end_trail.clone());
         let trail = tasks.spawn(async move { recording.trail.send(&inbox, &node, &ended).await });
-        let mut life = Self { worker, client, presence, groups, tasks, end, trail, end_trail, drain_timeout };
+        let mut life = Self { worker, client, presence, groups, tasks, end, trail, end_trail, carry, drain_timeout };
         life.read(direct, None);
         for class in Class::ALL {
             life.join(class).await;
@@ -263,12 +269,14 @@ impl Life {
             self.worker.abort.cancel();
             drop(tokio::time::timeout(STRAGGLERS_WITHIN, self.worker.running.wait()).await);
         }
+        drop(tokio::time::timeout(FLUSHED_WITHIN, self.worker.outbox.emptied()).await);
         self.end_trail.cancel();
         drop(tokio::time::timeout(FLUSHED_WITHIN, &mut self.trail).await);
         self.presence.bye(&self.client).await;
         if tokio::time::timeout(FLUSHED_WITHIN, self.client.drain()).await.is_err() {
             tracing::warn!("the last messages may not have left");
         }
+        self.carry.abort();
         self.tasks.close();
         drop(tokio::time::timeout(FLUSHED_WITHIN, self.tasks.wait()).await);
         tracing::info!("stopped");

@@ -3,6 +3,8 @@
 //! What is finished while the broker is away is kept, bounded, and sent after the reconnect unless it has become useless. A link that is cut is
 //! noticed only after a while, and what was sent over it until then is lost; so an outcome is kept until the broker has surely had it, which is
 //! when something sent after it over the same connection was acknowledged. Whoever gets it twice has the same number twice.
+//!
+//! What is ready at the same moment leaves together: to write each by itself costs the agent and the broker more than to make it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,12 +14,16 @@ use std::time::Instant;
 use async_nats::connection::State;
 use async_nats::{Client, HeaderMap};
 use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
 
 /// How many outcomes are kept, and how many bytes of them.
 const KEPT_MAX: usize = 1024;
 const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// The number of what is just being sent: nothing confirms it.
 const UNDER_WAY: u64 = u64::MAX;
+
+/// How many wait to leave; whoever has more waits for them.
+const LEAVING_MAX: usize = 256;
 
 /// One answer.
 #[derive(Clone, Debug)]
@@ -38,6 +44,18 @@ pub(crate) struct Outbox {
     client: Client,
     next: AtomicU64,
     kept: Mutex<Kept>,
+    leaving: mpsc::Sender<Leaving>,
+}
+
+/// What waits to be sent.
+#[derive(Debug)]
+pub(crate) enum Leaving {
+    /// An event that is worth nothing later.
+    Event(Answer),
+    /// An outcome.
+    Outcome(Answer),
+    /// Somebody who wants to know when all before it has left.
+    Mark(oneshot::Sender<()>),
 }
 
 /// Outcomes that may have to be sent (again).
@@ -62,20 +80,59 @@ pub(crate) struct Sent {
 }
 
 impl Outbox {
-    /// Answers go out over this connection.
-    pub(crate) fn new(client: Client) -> Self {
-        Self { client, next: AtomicU64::new(0), kept: Mutex::default() }
+    /// Answers go out over this connection, when somebody carries what is leaving.
+    pub(crate) fn new(client: Client) -> (Self, mpsc::Receiver<Leaving>) {
+        let (leaving, to_carry) = mpsc::channel(LEAVING_MAX);
+        (Self { client, next: AtomicU64::new(0), kept: Mutex::default(), leaving }, to_carry)
+    }
+
+    /// Carries what is leaving to the connection, for as long as there is anything to come.
+    pub(crate) async fn carry(&self, mut to_carry: mpsc::Receiver<Leaving>) {
+        let mut batch = Vec::new();
+        while to_carry.recv_many(&mut batch, LEAVING_MAX).await > 0 {
+            // Whatever else can go on just now may have something to send, too.
+            tokio::task::yield_now().await;
+            while batch.len() < LEAVING_MAX
+                && let Ok(more) = to_carry.try_recv()
+            {
+                batch.push(more);
+            }
+            for leaving in batch.drain(..) {
+                match leaving {
+                    Leaving::Event(answer) if self.connection().is_some() => self.publish(answer).await,
+                    Leaving::Event(_) => {}
+                    Leaving::Outcome(answer) => self.publish_or_keep(answer).await,
+                    Leaving::Mark(asker) => drop(asker.send(())),
+                }
+            }
+        }
     }
 
     /// Sends an event that is worth nothing later.
     pub(crate) async fn send(&self, answer: Answer) {
-        if self.connection().is_some() {
-            self.publish(answer).await;
-        }
+        self.leave(Leaving::Event(answer)).await;
     }
 
     /// Sends an outcome, now and if need be again, or after the reconnect.
     pub(crate) async fn send_or_keep(&self, answer: Answer) {
+        self.leave(Leaving::Outcome(answer)).await;
+    }
+
+    /// Waits until all that was to be sent before has been given to the connection.
+    pub(crate) async fn emptied(&self) {
+        let (mark, left) = oneshot::channel();
+        self.leave(Leaving::Mark(mark)).await;
+        // Nobody carries any more: then nothing leaves.
+        drop(left.await);
+    }
+
+    async fn leave(&self, leaving: Leaving) {
+        if self.leaving.send(leaving).await.is_err() {
+            tracing::warn!("an answer could not leave: nobody carries it any more");
+        }
+    }
+
+    async fn publish_or_keep(&self, answer: Answer) {
         let connected = self.connection();
         if connected.is_some() {
             self.publish(answer.clone()).await;

@@ -28,7 +28,11 @@ pub async fn repeat(
     is_right: impl Fn(&str) -> bool,
 ) -> io::Result<Tried> {
     let context = Context::new(Policy::load(None, &[]).map_err(io::Error::other)?, &[])?;
-    let run = async |spec| executors::execute(&context, spec, &Live::default()).await.is_ok_and(|found| found.report.is_some_and(|report| is_right(report.get())));
+    let run = async |spec| {
+        executors::execute(&context, spec, &Live::default())
+            .await
+            .is_ok_and(|found| found.report.is_some_and(|report| is_right(report.get())))
+    };
     let ends = Instant::now() + duration;
     let mut running: FuturesUnordered<_> = (0..under_way).map(|index| run(next(index))).collect();
     let mut tried = Tried::default();

@@ -1,6 +1,7 @@
 //! One request: judge, connect, go through the proxy, over to TLS, ask, read.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use probeops_shared::host::{DnsName, Host};
 use probeops_shared::http_url::{HttpUrl, Scheme};
@@ -51,12 +52,12 @@ struct Way {
 
 impl Hop<'_> {
     pub(super) async fn run(self) -> Result<Done, Failure> {
+        let begun = Instant::now();
         let way = self.way().await?;
         let mut done = Done { request: self.blank(&way), headers: Vec::new(), kept: Vec::new() };
-        let started = Instant::now();
-        let until = started + self.options().timeout.duration();
+        let until = Instant::now() + self.options().timeout.duration();
         done.request.failure = Box::pin(self.make(&way, until, &mut done)).await?.err();
-        done.request.timings.total_ms = Some(ms(started.elapsed()) + way.dns_ms.unwrap_or_default());
+        done.request.timings.total_ms = Some(ms(begun.elapsed()));
         Ok(done)
     }
 
@@ -81,7 +82,8 @@ impl Hop<'_> {
         let own = SocketAddr::new(reached.address, url.port());
         let Some(proxy) = &options.proxy else { return Ok(Way { to: own, behind: None, dns_ms: reached.resolve_ms }) };
         let Reached { address, resolve_ms } = context.reach(proxy.host(), Some(proxy.port()), Family::Any).await?;
-        let dns_ms = [reached.resolve_ms, resolve_ms].into_iter().flatten().reduce(|one, other| one + other);
+        let dns_ms =
+            [reached.resolve_ms, resolve_ms].into_iter().flatten().reduce(|one, other| ms(Duration::from_secs_f64((one + other) / 1000.0)));
         Ok(Way { to: SocketAddr::new(address, proxy.port()), behind: Some(own), dns_ms })
     }
 
