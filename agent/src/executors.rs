@@ -189,46 +189,46 @@ impl Live {
 }
 
 /// Runs a tool to its end. Dropping the future stops it and frees all it holds.
-pub(crate) async fn execute(context: &Context, spec: Spec, live: &Live) -> Result<Found, Failure> {
+pub(crate) async fn execute(context: &Context, spec: &Spec, live: &Live) -> Result<Found, Failure> {
     context.node.policy.check_tool(spec.tool()).map_err(|rule| denied(&format!("this node's policy: {rule}")))?;
     // Boxed, so that a run is not as large as the largest of them while it runs the smallest.
     match spec {
-        Spec::Echo { target, options } => Ok(Found::of(&options, &target, &echo::run(context, &options))),
+        Spec::Echo { target, options } => Ok(Found::of(options, target, &echo::run(context, options))),
         Spec::Ping { target, options } => {
-            let report = Box::pin(ping::run(context, &target, &options, live)).await?;
-            Ok(Found::of(&options, &target, &report))
+            let report = Box::pin(ping::run(context, target, options, live)).await?;
+            Ok(Found::of(options, target, &report))
         }
         Spec::Dns { target, options } => {
-            let report = Box::pin(dns::run(context, &target, &options, live)).await?;
-            Ok(Found::of(&options, &target, &report))
+            let report = Box::pin(dns::run(context, target, options, live)).await?;
+            Ok(Found::of(options, target, &report))
         }
         Spec::Traceroute { target, options } => {
-            let report = Box::pin(traceroute::run(context, &target, &options, live)).await?;
-            Ok(Found::of(&options, &target, &report))
+            let report = Box::pin(traceroute::run(context, target, options, live)).await?;
+            Ok(Found::of(options, target, &report))
         }
         Spec::Mtr { target, options } => {
-            let report = Box::pin(mtr::run(context, &target, &options, live)).await?;
-            Ok(Found::of(&options, &target, &report))
+            let report = Box::pin(mtr::run(context, target, options, live)).await?;
+            Ok(Found::of(options, target, &report))
         }
         Spec::Tcp { target, options } => {
-            let report = Box::pin(tcp::run(context, &target, &options, live)).await?;
-            Ok(Found::of(&options, &target, &report))
+            let report = Box::pin(tcp::run(context, target, options, live)).await?;
+            Ok(Found::of(options, target, &report))
         }
         Spec::Tls { target, options } => {
-            let report = Box::pin(tls::run(context, &target, &options, live)).await?;
-            Ok(Found::of(&options, &target, &report))
+            let report = Box::pin(tls::run(context, target, options, live)).await?;
+            Ok(Found::of(options, target, &report))
         }
         Spec::Http { target, options } => {
-            let report = Box::pin(http::run(context, &target, &options, live)).await?;
-            Ok(Found::of(&options, &target, &report))
+            let report = Box::pin(http::run(context, target, options, live)).await?;
+            Ok(Found::of(options, target, &report))
         }
         Spec::Pmtu { target, options } => {
-            let report = Box::pin(pmtu::run(context, &target, &options, live)).await?;
-            Ok(Found::of(&options, &target, &report))
+            let report = Box::pin(pmtu::run(context, target, options, live)).await?;
+            Ok(Found::of(options, target, &report))
         }
         Spec::Whois { target, options } => {
-            let report = Box::pin(whois::run(context, &target, &options, live)).await?;
-            Ok(Found::of(&options, &target, &report))
+            let report = Box::pin(whois::run(context, target, options, live)).await?;
+            Ok(Found::of(options, target, &report))
         }
     }
 }

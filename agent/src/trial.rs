@@ -28,8 +28,8 @@ pub async fn repeat(
     is_right: impl Fn(&str) -> bool,
 ) -> io::Result<Tried> {
     let context = Context::new(Policy::load(None, &[]).map_err(io::Error::other)?, &[])?;
-    let run = async |spec| {
-        executors::execute(&context, spec, &Live::default())
+    let run = async |spec: Spec| {
+        executors::execute(&context, &spec, &Live::default())
             .await
             .is_ok_and(|found| found.report.is_some_and(|report| is_right(report.get())))
     };

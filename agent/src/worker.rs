@@ -113,32 +113,32 @@ impl Worker {
         let asker = Asker { principal: principal.to_owned(), caller, reply, events, attempt };
         match self.accept(tool, asker.clone(), &message) {
             Ok(accepted) => {
-                let worker = Arc::clone(self);
                 // Boxed: the executors' states are large, and most runs are of the smallest.
-                drop(self.running.spawn(Box::pin(async move { worker.run(accepted).await })));
+                drop(self.running.spawn(Box::pin(Arc::clone(self).run(Box::new(accepted)))));
             }
             Err(outcome) => self.conclude(&asker, 0, *outcome, Duration::ZERO).await,
         }
     }
 
-    async fn run(&self, accepted: Accepted) {
-        let Accepted { asker, job, targets, dispatch_ms, entry } = accepted;
-        let (started_at, started) = (Timestamp::now(), Instant::now());
-        let (tool, target, budget) = (job.spec.tool(), job.spec.target(), job.spec.budget());
-        let (live, news) = if asker.events {
+    async fn run(self: Arc<Self>, accepted: Box<Accepted>) {
+        // What was accepted stays where it is until the run is over: a thousand runs are a thousand times as large as one.
+        let (spec, entry) = (&accepted.job.spec, &accepted.entry);
+        let (started_at, started, budget) = (Timestamp::now(), Instant::now(), spec.budget());
+        let (live, news) = if accepted.asker.events {
             let (live, news) = Live::heard();
             (live, Some(news))
         } else {
             (Live::default(), None)
         };
-        let context = self.context.for_run(targets, dispatch_ms, self.clock.measured().map(|measured| measured.offset_ms));
-        let executed = AssertUnwindSafe(Box::pin(executors::execute(&context, job.spec, &live))).catch_unwind();
+        let clock_offset_ms = self.clock.measured().map(|measured| measured.offset_ms);
+        let context = self.context.for_run(accepted.targets.clone(), accepted.dispatch_ms, clock_offset_ms);
+        let executed = AssertUnwindSafe(Box::pin(executors::execute(&context, spec, &live))).catch_unwind();
         let (result, next_seq) = {
             let bounded = pin!(async {
                 tokio::select! {
                     done = tokio::time::timeout(budget, executed) => match done {
                         Ok(Ok(found)) => found,
-                        Ok(Err(_panic)) => Err(internal(&job.request_id)),
+                        Ok(Err(_panic)) => Err(internal(&accepted.job.request_id)),
                         Err(_elapsed) => Err(Failure::new(FailureKind::TimedOut, format!("not finished within its budget of {} ms", budget.as_millis()))),
                     },
                     () = entry.cancel.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the run was cancelled")),
@@ -146,11 +146,12 @@ impl Worker {
                     () = self.abort.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the agent stopped before the run was over")),
                 }
             });
-            self.accompany(&asker, &job.request_id, bounded, news).await
+            self.accompany(&accepted, bounded, news).await
         };
         let unheard = entry.superseded.is_cancelled() && result.is_err();
+        let Accepted { asker, job, entry, .. } = *accepted;
         drop(entry);
-        let duration_ms = ms(started.elapsed());
+        let (duration_ms, tool) = (ms(started.elapsed()), job.spec.tool());
         let found = match &result {
             Ok(_) => None,
             Err(failure) => live.take().or_else(|| Some(Found { report: None, output: format!("{tool}: {failure}\n") })),
@@ -165,7 +166,7 @@ impl Worker {
             output: found.output,
             duration_ms,
             tool: tool.as_str().to_owned(),
-            target,
+            target: job.spec.target(),
             node: Some(self.node.clone()),
             started_at: Some(started_at),
             report: found.report,
@@ -181,12 +182,24 @@ impl Worker {
     /// Says that the run goes on and what it finds, if the caller wants to know, until it is over. Returns the number of the next event.
     async fn accompany<T>(
         &self,
+        Accepted { asker, job, .. }: &Accepted,
+        run: Pin<&mut impl Future<Output = T>>,
+        news: Option<mpsc::Receiver<News>>,
+    ) -> (T, u64) {
+        match news {
+            None => (run.await, 0),
+            // Boxed, so that runs that nobody listens to are not as large as this.
+            Some(news) => Box::pin(self.narrate(asker, &job.request_id, run, news)).await,
+        }
+    }
+
+    async fn narrate<T>(
+        &self,
         asker: &Asker,
         request_id: &RequestId,
         mut run: Pin<&mut impl Future<Output = T>>,
-        news: Option<mpsc::Receiver<News>>,
+        mut news: mpsc::Receiver<News>,
     ) -> (T, u64) {
-        let Some(mut news) = news else { return (run.await, 0) };
         let next = AtomicU64::new(0);
         let say = async |event: Event, body: Vec<u8>| {
             let seq = next.load(Ordering::Relaxed);

@@ -45,12 +45,14 @@ impl Context {
     /// The same, as `resolver` finds it, which is a target like any other.
     pub(super) async fn reach_by(&self, resolver: &Host, host: &Host, port: Option<u16>, family: Family) -> Result<Reached, Failure> {
         let Reached { address, .. } = self.reach(resolver, Some(DNS_PORT), Family::Any).await?;
-        self.choose(&Resolver::new(&[SocketAddr::new(address, DNS_PORT)]), host, &[port], family).await
+        let resolver = Resolver::new(&[SocketAddr::new(address, DNS_PORT)]);
+        Box::pin(self.choose(&resolver, host, &[port], family)).await
     }
 
     /// The address of `host` to touch on all these ports: one that is denied denies the run, before any packet leaves.
     pub(super) async fn reach_all(&self, host: &Host, ports: &[Option<u16>], family: Family) -> Result<Reached, Failure> {
-        self.choose(&self.node.resolver, host, ports, family).await
+        // Boxed, so that no run is as large as a look-up for as long as it lasts.
+        Box::pin(self.choose(&self.node.resolver, host, ports, family)).await
     }
 
     async fn choose(&self, resolver: &Resolver, host: &Host, ports: &[Option<u16>], family: Family) -> Result<Reached, Failure> {

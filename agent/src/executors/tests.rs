@@ -66,7 +66,7 @@ impl Live {
 }
 
 async fn execute(context: &Context, spec: Spec, live: &Live) -> Result<Found, Failure> {
-    super::execute(context, spec, live).await.map(Found::from)
+    super::execute(context, &spec, live).await.map(Found::from)
 }
 
 async fn run(context: &Context, tool: &str, target: &str, parameters: Value) -> Result<Found, Failure> {

@@ -112,14 +112,15 @@ pub(crate) async fn exchange(
             let mut builder = http2::Builder::new(tasks.clone());
             let head_max = u32::try_from(HEAD_BYTES_MAX).unwrap_or(u32::MAX);
             builder.max_header_list_size(head_max);
-            let (mut sender, connection) = within(limits, builder.handshake(io)).await?;
+            // Boxed, so that those of the other version are not as large as this one.
+            let (mut sender, connection) = within(limits, Box::pin(builder.handshake(io))).await?;
             let exchange = async {
                 let response = within(limits, sender.send_request(request)).await?;
                 note_head(&response, begun, answer);
                 on_head(answer);
                 read(response.into_body(), limits, answer).await
             };
-            drive(pin!(connection), &tasks, pin!(exchange)).await
+            drive(Box::pin(connection).as_mut(), &tasks, Box::pin(exchange).as_mut()).await
         }
     }
 }

@@ -161,14 +161,11 @@ impl Hop<'_> {
                 let stream = Box::new(stream);
                 done.request.tls = Some(Box::new(session));
                 self.tell(HttpPhase::Secured, &done.request);
-                match (options.http_version, two) {
-                    (_, true) => self.ask(stream, Speech::Two, until, done).await,
-                    (HttpVersion::Auto | HttpVersion::V1_1, false) => self.ask(stream, Speech::One, until, done).await,
-                    (HttpVersion::V2, false) => {
-                        let detail = "the server does not speak HTTP/2 (it did not choose h2 by ALPN)".to_owned();
-                        Err(HttpFailure { code: HttpFailureCode::Protocol, detail })
-                    }
+                if !two && options.http_version == HttpVersion::V2 {
+                    let detail = "the server does not speak HTTP/2 (it did not choose h2 by ALPN)".to_owned();
+                    return Err(HttpFailure { code: HttpFailureCode::Protocol, detail });
                 }
+                self.ask(stream, if two { Speech::Two } else { Speech::One }, until, done).await
             }
             Err(refused) => {
                 done.request.tls = Some(refused.session);
