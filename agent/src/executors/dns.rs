@@ -5,6 +5,7 @@ mod proof;
 mod referral;
 mod trace;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use probeops_shared::host::{DnsName, Host};
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::dns::comparison::{DnsCompared, DnsComparison};
-use probeops_shared::tools::dns::report::{AttemptResult, DnsReport, DnsServer, DnsTimings};
+use probeops_shared::tools::dns::report::{AttemptResult, DnsReport, DnsResponse, DnsServer, DnsTimings};
 use probeops_shared::tools::dns::secure::HTTPS_PORT;
 use probeops_shared::tools::dns::{Dns, DnsProgress, Transport};
 use probeops_shared::tools::network::Source;
@@ -31,7 +32,9 @@ pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live
     context.permit_question(target)?;
     reach::source(options.source)?;
     let family = options.source.map_or(options.family, Source::family);
-    let mut report = ask(context, target, &Dns { family, ..options.clone() }, live).await?;
+    // To copy all of them costs, and seldom is there a need to.
+    let asked = if family == options.family { Cow::Borrowed(options) } else { Cow::Owned(Dns { family, ..options.clone() }) };
+    let mut report = ask(context, target, &asked, live).await?;
     if !options.assertions.is_empty() {
         live.set(options, target, report.clone());
         report.assertions = options.assertions.judge(report.response.as_ref());
@@ -44,7 +47,8 @@ pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live
 
 async fn ask(context: &Context, target: &DnsName, options: &Dns, live: &Live) -> Result<DnsReport, Failure> {
     if options.trace {
-        return trace::run(context, target, options, live).await;
+        // Boxed, as all else that is seldom wanted, so that a plain query is not as large as these.
+        return Box::pin(trace::run(context, target, options, live)).await;
     }
     let query = query(target, options)?;
     let servers = Servers::of(context, target, options, live).await?;
@@ -54,12 +58,12 @@ async fn ask(context: &Context, target: &DnsName, options: &Dns, live: &Live) ->
         others => {
             // All of them are judged before anything is sent to one of them.
             let others = others.iter().map(|resolver| Servers::named(context, target, options, resolver, live));
-            job.compare(&servers, &try_join_all(others).await?).await?
+            Box::pin(async { job.compare(&servers, &try_join_all(others).await?).await }).await?
         }
     };
     if options.validate {
         live.set(options, target, report.clone());
-        report.validation = Some(proof::prove(&asking, target, options, live).await);
+        report.validation = Some(Box::pin(proof::prove(&asking, target, options, live)).await);
     }
     Ok(report)
 }
@@ -81,7 +85,7 @@ impl<'a> Job<'a> {
             asking
                 .ask(*server, |asking, attempt| {
                     if attempt.result != AttemptResult::Answered {
-                        known(report(asking, servers, first));
+                        known(report(asking, asking.response.clone(), servers, first));
                     }
                     self.live.tell(self.options, self.target, &DnsProgress::Attempt(attempt.clone()));
                 })
@@ -90,7 +94,9 @@ impl<'a> Job<'a> {
                 break;
             }
         }
-        let report = report(&asking, servers, first);
+        // What is to be proven is looked at once more.
+        let response = if self.options.validate { asking.response.clone() } else { asking.response.take() };
+        let report = report(&asking, response, servers, first);
         Ok((asking, report))
     }
 
@@ -185,7 +191,7 @@ fn way(options: &Dns, resolver: &Host) -> Result<Way, Failure> {
 }
 
 /// What is known so far; before anybody was asked, it is `first` that will be.
-fn report(asking: &Asking<'_>, servers: &Servers, first: SocketAddr) -> DnsReport {
+fn report(asking: &Asking<'_>, response: Option<DnsResponse>, servers: &Servers, first: SocketAddr) -> DnsReport {
     let last = asking.last.as_ref();
     let server = last.map_or(first, |last| last.server);
     let timings = last.map(|last| last.timings.clone()).unwrap_or_default();
@@ -194,11 +200,11 @@ fn report(asking: &Asking<'_>, servers: &Servers, first: SocketAddr) -> DnsRepor
         server: DnsServer { name: servers.name.clone(), address: server.ip(), port: server.port() },
         transport: last.map_or_else(Default::default, |last| last.transport),
         attempts: asking.attempts.clone(),
-        answered: asking.response.is_some(),
+        answered: response.is_some(),
         asked_at: last.map_or_else(Timestamp::now, |last| last.asked_at),
         timings: DnsTimings { resolve_ms: servers.resolve_ms, ..timings },
         tls: asking.session.clone(),
-        response: asking.response.clone(),
+        response,
         trace: Vec::new(),
         validation: None,
         comparison: None,

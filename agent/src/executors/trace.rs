@@ -23,6 +23,10 @@ use crate::net::trace::{Carrier, Course, Heard, Sign, Tracer, unsent};
 const EXCEEDED_V4: (u8, u8) = (11, 0);
 const EXCEEDED_V6: (u8, u8) = (3, 0);
 
+/// How many probes of one run leave together where others wait for their turns, too: to wake up for each costs more than to send it. All that
+/// the pacer lets leave at a time.
+const TOGETHER_MAX: usize = 5;
+
 /// Sends what is due and hears what comes.
 pub(super) struct Follower<'a> {
     pacer: &'a Pacer,
@@ -30,6 +34,8 @@ pub(super) struct Follower<'a> {
     target: IpAddr,
     flows: usize,
     next_tag: u64,
+    /// When the next probes may leave, and how many.
+    turns: Option<(Instant, u32)>,
     /// What is known of the path.
     pub(super) progression: Progression,
 }
@@ -66,7 +72,7 @@ impl<'a> Follower<'a> {
             Carrier::Udp(_) | Carrier::Tcp(_) => broken(tool, "open a socket for probes", &error),
         })?;
         let (pacer, flows) = (&context.node.pacer, usize::from(course.flows));
-        Ok(Self { pacer, tracer, target: course.to, flows, next_tag: 0, progression })
+        Ok(Self { pacer, tracer, target: course.to, flows, next_tag: 0, turns: None, progression })
     }
 
     /// With which kind of socket.
@@ -100,13 +106,26 @@ impl<'a> Follower<'a> {
             if self.progression.begin_round(now) {
                 return Step::Round;
             }
-            if let Some((ttl, round)) = self.progression.due(now) {
-                if !self.send(ttl, round).await {
-                    return Step::GivenUp;
+            // What is heard while turns are waited for may show that a probe is not needed.
+            match self.progression.due(now) {
+                None => self.turns = None,
+                Some((ttl, round)) => {
+                    let (at, packets) = self.turns.unwrap_or_else(|| {
+                        let packets = u32::try_from(self.progression.together(now, TOGETHER_MAX)).unwrap_or(1);
+                        (Instant::from_std(self.pacer.turns(now.into_std(), packets)), packets)
+                    });
+                    if at <= now {
+                        self.turns = (packets > 1).then(|| (at, packets - 1));
+                        if !self.send(ttl, round).await {
+                            return Step::GivenUp;
+                        }
+                        continue;
+                    }
+                    self.turns = Some((at, packets));
                 }
-                continue;
             }
-            let Some(wake) = self.progression.wake() else { return Step::Over };
+            let turn = self.turns.map(|(at, _)| at);
+            let Some(wake) = turn.into_iter().chain(self.progression.wake()).min() else { return Step::Over };
             tokio::select! {
                 // What has arrived comes first: it was in time.
                 biased;
@@ -122,7 +141,6 @@ impl<'a> Follower<'a> {
 
     /// Sends a probe; whether it left.
     async fn send(&mut self, ttl: u8, round: usize) -> bool {
-        self.pacer.turn().await;
         let tag = self.next_tag;
         self.next_tag += 1;
         match self.tracer.send(tag, ttl, round % self.flows.max(1)).await {

@@ -22,9 +22,6 @@ use crate::net::trace::Course;
 /// How long after one packet to a hop the next is sent, at the earliest.
 const GAP: Duration = Duration::from_millis(10);
 
-/// How long what was found may wait to be kept for a run that is cut short. To keep it costs more than to find it.
-const KEPT_AFTER: Duration = Duration::from_millis(50);
-
 pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, live: &Live) -> Result<TracerouteReport, Failure> {
     let source = reach::source(options.source)?;
     let family = options.source.map_or(options.family, Source::family);
@@ -64,11 +61,11 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, 
         told: 0,
         again: None,
         limited: Vec::new(),
-        keep_at: None,
+        is_over: false,
     };
     run.tell(&TracerouteProgress::Resolved(reached.resolved()));
-    run.keep();
     run.follow().await;
+    run.is_over = true;
     Ok(run.report())
 }
 
@@ -89,8 +86,8 @@ struct Run<'a> {
     again: Option<Instant>,
     /// These do.
     limited: Vec<u8>,
-    /// When what was found is to be kept; none, if all is.
-    keep_at: Option<Instant>,
+    /// Whether it has come to its end.
+    is_over: bool,
 }
 
 impl Run<'_> {
@@ -100,10 +97,6 @@ impl Run<'_> {
                 biased;
                 step = self.follower.step() => Some(step),
                 () = self.names.next() => None,
-                () = tokio::time::sleep_until(self.keep_at.unwrap_or_else(Instant::now)), if self.keep_at.is_some() => {
-                    self.keep();
-                    continue;
-                }
             };
             match step {
                 Some(Step::Answered { ttl, round }) => self.answered(ttl, round),
@@ -111,16 +104,13 @@ impl Run<'_> {
                 Some(Step::GivenUp | Step::Round | Step::Over) | None => {}
             }
             self.tell_hops();
-            self.keep_at.get_or_insert_with(|| Instant::now() + KEPT_AFTER);
         }
         self.names.all().await;
         self.tell_hops();
-        self.keep();
     }
 
     fn answered(&mut self, ttl: u8, round: usize) {
-        let probe = self.follower.progression.ended_of(ttl).find(|(of, _)| *of == round).map(|(_, probe)| probe.clone());
-        let Some(probe) = probe else { return };
+        let Some((_, probe)) = self.follower.progression.ended_of(ttl).find(|(of, _)| *of == round) else { return };
         if let Some(from) = probe.from {
             self.names.want(from);
         }
@@ -128,11 +118,11 @@ impl Run<'_> {
             self.limited.push(ttl);
         }
         // The target has answered a nearer one.
-        if ttl > self.end() {
+        if ttl > self.end() || !self.live.is_heard() {
             return;
         }
         let query = u64::try_from(round).unwrap_or_default() + 1;
-        self.tell(&TracerouteProgress::Probe(ProbeAnswer { ttl, query, probe }));
+        self.tell(&TracerouteProgress::Probe(ProbeAnswer { ttl, query, probe: probe.clone() }));
     }
 
     /// Has hops asked once more that answer some packets and not others, as those do that limit how often they answer; as slowly as that needs.
@@ -174,7 +164,9 @@ impl Run<'_> {
                 return;
             }
             self.told += 1;
-            self.tell(&TracerouteProgress::Hop(self.hop(ttl)));
+            if self.live.is_heard() {
+                self.tell(&TracerouteProgress::Hop(self.hop(ttl)));
+            }
         }
     }
 
@@ -193,11 +185,6 @@ impl Run<'_> {
 
     fn tell(&self, progress: &TracerouteProgress) {
         self.live.tell(self.options, self.target, progress);
-    }
-
-    fn keep(&mut self) {
-        self.keep_at = None;
-        self.live.set(self.options, self.target, self.report());
     }
 
     fn report(&self) -> TracerouteReport {
@@ -225,6 +212,15 @@ impl Run<'_> {
             end,
             hops,
             elapsed_ms: ms(self.started.elapsed()),
+        }
+    }
+}
+
+impl Drop for Run<'_> {
+    /// Keeps what a run has found that is cut short: to keep it at each step would cost more than to find it.
+    fn drop(&mut self) {
+        if !self.is_over && !std::thread::panicking() {
+            self.live.set(self.options, self.target, self.report());
         }
     }
 }

@@ -7,14 +7,16 @@ mod rdata;
 pub(crate) mod root;
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use probeops_shared::tls::TlsSession;
 use probeops_shared::tools::dns::Transport;
 use probeops_shared::tools::dns::report::AttemptResult;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use rustix::net::RecvFlags;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 use tokio::time::timeout_at;
 use tokio_rustls::client::TlsStream;
@@ -172,22 +174,31 @@ async fn by_datagram(
     query: &[u8],
     is_answer: impl Fn(&[u8]) -> bool,
 ) -> Result<Answer, NoAnswer> {
-    let any: IpAddr = if server.is_ipv6() { Ipv6Addr::UNSPECIFIED.into() } else { Ipv4Addr::UNSPECIFIED.into() };
-    let socket = UdpSocket::bind((from.unwrap_or(any), 0)).await?;
-    socket.connect(server).await?;
+    let socket = Socket::new(Domain::for_address(server), Type::DGRAM.nonblocking().cloexec(), Some(Protocol::UDP))?;
+    if let Some(from) = from {
+        socket.bind(&SocketAddr::new(from, 0).into())?;
+    }
+    socket.connect(&server.into())?;
     let started = Instant::now();
-    socket.send(query).await?;
-    // Room for the largest that is not written to before: an answer is a hundredth of it.
-    let mut bytes = Vec::with_capacity(MESSAGE_BYTES_MAX);
+    // Before the runtime knows of it, which would first wait to be told that there is room: in a new socket there always is.
+    socket.send(query)?;
+    let socket = UdpSocket::from_std(socket.into())?;
     loop {
-        socket.recv_buf(&mut bytes).await?;
+        let bytes = socket.async_io(Interest::READABLE | Interest::ERROR, || receive(&socket)).await?;
         let took = started.elapsed();
         // Whatever else arrives may be forged or late, and does not end the wait.
         if is_answer(&bytes) {
             return Ok(Answer { bytes, took, ..Answer::default() });
         }
-        bytes.clear();
     }
+}
+
+/// A message that is there. Room for the largest is taken only for as long as it is read: an answer is a hundredth of it.
+fn receive(socket: &UdpSocket) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(MESSAGE_BYTES_MAX);
+    rustix::net::recv(socket, rustix::buffer::spare_capacity(&mut bytes), RecvFlags::empty())?;
+    bytes.shrink_to_fit();
+    Ok(bytes)
 }
 
 async fn by_connection<S>(mut stream: S, query: &[u8], is_answer: impl Fn(&[u8]) -> bool) -> Result<Answer, NoAnswer>

@@ -39,12 +39,9 @@ struct Hop {
 }
 
 impl Pacer {
-    /// Waits until a packet may leave.
-    pub(crate) async fn turn(&self) {
-        let wait = self.state().wait(Instant::now());
-        if !wait.is_zero() {
-            tokio::time::sleep(wait).await;
-        }
+    /// When so many packets may leave together. The turns are the caller's: nobody else has them.
+    pub(crate) fn turns(&self, now: Instant, packets: u32) -> Instant {
+        now + self.state().wait(now, packets)
     }
 
     /// Somebody at this distance answered.
@@ -76,11 +73,12 @@ impl Pacer {
 }
 
 impl State {
-    /// How long a packet has to wait.
-    fn wait(&mut self, now: Instant) -> Duration {
+    /// How long so many packets have to wait: as long as the last of them would.
+    fn wait(&mut self, now: Instant, packets: u32) -> Duration {
         let gap = Duration::from_secs(1) / u32::try_from(PROBES_PER_SECOND).unwrap_or(u32::MAX);
         let ahead = gap * BURST;
-        let even = self.even.map_or(now, |even| even.max(now));
+        let first = self.even.map_or(now, |even| even.max(now));
+        let even = first + gap * packets.saturating_sub(1);
         self.even = Some(even + gap);
         let began = *self.began.get_or_insert(now);
         let due = even.saturating_duration_since(began).saturating_sub(ahead);
@@ -97,10 +95,11 @@ mod tests {
     #[test]
     fn a_burst_leaves_at_once_and_more_only_evenly() {
         let (mut state, now) = (State::default(), Instant::now());
-        let waits: Vec<Duration> = (0..BURST + 11).map(|_| state.wait(now)).collect();
+        let waits: Vec<Duration> = (0..BURST + 11).map(|_| state.wait(now, 1)).collect();
         assert_eq!(waits.iter().filter(|wait| wait.is_zero()).count(), usize::try_from(BURST).unwrap() + 1);
         assert_eq!(waits.last(), Some(&Duration::from_millis(10)));
-        assert!(state.wait(now + Duration::from_secs(1)).is_zero());
+        assert_eq!(state.wait(now, 5), Duration::from_millis(15), "as the last of them would");
+        assert!(state.wait(now + Duration::from_secs(1), 5).is_zero());
     }
 
     #[test]

@@ -1,6 +1,5 @@
 //! Which probe is due, and what is known of each: the part of following a path that needs no network.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use probeops_shared::tools::trace::{ProbeStatus, TraceProbe};
@@ -35,6 +34,13 @@ pub(crate) struct Plan {
     pub(crate) pace: Pace,
 }
 
+impl Plan {
+    /// How far a hop is from the first.
+    fn hop(&self, ttl: u8) -> usize {
+        usize::from(ttl.saturating_sub(self.first))
+    }
+}
+
 /// What the rounds are for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pace {
@@ -52,20 +58,22 @@ enum Slot {
     Unsent,
     /// Not to be sent before.
     Later(Instant),
-    UnderWay {
-        tag: u64,
-        at: Instant,
-    },
-    Ended(TraceProbe),
+    /// Since.
+    UnderWay(Instant),
+    /// Boxed, because most never get that far.
+    Ended(Box<TraceProbe>),
 }
 
 /// What is known of a path.
 #[derive(Clone, Debug)]
 pub(crate) struct Progression {
     plan: Plan,
-    /// By distance from the first, each by round.
-    hops: Vec<Vec<Slot>>,
-    under_way: HashMap<u64, Place>,
+    /// By distance from the first, those of a hop by round.
+    slots: Vec<Slot>,
+    /// The longest round trip of each hop, by distance from the first.
+    rtts: Vec<Option<Duration>>,
+    /// Each under its number.
+    under_way: Vec<(u64, Place)>,
     round: usize,
     round_began: Option<Instant>,
     /// The nearest behind which there is nothing.
@@ -77,8 +85,9 @@ pub(crate) struct Progression {
 impl Progression {
     /// Nothing is known yet.
     pub(crate) fn new(plan: Plan) -> Self {
-        let hops = (plan.first..=plan.max).map(|_| vec![Slot::Unsent; plan.rounds]).collect();
-        Self { plan, hops, under_way: HashMap::new(), round: 0, round_began: None, last: None, farthest: None }
+        let hops = usize::from(plan.max.saturating_sub(plan.first)) + 1;
+        let (slots, rtts) = (vec![Slot::Unsent; hops * plan.rounds], vec![None; hops]);
+        Self { plan, slots, rtts, under_way: Vec::new(), round: 0, round_began: None, last: None, farthest: None }
     }
 
     /// The farthest hop that is asked as things stand.
@@ -105,7 +114,7 @@ impl Progression {
     /// What became of the probes to a hop whose end is known, by round.
     pub(crate) fn ended_of(&self, ttl: u8) -> impl Iterator<Item = (usize, &TraceProbe)> {
         let slots = self.slots(ttl).iter().enumerate();
-        slots.filter_map(|(round, slot)| if let Slot::Ended(probe) = slot { Some((round, probe)) } else { None })
+        slots.filter_map(|(round, slot)| if let Slot::Ended(probe) = slot { Some((round, &**probe)) } else { None })
     }
 
     /// Whether nothing more is to be learnt of a hop.
@@ -115,29 +124,36 @@ impl Progression {
 
     /// The probe to send now.
     pub(crate) fn due(&self, now: Instant) -> Option<Place> {
+        self.all_due(now).next()
+    }
+
+    /// How many of those to send now may leave together, at most so many: those that are sent whatever is heard of the others. At least one.
+    pub(crate) fn together(&self, now: Instant, most: usize) -> usize {
+        let sure_end = self.farthest.map_or(u8::MAX, |_| self.sure_end());
+        self.all_due(now).take(most).take_while(|(ttl, _)| *ttl <= sure_end).count().max(1)
+    }
+
+    /// The probes to send now, round by round, so that those which leave together go to different hops.
+    fn all_due(&self, now: Instant) -> impl Iterator<Item = Place> {
         let most = match self.plan.pace {
             _ if self.plan.one_by_one => 1,
             Pace::Hasty => UNDER_WAY_MAX_HASTY,
             Pace::Steady => UNDER_WAY_MAX_STEADY,
         };
-        if self.under_way.len() >= most {
-            return None;
-        }
-        let is_due = |slot: &Slot| match slot {
+        let is_due = move |slot: &Slot| match slot {
             Slot::Unsent => true,
             Slot::Later(at) => *at <= now,
-            Slot::UnderWay { .. } | Slot::Ended(_) => false,
+            Slot::UnderWay(_) | Slot::Ended(_) => false,
         };
-        (self.plan.first..=self.end()).find_map(|ttl| {
-            let rounds = match self.plan.pace {
-                // The first packet finds out whether there is such a hop at all.
-                Pace::Hasty if ttl > self.sure_end() => 0..=0,
-                Pace::Hasty => 0..=self.round,
-                Pace::Steady => self.round..=self.round,
-            };
-            let slots = self.slots(ttl);
-            rounds.into_iter().find(|round| slots.get(*round).is_some_and(is_due)).map(|round| (ttl, round))
-        })
+        let (end, sure_end) = (self.end(), self.sure_end());
+        let rounds = if self.plan.pace == Pace::Hasty { 0..=self.round } else { self.round..=self.round };
+        let places = rounds.flat_map(move |round| {
+            // The first packet finds out whether there is such a hop at all.
+            let end = if self.plan.pace == Pace::Hasty && round > 0 { sure_end.min(end) } else { end };
+            (self.plan.first..=end).map(move |ttl| (ttl, round))
+        });
+        let due = places.filter(move |(ttl, round)| self.slots(*ttl).get(*round).is_some_and(is_due));
+        due.take(most.saturating_sub(self.under_way.len()))
     }
 
     /// The farthest hop that is known to be on the path, or to be asked in any case.
@@ -150,25 +166,28 @@ impl Progression {
     /// A probe has left.
     pub(crate) fn sent(&mut self, place: Place, tag: u64, at: Instant) {
         self.round_began.get_or_insert(at);
-        self.under_way.insert(tag, place);
-        self.put(place, Slot::UnderWay { tag, at });
+        self.under_way.push((tag, place));
+        self.put(place, Slot::UnderWay(at));
     }
 
     /// Which probe is under way under this number.
     pub(crate) fn place(&self, tag: u64) -> Option<Place> {
-        self.under_way.get(&tag).copied()
+        self.under_way.iter().find(|(of, _)| *of == tag).map(|(_, place)| *place)
     }
 
     /// What became of a probe; `is_last` if nothing lies behind its hop.
     pub(crate) fn ended(&mut self, (ttl, round): Place, probe: TraceProbe, is_last: bool) {
-        self.under_way.retain(|_, place| *place != (ttl, round));
+        self.under_way.retain(|(_, place)| *place != (ttl, round));
         if probe.status == ProbeStatus::Answered {
             self.farthest = self.farthest.max(Some(ttl));
         }
         if is_last {
             self.last = Some(self.last.map_or(ttl, |last| last.min(ttl)));
         }
-        self.put((ttl, round), Slot::Ended(probe));
+        if let (Some(longest), Some(rtt_ms)) = (self.rtts.get_mut(self.plan.hop(ttl)), probe.rtt_ms) {
+            *longest = (*longest).max(Some(Duration::from_secs_f64(rtt_ms / 1000.0)));
+        }
+        self.put((ttl, round), Slot::Ended(Box::new(probe)));
     }
 
     /// Begins the next round if it is time; whether it did.
@@ -196,13 +215,13 @@ impl Progression {
 
     /// Whether something has been waited for long enough.
     pub(crate) fn is_overdue(&self, now: Instant) -> bool {
-        self.under_way.values().any(|place| self.deadline(*place).is_some_and(|at| at <= now))
+        self.under_way.iter().any(|(_, place)| self.deadline(*place).is_some_and(|at| at <= now))
     }
 
     /// Gives up what has been waited for long enough; the numbers of these.
     pub(crate) fn give_up(&mut self, now: Instant) -> Vec<u64> {
-        let due = |(tag, place): (&u64, &Place)| self.deadline(*place).is_some_and(|at| at <= now).then_some((*tag, *place));
-        let given_up: Vec<(u64, Place)> = self.under_way.iter().filter_map(due).collect();
+        let is_due = |(_, place): &&(u64, Place)| self.deadline(*place).is_some_and(|at| at <= now);
+        let given_up: Vec<(u64, Place)> = self.under_way.iter().filter(is_due).copied().collect();
         given_up
             .into_iter()
             .map(|(tag, place)| {
@@ -214,8 +233,7 @@ impl Progression {
 
     /// Sends once more what is under way; the numbers under which it was.
     pub(crate) fn send_again(&mut self) -> Vec<u64> {
-        let under_way: Vec<(u64, Place)> = self.under_way.drain().collect();
-        under_way
+        std::mem::take(&mut self.under_way)
             .into_iter()
             .map(|(tag, place)| {
                 self.put(place, Slot::Unsent);
@@ -231,10 +249,10 @@ impl Progression {
 
     /// When something is to be done next, if nothing is heard before; `None` when all is over.
     pub(crate) fn wake(&self) -> Option<Instant> {
-        let deadlines = self.under_way.values().filter_map(|place| self.deadline(*place));
+        let deadlines = self.under_way.iter().filter_map(|(_, place)| self.deadline(*place));
         let later = (self.plan.first..=self.end()).flat_map(|ttl| self.slots(ttl)).filter_map(|slot| match slot {
             Slot::Later(at) => Some(*at),
-            Slot::Unsent | Slot::UnderWay { .. } | Slot::Ended(_) => None,
+            Slot::Unsent | Slot::UnderWay(_) | Slot::Ended(_) => None,
         });
         // Nobody waits for probes behind the last hop.
         deadlines.chain(later).chain(self.round_due()).min()
@@ -242,7 +260,7 @@ impl Progression {
 
     /// When a probe is given up.
     fn deadline(&self, (ttl, round): Place) -> Option<Instant> {
-        let Some(Slot::UnderWay { at, .. }) = self.slots(ttl).get(round) else { return None };
+        let Some(Slot::UnderWay(at)) = self.slots(ttl).get(round) else { return None };
         let patience = match (self.plan.pace, self.last) {
             // Nothing is told of it.
             (_, Some(last)) if ttl > last => Duration::ZERO,
@@ -256,20 +274,17 @@ impl Progression {
 
     /// The longest round trip of the nearest hop that has answered, this one or one behind it.
     fn rtt_at_or_behind(&self, ttl: u8) -> Option<Duration> {
-        (ttl..=self.end()).find_map(|ttl| {
-            let rtts = self.ended_of(ttl).filter_map(|(_, probe)| probe.rtt_ms);
-            rtts.reduce(f64::max).map(|rtt_ms| Duration::from_secs_f64(rtt_ms / 1000.0))
-        })
+        (ttl..=self.end()).find_map(|ttl| self.rtts.get(self.plan.hop(ttl)).copied().flatten())
     }
 
     fn slots(&self, ttl: u8) -> &[Slot] {
-        let index = usize::from(ttl.saturating_sub(self.plan.first));
-        self.hops.get(index).map_or(&[], Vec::as_slice)
+        let first = self.plan.hop(ttl) * self.plan.rounds;
+        self.slots.get(first..first + self.plan.rounds).unwrap_or_default()
     }
 
     fn put(&mut self, (ttl, round): Place, slot: Slot) {
-        let index = usize::from(ttl.saturating_sub(self.plan.first));
-        if let Some(place) = self.hops.get_mut(index).and_then(|hop| hop.get_mut(round)) {
+        let place = self.plan.hop(ttl) * self.plan.rounds + round;
+        if let Some(place) = self.slots.get_mut(place) {
             *place = slot;
         }
     }

@@ -15,6 +15,8 @@ use probeops_shared::tools::dns::{Dns, Transport};
 use super::edns;
 use super::rdata::{name_text, presentation};
 
+/// The header of a message.
+const HEADER_BYTES: usize = 12;
 /// The class of the Internet.
 const IN: u16 = 1;
 /// The pseudo-record of EDNS.
@@ -28,6 +30,8 @@ pub(crate) struct Query {
     kind: RecordType,
     class: u16,
     bytes: Vec<u8>,
+    /// Where the question ends in them; it begins behind the header.
+    question_end: usize,
 }
 
 impl Query {
@@ -68,7 +72,9 @@ impl Query {
             message.set_edns(edns);
         }
         let bytes = message.to_vec().map_err(|error| format!("the query cannot be written: {error}"))?;
-        Ok(Self { id, name, kind, class, bytes })
+        // Each label with its length, the root's, type and class.
+        let question_end = HEADER_BYTES + name.iter().map(|label| label.len() + 1).sum::<usize>() + 1 + 4;
+        Ok(Self { id, name, kind, class, bytes, question_end })
     }
 
     /// The message.
@@ -97,6 +103,11 @@ impl Query {
         let Ok(header) = Header::read(&mut decoder) else { return false };
         if header.metadata.id != self.id || header.metadata.message_type != MessageType::Response {
             return false;
+        }
+        // As a rule it is there byte for byte.
+        let question = self.bytes.get(HEADER_BYTES..self.question_end);
+        if header.counts.queries == 1 && question.is_some() && bytes.get(HEADER_BYTES..self.question_end) == question {
+            return true;
         }
         // A server that could not read the question may leave it out (FORMERR).
         header.counts.queries == 0 || asked(&mut decoder).is_some_and(|asked| asked == (self.name.clone(), self.kind.number(), self.class))

@@ -29,10 +29,11 @@ pub(super) fn types(family: Family) -> (u8, u8) {
 /// A request. Its checksum is the same for all of one identifier and size, because routers that share packets out over equal paths may go by
 /// it. On an IPv6 or a datagram socket the system writes the checksum itself, the same one.
 pub(super) fn request(family: Family, identifier: u16, number: u16, nonce: Nonce, payload_bytes: usize) -> Vec<u8> {
-    let mut bytes = vec![types(family).0, 0, 0, 0];
+    let mut bytes = Vec::with_capacity(HEADER_BYTES + payload_bytes);
+    bytes.extend([types(family).0, 0, 0, 0]);
     bytes.extend(identifier.to_be_bytes());
     bytes.extend(number.to_be_bytes());
-    let balance = !sum(&[number.to_be_bytes().as_slice(), &nonce].concat());
+    let balance = !add(number, sum(&nonce));
     let filling = (NONCE_BYTES + BALANCE_BYTES..).map(|index| index.to_le_bytes().first().copied().unwrap_or_default());
     bytes.extend(nonce.into_iter().chain(balance.to_be_bytes()).chain(filling).take(payload_bytes));
     if family != Family::V6 {
@@ -74,10 +75,12 @@ pub(super) fn carries(payload: &[u8], nonce: Nonce) -> bool {
 /// The sum in ones' complement (RFC 1071).
 fn sum(bytes: &[u8]) -> u16 {
     let pair = |pair: &[u8]| u16::from_be_bytes([pair.first().copied().unwrap_or(0), pair.get(1).copied().unwrap_or(0)]);
-    bytes.chunks(2).map(pair).fold(0, |sum: u16, word| {
-        let (sum, carry) = sum.overflowing_add(word);
-        sum + u16::from(carry)
-    })
+    bytes.chunks(2).map(pair).fold(0, add)
+}
+
+fn add(sum: u16, word: u16) -> u16 {
+    let (sum, carry) = sum.overflowing_add(word);
+    sum + u16::from(carry)
 }
 
 #[cfg(test)]

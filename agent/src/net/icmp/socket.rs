@@ -1,11 +1,11 @@
 //! One socket and whoever waits for what arrives on it.
 
 use std::collections::HashMap;
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, sendmsg, setsockopt, sockopt};
@@ -13,7 +13,7 @@ use nix::sys::time::TimeSpec;
 use probeops_shared::tools::network::Family;
 use probeops_shared::tools::ping::report::PingMethod;
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover};
-use socket2::Type;
+use socket2::{Socket, Type};
 use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
@@ -26,6 +26,11 @@ use crate::net::{arrival, error_queue};
 
 /// How many packets are read at once before others have their turn.
 const BATCH: usize = 64;
+/// Where packets come this close one after another, the reader looks for them so often: to be woken for each costs more than to read it, and
+/// its time is the kernel's. Less than an answer may wait to be read.
+const PAUSE: Duration = Duration::from_millis(4);
+/// The same where the system does not have the room for as many as may come meanwhile.
+const PAUSE_SHORT: Duration = Duration::from_millis(1);
 
 /// A socket of our own.
 #[derive(Debug)]
@@ -37,8 +42,7 @@ pub(super) struct IcmpSocket {
 
 #[derive(Debug)]
 struct Wire {
-    /// To the runtime every datagram socket is one of UDP.
-    socket: UdpSocket,
+    socket: Socket,
     kind: Kind,
     method: PingMethod,
     /// On a raw socket; the system chooses that of a datagram socket.
@@ -62,7 +66,7 @@ struct Set {
 
 impl Set {
     /// Sets the socket, unless it is so already.
-    fn put(&mut self, socket: &UdpSocket, wanted: Self) -> Result<(), Errno> {
+    fn put(&mut self, socket: &Socket, wanted: Self) -> Result<(), Errno> {
         if *self != wanted {
             // The system's own choice is -1.
             setsockopt(socket, sockopt::Ipv6Ttl, &wanted.ttl.unwrap_or(-1))?;
@@ -107,9 +111,9 @@ impl IcmpSocket {
             filter::attach(&socket, kind.family, identifier)?;
         }
         let waiting = Mutex::new(Waiting { sequence, requests: HashMap::new(), set: Set::default() });
-        let socket = UdpSocket::from_std(socket.into())?;
+        let pause = if socket.recv_buffer_size()? < RECEIVE_BUFFER_BYTES { PAUSE_SHORT } else { PAUSE };
         let wire = Arc::new(Wire { socket, kind, method, identifier, waiting });
-        let reader = AbortOnDropHandle::new(tokio::spawn(listen(Arc::clone(&wire))));
+        let reader = AbortOnDropHandle::new(tokio::spawn(listen(Arc::clone(&wire), pause)));
         Ok(Self { wire, _reader: reader })
     }
 }
@@ -173,14 +177,13 @@ impl Wire {
         send(&ttl.into_iter().chain(class).collect::<Vec<_>>())
     }
 
-    /// Reads what is there, errors first, of each at most [`BATCH`]; `WouldBlock` when that was all.
-    fn drain(&self, buffer: &mut [u8]) -> io::Result<()> {
-        let mut all_errors = false;
-        for _ in 0..BATCH {
-            let Some(error) = error_queue::take(&self.socket)? else {
-                all_errors = true;
-                break;
-            };
+    /// Reads what is there, errors first, of each at most [`BATCH`]; how many there were, and whether that was all.
+    fn drain(&self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+        let mut errors = 0;
+        while errors < BATCH
+            && let Some(error) = error_queue::take(&self.socket)?
+        {
+            errors += 1;
             let Some(icmp) = error.icmp else { continue };
             let Some(echo) = packet::read(&error.packet) else { continue };
             // A raw socket gets the errors about all ICMP that this machine has sent.
@@ -189,15 +192,15 @@ impl Wire {
                 self.pass_on(echo.number, echo.payload, error.at, Answer::Error { icmp, mpls: error.mpls });
             }
         }
-        for _ in 0..BATCH {
+        for replies in 0..BATCH {
             match self.receive(buffer) {
                 Ok(()) => {}
-                Err(Errno::EAGAIN) if !all_errors => return Ok(()),
-                Err(errno) if is_about_a_packet(errno) => return Ok(()),
+                Err(Errno::EAGAIN) => return Ok((errors + replies, errors < BATCH)),
+                Err(errno) if is_about_a_packet(errno) => return Ok((errors + replies, false)),
                 Err(errno) => return Err(errno.into()),
             }
         }
-        Ok(())
+        Ok((errors + BATCH, false))
     }
 
     fn receive(&self, buffer: &mut [u8]) -> Result<(), Errno> {
@@ -239,12 +242,47 @@ impl Wire {
     }
 }
 
-async fn listen(wire: Arc<Wire>) {
+async fn listen(wire: Arc<Wire>, pause: Duration) {
+    if let Err(error) = read(&wire, pause).await {
+        tracing::warn!(%error, "could not read from an ICMP socket; its replies will look like loss");
+    }
+}
+
+async fn read(wire: &Wire, pause: Duration) -> io::Result<()> {
     let mut buffer = vec![0; PACKET_BYTES_MAX];
+    let interest = Interest::READABLE | Interest::ERROR;
+    let mut socket = wire.socket.try_clone()?.into();
     loop {
-        if let Err(error) = wire.socket.async_io(Interest::READABLE | Interest::ERROR, || wire.drain(&mut buffer)).await {
-            tracing::warn!(%error, "could not read from an ICMP socket; its replies will look like loss");
-            return;
+        // To the runtime every datagram socket is one of UDP.
+        let waited_for = UdpSocket::from_std(socket)?;
+        let mut before: Option<Instant> = None;
+        // They come seldom: each wakes us.
+        loop {
+            waited_for.ready(interest).await?;
+            match waited_for.try_io(interest, || if wire.drain(&mut buffer)?.1 { Err(ErrorKind::WouldBlock.into()) } else { Ok(()) }) {
+                Ok(()) => continue,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                Err(error) => return Err(error),
+            }
+            let now = Instant::now();
+            if before.replace(now).is_some_and(|before| now.saturating_duration_since(before) < pause) {
+                break;
+            }
+        }
+        // The system is not to say when there is another.
+        socket = waited_for.into_std()?;
+        let mut found = true;
+        while found {
+            tokio::time::sleep(pause).await;
+            found = false;
+            loop {
+                let (count, is_all) = wire.drain(&mut buffer)?;
+                found |= count > 0;
+                if is_all {
+                    break;
+                }
+                tokio::task::yield_now().await;
+            }
         }
     }
 }

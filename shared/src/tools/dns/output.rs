@@ -70,7 +70,6 @@ pub(super) fn attempted(asked: &str, named: Option<&str>, attempt: &DnsAttempt) 
 
 /// The same where nothing is said of what did not fit a datagram.
 pub(super) fn failed(asked: &str, named: Option<&str>, attempt: &DnsAttempt) -> Option<String> {
-    let server = format!("{}#{}", attempt.address, attempt.port);
     let detail = attempt.detail.as_deref();
     let what = match attempt.result {
         AttemptResult::Answered | AttemptResult::Truncated => return None,
@@ -85,6 +84,7 @@ pub(super) fn failed(asked: &str, named: Option<&str>, attempt: &DnsAttempt) -> 
         AttemptResult::Malformed => "malformed message",
         AttemptResult::TlsFailed => "TLS handshake failed",
     };
+    let server = format!("{}#{}", attempt.address, attempt.port);
     let named = named.map_or_else(|| attempt.address.to_string(), str::to_owned);
     let asked = asked.strip_suffix('.').filter(|name| !name.is_empty()).unwrap_or(asked);
     Some(match (attempt.transport, attempt.connect_ms) {

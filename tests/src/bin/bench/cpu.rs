@@ -5,6 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 
 /// Processor time of some processes, and what was done with it.
 #[derive(Clone, Debug)]
@@ -55,14 +57,12 @@ impl fmt::Display for Spent {
 /// The kernel's clock for processor time ticks so often (`getconf CLK_TCK`; proc(5): the same on every Linux).
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The same as a duration.
+/// Processor time of a process until now, by the clock that ticks finest (`clock_getcpuclockid(3)`).
 pub(crate) fn used(process_id: u32) -> anyhow::Result<Duration> {
-    #[expect(clippy::cast_precision_loss, reason = "counts of a benchmark")]
-    let seconds = ticks(process_id)? as f64 / TICKS_PER_SECOND;
-    Ok(Duration::from_secs_f64(seconds))
+    Ok(clock_getcpuclockid(Pid::from_raw(i32::try_from(process_id)?))?.now()?.into())
 }
 
-/// Processor time of a process until now, user and system (proc(5), fields 14 and 15).
+/// The same in ticks, user and system (proc(5), fields 14 and 15).
 fn ticks(process_id: u32) -> anyhow::Result<u64> {
     let stat = std::fs::read_to_string(Path::new("/proc").join(process_id.to_string()).join("stat"))?;
     let after_name = stat.rsplit_once(')').context("no name in /proc/PID/stat")?.1;

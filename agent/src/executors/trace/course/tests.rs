@@ -46,7 +46,7 @@ fn follow(plan: Plan, world: &World) -> (Progression, Vec<usize>, Duration) {
             let from: IpAddr = format!("192.0.2.{}", place.0).parse().unwrap();
             let rtt_ms = Some((world.rtt * u32::from(place.0)).as_secs_f64() * 1000.0);
             let probe = TraceProbe { status: ProbeStatus::Answered, from: Some(from), rtt_ms, ..TraceProbe::default() };
-            if path.under_way.values().any(|under_way| *under_way == place) {
+            if path.under_way.iter().any(|(_, under_way)| *under_way == place) {
                 path.ended(place, probe, place.0 >= world.target);
             }
         } else {
