@@ -122,3 +122,20 @@ fn a_steady_path_keeps_its_rounds_where_many_are_silent() {
     // The first round is waited for, because nobody knows how far the path goes.
     assert!(took <= plan.gap * 19 + plan.timeout * 2 + Duration::from_millis(100), "{took:?}");
 }
+
+#[test]
+fn those_leave_together_that_are_sent_whatever_is_heard_of_the_others() {
+    let (mut path, now) = (Progression::new(PLAN), Instant::now());
+    assert_eq!(path.together(now, 5), 5);
+    for (ttl, tag) in (1..=5).zip(0..) {
+        path.sent((ttl, 0), tag, now);
+    }
+    path.ended((5, 0), TraceProbe { status: ProbeStatus::Answered, ..TraceProbe::default() }, false);
+    assert_eq!((path.due(now), path.together(now, 5)), (Some((6, 0)), 1), "it may be the last");
+    for (ttl, tag) in (6..=10).zip(5..) {
+        path.sent((ttl, 0), tag, now);
+    }
+    let later = now + PLAN.gap;
+    assert!(path.begin_round(later));
+    assert_eq!((path.all_due(later).take(6).collect::<Vec<_>>(), path.together(later, 5)), ((1..=5).map(|ttl| (ttl, 1)).collect(), 5));
+}
