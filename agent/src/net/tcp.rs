@@ -16,6 +16,9 @@ use crate::net::error_queue;
 /// A server that has begun to speak has finished when it is silent for this long.
 const REPLY_PAUSE: Duration = Duration::from_millis(200);
 
+/// Linux chooses no lower port by itself: it refuses to have `ip_local_port_range` begin below `ip_unprivileged_port_start`.
+const OWN_PORT_MIN: u16 = 1024;
+
 /// What became of a handshake.
 #[derive(Debug)]
 pub(crate) enum Handshake {
@@ -65,8 +68,7 @@ pub(crate) async fn connect(from: Option<IpAddr>, to: SocketAddr, patience: Dura
         return failed(&error, icmp, took);
     }
     // A port of our own range can be met by ourselves (simultaneous open): then nobody listens there.
-    let local = stream.local_addr()?;
-    if local.port() == to.port() && local == stream.peer_addr()? {
+    if to.port() >= OWN_PORT_MIN && stream.local_addr()? == stream.peer_addr()? {
         return Ok(Handshake::Failed { errno: Errno::ECONNREFUSED, icmp: None, took });
     }
     Ok(Handshake::Open { stream, took })

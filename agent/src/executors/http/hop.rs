@@ -42,6 +42,25 @@ pub(super) struct Done {
     pub(super) kept: Vec<u8>,
 }
 
+/// A request that is being made: what is known of it is kept if the run is cut short.
+struct Unfinished<'a> {
+    hop: &'a Hop<'a>,
+    done: &'a mut Done,
+    is_over: bool,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if self.is_over {
+            return;
+        }
+        let (Hop { run, so_far, .. }, request) = (self.hop, &self.done.request);
+        let mut report = HttpReport { status: request.status.or(so_far.status), total_ms: ms(run.started.elapsed()), ..(*so_far).clone() };
+        report.requests.push(request.clone());
+        run.live.set(run.options, run.target, report);
+    }
+}
+
 /// Where to connect to, and how from there.
 struct Way {
     to: SocketAddr,
@@ -55,9 +74,12 @@ impl Hop<'_> {
         let begun = Instant::now();
         let way = self.way().await?;
         let mut done = Done { request: self.blank(&way), headers: Vec::new(), kept: Vec::new() };
+        let mut unfinished = Unfinished { hop: &self, done: &mut done, is_over: false };
         let until = Instant::now() + self.options().timeout.duration();
-        done.request.failure = Box::pin(self.make(&way, until, &mut done)).await?.err();
-        done.request.timings.total_ms = Some(ms(begun.elapsed()));
+        unfinished.done.request.failure = Box::pin(self.make(&way, until, unfinished.done)).await?.err();
+        unfinished.done.request.timings.total_ms = Some(ms(begun.elapsed()));
+        unfinished.is_over = true;
+        drop(unfinished);
         Ok(done)
     }
 
@@ -98,14 +120,16 @@ impl Hop<'_> {
                 let code = if took.is_some() { HttpFailureCode::Connect } else { HttpFailureCode::TimedOut };
                 let failure = HttpFailure { code, detail: reason };
                 (done.request.state, done.request.icmp, done.request.failure) = (state, icmp, Some(failure.clone()));
-                self.tell(HttpPhase::Connected, &done.request);
+                self.run.tell(HttpPhase::Connected, &done.request);
                 return Ok(Err(failure));
             }
         };
-        // A request is small, and nobody is to wait for it.
-        stream.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Internal, crate::net::words(&error)))?;
+        // What is written in more than one piece is not to wait for the answer to the first.
+        if self.next.url.scheme() == Scheme::Https || self.options().body.is_some() || self.options().http_version == HttpVersion::V2 {
+            stream.set_nodelay(true).map_err(|error| Failure::new(FailureKind::Internal, crate::net::words(&error)))?;
+        }
         let passed = timeout_at(until, self.pass(&mut stream, way, done)).await;
-        self.tell(HttpPhase::Connected, &done.request);
+        self.run.tell(HttpPhase::Connected, &done.request);
         if let Err(failure) = passed.unwrap_or_else(|_| Err(late("the proxy did not answer"))) {
             return Ok(Err(failure));
         }
@@ -160,7 +184,7 @@ impl Hop<'_> {
                 let two = session.alpn.as_deref() == Some("h2");
                 let stream = Box::new(stream);
                 done.request.tls = Some(Box::new(session));
-                self.tell(HttpPhase::Secured, &done.request);
+                self.run.tell(HttpPhase::Secured, &done.request);
                 if !two && options.http_version == HttpVersion::V2 {
                     let detail = "the server does not speak HTTP/2 (it did not choose h2 by ALPN)".to_owned();
                     return Err(HttpFailure { code: HttpFailureCode::Protocol, detail });
@@ -169,7 +193,7 @@ impl Hop<'_> {
             }
             Err(refused) => {
                 done.request.tls = Some(refused.session);
-                self.tell(HttpPhase::Secured, &done.request);
+                self.run.tell(HttpPhase::Secured, &done.request);
                 Err(HttpFailure { code: HttpFailureCode::Tls, detail: refused.failure.detail })
             }
         }
@@ -185,7 +209,7 @@ impl Hop<'_> {
         let so_far = &mut done.request;
         let asked = http::exchange(stream, speech, request, limits, &mut answer, |head| {
             note(head, so_far);
-            self.tell(HttpPhase::Answered, so_far);
+            self.run.tell(HttpPhase::Answered, so_far);
         })
         .await;
         done.request.timings.download_ms = answer.download.map(ms);
@@ -195,15 +219,6 @@ impl Hop<'_> {
         });
         (done.headers, done.kept) = (answer.headers, answer.kept);
         asked
-    }
-
-    /// Tells how far it is, and keeps it.
-    fn tell(&self, phase: HttpPhase, request: &HttpRequest) {
-        let mut so_far = self.so_far.clone();
-        (so_far.status, so_far.total_ms) = (request.status.or(so_far.status), ms(self.run.started.elapsed()));
-        so_far.requests.push(request.clone());
-        self.run.live.set(self.options(), self.run.target, so_far);
-        self.run.tell(phase, request);
     }
 
     fn blank(&self, way: &Way) -> HttpRequest {

@@ -389,22 +389,24 @@ async fn a_proxy_is_handed_addresses_and_makes_tunnels_to_what_has_a_name() {
 async fn a_run_cut_short_keeps_the_requests_before_and_closes_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://127.0.0.1:{}/", listener.local_addr().unwrap().port());
-    let (context, live) = (open_node(&[]), Live::default());
+    let (context, (live, mut news)) = (open_node(&[]), Live::heard());
     let serve = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc").await.unwrap();
         loop {
-            match live.taken() {
-                Some(found) if !found.report["status"].is_null() => break (stream, found),
-                _ => tokio::task::yield_now().await,
+            match news.recv().await {
+                Some(news) if news.progress["phase"] == "answered" => break stream,
+                Some(_) => {}
+                None => panic!("no answer was told of"),
             }
         }
     };
-    let (mut stream, found) = tokio::select! {
+    let mut stream = tokio::select! {
         _ = execute(&context, spec("http", &url, json!({})), &live) => panic!("the body has no end"),
         served = serve => served,
     };
-    assert_eq!(found.report["requests"][0]["status"], 200);
+    let found = live.taken().unwrap();
+    assert_eq!((&found.report["status"], &found.report["requests"][0]["status"]), (&json!(200), &json!(200)));
     let mut rest = Vec::new();
     tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.unwrap().unwrap();
 }
