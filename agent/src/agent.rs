@@ -144,7 +144,7 @@ impl Life {
         let delivering = Arc::clone(&inbox);
         drop(tasks.spawn(async move { delivering.deliver(acknowledgements).await }));
         let carrying = Arc::clone(&worker.outbox);
-        let carry = tasks.spawn(async move { carrying.carry(to_carry).await });
+        let carry = tokio::spawn(async move { carrying.carry(to_carry).await });
         let (recording, ended) = (Arc::clone(&worker), end_trail.clone());
         let trail = tasks.spawn(async move { recording.trail.send(&inbox, &node, &ended).await });
         let mut life = Self { worker, client, presence, groups, tasks, end, trail, end_trail, carry, drain_timeout };
@@ -273,12 +273,14 @@ impl Life {
         self.end_trail.cancel();
         drop(tokio::time::timeout(FLUSHED_WITHIN, &mut self.trail).await);
         self.presence.bye(&self.client).await;
+        // What the readers have said meanwhile; after the next line nothing leaves any more.
+        drop(tokio::time::timeout(FLUSHED_WITHIN, self.worker.outbox.emptied()).await);
         if tokio::time::timeout(FLUSHED_WITHIN, self.client.drain()).await.is_err() {
             tracing::warn!("the last messages may not have left");
         }
-        self.carry.abort();
         self.tasks.close();
         drop(tokio::time::timeout(FLUSHED_WITHIN, self.tasks.wait()).await);
+        self.carry.abort();
         tracing::info!("stopped");
     }
 }

@@ -23,7 +23,7 @@ const KEPT_BYTES_MAX: usize = 4 * 1024 * 1024;
 const UNDER_WAY: u64 = u64::MAX;
 
 /// How many wait to leave; whoever has more waits for them.
-const LEAVING_MAX: usize = 256;
+const LEAVING_MAX: usize = 64;
 
 /// One answer.
 #[derive(Clone, Debug)]

@@ -46,10 +46,10 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Mtr, live: &
     let follower = Follower::open(context, ToolName::Mtr, course, Progression::new(plan))?;
     let names = Names::new(context, options.names);
     let (started_at, started) = (Timestamp::now(), Instant::now());
-    let mut run = Run { target, options, live, reached, plan, follower, names, started_at, started };
+    let mut run = Run { target, options, live, reached, plan, follower, names, started_at, started, is_over: false };
     run.tell(&MtrProgress::Resolved(reached.resolved()));
-    run.keep();
     run.follow().await;
+    run.is_over = true;
     Ok(run.report())
 }
 
@@ -64,6 +64,8 @@ struct Run<'a> {
     names: Names<'a>,
     started_at: Timestamp,
     started: Instant,
+    /// Whether it has come to its end.
+    is_over: bool,
 }
 
 impl Run<'_> {
@@ -92,11 +94,12 @@ impl Run<'_> {
         }
     }
 
-    /// Tells how the hops stand at the end of a round, and keeps it.
+    /// Tells how the hops stand at the end of a round.
     fn tell_round(&self, round: usize) {
-        let round = MtrRound { round: u64::try_from(round).unwrap_or_default(), hops: self.hops() };
-        self.tell(&MtrProgress::Round(round));
-        self.keep();
+        if self.live.is_heard() {
+            let round = MtrRound { round: u64::try_from(round).unwrap_or_default(), hops: self.hops() };
+            self.tell(&MtrProgress::Round(round));
+        }
     }
 
     fn hops(&self) -> Vec<MtrHop> {
@@ -122,16 +125,13 @@ impl Run<'_> {
         self.live.tell(self.options, self.target, progress);
     }
 
-    fn keep(&self) {
-        self.live.set(self.options, self.target, self.report());
-    }
-
     fn report(&self) -> MtrReport {
         let (hops, address) = (self.hops(), self.reached.address);
         let target = hops.last().filter(|hop| hop.addresses.iter().any(|known| known.address == address));
         let end = match (self.follower.progression.last(), target) {
             (Some(_), Some(_)) => TraceEnd::Reached,
             (Some(_), None) => TraceEnd::Unreachable,
+            (None, _) if !self.is_over => TraceEnd::CutShort,
             (None, _) if hops.last().is_some_and(|hop| hop.ttl == self.plan.max) => TraceEnd::MaxTtl,
             (None, _) => TraceEnd::Silent,
         };
@@ -149,6 +149,15 @@ impl Run<'_> {
             loss_pct: target.and_then(|hop| hop.loss_pct),
             hops,
             elapsed_ms: ms(self.started.elapsed()),
+        }
+    }
+}
+
+impl Drop for Run<'_> {
+    /// Keeps what a run has found that is cut short.
+    fn drop(&mut self) {
+        if !self.is_over && !std::thread::panicking() {
+            self.live.set(self.options, self.target, self.report());
         }
     }
 }

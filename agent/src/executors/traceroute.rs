@@ -198,6 +198,7 @@ impl Run<'_> {
         let end = match (self.follower.progression.last(), hops.last()) {
             (Some(_), Some(hop)) if hop.probes.iter().any(is_target) => TraceEnd::Reached,
             (Some(_), _) => TraceEnd::Unreachable,
+            (None, _) if !self.is_over => TraceEnd::CutShort,
             (None, Some(hop)) if hop.ttl == self.plan.max => TraceEnd::MaxTtl,
             (None, _) => TraceEnd::Silent,
         };

@@ -23,7 +23,7 @@ pub(crate) struct Pacer(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// When the first left.
+    /// When the first left since nobody had to wait.
     began: Option<Instant>,
     /// When the next would leave if they left evenly.
     even: Option<Instant>,
@@ -80,7 +80,8 @@ impl State {
         let first = self.even.map_or(now, |even| even.max(now));
         let even = first + gap * packets.saturating_sub(1);
         self.even = Some(even + gap);
-        let began = *self.began.get_or_insert(now);
+        // After a silence the steps begin anew.
+        let began = *self.began.insert(self.began.filter(|_| first > now).unwrap_or(now));
         let due = even.saturating_duration_since(began).saturating_sub(ahead);
         let steps = due.as_micros().div_ceil(STEP.as_micros());
         let leaves = if even > now + ahead { STEP * u32::try_from(steps).unwrap_or(u32::MAX) } else { Duration::ZERO };
@@ -100,6 +101,10 @@ mod tests {
         assert_eq!(waits.last(), Some(&Duration::from_millis(10)));
         assert_eq!(state.wait(now, 5), Duration::from_millis(15), "as the last of them would");
         assert!(state.wait(now + Duration::from_secs(1), 5).is_zero());
+        // A node that runs for a year paces as on its first day.
+        let later = now + Duration::from_secs(366 * 24 * 3600);
+        let waits: Vec<Duration> = (0..BURST + 11).map(|_| state.wait(later, 1)).collect();
+        assert_eq!(waits.last(), Some(&Duration::from_millis(10)));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use probeops_shared::tools::ping::report::TcpReply;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use tokio::net::TcpStream;
 
-use crate::net::{error_queue, words};
+use crate::net::{error_queue, tcp, words};
 
 /// How often a handshake is tried, a millisecond apart, while the one before it from the same port has not quite gone: a program that is just being
 /// started has a copy of its socket for a moment.
@@ -114,13 +114,9 @@ impl Syn {
             Err(error) => return Err(error),
         }
         let stream = TcpStream::from_std(socket.into())?;
-        stream.writable().await?;
+        let refused = tcp::refused(&stream).await?;
         let took = started.elapsed();
-        let Some(error) = stream.take_error()? else {
-            // A port of our own range can be met by ourselves (simultaneous open): then nobody listens there.
-            let met_itself = stream.local_addr()? == stream.peer_addr()?;
-            return Ok((took, Handshake::Answered(if met_itself { TcpReply::Refused } else { TcpReply::Open })));
-        };
+        let Some(error) = refused else { return Ok((took, Handshake::Answered(TcpReply::Open))) };
         if let Some(queued) = error_queue::take(&stream)?
             && let Some(icmp) = queued.icmp
         {

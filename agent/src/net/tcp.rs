@@ -16,8 +16,8 @@ use crate::net::error_queue;
 /// A server that has begun to speak has finished when it is silent for this long.
 const REPLY_PAUSE: Duration = Duration::from_millis(200);
 
-/// Linux chooses no lower port by itself: it refuses to have `ip_local_port_range` begin below `ip_unprivileged_port_start`.
-const OWN_PORT_MIN: u16 = 1024;
+/// How soon a handshake is looked at again that the system has said something of and has not decided.
+const UNDECIDED_PAUSE: Duration = Duration::from_millis(1);
 
 /// What became of a handshake.
 #[derive(Debug)]
@@ -59,19 +59,30 @@ pub(crate) async fn connect(from: Option<IpAddr>, to: SocketAddr, patience: Dura
         Err(error) => return failed(&error, None, started.elapsed()),
     }
     let stream = TcpStream::from_std(socket.into())?;
-    if timeout_at(deadline, stream.writable()).await.is_err() {
-        return Ok(Handshake::Silent);
-    }
+    let Ok(refused) = timeout_at(deadline, refused(&stream)).await else { return Ok(Handshake::Silent) };
     let took = started.elapsed();
-    if let Some(error) = stream.take_error()? {
+    if let Some(error) = refused? {
         let icmp = error_queue::take(&stream)?.and_then(|queued| queued.icmp);
         return failed(&error, icmp, took);
     }
-    // A port of our own range can be met by ourselves (simultaneous open): then nobody listens there.
-    if to.port() >= OWN_PORT_MIN && stream.local_addr()? == stream.peer_addr()? {
-        return Ok(Handshake::Failed { errno: Errno::ECONNREFUSED, icmp: None, took });
-    }
     Ok(Handshake::Open { stream, took })
+}
+
+/// Waits until a handshake is over: why there is no connection, if there is none.
+pub(crate) async fn refused(stream: &TcpStream) -> io::Result<Option<io::Error>> {
+    loop {
+        stream.writable().await?;
+        if let Some(error) = stream.take_error()? {
+            return Ok(Some(error));
+        }
+        match stream.peer_addr() {
+            // A port of our own range can be met by ourselves (simultaneous open): then nobody listens there.
+            Ok(peer) => return Ok((stream.local_addr()? == peer).then(|| Errno::ECONNREFUSED.into())),
+            // An ICMP message wakes us before it ends the handshake, or does not end it, and the SYN is sent once more (`tcp_v4_err`).
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => tokio::time::sleep(UNDECIDED_PAUSE).await,
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 fn failed(error: &io::Error, icmp: Option<IcmpMessage>, took: Duration) -> io::Result<Handshake> {

@@ -81,6 +81,8 @@ choice! {
         Silent = "silent",
         /// It was the last that was asked for.
         MaxTtl = "max_ttl",
+        /// The run was cut short.
+        CutShort = "cut_short",
     }
 }
 

@@ -51,10 +51,11 @@ struct Unfinished<'a> {
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        if self.is_over {
+        let (Hop { run, so_far, .. }, request) = (self.hop, &self.done.request);
+        // Before there is a connection nothing is known of it.
+        if self.is_over || request.state != PortState::Open || std::thread::panicking() {
             return;
         }
-        let (Hop { run, so_far, .. }, request) = (self.hop, &self.done.request);
         let mut report = HttpReport { status: request.status.or(so_far.status), total_ms: ms(run.started.elapsed()), ..(*so_far).clone() };
         report.requests.push(request.clone());
         run.live.set(run.options, run.target, report);

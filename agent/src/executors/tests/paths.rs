@@ -84,19 +84,13 @@ async fn this_machine_is_one_hop_that_loses_nothing() {
 
 #[tokio::test]
 async fn a_trace_cut_short_leaves_the_hops_it_found() {
-    let (context, live) = (open_node(&[]), Live::default());
+    let (context, (live, mut news)) = (open_node(&[]), Live::heard());
     let run = execute(&context, spec("mtr", "127.0.0.1", json!({"rounds": 100})), &live);
-    let first_round = async {
-        loop {
-            match live.taken() {
-                Some(found) if !found.report["hops"].as_array().unwrap().is_empty() => return found,
-                Some(_) | None => tokio::task::yield_now().await,
-            }
-        }
-    };
-    let found = tokio::select! {
+    let first_round = async { while news.recv().await.is_some_and(|news| news.progress["type"] != "round") {} };
+    tokio::select! {
         _ = run => panic!("a hundred seconds have passed"),
-        found = first_round => found,
-    };
+        () = first_round => {}
+    }
+    let found = live.taken().unwrap();
     assert_eq!((&found.report["hops"][0]["received"], &found.report["end"]), (&json!(1), &json!("reached")), "{}", found.report);
 }

@@ -111,9 +111,12 @@ impl IcmpSocket {
             filter::attach(&socket, kind.family, identifier)?;
         }
         let waiting = Mutex::new(Waiting { sequence, requests: HashMap::new(), set: Set::default() });
-        let pause = if socket.recv_buffer_size()? < RECEIVE_BUFFER_BYTES { PAUSE_SHORT } else { PAUSE };
+        // What is granted is told twice as large (socket(7)).
+        let pause = if socket.recv_buffer_size()? < 2 * RECEIVE_BUFFER_BYTES { PAUSE_SHORT } else { PAUSE };
         let wire = Arc::new(Wire { socket, kind, method, identifier, waiting });
-        let reader = AbortOnDropHandle::new(tokio::spawn(listen(Arc::clone(&wire), pause)));
+        // To the runtime every datagram socket is one of UDP.
+        let waited_for = UdpSocket::from_std(wire.socket.try_clone()?.into())?;
+        let reader = AbortOnDropHandle::new(tokio::spawn(listen(Arc::clone(&wire), waited_for, pause)));
         Ok(Self { wire, _reader: reader })
     }
 }
@@ -242,19 +245,16 @@ impl Wire {
     }
 }
 
-async fn listen(wire: Arc<Wire>, pause: Duration) {
-    if let Err(error) = read(&wire, pause).await {
+async fn listen(wire: Arc<Wire>, waited_for: UdpSocket, pause: Duration) {
+    if let Err(error) = read(&wire, waited_for, pause).await {
         tracing::warn!(%error, "could not read from an ICMP socket; its replies will look like loss");
     }
 }
 
-async fn read(wire: &Wire, pause: Duration) -> io::Result<()> {
+async fn read(wire: &Wire, mut waited_for: UdpSocket, pause: Duration) -> io::Result<()> {
     let mut buffer = vec![0; PACKET_BYTES_MAX];
     let interest = Interest::READABLE | Interest::ERROR;
-    let mut socket = wire.socket.try_clone()?.into();
     loop {
-        // To the runtime every datagram socket is one of UDP.
-        let waited_for = UdpSocket::from_std(socket)?;
         let mut before: Option<Instant> = None;
         // They come seldom: each wakes us.
         loop {
@@ -270,11 +270,10 @@ async fn read(wire: &Wire, pause: Duration) -> io::Result<()> {
             }
         }
         // The system is not to say when there is another.
-        socket = waited_for.into_std()?;
-        let mut found = true;
-        while found {
+        let mut socket = Some(waited_for.into_std()?);
+        waited_for = loop {
             tokio::time::sleep(pause).await;
-            found = false;
+            let mut found = false;
             loop {
                 let (count, is_all) = wire.drain(&mut buffer)?;
                 found |= count > 0;
@@ -283,7 +282,15 @@ async fn read(wire: &Wire, pause: Duration) -> io::Result<()> {
                 }
                 tokio::task::yield_now().await;
             }
-        }
+            if found {
+                continue;
+            }
+            // While the system has no room for it, it is read as before.
+            let again = socket.take().map_or_else(|| wire.socket.try_clone().map(Into::into), Ok).and_then(UdpSocket::from_std);
+            if let Ok(again) = again {
+                break again;
+            }
+        };
     }
 }
 

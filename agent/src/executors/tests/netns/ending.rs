@@ -170,11 +170,18 @@ fn a_trace_that_is_cut_short_leaves_the_hops_it_found() {
         runtime.block_on(async {
             let (node, live) = (node(), Live::default());
             // Three routers answer at once, and then nobody for ten seconds.
-            let run = execute(&node, spec("traceroute", "10.8.204.1", json!({"timeout": 10})), &live);
-            assert!(tokio::time::timeout(Duration::from_millis(500), run).await.is_err());
-            live.taken().unwrap()
+            let found = async |tool: &str, parameters: Value| {
+                let run = execute(&node, spec(tool, "10.8.204.1", parameters), &live);
+                assert!(tokio::time::timeout(Duration::from_millis(500), run).await.is_err());
+                live.taken().unwrap()
+            };
+            [found("traceroute", json!({"timeout": 10})).await, found("mtr", json!({"timeout": 10, "rounds": 1})).await]
         })
     });
+    let [traced, watched] = &found;
     let answered = |hop: &Value| hop["probes"].as_array().unwrap().iter().filter(|probe| probe["status"] == "answered").count();
-    assert_eq!(found.report["hops"].as_array().unwrap().iter().map(answered).collect::<Vec<_>>(), [3; 3], "{}", found.output);
+    assert_eq!(traced.report["hops"].as_array().unwrap().iter().map(answered).collect::<Vec<_>>(), [3; 3], "{}", traced.output);
+    let received = |hop: &Value| hop["received"].as_u64().unwrap();
+    assert_eq!(watched.report["hops"].as_array().unwrap().iter().map(received).sum::<u64>(), 3, "{}", watched.output);
+    assert_eq!((&traced.report["end"], &watched.report["end"]), (&json!("cut_short"), &json!("cut_short")));
 }
