@@ -8,7 +8,7 @@ mod trace;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::future::try_join_all;
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
@@ -102,27 +102,37 @@ impl<'a> Job<'a> {
 
     /// What several say, asked at once. The report is that of the first, and of all of them.
     async fn compare(&self, first: &Servers, others: &[Servers]) -> Result<(Asking<'a>, DnsReport), Failure> {
+        let known = Mutex::new(BTreeMap::new());
+        let keep = |index: usize, report: DnsReport| {
+            let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.insert(index, report);
+            if let Some(report) = with_comparison(&known) {
+                self.live.set(self.options, self.target, report);
+            }
+        };
+        let keep = &keep;
         let all = std::iter::once(first).chain(others).enumerate();
         let mut pending: FuturesUnordered<_> =
-            all.map(|(index, servers)| async move { (index, self.answer(servers, |_| ()).await) }).collect();
-        let mut answers = BTreeMap::new();
+            all.map(|(index, servers)| async move { (index, self.answer(servers, |report| keep(index, report)).await) }).collect();
+        let mut asking_first = None;
         while let Some((index, answer)) = pending.next().await {
-            let answer = answer?;
-            self.live.tell(self.options, self.target, &DnsProgress::Compared(Box::new(DnsCompared::of(&answer.1))));
-            answers.insert(index, answer);
-            if let Some((_, report)) = answers.first_key_value().map(|(_, answer)| answer) {
-                self.live.set(self.options, self.target, with_comparison(report, &answers));
+            let (asking, report) = answer?;
+            self.live.tell(self.options, self.target, &DnsProgress::Compared(Box::new(DnsCompared::of(&report))));
+            keep(index, report);
+            if index == 0 {
+                asking_first = Some(asking);
             }
         }
-        let report = answers.get(&0).map(|(_, report)| with_comparison(report, &answers));
+        let report = with_comparison(&known.lock().unwrap_or_else(PoisonError::into_inner));
         // The first is always among them.
-        answers.remove(&0).map(|(asking, _)| asking).zip(report).ok_or_else(|| Failure::new(FailureKind::Internal, "no resolver was asked"))
+        asking_first.zip(report).ok_or_else(|| Failure::new(FailureKind::Internal, "no resolver was asked"))
     }
 }
 
-fn with_comparison(report: &DnsReport, answers: &BTreeMap<usize, (Asking<'_>, DnsReport)>) -> DnsReport {
-    let compared = answers.values().map(|(_, report)| DnsCompared::of(report)).collect();
-    DnsReport { comparison: Some(DnsComparison::of(compared)), ..report.clone() }
+/// The report of the first of these, and of all of them.
+fn with_comparison(known: &BTreeMap<usize, DnsReport>) -> Option<DnsReport> {
+    let compared = known.values().map(DnsCompared::of).collect();
+    known.first_key_value().map(|(_, report)| DnsReport { comparison: Some(DnsComparison::of(compared)), ..report.clone() })
 }
 
 fn query(target: &DnsName, options: &Dns) -> Result<Query, Failure> {

@@ -1,6 +1,7 @@
 //! `tcp`: a handshake with each port, and a short talk with what listens there.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
@@ -32,8 +33,16 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
     let reached = context.reach_all(target, &touched, family).await?;
     live.tell(options, target, &TcpProgress::Resolved(reached.resolved()));
     let address = reached.address;
-    let mut report =
-        TcpReport { address, family: Family::of(address), resolve_ms: reached.resolve_ms, ports: Vec::with_capacity(ports.len()) };
+    let report = TcpReport { address, family: Family::of(address), resolve_ms: reached.resolve_ms, ports: Vec::with_capacity(ports.len()) };
+    let so_far = Mutex::new(report);
+    let known = || so_far.lock().unwrap_or_else(PoisonError::into_inner);
+    // What is known of a port, however the run ends.
+    let keep = |port: &TcpPort| {
+        let mut report = known();
+        report.ports.retain(|known| known.port != port.port);
+        report.ports.push(port.clone());
+        live.set(options, target, report.clone());
+    };
     let mut left = ports.into_iter();
     let mut pace = tokio::time::interval(PORT_INTERVAL);
     // A handshake that began late does not make the next one begin early.
@@ -52,26 +61,23 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
                     live.tell(options, target, &TcpProgress::Open { address, port: port.port, connect_ms });
                     let connection: Option<Box<dyn Connection>> = Some(Box::new(stream));
                     let talk = Talk { options, terms: &terms, connection, rest: Vec::new(), caught: Vec::new() };
-                    let number = port.port;
-                    talks.push(talk.hold(port.clone(), move |which, exchange| {
+                    keep(&port);
+                    talks.push(talk.hold(port, &keep, move |port, number, exchange| {
                         let exchange = Box::new(exchange.clone());
-                        live.tell(options, target, &TcpProgress::Exchange { address, port: number, number: which, exchange });
+                        live.tell(options, target, &TcpProgress::Exchange { address, port, number, exchange });
                     }));
-                    // That it is open is known, however the run ends.
-                    report.ports.push(port);
-                    live.set(options, target, report.clone());
                     continue;
                 }
                 (port, _) => port,
             },
             Some(port) = talks.next() => port,
-            else => return Ok(report),
+            else => break,
         };
-        report.ports.retain(|known| known.port != port.port);
-        report.ports.push(port.clone());
-        live.set(options, target, report.clone());
+        keep(&port);
         live.tell(options, target, &TcpProgress::Port { address, report: Box::new(port) });
     }
+    let report = known().clone();
+    Ok(report)
 }
 
 /// What TLS is to be like, wherever it begins.
@@ -110,19 +116,21 @@ struct Talk<'a> {
 
 impl Talk<'_> {
     /// Talks until all is said, or until the server does not say what it should; each exchange of several is told.
-    async fn hold(mut self, mut report: TcpPort, tell: impl Fn(usize, &TcpExchange)) -> TcpPort {
+    async fn hold(mut self, mut report: TcpPort, keep: impl Fn(&TcpPort), tell: impl Fn(u16, usize, &TcpExchange)) -> TcpPort {
         if self.options.tls {
             report.tls = Some(Box::new(self.secure().await));
+            keep(&report);
         }
         if let Some(connection) = self.connection.as_mut().filter(|_| self.options.banner) {
             let heard = tcp::listen(connection, Until::Pause, BANNER_BYTES_MAX, self.options.banner_wait_ms.ms()).await;
             (report.banner, report.banner_bytes) = (escaped(&heard), Some(heard.len()));
+            keep(&report);
         }
         let exchanges = self.options.exchanges();
         for (number, exchange) in exchanges.iter().enumerate() {
             let became = self.exchange(exchange, number > 0).await;
             if exchanges.len() > 1 && !exchange.is_empty() {
-                tell(number, &became);
+                tell(report.port, number, &became);
             }
             let goes_on = self.connection.is_some() && !became.has_failed();
             if number == 0 {
@@ -130,6 +138,7 @@ impl Talk<'_> {
             } else {
                 report.then.push(became);
             }
+            keep(&report);
             if !goes_on {
                 break;
             }

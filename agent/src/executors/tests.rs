@@ -302,6 +302,43 @@ async fn several_resolvers_are_asked_at_once_and_compared() {
 }
 
 #[tokio::test]
+async fn a_comparison_cut_short_leaves_the_attempts_of_all() {
+    let server = DnsServer::start().await;
+    let (context, (live, mut news)) = (open_node(&[]), Live::heard());
+    let parameters =
+        json!({"resolver": "127.0.0.1", "port": server.address.port(), "timeout": 0.1, "tries": 5, "compare_with": ["127.0.0.2"]});
+    // Nobody listens at the other.
+    let one_timeout = async { while news.recv().await.is_some_and(|news| news.progress["result"] != "timeout") {} };
+    tokio::select! {
+        _ = execute(&context, spec("dns", "silent.test", parameters), &live) => panic!("five attempts take half a second"),
+        () = one_timeout => {}
+    }
+    let report = live.taken().unwrap().report;
+    assert_eq!(
+        (&report["attempts"][0]["result"], report["comparison"]["answers"].as_array().unwrap().len()),
+        (&json!("timeout"), 2),
+        "{report}"
+    );
+}
+
+#[tokio::test]
+async fn the_way_of_speaking_icmp_is_told_and_is_what_this_user_may() {
+    // A group of the range may have datagram sockets; who may not needs the capability for raw ones (icmp(7), capabilities(7)).
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ping_group_range").unwrap();
+    let range: Vec<u32> = range.split_whitespace().map(|end| end.parse().unwrap()).collect();
+    let groups: Vec<u32> =
+        nix::unistd::getgroups().unwrap().into_iter().chain([nix::unistd::getegid()]).map(nix::unistd::Gid::as_raw).collect();
+    let expected = if groups.iter().any(|group| (range[0]..=range[1]).contains(group)) { "icmp_datagram" } else { "icmp_raw" };
+    let context = open_node(&[]);
+    for (tool, parameters) in
+        [("ping", json!({"count": 1})), ("traceroute", json!({"protocol": "icmp"})), ("mtr", json!({"protocol": "icmp", "rounds": 1}))]
+    {
+        let found = finds(&context, tool, "127.0.0.1", parameters).await;
+        assert_eq!(found.report["method"], expected, "{tool}: {}", found.report);
+    }
+}
+
+#[tokio::test]
 async fn a_server_that_is_silent_closed_or_forging_gives_no_answer() {
     let server = DnsServer::start().await;
     let context = open_node(&[server.address]);

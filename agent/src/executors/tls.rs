@@ -40,19 +40,22 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tls, live: &
         versions: None,
         timings: TlsTimings { resolve_ms: reached.resolve_ms, ..TlsTimings::default() },
     };
-    let tell = |report: &TlsReport, progress: &TlsProgress| {
+    // What is kept, and what is told of it.
+    let tell = |report: &TlsReport, progress: Option<&TlsProgress>| {
         live.set(options, target, report.clone());
-        live.tell(options, target, progress);
+        if let Some(progress) = progress {
+            live.tell(options, target, progress);
+        }
     };
     run.handshake(&mut report, &tell).await?;
     report.timings.total_ms = Some(ms(started.elapsed()));
-    tell(&report, &TlsProgress::Handshake(Box::new(report.clone())));
+    tell(&report, Some(&TlsProgress::Handshake(Box::new(report.clone()))));
     if options.versions && report.state == PortState::Open {
         for version in options.offered() {
             let offer = run.offer(version).await?;
             report.versions.get_or_insert_default().push(offer.clone());
             report.timings.total_ms = Some(ms(started.elapsed()));
-            tell(&report, &TlsProgress::Version(offer));
+            tell(&report, Some(&TlsProgress::Version(offer)));
         }
     }
     Ok(report)
@@ -107,7 +110,7 @@ enum Opened {
 
 impl Run<'_> {
     /// Greets as well as we can: with a whole handshake, or by hand where the server is too old for one.
-    async fn handshake(&mut self, report: &mut TlsReport, tell: &impl Fn(&TlsReport, &TlsProgress)) -> Result<(), Failure> {
+    async fn handshake(&mut self, report: &mut TlsReport, tell: &impl Fn(&TlsReport, Option<&TlsProgress>)) -> Result<(), Failure> {
         let modern = self.terms.max.number() >= TlsVersion::V1_2.number();
         let first = self.open(report, tell).await?;
         let Some(stream) = first else { return Ok(()) };
@@ -122,6 +125,7 @@ impl Run<'_> {
                 let again = modern && worth_asking_by_hand(&failure, &session) && self.terms.min.number() <= TlsVersion::V1_2.number();
                 (report.failure, report.session) = (Some(failure), *session);
                 if again {
+                    tell(report, None);
                     self.show(report).await?;
                 }
             }
@@ -176,17 +180,17 @@ impl Run<'_> {
     }
 
     /// Opens the connection of the report.
-    async fn open(&self, report: &mut TlsReport, tell: &impl Fn(&TlsReport, &TlsProgress)) -> Result<Option<TcpStream>, Failure> {
+    async fn open(&self, report: &mut TlsReport, tell: &impl Fn(&TlsReport, Option<&TlsProgress>)) -> Result<Option<TcpStream>, Failure> {
         let connected = |connect: Duration| {
             report.state = PortState::Open;
             report.timings.connect_ms = Some(ms(connect));
-            tell(report, &TlsProgress::Connected { connect_ms: ms(connect) });
+            tell(report, Some(&TlsProgress::Connected { connect_ms: ms(connect) }));
         };
         Ok(match self.connect(connected).await? {
             Opened::Ready { stream, starttls } => {
                 report.timings.starttls_ms = starttls.map(ms);
                 if let Some(starttls_ms) = report.timings.starttls_ms {
-                    tell(report, &TlsProgress::StartedTls { starttls_ms });
+                    tell(report, Some(&TlsProgress::StartedTls { starttls_ms }));
                 }
                 Some(stream)
             }

@@ -134,10 +134,26 @@ fn note_head(response: &hyper::Response<Incoming>, begun: Instant, answer: &mut 
     answer.headers = response.headers().iter().map(field).collect();
 }
 
+/// A body that is being read: what there is of it is kept, however that ends.
+struct Reading<'a> {
+    reader: Reader,
+    begun: Instant,
+    answer: &'a mut Answer,
+    is_over: bool,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        let (kept, told) = self.reader.finish();
+        self.answer.download = Some(self.begun.elapsed());
+        (self.answer.kept, self.answer.body) = (kept, Some(HttpBody { truncated: told.truncated || !self.is_over, ..told }));
+    }
+}
+
 async fn read(mut body: Incoming, limits: Limits, answer: &mut Answer) -> Result<(), HttpFailure> {
-    let begun = Instant::now();
     let encoding = answer.headers.iter().find(|(name, _)| name.eq_ignore_ascii_case("content-encoding")).map(|(_, value)| value.as_str());
-    let mut reader = Reader::new(limits, encoding);
+    let mut reading = Reading { reader: Reader::new(limits, encoding), begun: Instant::now(), answer, is_over: false };
+    let reader = &mut reading.reader;
     let mut ended = Ok(());
     while !(reader.is_full() || body.is_end_stream()) {
         let Ok(frame) = timeout_at(limits.until, body.frame()).await else {
@@ -163,9 +179,7 @@ async fn read(mut body: Incoming, limits: Limits, answer: &mut Answer) -> Result
     if ended.is_ok() {
         ended = reader.end().map_err(|detail| HttpFailure { code: HttpFailureCode::Compression, detail });
     }
-    answer.download = Some(begun.elapsed());
-    let (kept, told) = reader.finish();
-    (answer.kept, answer.body) = (kept, Some(told));
+    reading.is_over = true;
     ended
 }
 

@@ -62,6 +62,26 @@ impl Drop for Unfinished<'_> {
     }
 }
 
+/// A request whose answer is awaited: what there is of that goes with it, however that ends.
+struct Asked<'a> {
+    answer: Answer,
+    done: &'a mut Done,
+    /// How much of the body is shown.
+    shown: usize,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        let (answer, done) = (std::mem::take(&mut self.answer), &mut *self.done);
+        done.request.timings.download_ms = answer.download.map(ms);
+        done.request.body = answer.body.map(|body| {
+            let beginning = answer.kept.get(..self.shown).unwrap_or(&answer.kept);
+            HttpBody { text: String::from_utf8_lossy(beginning).into_owned(), ..body }
+        });
+        (done.headers, done.kept) = (answer.headers, answer.kept);
+    }
+}
+
 /// Where to connect to, and how from there.
 struct Way {
     to: SocketAddr,
@@ -206,20 +226,13 @@ impl Hop<'_> {
         let keep = if options.assertions.is_empty() { shown } else { shown.max(BODY_ASSERTED_MAX) };
         let limits = Limits { until, read: options.read_bytes_max.get_usize(), keep, decompress: options.compression };
         let request = self.request(speech, done)?;
-        let mut answer = Answer::default();
-        let so_far = &mut done.request;
-        let asked = http::exchange(stream, speech, request, limits, &mut answer, |head| {
+        let mut asked = Asked { answer: Answer::default(), done, shown };
+        let Asked { answer, done: Done { request: so_far, .. }, .. } = &mut asked;
+        http::exchange(stream, speech, request, limits, answer, |head| {
             note(head, so_far);
             self.run.tell(HttpPhase::Answered, so_far);
         })
-        .await;
-        done.request.timings.download_ms = answer.download.map(ms);
-        done.request.body = answer.body.map(|body| {
-            let beginning = answer.kept.get(..shown).unwrap_or(&answer.kept);
-            HttpBody { text: String::from_utf8_lossy(beginning).into_owned(), ..body }
-        });
-        (done.headers, done.kept) = (answer.headers, answer.kept);
-        asked
+        .await
     }
 
     fn blank(&self, way: &Way) -> HttpRequest {

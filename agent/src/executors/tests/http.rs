@@ -407,6 +407,8 @@ async fn a_run_cut_short_keeps_the_requests_before_and_closes_at_once() {
     };
     let found = live.taken().unwrap();
     assert_eq!((&found.report["status"], &found.report["requests"][0]["status"]), (&json!(200), &json!(200)));
+    let body = &found.report["requests"][0]["body"];
+    assert_eq!((&body["text"], &body["size_bytes"], &body["truncated"]), (&json!("abc"), &json!(3), &json!(true)), "{body}");
     let mut rest = Vec::new();
     tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut rest)).await.unwrap().unwrap();
 }

@@ -43,6 +43,29 @@ async fn what_is_sent_arrives_and_what_is_expected_is_found() {
 }
 
 #[tokio::test]
+async fn a_talk_cut_short_leaves_what_was_said() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (context, (live, mut news)) = (open_node(&[]), Live::heard());
+    let parameters =
+        json!({"port": port, "send": "one\\n", "expect": "two", "then": [{"send": "three\\n", "expect": "four"}], "reply_wait_ms": 10_000});
+    let serve = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut heard = [0; 4];
+        stream.read_exact(&mut heard).await.unwrap();
+        stream.write_all(b"two").await.unwrap();
+        while news.recv().await.is_some_and(|news| news.progress["type"] != "exchange") {}
+    };
+    tokio::select! {
+        _ = execute(&context, spec("tcp", "127.0.0.1", parameters), &live) => panic!("the second answer never came"),
+        () = serve => {}
+    }
+    let found = live.taken().unwrap();
+    let told = &found.report["ports"][0];
+    assert_eq!((&told["state"], &told["reply"], &told["expect"]["matched"]), (&json!("open"), &json!("two"), &json!(true)), "{told}");
+}
+
+#[tokio::test]
 async fn what_is_expected_and_not_said_is_a_finding() {
     let parameters = json!({"send": "HELO\\n", "expect": "250", "reply_wait_ms": 300});
     let (found, _) = talk_to(b"", |_| b"554 no\r\n".to_vec(), parameters).await;

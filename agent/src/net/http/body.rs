@@ -98,7 +98,7 @@ impl Reader {
     }
 
     /// What was kept, and what is told of it; the text is left to whoever knows how much of it to show.
-    pub(super) fn finish(mut self) -> (Vec<u8>, HttpBody) {
+    pub(super) fn finish(&mut self) -> (Vec<u8>, HttpBody) {
         let (received, truncated, plain) = (self.received, self.full, matches!(self.coding, Coding::Plain(_)));
         let sink = std::mem::replace(self.sink(), Sink::empty());
         let told = HttpBody {

@@ -59,18 +59,68 @@ fn denied(result: &Result<Found, Failure>) -> bool {
     }
 }
 
+/// Ways of writing what the node may not touch, some of which are no address to anybody.
+const DISGUISES: [&str; 33] = [
+    DENIED,
+    // Decimal, octal, hexadecimal, short, as inet_aton(3) has them.
+    "2852039166",
+    "025177524776",
+    "0251.0376.0251.0376",
+    "0xa9fea9fe",
+    "0xA9.0xFE.0xA9.0xFE",
+    "169.254.43518",
+    "169.16689662",
+    "169.0376.0xa9fe",
+    "2130706434",
+    "0x7f000002",
+    "0177.0.0.2",
+    "127.2",
+    // What IDNA maps to digits and dots, and a name's last dot.
+    "169.254.169.254.",
+    "\u{ff11}69.254.169.254",
+    "\u{2460}\u{2465}\u{2468}.254.169.254",
+    "169\u{3002}254\u{3002}169\u{3002}254",
+    "metadata.test.",
+    "METADATA.test",
+    "\u{24dc}etadata.test",
+    // An IPv4 address in an IPv6 one: mapped, compatible, NAT64 of the well-known and of the local prefix, 6to4, Teredo (the server's, the
+    // client's), ISATAP.
+    "::ffff:169.254.169.254",
+    "::ffff:a9fe:a9fe",
+    "::169.254.169.254",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b::169.254.169.254",
+    "64:ff9b:1::a9fe:a9fe",
+    "2002:a9fe:a9fe::",
+    "2001:0:a9fe:a9fe::",
+    "2001::5601:5601",
+    "2001:db8::5efe:a9fe:a9fe",
+    // What is denied by its own name.
+    "127.0.0.2",
+    "::1",
+    "alias.test",
+];
+
 #[test]
 fn no_packet_leaves_for_an_address_that_is_denied_however_it_is_written() {
     let network = counting();
     in_node(&network, async || {
         let server = DnsServer::start().await;
-        for host in
-            [DENIED, "::ffff:169.254.169.254", "64:ff9b::a9fe:a9fe", "2002:a9fe:a9fe::", "127.0.0.2", "::1", "metadata.test", "alias.test"]
-        {
+        for host in DISGUISES {
             for (tool, target, parameters) in ways::to(host) {
                 let shown = format!("{tool} {target} {parameters}");
-                let result = run(&node(&server), tool, &target, parameters).await;
-                assert!(denied(&result), "{shown}: {result:?}");
+                match Spec::parse(tool.parse().unwrap(), &target, parameters.as_object().unwrap().clone()) {
+                    Err(invalid) => assert!(
+                        invalid.pointer == "/target" || invalid.pointer.starts_with("/parameters/re") || {
+                            ["/parameters/proxy", "/parameters/server", "/parameters/rdap_server"].contains(&invalid.pointer.as_str())
+                        },
+                        "{shown}: {invalid}"
+                    ),
+                    Ok(spec) => {
+                        let result = execute(&node(&server), spec, &Live::default()).await;
+                        assert!(denied(&result), "{shown}: {result:?}");
+                    }
+                }
                 assert_eq!(counted_here("output"), 0, "{shown}");
             }
         }
