@@ -126,6 +126,11 @@ impl Outbox {
         drop(left.await);
     }
 
+    /// Room for one more; none when nobody carries any more.
+    pub(crate) async fn room(&self) -> Option<mpsc::Permit<'_, Leaving>> {
+        self.leaving.reserve().await.ok()
+    }
+
     async fn leave(&self, leaving: Leaving) {
         if self.leaving.send(leaving).await.is_err() {
             tracing::warn!("an answer could not leave: nobody carries it any more");

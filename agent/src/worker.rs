@@ -6,8 +6,8 @@ mod control;
 use std::future::pending;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, Message};
@@ -29,7 +29,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::executors::{self, Context, Found, Live, News};
-use crate::outbox::{Answer, Outbox};
+use crate::outbox::{Answer, Leaving, Outbox};
 use crate::runs::{Running, Runs};
 use crate::slots::Slots;
 use crate::trail::Trail;
@@ -132,11 +132,11 @@ impl Worker {
         };
         let clock_offset_ms = self.clock.measured().map(|measured| measured.offset_ms);
         let context = self.context.for_run(accepted.targets.clone(), accepted.dispatch_ms, clock_offset_ms);
-        let executed = AssertUnwindSafe(Box::pin(executors::execute(&context, spec, &live))).catch_unwind();
+        let mut executed = AssertUnwindSafe(Box::pin(executors::execute(&context, spec, &live))).catch_unwind();
         let (result, next_seq) = {
             let bounded = pin!(async {
                 tokio::select! {
-                    done = tokio::time::timeout(budget, executed) => match done {
+                    done = tokio::time::timeout(budget, &mut executed) => match done {
                         Ok(Ok(found)) => found,
                         Ok(Err(_panic)) => Err(internal(&accepted.job.request_id)),
                         Err(_elapsed) => Err(Failure::new(FailureKind::TimedOut, format!("not finished within its budget of {} ms", budget.as_millis()))),
@@ -148,13 +148,18 @@ impl Worker {
             });
             self.accompany(&accepted, bounded, news).await
         };
+        // To put into words what was found until now is the tool's work, too.
+        let kept = std::panic::catch_unwind(AssertUnwindSafe(|| {
+            drop(executed);
+            result.is_err().then(|| live.take()).flatten()
+        }));
         let unheard = entry.superseded.is_cancelled() && result.is_err();
         let Accepted { asker, job, entry, .. } = *accepted;
         drop(entry);
         let (duration_ms, tool) = (ms(started.elapsed()), job.spec.tool());
         let found = match &result {
             Ok(_) => None,
-            Err(failure) => live.take().or_else(|| Some(Found { report: None, output: format!("{tool}: {failure}\n") })),
+            Err(failure) => kept.ok().flatten().or_else(|| Some(Found { report: None, output: format!("{tool}: {failure}\n") })),
         };
         let (status, failure, found) = match (result, found) {
             (Ok(found), _) => (Status::Success, None, found),
@@ -200,29 +205,36 @@ impl Worker {
         mut run: Pin<&mut impl Future<Output = T>>,
         mut news: mpsc::Receiver<News>,
     ) -> (T, u64) {
-        let next = AtomicU64::new(0);
-        let say = async |event: Event, body: Vec<u8>| {
-            let seq = next.load(Ordering::Relaxed);
-            self.outbox.send(answer(asker, event, seq, body, Duration::ZERO)).await;
-            next.store(seq + 1, Ordering::Relaxed);
+        let (next, unsaid) = (AtomicU64::new(0), Mutex::new(None));
+        // Nothing is numbered that does not leave: the run may be over while there is no room.
+        let say = async |event: Event, body: &(dyn Fn() -> Option<Vec<u8>> + Sync)| {
+            let room = self.outbox.room().await;
+            if let (Some(room), Some(body)) = (room, body()) {
+                let seq = next.fetch_add(1, Ordering::Relaxed);
+                room.send(Leaving::Event(answer(asker, event, seq, body, Duration::ZERO)));
+            }
+        };
+        let written = || {
+            let News { elapsed, progress, output, missed } = unsaid.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+            let progress = Progress { request_id: request_id.clone(), elapsed_ms: ms(elapsed), progress, output, missed };
+            serde_json::to_vec(&progress).ok()
         };
         let tell = async |news: News| {
-            let News { elapsed, progress, output, missed } = news;
-            let progress = Progress { request_id: request_id.clone(), elapsed_ms: ms(elapsed), progress, output, missed };
-            say(Event::Progress, serde_json::to_vec(&progress).unwrap_or_default()).await;
+            *unsaid.lock().unwrap_or_else(PoisonError::into_inner) = Some(news);
+            say(Event::Progress, &written).await;
         };
-        let alive = || serde_json::json!({"request_id": request_id}).to_string().into_bytes();
+        let alive = || Some(serde_json::json!({"request_id": request_id}).to_string().into_bytes());
         // What is quickly over has only an outcome.
         if let Ok(result) = tokio::time::timeout(ACCEPTED_AFTER, &mut run).await {
             return (result, 0);
         }
         let telling = async {
-            say(Event::Accepted, alive()).await;
+            say(Event::Accepted, &alive).await;
             loop {
                 match tokio::time::timeout(ALIVE_EVERY, news.recv()).await {
                     Ok(Some(found)) => tell(found).await,
                     Ok(None) => pending().await,
-                    Err(_elapsed) => say(Event::Alive, alive()).await,
+                    Err(_elapsed) => say(Event::Alive, &alive).await,
                 }
             }
         };
@@ -231,6 +243,7 @@ impl Worker {
             result = &mut run => result,
             never = telling => never,
         };
+        say(Event::Progress, &written).await;
         while let Ok(found) = news.try_recv() {
             tell(found).await;
         }
