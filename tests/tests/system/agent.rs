@@ -218,6 +218,33 @@ fn nothing_is_lost_while_a_node_stops_under_load() {
 }
 
 #[test]
+fn each_run_of_a_node_that_stops_ends_with_its_outcome_after_its_events() {
+    const RUNS: usize = 200;
+    let fabric = Fabric::start();
+    let agent = fabric.agent_with("o-1", "eu", &AgentOptions { slots_probe: Some(RUNS), ..AgentOptions::default() });
+    let asker = Asker::service(&fabric, &["tcp"], &[]);
+    let silent = Silent::start();
+    // They end at the same moment, and each has something to tell then.
+    let mut runs: Vec<_> =
+        (0..RUNS).map(|index| asker.ask("job.v1.eu.tcp", &silent.job(&format!("r{index}"), 2_000), &[("Probe-Events", "1")])).collect();
+    assert!(runs.iter_mut().all(|run| run.hear().event == "accepted"));
+    agent.terminate();
+    for mut run in runs {
+        let mut heard = vec![run.hear()];
+        while heard.last().unwrap().event != "outcome" {
+            heard.push(run.hear());
+        }
+        assert!((1..).zip(&heard).all(|(seq, heard)| heard.seq == seq), "{heard:?}");
+        let (last, before) = heard.split_last().unwrap();
+        assert_eq!((last.event.as_str(), &last.body["status"]), ("outcome", &json!("success")), "{heard:?}");
+        assert_eq!(before.last().unwrap().body["progress"]["type"], "port", "{heard:?}");
+        let ports = &last.body["report"]["ports"];
+        assert_eq!(ports[0]["state"], "open", "{heard:?}");
+    }
+    assert_eq!(agent.wait(), Some(0), "{}", agent.log());
+}
+
+#[test]
 fn a_run_that_ends_while_the_link_is_dead_is_answered_after_the_reconnect() {
     needs::icmp();
     let fabric = Fabric::start();
