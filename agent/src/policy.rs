@@ -89,11 +89,17 @@ impl Policy {
         }
     }
 
+    /// Whether the name is not denied; what another leads to need not be allowed by name, too.
+    pub(crate) fn check_denied_name(&self, name: &str) -> Result<(), String> {
+        match self.rules.deny.names.iter().find(|rule| rule.matches(name)) {
+            Some(rule) => Err(format!("`{rule}` is in deny.names")),
+            None => Ok(()),
+        }
+    }
+
     /// Whether the name may be asked for.
     pub(crate) fn check_name(&self, name: &str) -> Result<(), String> {
-        if let Some(rule) = self.rules.deny.names.iter().find(|rule| rule.matches(name)) {
-            return Err(format!("`{rule}` is in deny.names"));
-        }
+        self.check_denied_name(name)?;
         match &self.rules.allow.names {
             Some(allowed) if !allowed.iter().any(|rule| rule.matches(name)) => Err("it is not in allow.names".to_owned()),
             Some(_) | None => Ok(()),

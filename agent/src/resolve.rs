@@ -51,8 +51,8 @@ impl Resolver {
         }
     }
 
-    /// The addresses of a name, in order of preference; in words why there are none. The caller bounds the wait.
-    pub(crate) async fn lookup(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+    /// What a name leads to; in words why that is nothing. The caller bounds the wait.
+    pub(crate) async fn lookup(&self, name: &str) -> Result<Found, String> {
         if self.servers.is_empty() { self.ask_system(name).await } else { self.ask_servers(name).await }
     }
 
@@ -69,7 +69,7 @@ impl Resolver {
         None
     }
 
-    async fn ask_system(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+    async fn ask_system(&self, name: &str) -> Result<Found, String> {
         let permit = Arc::clone(&self.system_lookups).acquire_owned().await.map_err(|error| error.to_string())?;
         let owned = name.to_owned();
         let looked_up = tokio::task::spawn_blocking(move || {
@@ -80,24 +80,25 @@ impl Resolver {
         let mut addresses = found.map_err(|error| system_words(&error.to_string()))?;
         let mut seen = std::collections::HashSet::new();
         addresses.retain(|address| seen.insert(*address));
-        Ok(addresses)
+        Ok(Found { addresses, aliases: Vec::new() })
     }
 
-    async fn ask_servers(&self, name: &str) -> Result<Vec<IpAddr>, String> {
+    async fn ask_servers(&self, name: &str) -> Result<Found, String> {
         // This name never leaves the machine (RFC 6761, 6.3).
         if name == "localhost" || name.ends_with(".localhost") {
-            return Ok(vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()]);
+            return Ok(Found { addresses: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()], aliases: Vec::new() });
         }
         let mut last = String::new();
         for server in &self.servers {
             let (v4, v6) = tokio::join!(records(*server, name, RecordType::A), records(*server, name, RecordType::AAAA));
             match (v4, v6) {
-                (Ok(mut addresses), Ok(more)) => {
-                    addresses.extend(more);
-                    return if addresses.is_empty() { Err(format!("it has no address, says {server}")) } else { Ok(addresses) };
+                (Ok(mut found), Ok(more)) => {
+                    found.addresses.extend(more.addresses);
+                    found.aliases.extend(more.aliases);
+                    return if found.addresses.is_empty() { Err(format!("it has no address, says {server}")) } else { Ok(found) };
                 }
                 // Some servers are silent about one of the two; what the other brought is an answer.
-                (Ok(addresses), Err(_)) | (Err(_), Ok(addresses)) if !addresses.is_empty() => return Ok(addresses),
+                (Ok(found), Err(_)) | (Err(_), Ok(found)) if !found.addresses.is_empty() => return Ok(found),
                 (Err(Refusal::NoSuchName), _) | (_, Err(Refusal::NoSuchName)) => {
                     return Err(format!("there is no such name, says {server} (NXDOMAIN)"));
                 }
@@ -108,6 +109,15 @@ impl Resolver {
     }
 }
 
+/// What a name leads to.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Its addresses, in order of preference.
+    pub(crate) addresses: Vec<IpAddr>,
+    /// The names that it is an alias of, where the servers that were asked are ours to choose: the system does not tell.
+    pub(crate) aliases: Vec<String>,
+}
+
 /// Why a server did not say.
 enum Refusal {
     NoSuchName,
@@ -115,7 +125,7 @@ enum Refusal {
 }
 
 /// The addresses that a server has for a name. A recursive server puts the whole chain of aliases into its answer.
-async fn records(server: SocketAddr, name: &str, kind: RecordType) -> Result<Vec<IpAddr>, Refusal> {
+async fn records(server: SocketAddr, name: &str, kind: RecordType) -> Result<Found, Refusal> {
     let query = Query::new(&DnsName::Name(name.to_owned()), kind, &Dns::default()).map_err(Refusal::Other)?;
     let ask = async |way: Way| dns::ask((None, server), &way, query.bytes(), |bytes| query.is_answered_by(bytes), SERVER_PATIENCE).await;
     let words = |none: dns::NoAnswer| Refusal::Other(none.detail.unwrap_or_else(|| none.result.to_string()));
@@ -123,17 +133,18 @@ async fn records(server: SocketAddr, name: &str, kind: RecordType) -> Result<Vec
     if message::is_truncated(&answer.bytes) {
         answer = ask(Way::Tcp).await.map_err(words)?;
     }
-    addresses(&message::read(&answer.bytes).map_err(Refusal::Other)?)
+    found(&message::read(&answer.bytes).map_err(Refusal::Other)?)
 }
 
-fn addresses(response: &DnsResponse) -> Result<Vec<IpAddr>, Refusal> {
+fn found(response: &DnsResponse) -> Result<Found, Refusal> {
+    let values = |kinds: &'static [&'static str]| {
+        response.answer.iter().filter(|record| kinds.contains(&record.kind.as_str())).map(|record| record.value.as_str())
+    };
     match response.rcode.name.as_str() {
-        "NOERROR" => Ok(response
-            .answer
-            .iter()
-            .filter(|record| ["A", "AAAA"].contains(&record.kind.as_str()))
-            .filter_map(|record| record.value.parse().ok())
-            .collect()),
+        "NOERROR" => Ok(Found {
+            addresses: values(&["A", "AAAA"]).filter_map(|address| address.parse().ok()).collect(),
+            aliases: values(&["CNAME"]).map(|name| name.trim_end_matches('.').to_ascii_lowercase()).collect(),
+        }),
         "NXDOMAIN" => Err(Refusal::NoSuchName),
         other => Err(Refusal::Other(format!("it answered {other}"))),
     }
@@ -169,7 +180,7 @@ mod tests {
     #[tokio::test]
     async fn the_system_knows_this_machine_and_no_invalid_name() {
         let resolver = Resolver::new(&[]);
-        let addresses = resolver.lookup("localhost").await.unwrap();
+        let addresses = resolver.lookup("localhost").await.unwrap().addresses;
         assert!(addresses.iter().all(IpAddr::is_loopback) && !addresses.is_empty(), "{addresses:?}");
         assert!(!resolver.own_servers().await.is_empty());
     }

@@ -12,7 +12,7 @@ use crate::executors::{Context, denied};
 use crate::net::{interfaces, words};
 use crate::policy::Touch;
 use crate::policy::surroundings::Surroundings;
-use crate::resolve::Resolver;
+use crate::resolve::{Found, Resolver};
 
 /// Who judges what the principal may be pointed at, in messages.
 const PRINCIPAL: &str = "the caller's own target limits";
@@ -90,10 +90,14 @@ impl Context {
             Host::Address(address) => Ok((vec![address.to_canonical()], None)),
             Host::Name(name) => {
                 self.permit_name(name)?;
-                let own_server = ports.iter().try_for_each(|port| self.node.policy.check_endpoint_name(name, *port));
-                own_server.map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
-                let (addresses, took) = resolve(resolver, name).await?;
-                Ok((addresses, Some(took)))
+                self.permit_endpoint(name, ports).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
+                let (found, took) = resolve(resolver, name).await?;
+                // Whoever may ask for a name may be led on by it, but not to a name that is denied.
+                for alias in &found.aliases {
+                    let permitted = self.node.policy.check_denied_name(alias).and_then(|()| self.permit_endpoint(alias, ports));
+                    permitted.map_err(|rule| denied(&format!("{name}, an alias of {alias}: this node's policy: {rule}")))?;
+                }
+                Ok((found.addresses.iter().map(IpAddr::to_canonical).collect(), Some(took)))
             }
         }
     }
@@ -107,6 +111,11 @@ impl Context {
                 Some(_) | None => Ok(()),
             },
         }
+    }
+
+    /// Whether a name is none of the node's own servers on these ports.
+    fn permit_endpoint(&self, name: &str, ports: &[Option<u16>]) -> Result<(), String> {
+        ports.iter().try_for_each(|port| self.node.policy.check_endpoint_name(name, *port))
     }
 
     fn permit_name(&self, name: &str) -> Result<(), Failure> {
@@ -129,12 +138,12 @@ impl Context {
     }
 }
 
-async fn resolve(resolver: &Resolver, name: &str) -> Result<(Vec<IpAddr>, Duration), Failure> {
+async fn resolve(resolver: &Resolver, name: &str) -> Result<(Found, Duration), Failure> {
     let started = Instant::now();
     let none = |why: &str| Failure::new(FailureKind::Unresolved, format!("{name} cannot be resolved on this node: {why}"));
     let looked_up = tokio::time::timeout(RESOLUTION_MAX, resolver.lookup(name)).await;
-    let addresses = looked_up.map_err(|_| none(&format!("no answer within {} s", RESOLUTION_MAX.as_secs())))?.map_err(|why| none(&why))?;
-    Ok((addresses.into_iter().map(|address| address.to_canonical()).collect(), started.elapsed()))
+    let found = looked_up.map_err(|_| none(&format!("no answer within {} s", RESOLUTION_MAX.as_secs())))?.map_err(|why| none(&why))?;
+    Ok((found, started.elapsed()))
 }
 
 /// The address to send from, which must be one of this machine's.

@@ -88,9 +88,10 @@ async fn locate(endpoints: &[Endpoint], resolver: &Resolver, before: &[(Endpoint
     let each = endpoints.iter().map(|endpoint| async move {
         let addresses = match &endpoint.host {
             Host::Address(address) => Ok(vec![*address]),
-            Host::Name(name) => {
-                tokio::time::timeout(FOUND_WITHIN, resolver.lookup(name)).await.unwrap_or_else(|_| Err("no answer".to_owned()))
-            }
+            Host::Name(name) => tokio::time::timeout(FOUND_WITHIN, resolver.lookup(name))
+                .await
+                .unwrap_or_else(|_| Err("no answer".to_owned()))
+                .map(|found| found.addresses),
         };
         match addresses {
             Ok(addresses) => addresses

@@ -102,6 +102,22 @@ async fn no_way_of_writing_an_address_gets_past_the_policy() {
 }
 
 #[tokio::test]
+async fn an_alias_leads_to_no_name_that_is_denied() {
+    let server = DnsServer::start().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let node = |rules: &str| Context::new(policy(&format!("allow_loopback = true\n{rules}")), &[server.address]).unwrap();
+    let ask = async |rules: &str| run(&node(rules), "tcp", "nickname.test", json!({"port": port})).await;
+    // Of those that are allowed, the name that is asked for is one.
+    assert_eq!(ask("[allow]\nnames = [\"nickname.test\"]").await.unwrap().report["ports"][0]["state"], "open");
+    fails(
+        ask("[deny]\nnames = [\"local.test\"]").await,
+        FailureKind::Denied,
+        "nickname.test, an alias of local.test: this node's policy: `local.test`",
+    );
+}
+
+#[tokio::test]
 async fn the_servers_of_the_root_are_targets_like_any_other() {
     let closed = Context::new(policy("[deny]\nnetworks = [\"0.0.0.0/0\", \"::/0\"]"), &[]).unwrap();
     fails(run(&closed, "dns", "example.com", json!({"trace": true})).await, FailureKind::Denied, "no server of the root may be asked: ");

@@ -91,10 +91,12 @@ fn answer(bytes: &[u8], rebound: &mut bool) -> Option<Message> {
         "local.test." => addresses(&[[127, 0, 0, 1]]),
         "metadata.test." => addresses(&[[169, 254, 169, 254]]),
         // A resolver puts the whole chain of aliases into its answer.
-        "alias.test." if kind == RecordType::A => {
-            let of = Name::from_ascii("metadata.test.").unwrap();
+        alias @ ("alias.test." | "nickname.test.") if kind == RecordType::A => {
+            let (of, address) =
+                if alias == "alias.test." { ("metadata.test.", [169, 254, 169, 254]) } else { ("Local.test.", [127, 0, 0, 1]) };
+            let of = Name::from_ascii(of).unwrap();
             message.add_answer(Record::from_rdata(name.clone(), 60, RData::CNAME(CNAME(of.clone()))));
-            message.add_answer(Record::from_rdata(of, 60, RData::A(A::new(169, 254, 169, 254))));
+            message.add_answer(Record::from_rdata(of, 60, RData::A(A::from(Ipv4Addr::from(address)))));
         }
         "mixed.test." => addresses(&[[169, 254, 169, 254], [127, 0, 0, 1]]),
         "many.test." => addresses(&(0..100).map(|last| [169, 254, 0, last]).collect::<Vec<_>>()),
@@ -102,7 +104,7 @@ fn answer(bytes: &[u8], rebound: &mut bool) -> Option<Message> {
             addresses(if *rebound { &[[169, 254, 169, 254]] } else { &[[127, 0, 0, 1]] });
             *rebound = true;
         }
-        "alias.test." | "rebinding.test." => {}
+        "alias.test." | "nickname.test." | "rebinding.test." => {}
         "large.test." => {
             let texts = (0..20).map(|number| RData::TXT(TXT::new(vec![format!("{number}{}", "x".repeat(100))])));
             message.add_answers(texts.map(|text| Record::from_rdata(name.clone(), 60, text)));
