@@ -46,6 +46,50 @@ fn spec(tool: &str, target: &str, parameters: Value) -> Spec {
     Spec::parse(tool.parse().unwrap(), target, parameters).unwrap()
 }
 
+/// Ways of writing 169.254.169.254, 127.0.0.2 and `::1`, some of which are no address to anybody.
+const DISGUISES: [&str; 36] = [
+    "169.254.169.254",
+    "127.0.0.2",
+    "::1",
+    "0:0:0:0:0:0:0:1",
+    // Decimal, octal, hexadecimal, short, as inet_aton(3) has them.
+    "2852039166",
+    "025177524776",
+    "0251.0376.0251.0376",
+    "0xa9fea9fe",
+    "0xA9.0xFE.0xA9.0xFE",
+    "169.254.43518",
+    "169.16689662",
+    "169.0376.0xa9fe",
+    "2130706434",
+    "017700000002",
+    "0x7f000002",
+    "0x7f.0.0.2",
+    "0177.0.0.2",
+    "127.2",
+    // What IDNA maps to digits and dots, and a name's last dot.
+    "169.254.169.254.",
+    "127.0.0.2.",
+    "\u{ff11}69.254.169.254",
+    "\u{2460}\u{2465}\u{2468}.254.169.254",
+    "127\u{3002}0\u{3002}0\u{3002}2",
+    // An IPv4 address in an IPv6 one: mapped, compatible, NAT64 of the well-known and of the local prefix, 6to4, Teredo (the server's, the
+    // client's), ISATAP.
+    "::ffff:169.254.169.254",
+    "::ffff:a9fe:a9fe",
+    "::ffff:127.0.0.2",
+    "::169.254.169.254",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b::169.254.169.254",
+    "64:ff9b:1::a9fe:a9fe",
+    "64:ff9b::7f00:2",
+    "2002:a9fe:a9fe::",
+    "2002:7f00:2::",
+    "2001:0:a9fe:a9fe::",
+    "2001::5601:5601",
+    "2001:db8::5efe:a9fe:a9fe",
+];
+
 /// What a run found, to be looked into.
 #[derive(Debug)]
 struct Found {
