@@ -19,7 +19,7 @@ mod whois;
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -34,6 +34,7 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
+use crate::net::arrival;
 use crate::net::icmp::Icmp;
 use crate::net::pacer::Pacer;
 use crate::net::words;
@@ -65,6 +66,8 @@ struct Equipment {
     lookout: Lookout,
     icmp: Icmp,
     pacer: Pacer,
+    /// Held, so that the first packets are stamped, too.
+    _stamping: UdpSocket,
 }
 
 impl Context {
@@ -76,6 +79,7 @@ impl Context {
             lookout: Lookout::new()?,
             icmp: Icmp::default(),
             pacer: Pacer::default(),
+            _stamping: arrival::stamping()?,
         };
         Ok(Self { node: Arc::new(node), icmp_engine: IcmpEngine::default(), targets: None, dispatch_ms: None, clock_offset_ms: None })
     }

@@ -393,7 +393,7 @@ async fn a_server_that_is_silent_closed_or_forging_gives_no_answer() {
     // Somebody else's answer, under another number, is not taken for ours.
     let forged = finds(&context, "dns", "forged.test", json!({"timeout": 0.1, "tries": 1})).await;
     assert_eq!(forged.report["attempts"][0]["result"], "timeout", "{}", forged.report);
-    let closed = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let closed = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let refused = finds(&open_node(&[closed]), "dns", "a.test", json!({"tries": 1})).await;
     assert_eq!(refused.report["attempts"][0]["result"], "refused", "{}", refused.report);
 }
