@@ -273,8 +273,10 @@ impl Worker {
             None => (Verdict::Finished, "success".to_owned()),
         };
         tracing::debug!(job.id = %outcome.request_id, %principal, tool = outcome.tool, target = outcome.target, detail, "a job was answered");
+        // A run's record is of the moment it ended.
+        let ended_at = outcome.started_at.map(|started_at| started_at.plus(Duration::from_secs_f64(outcome.duration_ms.max(0.0) / 1000.0)));
         self.trail.record(Record {
-            time: Timestamp::now(),
+            time: ended_at.unwrap_or_else(Timestamp::now),
             verdict,
             principal: principal.to_owned(),
             caller: Some(caller.to_string()),
