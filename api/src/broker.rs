@@ -1,6 +1,7 @@
 //! The API's side of the broker: its connections, its answers, its dispatch. Nothing else of the API names the client library's connection.
 
 mod dispatch;
+pub(crate) mod last;
 mod replies;
 
 use std::path::PathBuf;
@@ -10,8 +11,9 @@ use std::time::Duration;
 use async_nats::connection::State;
 use async_nats::jetstream::{self, kv};
 use async_nats::{Client, HeaderMap};
+use futures_util::{Stream, StreamExt};
 use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
-use probeops_shared::ids::{Caller, NodeId};
+use probeops_shared::ids::{Caller, JobId, NodeId};
 use probeops_shared::job::Verb;
 use probeops_shared::problem::Code;
 use probeops_shared::subjects::{self, storage};
@@ -19,8 +21,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::dispatch::{Destination, Run};
+pub(crate) use self::dispatch::{Destination, Dispatched, Run, Watched};
 use self::replies::Replies;
+pub(crate) use self::replies::{Heard, Listener};
 use crate::collector::Collector;
 use crate::problem::Problem;
 use crate::roster::Roster;
@@ -166,6 +169,22 @@ impl Broker {
         self.0.auditor.clone()
     }
 
+    /// What other replicas tell this one: what it is, who says so, and about which job.
+    pub(crate) async fn replicas(&self) -> Result<impl Stream<Item = (String, Caller, JobId)> + use<>, String> {
+        let messages = self.0.client.subscribe(subjects::replica_all(&self.0.caller)).await.map_err(|error| error.to_string())?;
+        Ok(messages.filter_map(async |message| {
+            let (verb, from) = subjects::parse_replica(&message.subject)?;
+            let job = std::str::from_utf8(&message.payload).ok()?.parse().ok()?;
+            Some((verb.to_owned(), from, job))
+        }))
+    }
+
+    /// Tells another replica something about a job.
+    pub(crate) async fn tell_replica(&self, to: &Caller, verb: &str, job: JobId) -> Result<(), String> {
+        let subject = subjects::replica(to, verb, &self.0.caller);
+        self.0.client.publish(subject, job.to_string().into()).await.map_err(|error| error.to_string())
+    }
+
     pub(crate) fn link(&self) -> watch::Receiver<LinkState> {
         self.0.link.clone()
     }
@@ -180,7 +199,7 @@ impl Broker {
         self.ready().map_err(|why| Problem::new(Code::Unavailable, why))?;
         let subject = subjects::node_control(node, Verb::Drain.as_str(), &self.0.caller);
         let (sender, mut answers) = mpsc::channel(1);
-        let waiting = self.0.replies.wait(1, sender);
+        let waiting = self.0.replies.wait(1, sender, None);
         let reply = subjects::reply(&self.0.caller, waiting.token(), subjects::NO_RESPONDERS);
         let sent = self.0.client.publish_with_reply_and_headers(subject, reply, HeaderMap::new(), Vec::new().into()).await;
         sent.map_err(|error| Problem::new(Code::Unavailable, format!("the broker could not be told: {error}")))?;

@@ -2,10 +2,13 @@
 
 mod admission;
 mod detachable;
+mod elsewhere;
+mod live;
 mod selector;
 mod store;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -26,19 +29,25 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::{Allowance, Principal};
 use crate::audit::Audit;
-use crate::broker::{Broker, Destination, Run};
+use crate::broker::{Broker, Destination, Run, Watched};
 use crate::jobs::detachable::Detachable;
-use crate::jobs::store::Store;
+use crate::jobs::live::Live;
+use crate::jobs::store::{State, Store, Stored};
 use crate::problem::{Asked, Problem};
 
+pub use live::{Begun, Ended, EventId, Found, Kind, Next, Told, Watcher};
 pub use selector::Selector;
 
-/// The longest a call waits for its job.
+/// The longest a call waits for its job, and as long as it waits unless it says otherwise.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
 /// Most documents fit into so many bytes.
 const DOCUMENT_BYTES_USUAL: usize = 1_000;
 /// How many runs this API has going on at once; each holds a task and a token.
 const RUNS_MAX: usize = 20_000;
+/// How long the events of a job gather before they are written to the stream.
+const EVENTS_WITHIN: Duration = Duration::from_millis(20);
+/// How long a cancelled job may take to end.
+const CANCELLED_WITHIN: Duration = Duration::from_secs(2);
 /// When a full API may have room again.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -101,19 +110,42 @@ pub enum JobStatus {
     Running,
     /// Every run has its outcome.
     Finished,
+    /// It was ended before its time; every run has its outcome, if only that it was cancelled.
+    Cancelled,
+}
+
+/// How a caller wants his answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// The job, finished or as far as it is after this long.
+    Wait(Duration),
+    /// Everything its nodes tell, as they tell it.
+    Watch {
+        /// Whether the job is to end when nobody watches it any more.
+        cancel_on_disconnect: bool,
+    },
 }
 
 /// A job that was accepted.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Submitted {
     /// Its id.
     pub id: JobId,
-    /// Whether it goes on.
-    pub status: JobStatus,
-    /// Its [`JobDocument`] as JSON, finished or as far as it is.
-    pub document: Bytes,
+    /// What the caller gets.
+    pub answer: Came,
     /// What its principal has left of its rate; absent where it has none.
     pub allowance: Option<Allowance>,
+}
+
+/// What a caller gets of a job.
+#[derive(Debug)]
+pub enum Came {
+    /// Its [`JobDocument`] as JSON: it is over.
+    Over(Bytes),
+    /// The same as far as it is.
+    SoFar(Bytes),
+    /// What its nodes tell.
+    Watched(Watcher),
 }
 
 /// What takes jobs.
@@ -127,13 +159,23 @@ struct Inner {
     store: Store,
     room: Arc<Semaphore>,
     tasks: TaskTracker,
+    /// The jobs that go on here and may be asked for meanwhile.
+    live: Mutex<HashMap<JobId, Arc<Live>>>,
+    /// The jobs of other replicas that are followed here.
+    elsewhere: Mutex<HashMap<JobId, Arc<Live>>>,
 }
 
 impl Jobs {
     /// Takes jobs for this broker. What it writes goes on in `tasks` until `stop`.
-    pub(crate) fn new(broker: Broker, audit: Audit, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
+    pub(crate) async fn start(broker: Broker, audit: Audit, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
         let store = Store::start(broker.jetstream(), tasks, stop);
-        Self(Arc::new(Inner { broker, audit, store, room: Arc::new(Semaphore::new(RUNS_MAX)), tasks: TaskTracker::new() }))
+        let (live, elsewhere) = (Mutex::default(), Mutex::default());
+        let room = Arc::new(Semaphore::new(RUNS_MAX));
+        let said = broker.replicas().await.map_err(|error| format!("cannot hear other replicas: {error}"))?;
+        let jobs = Self(Arc::new(Inner { broker, audit, store, room, tasks: TaskTracker::new(), live, elsewhere }));
+        let (hearing, stop) = (jobs.clone(), stop.clone());
+        drop(tasks.spawn(async move { stop.run_until_cancelled(hearing.hear(said)).await }));
+        Ok(jobs)
     }
 
     /// Waits until every job accepted has its outcome.
@@ -142,8 +184,8 @@ impl Jobs {
         self.0.tasks.wait().await;
     }
 
-    /// Checks a request against what the principal may do and what there is, runs it, and waits for it.
-    pub async fn submit(&self, principal: &Principal, request: JobRequest) -> Result<Submitted, Problem> {
+    /// Checks a request against what the principal may do and what there is, runs it, and answers as the caller wants.
+    pub async fn submit(&self, principal: &Principal, request: JobRequest, how: How) -> Result<Submitted, Problem> {
         let destinations = admission::destinations(self.0.broker.roster(), principal, &request)?;
         admission::check_target(principal, &request.spec)?;
         let budget = request.spec.budget();
@@ -152,46 +194,94 @@ impl Jobs {
         let room = self.room_for(destinations.len())?;
         let allowance = principal.take(destinations.len())?;
         let document = document(principal, &request);
+        let id = document.id;
         let runs = runs(principal, &request, &document, destinations, start_within);
-        let outlives_call = start_within + budget + GRACE > WAIT_MAX;
-        let keeping = if runs.len() > 1 || outlives_call { Keeping::FromItsStart } else { Keeping::AtItsEnd };
-        if keeping == Keeping::FromItsStart {
-            let kept = self.0.store.put_now(&document).await;
-            kept.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?;
-        }
-        self.0.audit.record(accepted(&document, self.0.broker.caller().to_string()));
-        let so_far = SoFar::of(runs.len());
-        let (jobs, running, results) = (self.clone(), document.clone(), so_far.clone());
-        let counted = self.0.tasks.token();
+        let waits_to_the_end = matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait);
+        let accepted = accepted(&document, self.0.broker.caller().to_string());
         // The job outlives the call: a caller that hangs up finds it under its id.
-        let mut job = Detachable::new(&self.0.tasks, async move {
-            let finished = jobs.run(document, &runs, keeping, &results).await;
-            drop((room, counted));
-            finished
-        });
-        let id = running.id;
-        let (status, document) = match tokio::time::timeout(WAIT_MAX, &mut job).await {
-            Ok(finished) => (JobStatus::Finished, finished),
-            Err(_elapsed) => (JobStatus::Running, JobDocument { results: so_far.results(), ..running }.to_bytes()),
+        if waits_to_the_end && let [_] = runs.as_slice() {
+            self.0.audit.record(accepted);
+            let (jobs, counted) = (self.clone(), self.0.tasks.token());
+            let job = Detachable::new(&self.0.tasks, async move {
+                let finished = jobs.run_unwatched(document, &runs).await;
+                drop((room, counted));
+                finished
+            });
+            return Ok(Submitted { id, answer: Came::Over(job.await), allowance });
+        }
+        let replica = Some(self.0.broker.caller().clone());
+        let state = State { document: document.clone(), runs: Some(runs.len()), replica };
+        let kept = self.0.store.put_now(&state).await;
+        kept.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?;
+        self.0.audit.record(accepted);
+        let only_watched = matches!(how, How::Watch { cancel_on_disconnect: true });
+        let live = Live::new(document, runs.len(), only_watched);
+        drop(self.live().insert(id, Arc::clone(&live)));
+        let mut watcher = live.watch(None);
+        let jobs = self.clone();
+        drop(self.0.tasks.spawn(async move {
+            jobs.run_watched(&live, &runs).await;
+            drop((jobs.live().remove(&id), room));
+        }));
+        let answer = match how {
+            How::Watch { .. } => Came::Watched(watcher),
+            How::Wait(wait) => match tokio::time::timeout(wait, watcher.end()).await {
+                Ok(document) => Came::Over(document),
+                Err(_elapsed) => Came::SoFar(watcher.so_far().to_bytes()),
+            },
         };
-        Ok(Submitted { id, status, document, allowance })
+        Ok(Submitted { id, answer, allowance })
     }
 
-    /// Gets every run done, and keeps what comes of it; the finished document as JSON.
-    async fn run(&self, document: JobDocument, runs: &[Run], keeping: Keeping, so_far: &SoFar) -> Bytes {
-        let results = join_all(runs.iter().enumerate().map(async |(index, run)| {
-            let outcome = self.0.broker.dispatch(run).await;
-            if keeping == Keeping::FromItsStart {
-                self.0.store.put_outcome(&document, index, &outcome);
-                so_far.learn(index, &outcome);
-            }
-            outcome
-        }))
-        .await;
+    /// Gets the one run of a job done that nobody can ask for meanwhile, and keeps what comes of it; the finished document as JSON.
+    async fn run_unwatched(&self, document: JobDocument, runs: &[Run]) -> Bytes {
+        let results = join_all(runs.iter().map(async |run| self.0.broker.dispatch(run, None).await.outcome)).await;
         let document = JobDocument { status: JobStatus::Finished, finished_at: Some(Timestamp::now()), results, ..document };
         let written = document.to_bytes();
-        self.0.store.put(&document, &written);
+        self.0.store.put_whole(&document, &written);
         written
+    }
+
+    /// Gets every run of a job done, and keeps and tells what comes of it as it comes.
+    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run]) {
+        let every = join_all(runs.iter().enumerate().map(async |(index, run)| {
+            let watched = Watched { listener: live.listener(index), cancel: live.cancel.clone() };
+            let dispatched = self.0.broker.dispatch(run, Some(&watched)).await;
+            let end = live.conclude(index, dispatched);
+            // What was told before it is in the stream before it.
+            self.write_events(live);
+            self.0.store.put_run(&live.document, index, &end);
+        }));
+        tokio::select! {
+            _ = every => {}
+            () = self.write_events_as_they_come(live) => {}
+        }
+        self.write_events(live);
+        let status = if live.cancel.is_cancelled() { JobStatus::Cancelled } else { JobStatus::Finished };
+        let document = JobDocument { status, finished_at: Some(Timestamp::now()), ..live.so_far() };
+        live.finish(document.to_bytes());
+        // Until it is stored, who asks for it here is answered from memory.
+        let end = State { document: JobDocument { results: Vec::new(), ..document }, runs: Some(runs.len()), replica: None };
+        self.0.store.put_end(&end).await;
+    }
+
+    async fn write_events_as_they_come(&self, live: &Live) {
+        let mut changes = live.changes();
+        while changes.changed().await.is_ok() {
+            tokio::time::sleep(EVENTS_WITHIN).await;
+            self.write_events(live);
+        }
+    }
+
+    fn write_events(&self, live: &Live) {
+        let (batch, events) = live.unwritten();
+        if !events.is_empty() {
+            self.0.store.put_events(&live.document, batch, events);
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<JobId, Arc<Live>>> {
+        self.0.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn room_for(&self, runs: usize) -> Result<OwnedSemaphorePermit, Problem> {
@@ -202,52 +292,82 @@ impl Jobs {
         })
     }
 
-    /// A job of this principal.
+    /// A job of this principal, as far as it is.
     pub async fn get(&self, principal: &Principal, id: JobId) -> Result<JobDocument, Problem> {
-        let found =
-            self.0.store.get(id).await.map_err(|error| Problem::new(Code::Unavailable, format!("jobs cannot be read now: {error}")))?;
+        match self.find(principal, id).await? {
+            Place::Here(live) => Ok(live.document_now()),
+            Place::Stored(stored) => Ok(stored.into_document()),
+        }
+    }
+
+    /// Watches a job of this principal, from its beginning or from after an event.
+    pub async fn watch(&self, principal: &Principal, id: JobId, after: Option<EventId>) -> Result<Watcher, Problem> {
+        match self.find(principal, id).await? {
+            Place::Here(live) => Ok(live.watch(after)),
+            Place::Stored(stored) if stored.state.document.status == JobStatus::Running => Ok(self.elsewhere(&stored)?.watch(after)),
+            Place::Stored(stored) => Ok(Live::of_stored(*stored).watch(after)),
+        }
+    }
+
+    /// Ends a job of this principal before its time, and waits until it has.
+    pub async fn cancel(&self, principal: &Principal, id: JobId) -> Result<JobDocument, Problem> {
+        let over = |status: JobStatus| {
+            let how = if status == JobStatus::Cancelled { "cancelled" } else { "finished" };
+            Problem::new(Code::Conflict, format!("job `{id}` is {how} already"))
+        };
+        match self.find(principal, id).await? {
+            Place::Here(live) => {
+                let before = live.document_now();
+                if before.status != JobStatus::Running {
+                    return Err(over(before.status));
+                }
+                let mut watcher = live.watch(None);
+                live.cancel.cancel();
+                drop(tokio::time::timeout(CANCELLED_WITHIN, watcher.end()).await);
+                Ok(live.document_now())
+            }
+            Place::Stored(stored) => match stored.state.document.status {
+                JobStatus::Running => self.cancel_elsewhere(&stored).await,
+                status => Err(over(status)),
+            },
+        }
+    }
+
+    async fn find(&self, principal: &Principal, id: JobId) -> Result<Place, Problem> {
+        let here = self.live().get(&id).cloned();
+        let found = if let Some(live) = here {
+            Some(Place::Here(live))
+        } else {
+            let stored = self.0.store.get(id).await;
+            let stored = stored.map_err(|error| Problem::new(Code::Unavailable, format!("jobs cannot be read now: {error}")))?;
+            stored.map(|stored| Place::Stored(Box::new(stored)))
+        };
         let missing = || {
             Problem::new(
                 Code::NotFound,
                 format!("there is no job `{id}` of yours; jobs are kept for 24 hours, and fewer where many come in"),
             )
         };
-        let document = found.ok_or_else(missing)?;
+        let found = found.ok_or_else(missing)?;
+        let document = match &found {
+            Place::Here(live) => &live.document,
+            Place::Stored(stored) => &stored.state.document,
+        };
         if document.caller == principal.name || principal.is_admin() {
-            return Ok(document);
+            return Ok(found);
         }
         // The answer is that of a job that never was; the trail knows better.
-        Err(missing().asked(Asked { tool: document.tool, target: format!("job:{id}") }))
+        Err(missing().asked(Asked { tool: document.tool.clone(), target: format!("job:{id}") }))
     }
 }
 
-/// When a job is written to the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Keeping {
-    /// Before its runs are dispatched, and whenever one is over: it may be asked for while it goes on.
-    FromItsStart,
-    /// Once: its one run is over before its call is.
-    AtItsEnd,
-}
-
-/// The outcomes of a job that goes on, in the order of its selectors.
-#[derive(Clone, Debug)]
-struct SoFar(Arc<Mutex<Vec<Option<Outcome>>>>);
-
-impl SoFar {
-    fn of(runs: usize) -> Self {
-        Self(Arc::new(Mutex::new(vec![None; runs])))
-    }
-
-    fn learn(&self, index: usize, outcome: &Outcome) {
-        if let Some(place) = self.0.lock().unwrap_or_else(PoisonError::into_inner).get_mut(index) {
-            *place = Some(outcome.clone());
-        }
-    }
-
-    fn results(&self) -> Vec<Outcome> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten().cloned().collect()
-    }
+/// Where a job is.
+#[derive(Debug)]
+enum Place {
+    /// It goes on here.
+    Here(Arc<Live>),
+    /// In the stream.
+    Stored(Box<Stored>),
 }
 
 fn document(principal: &Principal, request: &JobRequest) -> JobDocument {

@@ -64,7 +64,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let broker = broker?;
     let access = Access::start(&broker, settings.jwt.as_ref(), &tasks, &ended)?;
     let audit = Audit::start(&broker, &writers, &ended);
-    let jobs = Jobs::new(broker.clone(), audit.clone(), &writers, &ended);
+    let jobs = Jobs::start(broker.clone(), audit.clone(), &writers, &ended).await?;
     let app = App { broker, roster, jobs: jobs.clone(), access, audit };
     let served = listener.serve(routes::router(app), stop).await;
     tracing::info!("stopping: no new requests, jobs that run may end");

@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 
 use crate::jobs::Selector;
 use crate::problem::{PROBLEM_JSON, ProblemDocument, status, success};
-use crate::routes::operation::{Needs, Operation};
+use crate::routes::operation::{Needs, Operation, Parameter, Shape};
 use crate::routes::{SELECTORS_MAX, operations};
 
 const SCHEMAS: &str = "#/components/schemas";
@@ -63,6 +63,10 @@ fn job_of(tool: ToolName, schemas: &mut SchemaGenerator) -> Value {
                 "description": "From where: a region (any one node of it), a node, or a list of these (one run for each).",
                 "oneOf": [selector, {"type": "array", "items": selector, "minItems": 1, "maxItems": SELECTORS_MAX, "uniqueItems": true}],
             },
+            "cancel_on_disconnect": {
+                "description": "Whether a job whose answer is streamed is to end when nobody follows it any more.",
+                "type": "boolean", "default": false,
+            },
             "timeout_ms": {
                 "description": "What waiting for a node and running may take together; at least what the tool itself may take.",
                 "type": "integer", "minimum": 1, "maximum": u64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(u64::MAX),
@@ -79,7 +83,7 @@ fn made(operations: &[Operation]) -> Value {
     let mut paths: Map<String, Value> = Map::new();
     for operation in operations {
         let described = described(operation, &problem, &mut schemas);
-        let path = paths.entry(operation.route.path).or_insert_with(|| json!({}));
+        let path = paths.entry(operation.route.path.as_ref()).or_insert_with(|| json!({}));
         if let Value::Object(path) = path {
             path.insert(operation.route.method.as_str().to_ascii_lowercase(), described);
         }
@@ -119,17 +123,16 @@ fn name_reports(definitions: &mut Map<String, Value>, reports: Vec<Value>) {
 }
 
 fn described(operation: &Operation, problem: &Schema, schemas: &mut SchemaGenerator) -> Value {
-    let Operation { route, needs, id, summary, description, query, body, answers, problems: _ } = operation;
+    let Operation { route, needs, id, summary, description, query, headers: asked, body, answers, problems: _ } = operation;
     let in_path = route.path.split('/').filter_map(|part| part.strip_prefix('{')?.strip_suffix('}'));
     let mut parameters: Vec<Value> =
         in_path.map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}})).collect();
-    for parameter in *query {
-        let schema = (parameter.schema)(schemas);
-        parameters.push(json!({"name": parameter.name, "in": "query", "description": parameter.description, "schema": schema}));
+    for (parameter, place) in query.iter().map(|parameter| (parameter, "query")).chain(asked.iter().map(|parameter| (parameter, "header")))
+    {
+        parameters.push(parameter_of(parameter, place, schemas));
     }
     let mut responses: Map<String, Value> = Map::new();
     for answer in answers {
-        let schema = (answer.schema)(schemas);
         let mut headers = json!({"X-Request-Id": header("RequestId")});
         if matches!(answer.status, success::CREATED | success::ACCEPTED) {
             headers["Location"] = header("Location");
@@ -140,22 +143,37 @@ fn described(operation: &Operation, problem: &Schema, schemas: &mut SchemaGenera
         if operation.problems.contains(&Code::RateLimited) {
             add_rate(&mut headers);
         }
-        let content = json!({"application/json": {"schema": schema}});
-        responses
-            .insert(answer.status.as_str().to_owned(), json!({"description": answer.description, "headers": headers, "content": content}));
+        let mut content: Map<String, Value> =
+            answer.schema.iter().map(|schema| ("application/json".to_owned(), json!({"schema": schema(schemas)}))).collect();
+        for (content_type, description) in answer.also {
+            content.insert((*content_type).to_owned(), json!({"schema": {"type": "string", "description": description}}));
+        }
+        let mut described = json!({"description": answer.description, "headers": headers});
+        if !content.is_empty() {
+            described["content"] = content.into();
+        }
+        responses.insert(answer.status.as_str().to_owned(), described);
     }
     for (status, codes) in problems(operation) {
         responses.insert(status.to_string(), refused(status, &codes, problem));
     }
     let security = if *needs == Needs::Nothing { json!([]) } else { json!([{"bearer": []}]) };
     let mut described = json!({
-        "operationId": id, "summary": summary, "description": described_scope(description, *needs), "tags": [tag(route.path)],
+        "operationId": id, "summary": summary, "description": described_scope(description, *needs), "tags": [tag(&route.path)],
         "security": security, "parameters": parameters, "responses": responses,
     });
     if let Some(body) = body {
         described["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": body(schemas)}}});
     }
     described
+}
+
+fn parameter_of(parameter: &Parameter, place: &str, schemas: &mut SchemaGenerator) -> Value {
+    let schema = match &parameter.shape {
+        Shape::Made(make) => make(schemas).to_value(),
+        Shape::Given(schema) => schema.clone(),
+    };
+    json!({"name": parameter.name, "in": place, "required": parameter.required, "description": parameter.description, "schema": schema})
 }
 
 fn described_scope(description: &str, needs: Needs) -> String {
@@ -223,7 +241,8 @@ fn tag(path: &str) -> &str {
     path.strip_prefix("/v1/").map_or("service", |rest| rest.split('/').next().unwrap_or(rest))
 }
 
-fn capitalised(name: &str) -> String {
+/// A name as it stands in another.
+pub(crate) fn capitalised(name: &str) -> String {
     let mut letters = name.chars();
     letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
@@ -269,17 +288,17 @@ mod tests {
     fn every_operation_is_described_once() {
         let document = parsed();
         let table = operations();
-        let ids: BTreeSet<&str> = table.iter().map(|operation| operation.id).collect();
+        let ids: BTreeSet<&str> = table.iter().map(|operation| operation.id.as_ref()).collect();
         assert_eq!(ids.len(), table.len(), "ids are unique");
         for operation in &table {
             let path = operation.route.path.replace('/', "~1");
             let method = operation.route.method.as_str().to_ascii_lowercase();
             let described = document.pointer(&format!("/paths/{path}/{method}")).unwrap();
-            assert_eq!(described["operationId"], operation.id);
+            assert_eq!(described["operationId"], operation.id.as_ref());
             assert_eq!(described["responses"].get("401").is_some(), operation.needs != Needs::Nothing, "{}", operation.id);
             assert_eq!(
                 described["parameters"].as_array().unwrap().len(),
-                operation.query.len() + operation.route.path.matches('{').count()
+                operation.query.len() + operation.headers.len() + operation.route.path.matches('{').count()
             );
             assert!(described["responses"].as_object().unwrap().values().all(|response| response["description"] != ""));
         }

@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::Allowance;
 
+pub(crate) use negotiate::preference;
+
 /// When to try again after a problem that passes by itself and does not say when.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
@@ -101,6 +103,30 @@ impl Problem {
         let held = if held.is_empty() { "none".to_owned() } else { held.join(", ") };
         let detail = format!("this needs the scope `{scope}`; your credential has: {held}");
         Self { challenge: Some(Challenge::Scope(scope)), ..Self::new(Code::Forbidden, detail) }
+    }
+
+    /// A request in which all this is wrong.
+    pub fn all_invalid(errors: Vec<Invalid>) -> Self {
+        let detail = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+        Self { errors, ..Self::new(Code::Invalid, detail) }
+    }
+
+    /// The same of a request whose fields came as query parameters.
+    #[must_use]
+    pub fn in_query(self) -> Self {
+        let named = |invalid: Invalid| {
+            let mut tokens = invalid.pointer.split('/').skip(1);
+            let name = tokens.next().map(|first| if first == "parameters" { tokens.next().unwrap_or(first) } else { first });
+            match name {
+                Some(name) => Invalid::new(format!("?{name}"), invalid.detail),
+                None => invalid,
+            }
+        };
+        if self.code == Code::Invalid && self.detail == Self::all_invalid(self.errors.clone()).detail {
+            let again = Self::all_invalid(self.errors.iter().cloned().map(named).collect());
+            return Self { errors: again.errors, detail: again.detail, ..self };
+        }
+        Self { errors: self.errors.into_iter().map(named).collect(), ..self }
     }
 
     /// Says where one of the errors is.
@@ -251,6 +277,8 @@ pub(crate) mod success {
     pub(crate) const CREATED: StatusCode = StatusCode::CREATED;
     /// It goes on.
     pub(crate) const ACCEPTED: StatusCode = StatusCode::ACCEPTED;
+    /// There is nothing more to say.
+    pub(crate) const NOTHING_MORE: StatusCode = StatusCode::NO_CONTENT;
 }
 
 fn title(code: Code) -> &'static str {

@@ -10,7 +10,10 @@ mod keys;
 mod nodes;
 pub(crate) mod operation;
 mod path_id;
+mod prefer;
 mod query;
+mod run;
+mod stream;
 mod tools;
 
 use std::sync::Arc;
@@ -35,7 +38,7 @@ pub fn router(app: App) -> Router {
     let mut router = Router::new();
     for operation in operations() {
         let gate = Arc::new(Gate { app: app.clone(), needs: operation.needs, query: operation.query });
-        router = router.route(operation.route.path, operation.route.handler.layer(from_fn_with_state(gate, guard::guard)));
+        router = router.route(&operation.route.path, operation.route.handler.layer(from_fn_with_state(gate, guard::guard)));
     }
     router
         .fallback(not_found)
@@ -46,10 +49,18 @@ pub fn router(app: App) -> Router {
 
 /// The table.
 pub(crate) fn operations() -> Vec<Operation> {
-    [jobs::operations(), tools::operations(), nodes::operations(), keys::operations(), audit::operations(), health::operations()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        jobs::operations(),
+        run::operations(),
+        tools::operations(),
+        nodes::operations(),
+        keys::operations(),
+        audit::operations(),
+        health::operations(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 async fn not_found(uri: Uri) -> Problem {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use clap::Args;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::NodeId;
+use probeops_shared::text::plain;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use serde_json::{Value, json};
@@ -12,7 +13,7 @@ use serde_json::{Value, json};
 use crate::client::{Client, ClientArgs};
 use crate::exit::{Exit, Failed};
 use crate::spans;
-use crate::terminal::{Form, plain, pretty, say, table};
+use crate::terminal::{Form, pretty, say, table};
 
 /// How long one page may take.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);

@@ -149,12 +149,12 @@ impl Client {
 fn read_answer(url: &str, status: u16, bytes: &[u8]) -> Result<Answer, Failed> {
     let foreign = || {
         let text = String::from_utf8_lossy(bytes);
-        let shown: String = crate::terminal::plain(text.trim()).chars().take(FOREIGN_CHARS_MAX).collect();
+        let shown: String = probeops_shared::text::plain(text.trim()).chars().take(FOREIGN_CHARS_MAX).collect();
         Failed::new(Exit::Transport, format!("{url} does not answer as a ProbeOps API would (status {status}): {shown}"))
     };
     if status >= 300 {
         let problem: Problem = serde_json::from_slice(bytes).map_err(|_| foreign())?;
-        return Err(Failed::new(Exit::of_problem(problem.code), crate::terminal::plain(&problem.to_string())));
+        return Err(Failed::new(Exit::of_problem(problem.code), probeops_shared::text::plain(&problem.to_string())));
     }
     Ok(Answer { body: serde_json::from_slice(bytes).map_err(|_| foreign())? })
 }

@@ -32,19 +32,6 @@ pub(crate) fn pretty(value: &impl Serialize) -> String {
     serde_json::to_string_pretty(value).unwrap_or_default()
 }
 
-/// Text from elsewhere without anything that a terminal would obey.
-pub(crate) fn plain(text: &str) -> String {
-    let mut plain = String::with_capacity(text.len());
-    for character in text.chars() {
-        match character {
-            '\n' | '\t' => plain.push(character),
-            control if control.is_control() => plain.extend(control.escape_unicode()),
-            other => plain.push(other),
-        }
-    }
-    plain
-}
-
 /// Columns under their headings, each as wide as it must be; the last one is not padded.
 pub(crate) fn table<const COLUMNS: usize>(headings: [&str; COLUMNS], rows: &[[String; COLUMNS]]) -> String {
     let mut widths = headings.map(|heading| heading.chars().count());
@@ -70,10 +57,5 @@ mod tests {
     fn a_table_is_as_wide_as_its_cells() {
         let rows = [["demo-eu".to_owned(), "x".to_owned()], ["n".to_owned(), String::new()]];
         assert_eq!(table(["NODE", "TOOLS"], &rows), "NODE     TOOLS\ndemo-eu  x\nn");
-    }
-
-    #[test]
-    fn nothing_printed_steers_the_terminal() {
-        assert_eq!(plain("a\u{1b}[2Jb\n\tc"), "a\\u{1b}[2Jb\n\tc");
     }
 }

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use probeops_shared::job::GRACE;
 use probeops_shared::outcome::{Outcome, Status};
+use probeops_shared::text::plain;
 use probeops_shared::tools::{Spec, ToolName};
 use serde_json::{Value, json};
 
 use crate::client::{Client, ClientArgs};
 use crate::exit::{Exit, Failed};
-use crate::terminal::{Form, plain, pretty, say};
+use crate::terminal::{Form, pretty, say};
 
 /// The longest the API keeps a call waiting before it says that the job is still running.
 const CALL_MAX: Duration = Duration::from_mins(1);

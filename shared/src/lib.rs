@@ -28,7 +28,7 @@ pub mod problem;
 pub mod registry;
 pub mod settings;
 pub mod subjects;
-mod text;
+pub mod text;
 pub mod timestamp;
 pub mod tls;
 pub mod tools;

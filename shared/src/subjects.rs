@@ -6,7 +6,7 @@ pub mod broker;
 
 use std::fmt::Display;
 
-use crate::ids::{Caller, NodeId, Region, ReplyToken};
+use crate::ids::{Caller, JobId, NodeId, Region, ReplyToken};
 use crate::tools::ToolName;
 
 /// Any one token.
@@ -106,19 +106,70 @@ pub fn audit(category: impl Display, writer: impl Display) -> String {
     format!("audit.v1.{category}.{writer}")
 }
 
-/// The state of a job, in stream JOBS.
-pub fn job_state(job: impl Display) -> String {
-    format!("jobs.v1.{job}.state")
+/// The state of a job, in stream JOBS. `owner` is a token made of its principal's name.
+pub fn job_state(owner: impl Display, job: impl Display) -> String {
+    format!("jobs.v1.{owner}.{job}.state")
 }
 
 /// The outcome of one run of a job, in stream JOBS.
-pub fn job_run(job: impl Display, index: impl Display) -> String {
-    format!("jobs.v1.{job}.run.{index}")
+pub fn job_run(owner: impl Display, job: impl Display, index: impl Display) -> String {
+    format!("jobs.v1.{owner}.{job}.run.{index}")
+}
+
+/// A batch of what a job's nodes tell while it goes on, in stream JOBS.
+pub fn job_events(owner: impl Display, job: impl Display, batch: impl Display) -> String {
+    format!("jobs.v1.{owner}.{job}.ev.{batch}")
+}
+
+/// All of one job, in stream JOBS.
+pub fn job_all(owner: impl Display, job: impl Display) -> String {
+    format!("jobs.v1.{owner}.{job}.{REST}")
+}
+
+/// What a message of stream JOBS is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OfJob<'a> {
+    /// The job's state.
+    State,
+    /// The outcome of the run with this index.
+    Run(usize),
+    /// A batch of events.
+    Events(&'a str),
+}
+
+/// Reads a subject of stream JOBS: owner, job, and what it is.
+pub fn parse_job(subject: &str) -> Option<(&str, JobId, OfJob<'_>)> {
+    let tokens: Vec<&str> = subject.split('.').collect();
+    match tokens.as_slice() {
+        ["jobs", "v1", owner, job, "state"] => Some((owner, job.parse().ok()?, OfJob::State)),
+        ["jobs", "v1", owner, job, "run", index] => Some((owner, job.parse().ok()?, OfJob::Run(index.parse().ok()?))),
+        ["jobs", "v1", owner, job, "ev", batch] => Some((owner, job.parse().ok()?, OfJob::Events(batch))),
+        _ => None,
+    }
 }
 
 /// All of stream JOBS.
 pub fn jobs() -> String {
     "jobs.v1.>".to_owned()
+}
+
+/// A message from one replica of the API to another.
+pub fn replica(to: impl Display, verb: impl Display, from: impl Display) -> String {
+    format!("rep.v1.{to}.{verb}.{from}")
+}
+
+/// All messages of other replicas to one.
+pub fn replica_all(to: impl Display) -> String {
+    format!("rep.v1.{to}.{REST}")
+}
+
+/// Reads a message from another replica: what it wants, and who it is, attested by the broker.
+pub fn parse_replica(subject: &str) -> Option<(&str, Caller)> {
+    let tokens: Vec<&str> = subject.split('.').collect();
+    match tokens.as_slice() {
+        ["rep", "v1", _, verb, from] => Some((verb, from.parse().ok()?)),
+        _ => None,
+    }
 }
 
 /// What a message delivered to a node is.
@@ -225,5 +276,11 @@ mod tests {
         let token = ReplyToken::new();
         assert_eq!(parse_reply(&reply(&caller, token, "n1"), &caller), Some((token, "n1")));
         assert_eq!(parse_event(&event(&region, "n1", "beat")), Some((region, "n1".parse().unwrap(), "beat")));
+        let job = JobId::new();
+        assert_eq!(parse_job(&job_state("o", job)), Some(("o", job, OfJob::State)));
+        assert_eq!(parse_job(&job_run("o", job, 3)), Some(("o", job, OfJob::Run(3))));
+        assert_eq!(parse_job(&job_events("o", job, 7)), Some(("o", job, OfJob::Events("7"))));
+        assert_eq!(parse_job("jobs.v1.o.x.state"), None);
+        assert_eq!(parse_replica(&replica("api-1", "cancel", "api-2")), Some(("cancel", "api-2".parse().unwrap())));
     }
 }

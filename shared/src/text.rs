@@ -1,4 +1,17 @@
-//! A value that is written as text.
+//! Values that are written as text, and text that is shown.
+
+/// Text from elsewhere without anything that a terminal would obey.
+pub fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '\n' | '\t' => plain.push(character),
+            control if control.is_control() => plain.extend(control.escape_unicode()),
+            other => plain.push(other),
+        }
+    }
+    plain
+}
 
 /// Makes a type that can be parsed and shown a string on the wire, with one message for whatever is none.
 macro_rules! as_text {
@@ -40,3 +53,13 @@ macro_rules! inline_schema {
     };
 }
 pub(crate) use inline_schema;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_shown_steers_the_terminal() {
+        assert_eq!(plain("a\u{1b}[2Jb\n\tc"), "a\\u{1b}[2Jb\n\tc");
+    }
+}

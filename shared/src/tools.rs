@@ -11,6 +11,7 @@ pub mod http;
 mod list;
 pub mod mtr;
 pub mod network;
+pub mod option;
 pub mod ping;
 pub mod pmtu;
 pub mod tcp;

@@ -1,5 +1,6 @@
 //! A plain HTTP caller, as curl is one.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::time::Duration;
 
@@ -127,6 +128,24 @@ impl Caller {
         request.send(body).and_then(answer)
     }
 
+    /// Any request whose answer is read as it comes.
+    #[track_caller]
+    pub fn stream(&self, method: &str, path: &str, body: &Value, headers: &[(&str, &str)]) -> Streamed {
+        let mut request = ureq::http::Request::builder().method(method).uri(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if let Some(token) = &self.token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let sent = if body.is_null() {
+            self.agent.run(request.body(()).expect("a request"))
+        } else {
+            self.agent.run(request.header("content-type", "application/json").body(body.to_string()).expect("a request"))
+        };
+        Streamed::new(sent.unwrap_or_else(|error| panic!("no answer: {error}")))
+    }
+
     /// A job, posted and waited for.
     #[track_caller]
     pub fn job(&self, tool: &str, target: &str, from: &str, parameters: &Value) -> Answer {
@@ -145,4 +164,84 @@ fn answer(mut response: ureq::http::Response<ureq::Body>) -> Result<Answer, ureq
     let text = response.body_mut().read_to_string()?;
     let body = serde_json::from_str(&text).unwrap_or(Value::Null);
     Ok(Answer { status: response.status().as_u16(), headers, text, body })
+}
+
+/// An answer that is read as it comes.
+pub struct Streamed {
+    /// The status.
+    pub status: u16,
+    headers: ureq::http::HeaderMap,
+    lines: BufReader<ureq::BodyReader<'static>>,
+}
+
+/// An event of a stream (Server-Sent Events).
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Event {
+    /// What it is.
+    pub event: String,
+    /// Its id, if it has one.
+    pub id: String,
+    /// Its data.
+    pub data: Value,
+}
+
+impl std::fmt::Debug for Streamed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Streamed").field("status", &self.status).field("headers", &self.headers).finish_non_exhaustive()
+    }
+}
+
+impl Streamed {
+    fn new(response: ureq::http::Response<ureq::Body>) -> Self {
+        let (parts, body) = response.into_parts();
+        Self { status: parts.status.as_u16(), headers: parts.headers, lines: BufReader::new(body.into_reader()) }
+    }
+
+    /// A header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// The next line, with its end; empty at the end.
+    #[track_caller]
+    pub fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.lines.read_line(&mut line).unwrap_or_else(|error| panic!("the answer broke off: {error}"));
+        line
+    }
+
+    /// All that is still to come.
+    #[track_caller]
+    pub fn rest(&mut self) -> String {
+        let mut rest = String::new();
+        self.lines.read_to_string(&mut rest).unwrap_or_else(|error| panic!("the answer broke off: {error}"));
+        rest
+    }
+
+    /// The next event; a comment has only data. None at the end.
+    #[track_caller]
+    pub fn event(&mut self) -> Option<Event> {
+        let mut event = Event::default();
+        loop {
+            let line = self.line();
+            if line.is_empty() {
+                return None;
+            }
+            match line.trim_end_matches('\n').split_once(':') {
+                None if event == Event::default() => {}
+                None => return Some(event),
+                Some(("", comment)) => event.data = comment.trim().into(),
+                Some(("event", word)) => word.trim().clone_into(&mut event.event),
+                Some(("id", id)) => id.trim().clone_into(&mut event.id),
+                Some(("data", data)) => event.data = serde_json::from_str(data.trim()).unwrap_or_else(|error| panic!("{data}: {error}")),
+                Some(_) => {}
+            }
+        }
+    }
+
+    /// All events that are still to come.
+    #[track_caller]
+    pub fn events(&mut self) -> Vec<Event> {
+        std::iter::from_fn(|| self.event()).collect()
+    }
 }

@@ -35,6 +35,11 @@ impl Silent {
         json!({"port": self.port, "banner": true, "banner_wait_ms": wait_ms})
     }
 
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The body of a job that is such a run.
     pub fn job(&self, request_id: &str, wait_ms: u64) -> Value {
         json!({"request_id": request_id, "tool": "tcp", "target": "127.0.0.1", "parameters": self.parameters(wait_ms)})

@@ -11,6 +11,7 @@ mod system {
     mod direct;
     mod failover;
     mod lifecycle;
+    mod live;
     mod register;
     mod replicas;
     mod tidy;

@@ -5,6 +5,7 @@
 
 mod follow;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -16,8 +17,9 @@ use probeops_shared::subjects;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
-use super::replies::{Answer, Waiting, cancel};
+use super::replies::{Answer, Listener, Waiting, cancel};
 use super::{Broker, LinkState};
 
 /// The most attempts for one run.
@@ -32,6 +34,8 @@ const NOBODY_FOR: Duration = Duration::from_secs(1);
 const RETRY_MIN: Duration = Duration::from_millis(5);
 /// The longest wait between attempts.
 const RETRY_MAX: Duration = Duration::from_millis(160);
+/// How long a node that was told to stop has to say what it found until then.
+const CANCELLED_WITHIN: Duration = Duration::from_millis(800);
 /// How many answers of one run may wait to be read: each attempt says a few words, and `alive` is read as it comes.
 const ANSWERS_MAX: usize = 64;
 
@@ -69,13 +73,32 @@ pub(crate) struct Run {
     pub(crate) budget: Duration,
 }
 
+/// Who follows a run while it goes on.
+#[derive(Clone, Debug)]
+pub(crate) struct Watched {
+    /// Hears what its nodes tell.
+    pub(crate) listener: Arc<dyn Listener>,
+    /// Ends it before its time.
+    pub(crate) cancel: CancellationToken,
+}
+
+/// What came of a run, and of which message it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Dispatched {
+    /// The outcome.
+    pub(crate) outcome: Outcome,
+    /// The attempt and the number of the node's message; none when it is no node's.
+    pub(crate) answered: Option<(u32, u64)>,
+}
+
 impl Broker {
     /// Gets a run done by a node. Always returns an outcome, within grace, budget and grace.
-    pub(crate) async fn dispatch(&self, run: &Run) -> Outcome {
+    pub(crate) async fn dispatch(&self, run: &Run, watched: Option<&Watched>) -> Dispatched {
         let (sender, answers) = mpsc::channel(ANSWERS_MAX);
         let mut dispatch = Dispatch {
             broker: self,
             run,
+            listener: watched.map(|watched| Arc::clone(&watched.listener)),
             sender,
             answers,
             link: self.link(),
@@ -83,16 +106,25 @@ impl Broker {
             tried: Vec::new(),
             refusal: None,
             nobody_since: None,
+            answered: None,
         };
-        let outcome = dispatch.outcome().await;
+        let outcome = match watched {
+            None => Some(dispatch.outcome().await),
+            Some(Watched { cancel, .. }) => tokio::select! {
+                outcome = dispatch.outcome() => Some(outcome),
+                () = cancel.cancelled() => None,
+            },
+        };
+        let Some(outcome) = outcome else { return dispatch.cancelled().await };
         dispatch.cancel_the_rest(&outcome).await;
-        outcome
+        Dispatched { outcome, answered: dispatch.answered }
     }
 }
 
 struct Dispatch<'a> {
     broker: &'a Broker,
     run: &'a Run,
+    listener: Option<Arc<dyn Listener>>,
     sender: mpsc::Sender<Box<Answer>>,
     answers: mpsc::Receiver<Box<Answer>>,
     link: watch::Receiver<LinkState>,
@@ -103,6 +135,8 @@ struct Dispatch<'a> {
     refusal: Option<Outcome>,
     /// Since when the broker has said nothing but that nobody listens.
     nobody_since: Option<Instant>,
+    /// The message with the outcome: its attempt and number.
+    answered: Option<(u32, u64)>,
 }
 
 struct Attempt<'a> {
@@ -166,7 +200,7 @@ impl<'a> Dispatch<'a> {
     async fn publish(&mut self, destination: &Destination) -> u32 {
         let broker: &'a Broker = self.broker;
         let number = u32::try_from(self.attempts.len() + 1).unwrap_or(u32::MAX);
-        let waiting = broker.0.replies.wait(number, self.sender.clone());
+        let waiting = broker.0.replies.wait(number, self.sender.clone(), self.listener.clone());
         let (caller, run) = (&broker.0.caller, self.run);
         let subject = match destination {
             Destination::Region(region) => subjects::job(region, run.tool, caller),

@@ -4,7 +4,8 @@
 //! every call that is never answered; this map forgets a token when its waiter is dropped.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::fmt;
+use std::sync::{Arc, Mutex};
 
 use async_nats::{Client, Message, StatusCode, Subscriber};
 use bytes::Bytes;
@@ -18,10 +19,30 @@ use tokio::sync::mpsc;
 #[derive(Debug, Default)]
 pub(crate) struct Replies(Mutex<HashMap<ReplyToken, Waiter>>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Waiter {
     attempt: u32,
     sender: mpsc::Sender<Box<Answer>>,
+    listener: Option<Arc<dyn Listener>>,
+}
+
+/// Who wants to hear what a node tells while it is at a run. Called where all answers come in: it must be quick.
+pub(crate) trait Listener: fmt::Debug + Send + Sync {
+    /// A node has begun, or has found something.
+    fn hear(&self, heard: &Heard<'_>);
+}
+
+/// What a node tells while it is at a run.
+#[derive(Debug)]
+pub(crate) struct Heard<'a> {
+    /// Which dispatch of the run.
+    pub(crate) attempt: u32,
+    /// Its number in that dispatch, from 0.
+    pub(crate) seq: u64,
+    /// Which node, attested by the broker.
+    pub(crate) node: &'a NodeId,
+    /// The [`Progress`](probeops_shared::outcome::Progress) as the node wrote it; none when it has begun.
+    pub(crate) progress: Option<&'a [u8]>,
 }
 
 /// One answer to an attempt. Boxed on its way: every job has a queue, and tokio makes one with room for 32 of what it carries.
@@ -33,15 +54,17 @@ pub(crate) struct Answer {
     pub(crate) node: Option<NodeId>,
     /// What it is.
     pub(crate) event: Event,
-    /// Its body.
+    /// Its number in the attempt, from 0.
+    pub(crate) seq: u64,
+    /// Its body; of progress it is with the listener.
     pub(crate) payload: Bytes,
 }
 
 impl Replies {
-    /// Waits for answers to an attempt until the returned guard is dropped.
-    pub(crate) fn wait(&self, attempt: u32, sender: mpsc::Sender<Box<Answer>>) -> Waiting<'_> {
+    /// Waits for answers to an attempt until the returned guard is dropped. What the node tells until its outcome, `listener` hears.
+    pub(crate) fn wait(&self, attempt: u32, sender: mpsc::Sender<Box<Answer>>, listener: Option<Arc<dyn Listener>>) -> Waiting<'_> {
         let token = ReplyToken::new();
-        self.lock().insert(token, Waiter { attempt, sender });
+        self.lock().insert(token, Waiter { attempt, sender, listener });
         Waiting { replies: self, token }
     }
 
@@ -50,12 +73,9 @@ impl Replies {
         while let Some(message) = answers.next().await {
             let Some((token, responder)) = subjects::parse_reply(&message.subject, caller) else { continue };
             let Some((node, event)) = read(&message, responder) else { continue };
-            let waiter = self.lock().get(&token).map(|waiter| (waiter.attempt, waiter.sender.clone()));
+            let waiter = self.lock().get(&token).cloned();
             match (waiter, node) {
-                (Some((attempt, sender)), node) => {
-                    // Full only when the waiter does not read: it has bounded patience and will end by itself.
-                    drop(sender.try_send(Box::new(Answer { attempt, node, event, payload: message.payload })));
-                }
+                (Some(waiter), node) => waiter.hand(node, event, message),
                 (None, Some(node)) if event == Event::Accepted => cancel_late(client, caller, &node, &message).await,
                 (None, _) => tracing::debug!(subject = %message.subject, "an answer came after its job was over"),
             }
@@ -64,6 +84,24 @@ impl Replies {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ReplyToken, Waiter>> {
         self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+impl Waiter {
+    fn hand(&self, node: Option<NodeId>, event: Event, message: Message) {
+        let seq = message.headers.as_ref().and_then(|headers| headers.get(header::SEQ)?.as_str().parse().ok()).unwrap_or(0);
+        let (attempt, told) = (self.attempt, event == Event::Progress);
+        if let (Some(node), Some(listener), Event::Accepted | Event::Progress) = (&node, &self.listener, event) {
+            let progress = told.then_some(message.payload.as_ref());
+            listener.hear(&Heard { attempt, seq, node, progress });
+        }
+        // Of progress whoever waits needs to know only that there is life, and only if nothing else says so: its place is for what must not be
+        // lost. Full of the rest only when the waiter does not read: it has bounded patience and will end by itself.
+        if told && self.sender.capacity() <= self.sender.max_capacity() / 2 {
+            return;
+        }
+        let payload = if told { Bytes::new() } else { message.payload };
+        drop(self.sender.try_send(Box::new(Answer { attempt, node, event, seq, payload })));
     }
 }
 

@@ -1,25 +1,30 @@
-//! Stream JOBS: every job's document, for any replica to read.
+//! Stream JOBS: every job, for any replica to read.
 //!
-//! A job that its caller waits for is written once, at its end, through a bounded queue: the answer does not wait for the disk. Such writes go
-//! out without asking for an acknowledgement each; the last of every batch asks, and since the broker stores one connection's messages in
-//! their order, its acknowledgement says that the broker was there for the rest.
+//! A job that its caller waits for is written once, at its end, through a bounded queue: the answer does not wait for the disk. Of any other its
+//! state is there before its first run is dispatched, and each outcome beside it as soon as it is known. Writes go out without asking for an
+//! acknowledgement each; the last of every batch asks, and since the broker stores one connection's messages in their order, its acknowledgement
+//! says that the broker was there for the rest.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::Context;
-use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
+use async_nats::jetstream::consumer::push::{Ordered, OrderedConfig};
 use bytes::Bytes;
-use probeops_shared::ids::JobId;
+use data_encoding::HEXLOWER;
+use probeops_shared::ids::{Caller, JobId};
 use probeops_shared::outcome::Outcome;
-use probeops_shared::subjects::{self, storage};
+use probeops_shared::subjects::{self, ANY, OfJob, storage};
 use probeops_shared::timestamp::Timestamp;
-use tokio::sync::{OnceCell, mpsc};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::JobDocument;
+use crate::broker::last::last_of_each;
 
 /// How many documents wait to be written; more are dropped and counted.
 const QUEUE_MAX: usize = 8_192;
@@ -34,13 +39,50 @@ const ON_ITS_WAY: Duration = Duration::from_secs(2);
 /// When to look for one again; twice as long after each time, for an id may also be made up.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
-type Entry = (String, Bytes);
+/// A message for the stream.
+#[derive(Debug)]
+struct Entry {
+    subject: String,
+    payload: Bytes,
+    /// Told when it is stored.
+    stored: Option<oneshot::Sender<()>>,
+}
+
+/// A job as it lies in the stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct State {
+    /// What is told of it.
+    #[serde(flatten)]
+    pub(crate) document: JobDocument,
+    /// How many outcomes it will have, beside it: together they may exceed one message. Absent where the only one is inside.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) runs: Option<usize>,
+    /// The replica at which it goes on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replica: Option<Caller>,
+}
+
+/// An outcome as it lies in the stream.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct RunEnd {
+    /// Which dispatch of the run brought it.
+    pub(crate) attempt: u32,
+    /// Its number among that dispatch's events.
+    pub(crate) seq: u64,
+    /// The outcome.
+    pub(crate) outcome: Outcome,
+}
+
+/// The token of a principal in subjects of the stream: its name may be anything, and a hash of it says nothing to those who only see subjects.
+pub(crate) fn owner(principal: &str) -> String {
+    let hash = Sha256::digest(principal);
+    HEXLOWER.encode(hash.get(..8).unwrap_or_default())
+}
 
 /// The stream, for writing and reading.
 #[derive(Debug)]
 pub(crate) struct Store {
     jetstream: Context,
-    stream: OnceCell<Stream<()>>,
     queue: mpsc::Sender<Entry>,
     dropped: Arc<AtomicU64>,
 }
@@ -50,22 +92,38 @@ impl Store {
     pub(crate) fn start(jetstream: Context, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
         let (queue, entries) = mpsc::channel(QUEUE_MAX);
         drop(tasks.spawn(write(jetstream.clone(), entries, stop.clone())));
-        Self { jetstream, stream: OnceCell::new(), queue, dropped: Arc::default() }
+        Self { jetstream, queue, dropped: Arc::default() }
     }
 
-    /// Writes a finished job soon; `written` is all of it as JSON.
-    pub(crate) fn put(&self, document: &JobDocument, written: &Bytes) {
-        self.put_entry(state(document, || written.clone()));
+    /// Writes a finished job that has its outcome inside soon; `written` is all of it as JSON.
+    pub(crate) fn put_whole(&self, document: &JobDocument, written: &Bytes) {
+        let subject = subjects::job_state(owner(&document.caller), document.id);
+        self.put(Entry { subject, payload: written.clone(), stored: None });
     }
 
-    /// Writes what came of one of a job's runs soon. A job with one run has it inside its state, at its end.
-    pub(crate) fn put_outcome(&self, document: &JobDocument, index: usize, outcome: &Outcome) {
-        if document.from.len() > 1 {
-            self.put_entry((subjects::job_run(document.id, index), serde_json::to_vec(outcome).unwrap_or_default().into()));
-        }
+    /// Writes the end of a job whose outcomes lie beside it, and waits until it is stored with them. They are written before it, so who reads
+    /// `finished` finds every outcome.
+    pub(crate) async fn put_end(&self, state: &State) {
+        let (sender, stored) = oneshot::channel();
+        let (subject, payload) = state.message();
+        self.put(Entry { subject, payload, stored: Some(sender) });
+        // The writer logs what it could not store.
+        drop(stored.await);
     }
 
-    fn put_entry(&self, entry: Entry) {
+    /// Writes what came of one of a job's runs soon, beside its state.
+    pub(crate) fn put_run(&self, document: &JobDocument, index: usize, end: &RunEnd) {
+        let subject = subjects::job_run(owner(&document.caller), document.id, index);
+        self.put(Entry { subject, payload: serde_json::to_vec(end).unwrap_or_default().into(), stored: None });
+    }
+
+    /// Writes what nodes have told soon.
+    pub(crate) fn put_events(&self, document: &JobDocument, batch: u64, events: Bytes) {
+        let subject = subjects::job_events(owner(&document.caller), document.id, batch);
+        self.put(Entry { subject, payload: events, stored: None });
+    }
+
+    fn put(&self, entry: Entry) {
         if self.queue.try_send(entry).is_err() {
             let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
             if dropped.is_power_of_two() {
@@ -75,18 +133,18 @@ impl Store {
     }
 
     /// Writes a job and waits until it is stored.
-    pub(crate) async fn put_now(&self, document: &JobDocument) -> Result<(), String> {
-        let (subject, payload) = state(document, || document.to_bytes());
+    pub(crate) async fn put_now(&self, state: &State) -> Result<(), String> {
+        let (subject, payload) = state.message();
         let sent = self.jetstream.publish(subject, payload).await.map_err(|error| error.to_string())?;
         sent.await.map(drop).map_err(|error| error.to_string())
     }
 
     /// Reads a job. One that was just accepted elsewhere is waited for, a little.
-    pub(crate) async fn get(&self, id: JobId) -> Result<Option<JobDocument>, String> {
+    pub(crate) async fn get(&self, id: JobId) -> Result<Option<Stored>, String> {
         let mut look_again_after = LOOK_AGAIN_AFTER;
         loop {
-            if let Some(document) = self.read(id).await? {
-                return Ok(Some(document));
+            if let Some(stored) = self.read(id).await? {
+                return Ok(Some(stored));
             }
             let made = id.unix_ms().and_then(Timestamp::from_unix_ms);
             let young = made.is_some_and(|made| made <= Timestamp::now() && Timestamp::now().since(made) < ON_ITS_WAY);
@@ -98,39 +156,61 @@ impl Store {
         }
     }
 
-    async fn read(&self, id: JobId) -> Result<Option<JobDocument>, String> {
-        let Some(state) = self.last(subjects::job_state(id)).await? else { return Ok(None) };
-        let mut document: JobDocument =
-            serde_json::from_slice(&state).map_err(|error| format!("the stored job cannot be read: {error}"))?;
-        if document.from.len() > 1 {
-            for index in 0..document.from.len() {
-                if let Some(run) = self.last(subjects::job_run(id, index)).await? {
-                    document.results.push(
-                        serde_json::from_slice::<Outcome>(&run).map_err(|error| format!("a stored outcome cannot be read: {error}"))?,
-                    );
-                }
-            }
-        }
-        Ok(Some(document))
+    /// Everything of a job as it comes into the stream, from its beginning.
+    pub(crate) async fn follow(&self, document: &JobDocument) -> Result<Ordered, String> {
+        let filter_subject = subjects::job_all(owner(&document.caller), document.id);
+        let deliver_subject = self.jetstream.client().new_inbox();
+        let stream = self.jetstream.get_stream_no_info(storage::JOBS).await.map_err(|error| error.to_string())?;
+        let config = OrderedConfig { deliver_subject, filter_subject, ..OrderedConfig::default() };
+        let consumer = stream.create_consumer(config).await.map_err(|error| error.to_string())?;
+        consumer.messages().await.map_err(|error| error.to_string())
     }
 
-    async fn last(&self, subject: String) -> Result<Option<Bytes>, String> {
-        let stream =
-            self.stream.get_or_try_init(|| self.jetstream.get_stream_no_info(storage::JOBS)).await.map_err(|error| error.to_string())?;
-        match stream.direct_get_last_for_subject(subject).await {
-            Ok(message) => Ok(Some(message.payload)),
-            Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error.to_string()),
+    /// Reads a job as it lies there now.
+    pub(crate) async fn read(&self, id: JobId) -> Result<Option<Stored>, String> {
+        let of_job = [subjects::job_state(ANY, id), subjects::job_run(ANY, id, ANY)];
+        let (mut state, mut runs) = (None, Vec::new());
+        for message in last_of_each(&self.jetstream.client(), storage::JOBS, &of_job).await? {
+            match subjects::parse_job(&message.subject) {
+                Some((_, _, OfJob::State)) => {
+                    let read = serde_json::from_slice::<State>(&message.payload);
+                    state = Some(read.map_err(|error| format!("the stored job cannot be read: {error}"))?);
+                }
+                Some((_, _, OfJob::Run(index))) => {
+                    let read = serde_json::from_slice::<RunEnd>(&message.payload);
+                    runs.push((index, read.map_err(|error| format!("a stored outcome cannot be read: {error}"))?));
+                }
+                Some((_, _, OfJob::Events(_))) | None => {}
+            }
         }
+        runs.sort_by_key(|(index, _)| *index);
+        Ok(state.map(|state| Stored { state, runs }))
     }
 }
 
-/// A document as it lies in the stream: one run's outcome inside it, several beside it, because together they may exceed one message. They are
-/// written before it, so who reads `finished` finds every outcome.
-fn state(document: &JobDocument, written: impl FnOnce() -> Bytes) -> Entry {
-    let whole = document.from.len() == 1;
-    let payload = if whole { written() } else { JobDocument { results: Vec::new(), ..document.clone() }.to_bytes() };
-    (subjects::job_state(document.id), payload)
+/// A job as it was found in the stream.
+#[derive(Clone, Debug)]
+pub(crate) struct Stored {
+    /// Its state.
+    pub(crate) state: State,
+    /// The outcomes beside it, by the index of their runs.
+    pub(crate) runs: Vec<(usize, RunEnd)>,
+}
+
+impl Stored {
+    /// The job with what outcomes there are.
+    pub(crate) fn into_document(self) -> JobDocument {
+        let mut document = self.state.document;
+        document.results.extend(self.runs.into_iter().map(|(_, end)| end.outcome));
+        document
+    }
+}
+
+impl State {
+    fn message(&self) -> (String, Bytes) {
+        let payload = serde_json::to_vec(self).unwrap_or_default();
+        (subjects::job_state(owner(&self.document.caller), self.document.id), payload.into())
+    }
 }
 
 async fn write(jetstream: Context, mut entries: mpsc::Receiver<Entry>, stop: CancellationToken) {
@@ -150,9 +230,12 @@ async fn write(jetstream: Context, mut entries: mpsc::Receiver<Entry>, stop: Can
             () = stop.cancelled() => {}
         }
         if let Err(error) = write_batch(&jetstream, &batch).await {
-            tracing::error!(jobs = batch.len(), %error, "finished jobs could not be kept");
+            tracing::error!(messages = batch.len(), %error, "finished jobs could not be kept");
         }
-        batch.clear();
+        for waiting in batch.drain(..).filter_map(|entry| entry.stored) {
+            // Whoever has gone waits no more.
+            let _gone = waiting.send(());
+        }
     }
 }
 
@@ -168,13 +251,13 @@ async fn fill(entries: &mut mpsc::Receiver<Entry>, batch: &mut Vec<Entry>) {
 
 /// Writes a batch, again as a whole when its end is not acknowledged: the last message of a subject is the one that counts.
 async fn write_batch(jetstream: &Context, batch: &[Entry]) -> Result<(), String> {
-    let Some(((subject, payload), rest)) = batch.split_last() else { return Ok(()) };
+    let Some((last, rest)) = batch.split_last() else { return Ok(()) };
     let mut failed = String::new();
     for _ in 0..TRIES_MAX {
-        for (subject, payload) in rest {
-            jetstream.client().publish(subject.clone(), payload.clone()).await.map_err(|error| error.to_string())?;
+        for entry in rest {
+            jetstream.client().publish(entry.subject.clone(), entry.payload.clone()).await.map_err(|error| error.to_string())?;
         }
-        let stored = match jetstream.publish(subject.clone(), payload.clone()).await {
+        let stored = match jetstream.publish(last.subject.clone(), last.payload.clone()).await {
             Ok(sent) => sent.await.map(drop),
             Err(error) => Err(error),
         };
@@ -184,4 +267,18 @@ async fn write_batch(jetstream: &Context, batch: &[Entry]) -> Result<(), String>
         }
     }
     Err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_is_one_token_whatever_the_principal_is_called() {
+        for principal in ["key:a", "jwt:someone@example.com *.>", ""] {
+            let token = owner(principal);
+            assert!(token.len() == 16 && token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
+        }
+        assert_ne!(owner("key:a"), owner("key:b"));
+    }
 }

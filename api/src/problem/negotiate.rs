@@ -1,23 +1,23 @@
-//! Which of two content types a client prefers for problems.
+//! Which content type a client prefers, by its `Accept` (RFC 9110 section 12.5.1).
 //!
-//! `application/problem+json` says more, but n8n and others hand it to their users as text; they ask for `application/json` first.
+//! Of problems `application/problem+json` says more, but n8n and others hand it to their users as text; they ask for `application/json` first.
 
 /// How much a client wants a content type: by its quality, then by how exactly it is named.
-type Preference = (u16, u8);
+pub(crate) type Preference = (u16, u8);
 
 /// Whether `application/json` is preferred to `application/problem+json`.
 pub(super) fn prefers_plain_json(accept: Option<&str>) -> bool {
-    accept.is_some_and(|accept| preference(accept, "json") > preference(accept, "problem+json"))
+    accept.is_some_and(|accept| preference(accept, "application", "json") > preference(accept, "application", "problem+json"))
 }
 
-/// The most exact range that includes `application/<subtype>` counts.
-fn preference(accept: &str, subtype: &str) -> Preference {
+/// The most exact range that includes `<wanted>/<subtype>` counts.
+pub(crate) fn preference(accept: &str, wanted: &str, subtype: &str) -> Preference {
     let ranges = accept.split(',').filter_map(|range| {
         let mut parts = range.split(';').map(str::trim);
         let (kind, given) = parts.next()?.split_once('/')?;
         let exactness = match (kind.trim().to_ascii_lowercase().as_str(), given.trim().to_ascii_lowercase().as_str()) {
-            ("application", given) if given == subtype => 3,
-            ("application", "*") => 2,
+            (kind, given) if kind == wanted && given == subtype => 3,
+            (kind, "*") if kind == wanted => 2,
             ("*", "*") => 1,
             _ => return None,
         };

@@ -1,5 +1,7 @@
 //! The audit trail.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::State;
 use probeops_shared::access::Scope;
@@ -15,34 +17,31 @@ use crate::problem::{Problem, success};
 use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
 use crate::routes::query::{PageLimit, Query};
 
-const QUERY: [Parameter; 9] = [
-    Parameter { name: "since", description: "Only what happened then or later (RFC 3339).", schema: schema::<Timestamp> },
-    Parameter { name: "until", description: "Only what happened then or earlier (RFC 3339).", schema: schema::<Timestamp> },
-    Parameter {
-        name: "principal",
-        description: "Only on behalf of: `key:<id>`, `jwt:<subject>`, or a service's name.",
-        schema: schema::<String>,
-    },
-    Parameter { name: "node", description: "Only at this node.", schema: schema::<NodeId> },
-    Parameter { name: "tool", description: "Only with this tool.", schema: schema::<ToolName> },
-    Parameter { name: "verdict", description: "Only what ended so.", schema: schema::<Verdict> },
-    Parameter { name: "request_id", description: "Only of this request or job; the runs of a job belong to it.", schema: schema::<String> },
-    Parameter { name: "limit", description: "How many records at most.", schema: schema::<PageLimit> },
-    Parameter { name: "cursor", description: "Where to go on: `next` of the page before.", schema: schema::<Cursor> },
+static QUERY: [Parameter; 9] = [
+    Parameter::new("since", "Only what happened then or later (RFC 3339).", schema::<Timestamp>),
+    Parameter::new("until", "Only what happened then or earlier (RFC 3339).", schema::<Timestamp>),
+    Parameter::new("principal", "Only on behalf of: `key:<id>`, `jwt:<subject>`, or a service's name.", schema::<String>),
+    Parameter::new("node", "Only at this node.", schema::<NodeId>),
+    Parameter::new("tool", "Only with this tool.", schema::<ToolName>),
+    Parameter::new("verdict", "Only what ended so.", schema::<Verdict>),
+    Parameter::new("request_id", "Only of this request or job; the runs of a job belong to it.", schema::<String>),
+    Parameter::new("limit", "How many records at most.", schema::<PageLimit>),
+    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<Cursor>),
 ];
 
 pub(super) fn operations() -> Vec<Operation> {
     vec![Operation {
         route: Route::get("/v1/audit", read),
         needs: Needs::Scope(&[Scope::AuditRead]),
-        id: "readAudit",
-        summary: "Read the audit trail, newest first",
+        id: "readAudit".into(),
+        summary: "Read the audit trail, newest first".into(),
         description: "Who asked what, and what was done: one record for each accepted job, refused request, finished or denied run, and change of \
                       access. Jobs that services publish straight to the broker are in it too. A page that looked at much and found little is \
                       short or empty and still says `next`.",
-        query: &QUERY,
+        query: Cow::Borrowed(&QUERY),
+        headers: &[],
         body: None,
-        answers: vec![Answer { status: success::DONE, description: "The records, newest first.", schema: schema::<Page> }],
+        answers: vec![Answer::json(success::DONE, "The records, newest first.", schema::<Page>)],
         problems: &[Code::Unavailable],
     }]
 }

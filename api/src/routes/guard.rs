@@ -1,5 +1,6 @@
 //! Before every handler: who asks, whether he may, and whether he asks for something that exists.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request, State};
@@ -19,7 +20,7 @@ use crate::routes::query::Query;
 pub(super) struct Gate {
     pub(super) app: App,
     pub(super) needs: Needs,
-    pub(super) query: &'static [Parameter],
+    pub(super) query: Cow<'static, [Parameter]>,
 }
 
 /// Who asks: in the request for handlers, and in the answer for the audit trail.
@@ -57,7 +58,7 @@ fn admit(gate: &Gate, who: Option<&Who>, request: &mut Request) -> Result<(), Pr
     {
         return scopes.first().map_or(Ok(()), |scope| principal.check_scope(*scope));
     }
-    let query = Query::parse(request.uri(), gate.query)?;
+    let query = Query::parse(request.uri(), &gate.query)?;
     let extensions = request.extensions_mut();
     extensions.insert(query);
     if let Some(who) = who {

@@ -1,5 +1,6 @@
 //! Whether the API lives, whether it can take jobs, and what it offers. Anybody may ask.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,18 +23,19 @@ const READINESS_FRESH: Duration = Duration::from_secs(1);
 
 pub(super) fn operations() -> Vec<Operation> {
     let readiness = Arc::new(Readiness::default());
-    let operation = |route, id, summary, description, answer| Operation {
+    let operation = |route, id: &'static str, summary: &'static str, description, answer| Operation {
         route,
         needs: Needs::Nothing,
-        id,
-        summary,
+        id: id.into(),
+        summary: summary.into(),
         description,
-        query: &[],
+        query: Cow::Borrowed(&[]),
+        headers: &[],
         body: None,
         answers: vec![answer],
         problems: &[],
     };
-    let health = |description| Answer { status: success::DONE, description, schema: schema::<Health> };
+    let health = |description| Answer::json(success::DONE, description, schema::<Health>);
     vec![
         operation(
             Route::get("/livez", async || Json(Health { status: "alive" })),
@@ -57,7 +59,7 @@ pub(super) fn operations() -> Vec<Operation> {
             "describe",
             "This document",
             "OpenAPI 3.1, made from the same table as the routes.",
-            Answer { status: success::DONE, description: "The document.", schema: any_object },
+            Answer::json(success::DONE, "The document.", any_object),
         ),
     ]
 }

@@ -1,5 +1,6 @@
 //! Jobs.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use axum::Json;
@@ -17,84 +18,180 @@ use probeops_shared::problem::Code;
 use serde_json::{Map, Value};
 
 use crate::App;
-use crate::jobs::{JobDocument, JobRequest, JobStatus, Selector, Submitted};
+use crate::access::Principal;
+use crate::jobs::{Came, How, JobDocument, JobRequest, JobStatus, Selector, Submitted, Watcher};
 use crate::openapi::job_request_schema;
 use crate::problem::{Asked, Problem, success};
-use crate::routes::body::JsonBody;
-use crate::routes::frame;
+use crate::routes::body::{JsonBody, NoBody};
 use crate::routes::guard::Who;
-use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
+use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
 use crate::routes::path_id::PathId;
+use crate::routes::prefer::{Form, PREFERENCE_APPLIED, Prefer};
+use crate::routes::stream::From;
+use crate::routes::{frame, prefer, stream};
 
 /// The fields of a job's request.
-pub(crate) const JOB_FIELDS: [&str; 5] = ["tool", "target", "parameters", "from", "timeout_ms"];
+pub(crate) const JOB_FIELDS: [&str; 6] = ["tool", "target", "parameters", "from", "timeout_ms", "cancel_on_disconnect"];
 /// From how many places one job may run.
 pub(crate) const SELECTORS_MAX: usize = 100;
 /// When to ask again for a job that goes on, in seconds.
 const ASK_AGAIN_S: u64 = 1;
+
+/// How a caller wants his answer.
+pub(super) static HEADERS: [Parameter; 1] =
+    [Parameter::new("Prefer", "How long to wait (RFC 7240): `wait=N` seconds, at most 60, or `respond-async`.", schema::<String>)];
+/// Where a caller that comes back wants to go on.
+static RESUME: [Parameter; 1] =
+    [Parameter::new("Last-Event-ID", "The id of the last event that was seen: only what came after it is told.", schema::<Option<String>>)];
+/// The forms in which a job can be followed.
+pub(super) const FOLLOWED: [(&str, &str); 2] = [
+    (
+        "text/event-stream",
+        "Server-Sent Events: `job` (the job as it is; the last one says that it is over), `accepted`, `progress`, `outcome`; `gap` where some \
+         are no longer kept. The id of an event is `<run>.<attempt>.<seq>`.",
+    ),
+    ("text/plain", "What the tool prints, as it prints it."),
+];
 
 pub(super) fn operations() -> Vec<Operation> {
     vec![
         Operation {
             route: Route::post("/v1/jobs", submit),
             needs: Needs::Scope(&[Scope::JobsWrite]),
-            id: "runJob",
-            summary: "Run a tool and wait for what it finds",
+            id: "runJob".into(),
+            summary: "Run a tool and wait for what it finds".into(),
             description: "Runs the tool from every place named in `from` and answers with the finished job. What a tool finds (a dead host, \
                           a refused port) is a finding in `report`; why a node could not run it is in `failure`. A job that takes longer than \
-                          a minute is answered with 202 and goes on; ask for it at `Location`.",
-            query: &[],
+                          a minute, or than `Prefer: wait=N` allows, is answered with 202 and goes on; ask for it at `Location`. \
+                          `Accept: text/event-stream` tells everything as it happens, `Accept: text/plain` prints what the tool prints.",
+            query: Cow::Borrowed(&[]),
+            headers: &HEADERS,
             body: Some(job_request_schema),
-            answers: vec![
-                Answer { status: success::DONE, description: "The finished job.", schema: schema::<JobDocument> },
-                Answer {
-                    status: success::ACCEPTED,
-                    description: "The job so far; it goes on and will be at `Location`.",
-                    schema: schema::<JobDocument>,
-                },
-            ],
+            answers: ran(),
             problems: &[Code::NoSuchRegion, Code::NoSuchNode, Code::NoNodeAvailable, Code::RateLimited, Code::Unavailable],
         },
         Operation {
             route: Route::get("/v1/jobs/{id}", read),
             needs: Needs::Scope(&[Scope::JobsRead, Scope::JobsWrite]),
-            id: "readJob",
-            summary: "Read one of your jobs",
+            id: "readJob".into(),
+            summary: "Read one of your jobs".into(),
             description: "The job so far, or as it ended. Jobs are kept for 24 hours, or until 1 GiB of newer ones takes their place; those of \
                           other callers are not found.",
-            query: &[],
+            query: Cow::Borrowed(&[]),
+            headers: &[],
             body: None,
-            answers: vec![Answer { status: success::DONE, description: "The job.", schema: schema::<JobDocument> }],
+            answers: vec![Answer::json(success::DONE, "The job.", schema::<JobDocument>)],
+            problems: &[Code::NotFound, Code::Unavailable],
+        },
+        Operation {
+            route: Route::delete("/v1/jobs/{id}", cancel),
+            needs: Needs::Scope(&[Scope::JobsWrite]),
+            id: "cancelJob".into(),
+            summary: "End one of your jobs before its time".into(),
+            description: "Tells its nodes to stop, and answers with the job and what was found until then. A job that is over already is a conflict.",
+            query: Cow::Borrowed(&[]),
+            headers: &[],
+            body: None,
+            answers: vec![Answer::json(success::DONE, "The job, cancelled.", schema::<JobDocument>)],
+            problems: &[Code::NotFound, Code::Conflict, Code::Unavailable],
+        },
+        Operation {
+            route: Route::get("/v1/jobs/{id}/events", follow),
+            needs: Needs::Scope(&[Scope::JobsRead, Scope::JobsWrite]),
+            id: "followJob".into(),
+            summary: "Follow one of your jobs".into(),
+            description: "Tells what its nodes tell, from the beginning or from after `Last-Event-ID`, and ends with the job. Of a job that is \
+                          over its outcomes are told.",
+            query: Cow::Borrowed(&[]),
+            headers: &RESUME,
+            body: None,
+            answers: vec![
+                Answer { status: success::DONE, description: "What is told.", schema: None, also: &FOLLOWED },
+                Answer {
+                    status: success::NOTHING_MORE,
+                    description: "The last event was seen already; do not come back.",
+                    schema: None,
+                    also: &[],
+                },
+            ],
             problems: &[Code::NotFound, Code::Unavailable],
         },
     ]
 }
 
+/// What running a job is answered with.
+pub(super) fn ran() -> Vec<Answer> {
+    vec![
+        Answer { also: &FOLLOWED, ..Answer::json(success::DONE, "The finished job, or what it tells.", schema::<JobDocument>) },
+        Answer::json(success::ACCEPTED, "The job so far; it goes on and will be at `Location`.", schema::<JobDocument>),
+    ]
+}
+
 async fn submit(State(app): State<App>, Who(principal): Who, headers: HeaderMap, JsonBody(body): JsonBody) -> Result<Response, Problem> {
-    let mut fields = json::parse_object(&body, &JOB_FIELDS).map_err(Problem::invalid)?;
+    let fields = json::parse_object(&body, &JOB_FIELDS).map_err(Problem::invalid)?;
+    run(&app, &principal, &headers, fields).await
+}
+
+/// Runs the job that is asked for in these fields, and answers in the form that is asked for in these headers.
+pub(super) async fn run(
+    app: &App,
+    principal: &Principal,
+    headers: &HeaderMap,
+    mut fields: Map<String, Value>,
+) -> Result<Response, Problem> {
     let asked = asked(&fields);
-    let submitted = match request(&mut fields, &headers) {
-        Ok(request) => app.jobs.submit(&principal, request).await,
-        Err(problem) => Err(problem),
+    let form = prefer::form(headers);
+    let submitted = async {
+        let prefer = Prefer::read(headers)?;
+        let (request, cancel_on_disconnect) = request(&mut fields, headers, form).map_err(Problem::all_invalid)?;
+        let how = if form == Form::Json { How::Wait(prefer.wait()) } else { How::Watch { cancel_on_disconnect } };
+        Ok((prefer, app.jobs.submit(principal, request, how).await?))
     };
-    let Submitted { id, status, document, allowance } = submitted.map_err(|problem| problem.asked(asked))?;
+    let (prefer, Submitted { id, answer, allowance }) = submitted.await.map_err(|problem: Problem| problem.asked(asked))?;
     let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-    let mut response = match status {
-        JobStatus::Finished => (json, document).into_response(),
-        JobStatus::Running => {
-            let headers = [(LOCATION, format!("/v1/jobs/{id}")), (RETRY_AFTER, ASK_AGAIN_S.to_string())];
-            (success::ACCEPTED, json, headers, document).into_response()
-        }
+    let mut response = match answer {
+        Came::Over(document) => (json, document).into_response(),
+        Came::SoFar(document) => (success::ACCEPTED, json, [(RETRY_AFTER, ASK_AGAIN_S.to_string())], document).into_response(),
+        Came::Watched(watcher) => followed(watcher, form),
     };
+    let goes_on = form != Form::Json || response.status() == success::ACCEPTED;
+    let said = response.headers_mut();
+    if let Some(location) = HeaderValue::try_from(format!("/v1/jobs/{id}")).ok().filter(|_| goes_on) {
+        said.insert(LOCATION, location);
+    }
+    if let Some(applied) = prefer.applied().filter(|_| form == Form::Json) {
+        said.insert(PREFERENCE_APPLIED, applied);
+    }
     if let Some(allowance) = allowance {
-        response.headers_mut().extend(allowance.headers());
+        said.extend(allowance.headers());
     }
     Ok(response)
 }
 
+fn followed(watcher: Watcher, form: Form) -> Response {
+    if form == Form::Text { stream::text(watcher) } else { stream::events(watcher) }
+}
+
 async fn read(State(app): State<App>, Who(principal): Who, PathId(id): PathId) -> Result<Json<JobDocument>, Problem> {
-    let id: JobId = id.parse().map_err(|detail: String| Problem::new(Code::NotFound, detail))?;
-    app.jobs.get(&principal, id).await.map(Json)
+    app.jobs.get(&principal, job_id(&id)?).await.map(Json)
+}
+
+async fn cancel(State(app): State<App>, Who(principal): Who, PathId(id): PathId, NoBody: NoBody) -> Result<Json<JobDocument>, Problem> {
+    app.jobs.cancel(&principal, job_id(&id)?).await.map(Json)
+}
+
+async fn follow(State(app): State<App>, Who(principal): Who, PathId(id): PathId, headers: HeaderMap) -> Result<Response, Problem> {
+    let id = job_id(&id)?;
+    let after = match stream::from(&headers)? {
+        From::After(event) => Some(event),
+        From::End if app.jobs.get(&principal, id).await?.status != JobStatus::Running => return Ok(stream::nothing_more()),
+        From::Beginning | From::End => None,
+    };
+    Ok(followed(app.jobs.watch(&principal, id, after).await?, prefer::form(&headers)))
+}
+
+fn job_id(id: &str) -> Result<JobId, Problem> {
+    id.parse().map_err(|detail: String| Problem::new(Code::NotFound, detail))
 }
 
 /// The tool and target as far as they can be read, for the audit trail.
@@ -103,16 +200,27 @@ fn asked(fields: &Map<String, Value>) -> Asked {
     Asked { tool: text("tool"), target: text("target") }
 }
 
-/// Checks a request; says everything that is wrong with it at once.
-fn request(fields: &mut Map<String, Value>, headers: &HeaderMap) -> Result<JobRequest, Problem> {
+/// Checks a request, and whether it is to end when nobody follows it; says everything that is wrong with it at once.
+fn request(fields: &mut Map<String, Value>, headers: &HeaderMap, form: Form) -> Result<(JobRequest, bool), Vec<Invalid>> {
     let (from, timeout) = (selectors(fields.get("from")), timeout(fields.get("timeout_ms")));
-    match (job::spec(fields), from, timeout) {
-        (Ok(spec), Ok(from), Ok(timeout)) => Ok(JobRequest { spec, from, timeout, traceparent: frame::traceparent(headers) }),
-        (spec, from, timeout) => {
-            let errors: Vec<Invalid> = [spec.err(), from.err(), timeout.err()].into_iter().flatten().collect();
-            let detail = errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-            Err(errors.into_iter().fold(Problem::new(Code::Invalid, detail), Problem::at))
+    let cancel_on_disconnect = cancel_on_disconnect(fields.get("cancel_on_disconnect"), form);
+    match (job::spec(fields), from, timeout, cancel_on_disconnect) {
+        (Ok(spec), Ok(from), Ok(timeout), Ok(cancel_on_disconnect)) => {
+            Ok((JobRequest { spec, from, timeout, traceparent: frame::traceparent(headers) }, cancel_on_disconnect))
         }
+        (spec, from, timeout, cancel_on_disconnect) => {
+            Err([spec.err(), from.err(), timeout.err(), cancel_on_disconnect.err()].into_iter().flatten().collect())
+        }
+    }
+}
+
+fn cancel_on_disconnect(given: Option<&Value>, form: Form) -> Result<bool, Invalid> {
+    let refused = |detail: String| Err(Invalid::new("/cancel_on_disconnect", detail));
+    match given {
+        None | Some(Value::Bool(false)) => Ok(false),
+        Some(Value::Bool(true)) if form != Form::Json => Ok(true),
+        Some(Value::Bool(true)) => refused("needs an answer that is streamed: `Accept: text/event-stream` or `text/plain`".to_owned()),
+        Some(other) => refused(format!("must be true or false, not {}", shown(other))),
     }
 }
 
@@ -155,7 +263,7 @@ mod tests {
 
     fn parse(body: &str) -> Result<JobRequest, Problem> {
         let mut fields = json::parse_object(body.as_bytes(), &JOB_FIELDS).map_err(Problem::invalid)?;
-        request(&mut fields, &HeaderMap::new())
+        request(&mut fields, &HeaderMap::new(), Form::Json).map(|(request, _)| request).map_err(Problem::all_invalid)
     }
 
     #[track_caller]

@@ -1,5 +1,7 @@
 //! API keys.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::header::LOCATION;
@@ -36,36 +38,39 @@ pub(super) fn operations() -> Vec<Operation> {
         Operation {
             route: Route::post("/v1/keys", create),
             needs: NEEDS,
-            id: "createKey",
-            summary: "Make an API key",
+            id: "createKey".into(),
+            summary: "Make an API key".into(),
             description: "The key is shown in this answer and never again; only a hash of it is kept. It gets no scope that your own credential \
                           lacks, and what its limits leave open is limited as you are. Who is limited by `rate` makes no keys that run jobs.",
-            query: &[],
+            query: Cow::Borrowed(&[]),
+            headers: &[],
             body: Some(schema::<KeyRequest>),
-            answers: vec![Answer { status: success::CREATED, description: "The key.", schema: schema::<KeyCreated> }],
+            answers: vec![Answer::json(success::CREATED, "The key.", schema::<KeyCreated>)],
             problems: &[Code::Conflict, Code::Unavailable],
         },
         Operation {
             route: Route::get("/v1/keys", list),
             needs: NEEDS,
-            id: "listKeys",
-            summary: "List the API keys",
+            id: "listKeys".into(),
+            summary: "List the API keys".into(),
             description: "All keys, revoked ones too, without their secrets.",
-            query: &PAGING,
+            query: Cow::Borrowed(&PAGING),
+            headers: &[],
             body: None,
-            answers: vec![Answer { status: success::DONE, description: "The keys, by id.", schema: schema::<KeyList> }],
+            answers: vec![Answer::json(success::DONE, "The keys, by id.", schema::<KeyList>)],
             problems: &[],
         },
         Operation {
             route: Route::delete("/v1/keys/{id}", revoke),
             needs: NEEDS,
-            id: "revokeKey",
-            summary: "Revoke an API key",
+            id: "revokeKey".into(),
+            summary: "Revoke an API key".into(),
             description: "From now on every replica refuses it. Its record stays, for the audit trail. A key that may more than you can be \
                           revoked only by an admin.",
-            query: &[],
+            query: Cow::Borrowed(&[]),
+            headers: &[],
             body: None,
-            answers: vec![Answer { status: success::DONE, description: "The key, revoked.", schema: schema::<KeyView> }],
+            answers: vec![Answer::json(success::DONE, "The key, revoked.", schema::<KeyView>)],
             problems: &[Code::NotFound, Code::Unavailable],
         },
     ]

@@ -1,5 +1,7 @@
 //! Regions and nodes: who there is, and taking nodes out of service.
 
+use std::borrow::Cow;
+
 use axum::Json;
 use axum::extract::State;
 use probeops_shared::access::Scope;
@@ -20,9 +22,9 @@ use crate::routes::path_id::PathId;
 use crate::routes::query::{PageLimit, Query, page};
 
 /// Query parameters of lists that are read in pages.
-pub(super) const PAGING: [Parameter; 2] = [
-    Parameter { name: "limit", description: "How many entries at most.", schema: schema::<PageLimit> },
-    Parameter { name: "cursor", description: "Where to go on: `next` of the page before.", schema: schema::<String> },
+pub(super) static PAGING: [Parameter; 2] = [
+    Parameter::new("limit", "How many entries at most.", schema::<PageLimit>),
+    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<String>),
 ];
 
 pub(super) fn operations() -> Vec<Operation> {
@@ -32,56 +34,61 @@ pub(super) fn operations() -> Vec<Operation> {
         Operation {
             route: Route::get("/v1/regions", list_regions),
             needs: reads,
-            id: "listRegions",
-            summary: "List the regions",
+            id: "listRegions".into(),
+            summary: "List the regions".into(),
             description: "Every region that a node was granted, how many nodes it has, how many are online, and what they can run.",
-            query: &PAGING,
+            query: Cow::Borrowed(&PAGING),
+            headers: &[],
             body: None,
-            answers: vec![Answer { status: success::DONE, description: "The regions, by name.", schema: schema::<RegionList> }],
+            answers: vec![Answer::json(success::DONE, "The regions, by name.", schema::<RegionList>)],
             problems: &[],
         },
         Operation {
             route: Route::get("/v1/nodes", list_nodes),
             needs: reads,
-            id: "listNodes",
-            summary: "List the nodes",
+            id: "listNodes".into(),
+            summary: "List the nodes".into(),
             description: "Every node that was granted a credential, and what those that are online last said of themselves.",
-            query: &PAGING,
+            query: Cow::Borrowed(&PAGING),
+            headers: &[],
             body: None,
-            answers: vec![Answer { status: success::DONE, description: "The nodes, by id.", schema: schema::<NodeList> }],
+            answers: vec![Answer::json(success::DONE, "The nodes, by id.", schema::<NodeList>)],
             problems: &[],
         },
         Operation {
             route: Route::get("/v1/nodes/{id}", read_node),
             needs: reads,
-            id: "readNode",
-            summary: "Read a node",
+            id: "readNode".into(),
+            summary: "Read a node".into(),
             description: "What the node was granted, and what it last said of itself if it is online.",
-            query: &[],
+            query: Cow::Borrowed(&[]),
+            headers: &[],
             body: None,
-            answers: vec![Answer { status: success::DONE, description: "The node.", schema: schema::<Node> }],
+            answers: vec![Answer::json(success::DONE, "The node.", schema::<Node>)],
             problems: &[Code::NoSuchNode],
         },
         Operation {
             route: Route::post("/v1/nodes/{id}/drain", drain),
             needs: writes,
-            id: "drainNode",
-            summary: "Let a node take no more jobs",
+            id: "drainNode".into(),
+            summary: "Let a node take no more jobs".into(),
             description: "The node finishes what it runs and takes nothing new until its agent is started again. Answers when the node has heard it.",
-            query: &[],
+            query: Cow::Borrowed(&[]),
+            headers: &[],
             body: None,
-            answers: vec![Answer { status: success::DONE, description: "The node drains.", schema: schema::<NodeChanged> }],
+            answers: vec![Answer::json(success::DONE, "The node drains.", schema::<NodeChanged>)],
             problems: &[Code::NoSuchNode, Code::NoNodeAvailable, Code::Unavailable],
         },
         Operation {
             route: Route::post("/v1/nodes/{id}/revoke", revoke),
             needs: writes,
-            id: "revokeNode",
-            summary: "Take a node's credential back",
+            id: "revokeNode".into(),
+            summary: "Take a node's credential back".into(),
             description: "The broker cuts the node's connection and accepts it no more. To bring the machine back, grant it a new credential.",
-            query: &[],
+            query: Cow::Borrowed(&[]),
+            headers: &[],
             body: None,
-            answers: vec![Answer { status: success::DONE, description: "The node is revoked.", schema: schema::<NodeChanged> }],
+            answers: vec![Answer::json(success::DONE, "The node is revoked.", schema::<NodeChanged>)],
             problems: &[Code::NoSuchNode, Code::Unavailable],
         },
     ]

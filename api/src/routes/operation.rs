@@ -1,11 +1,14 @@
 //! What is said of an operation, beside what answers it.
 
+use std::borrow::Cow;
+
 use axum::handler::Handler;
 use axum::http::{Method, StatusCode};
 use axum::routing::{MethodRouter, delete, get, post};
 use probeops_shared::access::Scope;
 use probeops_shared::problem::Code;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde_json::Value;
 
 use crate::App;
 
@@ -16,13 +19,15 @@ pub(crate) struct Operation {
     /// Who may ask.
     pub(crate) needs: Needs,
     /// Its name in generated clients.
-    pub(crate) id: &'static str,
+    pub(crate) id: Cow<'static, str>,
     /// What it does, in a line.
-    pub(crate) summary: &'static str,
+    pub(crate) summary: Cow<'static, str>,
     /// What else there is to say.
     pub(crate) description: &'static str,
     /// Its query parameters; any other is an error.
-    pub(crate) query: &'static [Parameter],
+    pub(crate) query: Cow<'static, [Parameter]>,
+    /// Headers that change what it does.
+    pub(crate) headers: &'static [Parameter],
     /// Its body; none where it takes none.
     pub(crate) body: Option<MakeSchema>,
     /// Its answers when all is well.
@@ -36,22 +41,22 @@ pub(crate) struct Route {
     /// The method.
     pub(crate) method: Method,
     /// The path, with `{names}`.
-    pub(crate) path: &'static str,
+    pub(crate) path: Cow<'static, str>,
     /// What answers.
     pub(crate) handler: MethodRouter<App>,
 }
 
 impl Route {
-    pub(crate) fn get<H: Handler<T, App>, T: 'static>(path: &'static str, handler: H) -> Self {
-        Self { method: Method::GET, path, handler: get(handler) }
+    pub(crate) fn get<H: Handler<T, App>, T: 'static>(path: impl Into<Cow<'static, str>>, handler: H) -> Self {
+        Self { method: Method::GET, path: path.into(), handler: get(handler) }
     }
 
-    pub(crate) fn post<H: Handler<T, App>, T: 'static>(path: &'static str, handler: H) -> Self {
-        Self { method: Method::POST, path, handler: post(handler) }
+    pub(crate) fn post<H: Handler<T, App>, T: 'static>(path: impl Into<Cow<'static, str>>, handler: H) -> Self {
+        Self { method: Method::POST, path: path.into(), handler: post(handler) }
     }
 
-    pub(crate) fn delete<H: Handler<T, App>, T: 'static>(path: &'static str, handler: H) -> Self {
-        Self { method: Method::DELETE, path, handler: delete(handler) }
+    pub(crate) fn delete<H: Handler<T, App>, T: 'static>(path: impl Into<Cow<'static, str>>, handler: H) -> Self {
+        Self { method: Method::DELETE, path: path.into(), handler: delete(handler) }
     }
 }
 
@@ -67,14 +72,35 @@ pub(crate) enum Needs {
 }
 
 /// A query parameter.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Parameter {
     /// Its name.
-    pub(crate) name: &'static str,
+    pub(crate) name: Cow<'static, str>,
     /// What it means.
-    pub(crate) description: &'static str,
+    pub(crate) description: Cow<'static, str>,
     /// What it may be.
-    pub(crate) schema: MakeSchema,
+    pub(crate) shape: Shape,
+    /// Whether it must be given.
+    pub(crate) required: bool,
+    /// Whether it may be given several times.
+    pub(crate) repeats: bool,
+}
+
+/// What a query parameter may be.
+#[derive(Clone, Debug)]
+pub(crate) enum Shape {
+    /// A type of ours.
+    Made(MakeSchema),
+    /// This JSON Schema.
+    Given(Value),
+}
+
+impl Parameter {
+    /// One that may be given, once.
+    pub(crate) const fn new(name: &'static str, description: &'static str, schema: MakeSchema) -> Self {
+        let (name, description) = (Cow::Borrowed(name), Cow::Borrowed(description));
+        Self { name, description, shape: Shape::Made(schema), required: false, repeats: false }
+    }
 }
 
 /// An answer.
@@ -84,8 +110,17 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     /// What it means.
     pub(crate) description: &'static str,
-    /// Its body.
-    pub(crate) schema: MakeSchema,
+    /// Its body; none where it has none.
+    pub(crate) schema: Option<MakeSchema>,
+    /// The other forms that its body may have, by what the caller accepts: content type, and what it is.
+    pub(crate) also: &'static [(&'static str, &'static str)],
+}
+
+impl Answer {
+    /// An answer in JSON.
+    pub(crate) const fn json(status: StatusCode, description: &'static str, schema: MakeSchema) -> Self {
+        Self { status, description, schema: Some(schema), also: &[] }
+    }
 }
 
 /// Makes a schema, defining on the way what it refers to.

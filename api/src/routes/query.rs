@@ -56,16 +56,16 @@ impl Query {
         for (index, (name, _)) in pairs.iter().enumerate() {
             let short: String = name.chars().take(64).collect();
             let refused = |detail: String| Problem::invalid(Invalid::new(format!("?{short}"), detail));
-            if !known.iter().any(|parameter| parameter.name == name) {
-                let names: Vec<&str> = known.iter().map(|parameter| parameter.name).collect();
+            let Some(parameter) = known.iter().find(|parameter| parameter.name == *name) else {
+                let names: Vec<&str> = known.iter().map(|parameter| parameter.name.as_ref()).collect();
                 let choice = if names.is_empty() {
                     "there are none here".to_owned()
                 } else {
                     format!("the query parameters are {}", names.join(", "))
                 };
                 return Err(refused(format!("unknown query parameter `{short}`; {}{choice}", suggestion(&short, names.iter().copied()))));
-            }
-            if pairs.iter().take(index).any(|(earlier, _)| earlier == name) {
+            };
+            if !parameter.repeats && pairs.iter().take(index).any(|(earlier, _)| earlier == name) {
                 return Err(refused(format!("`{short}` is given twice")));
             }
         }
@@ -76,6 +76,11 @@ impl Query {
     pub(super) fn value<T: FromStr<Err: Display>>(&self, name: &str) -> Result<Option<T>, Problem> {
         let given = self.0.iter().find(|(given, _)| given == name);
         given.map(|(_, value)| value.parse().map_err(|error| refused(name, &error))).transpose()
+    }
+
+    /// The values of a parameter as they were given.
+    pub(super) fn given<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(given, _)| given == name).map(|(_, value)| value.as_str())
     }
 
     /// The value of a parameter that `read` understands, if it is given.
@@ -114,10 +119,7 @@ mod tests {
     use super::*;
     use crate::routes::operation::schema;
 
-    const KNOWN: [Parameter; 2] = [
-        Parameter { name: "limit", description: "", schema: schema::<PageLimit> },
-        Parameter { name: "node", description: "", schema: schema::<String> },
-    ];
+    static KNOWN: [Parameter; 2] = [Parameter::new("limit", "", schema::<PageLimit>), Parameter::new("node", "", schema::<String>)];
 
     fn parse(query: &str) -> Result<Query, Problem> {
         Query::parse(&format!("/x?{query}").parse().unwrap(), &KNOWN)

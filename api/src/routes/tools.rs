@@ -1,5 +1,6 @@
 //! The catalogue of tools.
 
+use std::borrow::Cow;
 use std::sync::LazyLock;
 
 use axum::Json;
@@ -16,13 +17,14 @@ pub(super) fn operations() -> Vec<Operation> {
     vec![Operation {
         route: Route::get("/v1/tools", list),
         needs: Needs::Credential,
-        id: "listTools",
-        summary: "List the tools with their options",
+        id: "listTools".into(),
+        summary: "List the tools with their options".into(),
         description: "Everything there is to know of a tool without running it, with JSON Schemas (2020-12). Which nodes can run it is at \
                       `/v1/regions` and `/v1/nodes`.",
-        query: &[],
+        query: Cow::Borrowed(&[]),
+        headers: &[],
         body: None,
-        answers: vec![Answer { status: success::DONE, description: "The tools.", schema: schema::<ToolList> }],
+        answers: vec![Answer::json(success::DONE, "The tools.", schema::<ToolList>)],
         problems: &[],
     }]
 }

@@ -1,5 +1,7 @@
 //! What is answered to requests that are not right.
 
+use probeops_shared::tools::ToolName;
+
 use crate::fixture::{Answer, Api, Ask, Fabric};
 
 /// A request, and what must be said of it.
@@ -155,9 +157,12 @@ async fn what_there_is_can_be_read() {
         .iter()
         .flat_map(|(path, methods)| methods.as_object().unwrap().keys().map(move |method| format!("{} {path}", method.to_uppercase())))
         .collect();
-    let mut named = [
+    let by_url: Vec<String> = ToolName::ALL.iter().map(|tool| format!("GET /v1/run/{tool}")).collect();
+    let mut named = vec![
         "POST /v1/jobs",
         "GET /v1/jobs/{id}",
+        "DELETE /v1/jobs/{id}",
+        "GET /v1/jobs/{id}/events",
         "GET /v1/tools",
         "GET /v1/regions",
         "GET /v1/nodes",
@@ -172,6 +177,7 @@ async fn what_there_is_can_be_read() {
         "GET /readyz",
         "GET /openapi.json",
     ];
+    named.extend(by_url.iter().map(String::as_str));
     named.sort_unstable_by_key(|route| route.split_once(' ').map(|(method, path)| (path, method)));
     let mut described: Vec<&str> = described.iter().map(String::as_str).collect();
     described.sort_unstable_by_key(|route| route.split_once(' ').map(|(method, path)| (path, method)));

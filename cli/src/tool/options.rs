@@ -3,6 +3,7 @@
 use clap::builder::{BoolValueParser, PossibleValuesParser, StringValueParser, TypedValueParser, ValueParser};
 use clap::{Arg, ArgAction, ArgMatches};
 use probeops_shared::tools::ToolName;
+use probeops_shared::tools::option::{Kind, description};
 use serde_json::{Map, Value};
 
 /// The flags of a tool's options.
@@ -19,32 +20,11 @@ pub(super) fn given(tool: ToolName, matches: &ArgMatches) -> Map<String, Value> 
 /// The value of an option, if it was given; a list is given one by one.
 fn value(name: &str, property: &Value, matches: &ArgMatches) -> Option<Value> {
     let mut values = matches.get_many::<Value>(name)?.cloned();
-    if matches!(kind(property), Some(Kind::List(_))) { Some(Value::Array(values.collect())) } else { values.next() }
-}
-
-/// What kind of value an option takes.
-#[derive(Clone, Debug, PartialEq)]
-enum Kind {
-    /// Yes or no.
-    Flag,
-    /// A whole number between two others.
-    Whole { min: u64, max: u64 },
-    /// A number between two others.
-    Number { min: f64, max: f64 },
-    /// One of these words.
-    Choice(Vec<String>),
-    /// Text that the tool itself understands.
-    Text,
-    /// Text that is better in a file than on a command line, which others may read.
-    TextOrFile,
-    /// Several of these.
-    List(Box<Self>),
-    /// What only JSON can say.
-    Json,
+    if matches!(Kind::of(property), Some(Kind::List(_))) { Some(Value::Array(values.collect())) } else { values.next() }
 }
 
 fn flag(name: &str, property: &Value) -> Arg {
-    let kind = kind(property).unwrap_or(Kind::Text);
+    let kind = Kind::of(property).unwrap_or(Kind::Text);
     let arg = Arg::new(name.to_owned()).long(name.replace('_', "-")).help(help(property, &kind)).action(ArgAction::Set);
     typed(arg, kind, property)
 }
@@ -56,16 +36,13 @@ fn typed(arg: Arg, kind: Kind, property: &Value) -> Arg {
             let parser = BoolValueParser::new().map(Value::from);
             arg.num_args(0..=1).require_equals(true).default_missing_value("true").value_name("BOOL").value_parser(parser)
         }
-        Kind::Whole { min, max } => arg.value_name("NUMBER").allow_negative_numbers(true).value_parser(whole(min, max)),
-        Kind::Number { min, max } => arg.value_name(unit(property)).allow_negative_numbers(true).value_parser(number(min, max)),
+        Kind::Whole { .. } => arg.value_name("NUMBER").allow_negative_numbers(true).value_parser(read(kind)),
+        Kind::Number { .. } => arg.value_name(unit(property)).allow_negative_numbers(true).value_parser(read(kind)),
         Kind::Choice(words) => arg.value_name("WORD").value_parser(PossibleValuesParser::new(words).map(Value::from)),
         Kind::Text => arg.value_name("TEXT").value_parser(StringValueParser::new().map(Value::from)),
         Kind::TextOrFile => arg.value_name("TEXT|@FILE").value_parser(ValueParser::from(text_or_file)),
         Kind::List(item) => typed(arg, *item, property).action(ArgAction::Append),
-        Kind::Json => {
-            let parser = |text: &str| serde_json::from_str::<Value>(text).map_err(|error| format!("is not JSON: {error}"));
-            arg.value_name("JSON").value_parser(ValueParser::from(parser))
-        }
+        Kind::Json => arg.value_name("JSON").value_parser(read(kind)),
     }
 }
 
@@ -81,73 +58,9 @@ fn unit(property: &Value) -> &'static str {
     if description(property).contains("second") { "SECONDS" } else { "NUMBER" }
 }
 
-fn whole(min: u64, max: u64) -> ValueParser {
-    ValueParser::from(move |text: &str| {
-        let number = text.parse().ok().filter(|number| (min..=max).contains(number));
-        number.map(Value::from).ok_or_else(|| format!("must be a whole number from {min} to {max}"))
-    })
-}
-
-fn number(min: f64, max: f64) -> ValueParser {
-    ValueParser::from(move |text: &str| {
-        // A whole number stays one, so that the request reads as it was typed.
-        let given = text.parse::<u64>().map(Value::from).or_else(|_| text.parse::<f64>().map(Value::from));
-        let number = given.ok().filter(|value| value.as_f64().is_some_and(|number| (min..=max).contains(&number)));
-        number.ok_or_else(|| format!("must be a number from {min} to {max}"))
-    })
-}
-
-/// Reads an option's schema; `None` for a form that no tool of the catalogue uses yet.
-fn kind(property: &Value) -> Option<Kind> {
-    let alternatives = ["oneOf", "anyOf"].into_iter().find_map(|key| property.get(key)?.as_array());
-    let schemas: Vec<&Value> = alternatives.map_or_else(|| vec![property], |list| list.iter().collect());
-    let schemas: Vec<&Value> = schemas.into_iter().filter(|schema| types(schema) != ["null"]).collect();
-    let words: Vec<String> = schemas.iter().flat_map(|schema| words(schema)).collect();
-    let open = schemas.iter().any(|schema| schema.get("const").is_none() && schema.get("enum").is_none());
-    if !words.is_empty() && !open {
-        return Some(Kind::Choice(words));
-    }
-    let of_type = |wanted: &str| schemas.iter().find(|schema| types(schema).contains(&wanted));
-    if let Some(schema) = of_type("string") {
-        // Secrets (`writeOnly`), and what is of many lines.
-        let rather = |key: &str| schema.get(key).or_else(|| property.get(key)).is_some();
-        return Some(if rather("writeOnly") || rather("contentMediaType") { Kind::TextOrFile } else { Kind::Text });
-    }
-    if of_type("boolean").is_some() {
-        return Some(Kind::Flag);
-    }
-    if let Some(list) = of_type("array") {
-        return Some(Kind::List(Box::new(kind(list.get("items")?)?)));
-    }
-    // One of several shapes is told apart by the tool itself.
-    if of_type("object").is_some() {
-        return Some(Kind::Json);
-    }
-    if let Some(schema) = of_type("integer") {
-        let bound = |key: &str| schema.get(key).and_then(Value::as_u64);
-        return Some(Kind::Whole { min: bound("minimum").unwrap_or(0), max: bound("maximum").unwrap_or(u64::MAX) });
-    }
-    let schema = of_type("number")?;
-    let bound = |key: &str| schema.get(key).and_then(Value::as_f64);
-    Some(Kind::Number { min: bound("minimum").unwrap_or(0.0), max: bound("maximum").unwrap_or(f64::MAX) })
-}
-
-fn types(schema: &Value) -> Vec<&str> {
-    match schema.get("type") {
-        Some(Value::String(one)) => vec![one],
-        Some(Value::Array(several)) => several.iter().filter_map(Value::as_str).collect(),
-        Some(_) | None => Vec::new(),
-    }
-}
-
-fn words(schema: &Value) -> Vec<String> {
-    let constant = schema.get("const").into_iter();
-    let listed = schema.get("enum").and_then(Value::as_array).into_iter().flatten();
-    constant.chain(listed).filter_map(Value::as_str).map(str::to_owned).collect()
-}
-
-fn description(property: &Value) -> &str {
-    property.get("description").and_then(Value::as_str).unwrap_or_default()
+/// What reads as the kind says; what went before its error, clap says itself.
+fn read(kind: Kind) -> ValueParser {
+    ValueParser::from(move |text: &str| kind.read(text))
 }
 
 fn help(property: &Value, kind: &Kind) -> String {
@@ -188,7 +101,7 @@ mod tests {
                 let first_words: Vec<&str> = description(&property).split_whitespace().take(3).collect();
                 let help = flag.get_help().unwrap().to_string();
                 assert!(help.starts_with(first_words.join(" ").trim_end_matches('.')), "{tool} --{name}: {help}");
-                assert!(kind(&property).is_some(), "{tool} --{name} has a schema that makes no flag: {property}");
+                assert!(Kind::of(&property).is_some(), "{tool} --{name} has a schema that makes no flag: {property}");
             }
         }
     }

@@ -143,7 +143,7 @@ fn reason(log: &Path, start: u64) -> Option<String> {
     // The first line may have lost its beginning.
     let lines = text.lines().skip(usize::from(from > start));
     let complaint = lines.collect::<Vec<_>>().into_iter().rev().find_map(complaint)?;
-    Some(crate::terminal::plain(&complaint).chars().take(REASON_CHARS_MAX).collect())
+    Some(probeops_shared::text::plain(&complaint).chars().take(REASON_CHARS_MAX).collect())
 }
 
 /// What a line complains of: all that is not a record of the log, and of those the errors.

@@ -76,17 +76,18 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
         subjects::job(ANY, ANY, caller),
         subjects::node_job(ANY, ANY, caller),
         subjects::node_control(ANY, ANY, caller),
+        subjects::replica(ANY, ANY, caller),
         subjects::audit(ANY, caller),
         subjects::jobs(),
-        broker::stream_info(storage::JOBS),
-        broker::direct_get_last(storage::JOBS, subjects::jobs()),
+        broker::direct_get(storage::JOBS),
         broker::FLOW_CONTROL.to_owned(),
     ];
+    publish.extend(stream_reading(storage::JOBS, &subjects::jobs()));
     publish.extend([storage::KEYS, storage::NODES].into_iter().flat_map(bucket_writing));
     publish.extend(bucket_reading(storage::PRESENCE));
     Ok(Permissions {
         publish,
-        subscribe: vec![subjects::replies(caller), below(&subjects::client_inbox(caller))],
+        subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],
         max_subscriptions: None,
         max_payload_bytes: None,
         transports: vec![Transport::Standard, Transport::WebSocket],
@@ -100,17 +101,21 @@ fn bucket_writing(bucket: &str) -> Vec<String> {
     publish
 }
 
-/// What reading and watching a bucket needs. A watch makes a consumer that the broker names; after an interruption the client makes one by
-/// name and removes the old one. Listing keys asks for the consumer's state.
+/// What reading and watching a bucket needs.
 fn bucket_reading(bucket: &str) -> Vec<String> {
-    let stream = broker::bucket_stream(bucket);
+    stream_reading(&broker::bucket_stream(bucket), &broker::bucket_all(bucket))
+}
+
+/// What reading and following a stream needs. Following makes a consumer that the broker names; after an interruption the client makes one by
+/// name and removes the old one. Listing keys asks for the consumer's state.
+fn stream_reading(stream: &str, subject: &str) -> Vec<String> {
     vec![
-        broker::stream_info(&stream),
-        broker::direct_get_last(&stream, broker::bucket_all(bucket)),
-        broker::consumer_create(&stream),
-        broker::consumer_create_named(&stream, REST),
-        broker::consumer_info(&stream, ANY),
-        broker::consumer_delete(&stream, ANY),
+        broker::stream_info(stream),
+        broker::direct_get_last(stream, subject),
+        broker::consumer_create(stream),
+        broker::consumer_create_named(stream, REST),
+        broker::consumer_info(stream, ANY),
+        broker::consumer_delete(stream, ANY),
     ]
 }
 

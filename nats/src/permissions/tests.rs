@@ -73,20 +73,26 @@ fn names_of_the_api_are_its_own() {
 fn a_replica_of_the_api_dispatches_in_its_own_name() {
     let permissions = Role::Api { caller: "api-1".parse().unwrap() }.permissions().unwrap();
     assert_eq!(
-        permissions.publish[..8],
+        permissions.publish[..14],
         [
             "job.v1.*.*.api-1",
             "node.v1.*.job.*.api-1",
             "node.v1.*.ctl.*.api-1",
+            "rep.v1.*.*.api-1",
             "audit.v1.*.api-1",
             "jobs.v1.>",
+            "$JS.API.DIRECT.GET.JOBS",
+            "$JS.FC.>",
             "$JS.API.STREAM.INFO.JOBS",
             "$JS.API.DIRECT.GET.JOBS.jobs.v1.>",
-            "$JS.FC.>",
+            "$JS.API.CONSUMER.CREATE.JOBS",
+            "$JS.API.CONSUMER.CREATE.JOBS.>",
+            "$JS.API.CONSUMER.INFO.JOBS.*",
+            "$JS.API.CONSUMER.DELETE.JOBS.*",
         ]
     );
     assert_eq!(
-        permissions.publish[8..15],
+        permissions.publish[14..21],
         [
             "$KV.KEYS.>",
             "$JS.API.STREAM.INFO.KV_KEYS",
@@ -97,7 +103,7 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
             "$JS.API.CONSUMER.DELETE.KV_KEYS.*",
         ]
     );
-    assert_eq!(permissions.subscribe, ["_INBOX.api-1.>", "_INBOX_c.api-1.>"]);
+    assert_eq!(permissions.subscribe, ["_INBOX.api-1.>", "rep.v1.api-1.>", "_INBOX_c.api-1.>"]);
     assert!(!permissions.publish.contains(&"$KV.PRESENCE.>".to_owned()), "only collectors write PRESENCE");
     assert!(!permissions.publish.iter().any(|subject| subject.contains("SERVICES")), "only commands of the operator know services");
 }

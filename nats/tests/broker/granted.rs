@@ -119,10 +119,10 @@ async fn the_api_and_commands_keep_their_registers_and_jobs() {
     }
 
     let job = JobId::new();
-    context.publish(subjects::job_state(job), "state".into()).await.unwrap().await.unwrap();
+    context.publish(subjects::job_state("o", job), "state".into()).await.unwrap().await.unwrap();
     let jobs = context.get_stream_no_info(storage::JOBS).await.unwrap();
-    assert_eq!(jobs.direct_get_last_for_subject(subjects::job_state(job)).await.unwrap().payload, "state");
-    let none = jobs.direct_get_last_for_subject(subjects::job_state(JobId::new())).await.unwrap_err();
+    assert_eq!(jobs.direct_get_last_for_subject(subjects::job_state("o", job)).await.unwrap().payload, "state");
+    let none = jobs.direct_get_last_for_subject(subjects::job_state("o", JobId::new())).await.unwrap_err();
     assert_eq!(none.kind(), jetstream::stream::DirectGetErrorKind::NotFound);
 
     // A watch goes on after the broker was away.

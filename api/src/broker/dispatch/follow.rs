@@ -1,13 +1,13 @@
 //! What comes back for the attempts of a run, and what it means.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use probeops_nats::connect::BACKOFF_MAX;
 use probeops_shared::ids::NodeId;
 use probeops_shared::job::{Event, GRACE, SILENCE_MAX};
 use probeops_shared::outcome::{Failure, FailureKind, NodeRef, Outcome};
 
-use super::{ATTEMPTS_MAX, Destination, Dispatch};
+use super::{ATTEMPTS_MAX, CANCELLED_WITHIN, Destination, Dispatch, Dispatched};
 use crate::broker::replies::{Answer, cancel};
 
 /// What to do after an answer.
@@ -70,6 +70,37 @@ impl Dispatch<'_> {
                 }
             }
         }
+    }
+
+    /// Stops what has begun or is about to, and waits a little for what it found until then.
+    pub(super) async fn cancelled(&mut self) -> Dispatched {
+        let (client, caller, id) = (&self.broker.0.client, &self.broker.0.caller, &self.run.request_id);
+        let under_way = self.attempts.iter().any(|attempt| !attempt.over);
+        for node in self.attempts.iter().filter(|attempt| !attempt.over).filter_map(|attempt| attempt.accepted_by.as_ref()) {
+            cancel(client, caller, node, id).await;
+        }
+        let answer = async {
+            loop {
+                // Never closed: the dispatch holds a sender itself.
+                let Some(answer) = self.answers.recv().await else { continue };
+                let Some(node) = answer.node else { continue };
+                match answer.event {
+                    // What each of them says is the outcome, be it that the run was over already.
+                    Event::Outcome => {
+                        if let Some(outcome) = self.read(node, &answer.payload).filter(|outcome| outcome.started_at.is_some()) {
+                            return Dispatched { outcome, answered: Some((answer.attempt, answer.seq)) };
+                        }
+                    }
+                    Event::Accepted => cancel(client, caller, &node, id).await,
+                    Event::Alive | Event::Progress => {}
+                }
+            }
+        };
+        let within = if under_way { CANCELLED_WITHIN } else { Duration::ZERO };
+        tokio::time::timeout(within, answer).await.unwrap_or_else(|_elapsed| {
+            let failure = Failure::new(FailureKind::Cancelled, "the job was cancelled before a node had answered");
+            Dispatched { outcome: self.failed(failure), answered: None }
+        })
     }
 
     /// Asks the node that had begun once more, as long as a run may begin: what it said while only we were away, it said to nobody. If it is
@@ -137,6 +168,7 @@ impl Dispatch<'_> {
                     return Some(Step::Over(number));
                 };
                 if self.is_final(outcome.failure_kind()) {
+                    self.answered = Some((number, answer.seq));
                     return Some(Step::Final(Box::new(outcome)));
                 }
                 self.tried.push(node);

@@ -1,0 +1,110 @@
+//! Jobs that go on at another replica: followed through the stream, cancelled by a word to their replica.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use futures_util::{Stream, StreamExt};
+use probeops_shared::ids::{Caller, JobId};
+use probeops_shared::problem::Code;
+use probeops_shared::subjects::{self, OfJob};
+use tokio::time::{interval, timeout};
+
+use super::live::Live;
+use super::store::{RunEnd, State, Stored};
+use super::{CANCELLED_WITHIN, FULL_RETRY_AFTER, JobDocument, JobStatus, Jobs};
+use crate::problem::Problem;
+
+/// How many jobs of other replicas are followed here at once; each has a consumer at the broker, shared by all who watch it.
+const FOLLOWED_MAX: usize = 1_000;
+/// How often it is looked whether anybody still watches.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// What a replica is told when a job of its own is to end.
+const CANCEL: &str = "cancel";
+
+impl Jobs {
+    /// A job that goes on at another replica, followed here.
+    pub(super) fn elsewhere(&self, stored: &Stored) -> Result<Arc<Live>, Problem> {
+        let (document, runs) = (stored.state.document.clone(), stored.state.runs.unwrap_or(1));
+        let mut followed = self.0.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(live) = followed.get(&document.id) {
+            return Ok(Arc::clone(live));
+        }
+        if followed.len() >= FOLLOWED_MAX {
+            let detail = format!("this replica follows {FOLLOWED_MAX} jobs of others and takes no more for the moment");
+            return Err(Problem::new(Code::Unavailable, detail).retry_after(FULL_RETRY_AFTER));
+        }
+        let live = Live::elsewhere(document, runs);
+        drop(followed.insert(live.document.id, Arc::clone(&live)));
+        drop(followed);
+        let (jobs, following) = (self.clone(), Arc::clone(&live));
+        drop(tokio::spawn(async move {
+            if let Err(error) = jobs.follow(&following).await {
+                tracing::warn!(job.id = %following.document.id, %error, "a job of another replica cannot be followed");
+            }
+            drop(jobs.0.elsewhere.lock().unwrap_or_else(PoisonError::into_inner).remove(&following.document.id));
+            following.leave_off();
+        }));
+        Ok(live)
+    }
+
+    /// Takes over what comes into the stream until the job is over or nobody watches.
+    async fn follow(&self, live: &Live) -> Result<(), String> {
+        let mut messages = self.0.store.follow(&live.document).await?;
+        let mut look = interval(LOOK_EVERY);
+        // The first tick is at once, before whoever asked has begun to watch.
+        look.reset();
+        loop {
+            let message = tokio::select! {
+                message = messages.next() => message.ok_or_else(|| "the stream has ended".to_owned())?,
+                _ = look.tick() => {
+                    if live.is_left() {
+                        return Ok(());
+                    }
+                    continue;
+                }
+            };
+            let message = message.map_err(|error| error.to_string())?;
+            match subjects::parse_job(&message.subject) {
+                Some((_, _, OfJob::Events(_))) => live.learn(&message.payload),
+                Some((_, _, OfJob::Run(run))) => match serde_json::from_slice::<RunEnd>(&message.payload) {
+                    Ok(end) => live.learn_end(run, &end),
+                    Err(error) => return Err(format!("a stored outcome cannot be read: {error}")),
+                },
+                Some((_, id, OfJob::State)) => {
+                    let state: State = serde_json::from_slice(&message.payload).map_err(|error| error.to_string())?;
+                    if state.document.status != JobStatus::Running {
+                        let stored = self.0.store.read(id).await?.ok_or_else(|| "the job is no longer kept".to_owned())?;
+                        live.finish(stored.into_document().to_bytes());
+                        return Ok(());
+                    }
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Tells the replica at which a job goes on to end it, and waits until it has.
+    pub(super) async fn cancel_elsewhere(&self, stored: &Stored) -> Result<JobDocument, Problem> {
+        let id = stored.state.document.id;
+        let unavailable = |why: String| Problem::new(Code::Unavailable, format!("job `{id}` could not be cancelled: {why}"));
+        let replica = stored.state.replica.as_ref().ok_or_else(|| unavailable("it is not known where it goes on".to_owned()))?;
+        let live = self.elsewhere(stored)?;
+        let mut watcher = live.watch(None);
+        self.0.broker.tell_replica(replica, CANCEL, id).await.map_err(unavailable)?;
+        let ended = timeout(CANCELLED_WITHIN, watcher.end()).await;
+        ended.map_err(|_elapsed| unavailable(format!("replica {replica}, at which it goes on, does not answer")))?;
+        Ok(live.document_now())
+    }
+
+    /// Does what other replicas ask for.
+    pub(super) async fn hear(&self, said: impl Stream<Item = (String, Caller, JobId)>) {
+        let mut said = std::pin::pin!(said);
+        while let Some((verb, from, id)) = said.next().await {
+            match (verb.as_str(), self.live().get(&id)) {
+                (CANCEL, Some(live)) => live.cancel.cancel(),
+                (CANCEL, None) => tracing::debug!(%from, job.id = %id, "a job that is over was to be cancelled"),
+                _ => tracing::warn!(%from, verb, "another replica asks for what this one does not know"),
+            }
+        }
+    }
+}
