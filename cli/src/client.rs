@@ -1,5 +1,6 @@
 //! The HTTP API, asked from the command line.
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -130,6 +131,37 @@ impl Client {
         self.answer(sent)
     }
 
+    /// Posts JSON and hands on the answer's text as it comes, line by line. Returns where what was asked for is.
+    pub(crate) fn post_for_text(&self, path: &str, body: &Value, patience: Duration, mut hear: impl FnMut(&str)) -> Result<String, Failed> {
+        let request = self.authorized(self.agent.post(format!("{}{path}", self.url))).header("content-type", "application/json");
+        let request = request.header("accept", "text/plain").config().timeout_global(Some(patience)).build();
+        let response = request.send(body.to_string()).map_err(|error| self.unreachable(&error))?;
+        let location = response.headers().get("location").and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let (true, Some(location)) = (response.status().is_success(), location) else {
+            return self.answer(Ok(response)).and(Err(self.foreign()));
+        };
+        let mut text = BufReader::new(response.into_body().into_with_config().limit(ANSWER_BYTES_MAX).reader());
+        let mut line = Vec::new();
+        loop {
+            line.clear();
+            let read = text.read_until(b'\n', &mut line).map_err(|error| {
+                Failed::new(Exit::Transport, format!("the answer of the API broke off: {error}; what came of it is at {location}"))
+            })?;
+            if read == 0 {
+                return Ok(location);
+            }
+            hear(&String::from_utf8_lossy(&line));
+        }
+    }
+
+    fn unreachable(&self, error: &ureq::Error) -> Failed {
+        Failed::new(Exit::Transport, format!("cannot reach the API at {}: {error}", self.url))
+    }
+
+    fn foreign(&self) -> Failed {
+        Failed::new(Exit::Transport, format!("{} does not answer as a ProbeOps API would", self.url))
+    }
+
     fn authorized<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
         match &self.token {
             Some(token) => request.header("authorization", format!("Bearer {token}")),
@@ -138,10 +170,9 @@ impl Client {
     }
 
     fn answer(&self, sent: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Answer, Failed> {
-        let unreachable = |error: ureq::Error| Failed::new(Exit::Transport, format!("cannot reach the API at {}: {error}", self.url));
-        let mut response = sent.map_err(unreachable)?;
+        let mut response = sent.map_err(|error| self.unreachable(&error))?;
         let status = response.status().as_u16();
-        let bytes = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(unreachable)?;
+        let bytes = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(|error| self.unreachable(&error))?;
         read_answer(&self.url, status, &bytes)
     }
 }

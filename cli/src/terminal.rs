@@ -21,6 +21,12 @@ pub(crate) fn say(line: impl Display) {
     drop(writeln!(out, "{line}").and_then(|()| out.flush()));
 }
 
+/// Writes a piece of text to standard output.
+pub(crate) fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    drop(out.write_all(text.as_bytes()).and_then(|()| out.flush()));
+}
+
 /// Writes a line to standard error.
 pub(crate) fn note(line: impl Display) {
     drop(writeln!(std::io::stderr().lock(), "{line}"));

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::client::{Client, ClientArgs};
 use crate::exit::{Exit, Failed};
-use crate::terminal::{Form, pretty, say};
+use crate::terminal::{Form, pretty, print, say};
 
 /// The longest the API keeps a call waiting before it says that the job is still running.
 const CALL_MAX: Duration = Duration::from_mins(1);
@@ -62,12 +62,15 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
     let from: Vec<&String> = matches.get_many("FROM").unwrap_or_default().collect();
     let body = json!({"tool": tool, "target": target, "parameters": parameters, "from": from});
     let client = Client::open(&ClientArgs::from_arg_matches(matches).map_err(|error| Failed::usage(error.to_string()))?)?;
-    let document = finished(&client, &body, spec.budget())?;
+    let document = match matches.get_one::<Form>("OUTPUT").copied().unwrap_or_default() {
+        Form::Json => {
+            let document = finished(&client, &body, spec.budget())?;
+            say(pretty(&document));
+            document
+        }
+        Form::Text => printed(&client, body, spec.budget())?,
+    };
     let outcomes = outcomes(&document)?;
-    match matches.get_one::<Form>("OUTPUT").copied().unwrap_or_default() {
-        Form::Json => say(pretty(&document)),
-        Form::Text => say(text(&outcomes).trim_end()),
-    }
     for outcome in &outcomes {
         if !is_good(&spec, outcome)? {
             return Err(Failed::new(Exit::Failed, ""));
@@ -100,20 +103,18 @@ fn finished(client: &Client, body: &Value, budget: Duration) -> Result<Value, Fa
     Ok(answer.body)
 }
 
+/// Posts the job and prints what its tool prints, as it prints it. Who stops watching stops the job.
+fn printed(client: &Client, mut body: Value, budget: Duration) -> Result<Value, Failed> {
+    if let Some(body) = body.as_object_mut() {
+        drop(body.insert("cancel_on_disconnect".to_owned(), true.into()));
+    }
+    let location = client.post_for_text("/v1/jobs", &body, budget + GRACE + GRACE + NETWORK_MARGIN, |text| print(&plain(text)))?;
+    Ok(client.get(&location, &[], NETWORK_MARGIN)?.body)
+}
+
 fn outcomes(document: &Value) -> Result<Vec<Outcome>, Failed> {
     let results = document.get("results").cloned().unwrap_or_default();
     serde_json::from_value(results).map_err(|error| unreadable(&error))
-}
-
-fn text(outcomes: &[Outcome]) -> String {
-    if let [only] = outcomes {
-        return plain(&only.output);
-    }
-    let parts = outcomes.iter().map(|outcome| {
-        let head = outcome.node.as_ref().map_or_else(|| "no node".to_owned(), |node| format!("{} in {}", node.id, node.region));
-        format!("== {head}\n{}", plain(outcome.output.trim_end()))
-    });
-    parts.collect::<Vec<_>>().join("\n\n")
 }
 
 /// Whether a script should go on: the tool ran, and found what a person would call good.
@@ -160,12 +161,5 @@ mod tests {
         assert_eq!(good(Status::Failed, report("open")), Ok(false));
         assert_eq!(is_good(&spec, &Outcome { report: None, ..outcome(Status::Success, json!({})) }), Ok(false));
         assert_eq!(good(Status::Success, json!({"ports": 443})).unwrap_err().exit, Exit::Transport);
-    }
-
-    #[test]
-    fn several_results_say_whose_they_are_and_one_does_not() {
-        let one = outcome(Status::Success, json!({}));
-        assert_eq!(text(std::slice::from_ref(&one)), "busy: no free slot\n");
-        assert_eq!(text(&[one.clone(), one]), "== fra-1 in eu\nbusy: no free slot\n\n== fra-1 in eu\nbusy: no free slot");
     }
 }

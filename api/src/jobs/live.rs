@@ -540,3 +540,128 @@ impl Drop for Watcher {
         self.live.left();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use probeops_shared::ids::{JobId, RequestId};
+    use probeops_shared::outcome::{Failure, FailureKind};
+    use probeops_shared::timestamp::Timestamp;
+    use serde_json::{Map, json};
+
+    use super::*;
+
+    fn live() -> Arc<Live> {
+        Live::new(document(), 1, false)
+    }
+
+    fn document() -> JobDocument {
+        JobDocument {
+            id: JobId::new(),
+            tool: "ping".to_owned(),
+            target: "a".to_owned(),
+            parameters: Map::new(),
+            from: Vec::new(),
+            caller: "key:a".to_owned(),
+            status: JobStatus::Running,
+            created_at: Timestamp::now(),
+            finished_at: None,
+            results: Vec::new(),
+        }
+    }
+
+    fn hear(live: &Arc<Live>, seq: u64, progress: Option<&[u8]>) {
+        live.listener(0).hear(&Heard { attempt: 1, seq, node: &"n1".parse().unwrap(), progress });
+    }
+
+    fn found(output: &str) -> Vec<u8> {
+        json!({"request_id": "r", "elapsed_ms": 1.5, "progress": {"a": "b"}, "output": output}).to_string().into_bytes()
+    }
+
+    fn over() -> Dispatched {
+        let outcome = Outcome::failed(RequestId::new(), "ping", "a", Failure::new(FailureKind::Busy, "full"));
+        Dispatched { outcome, answered: None }
+    }
+
+    async fn ids(mut watcher: Watcher) -> Vec<String> {
+        let mut ids = Vec::new();
+        while let Some(next) = watcher.next().await {
+            ids.push(match next {
+                Next::Event(told) => told.id.to_string(),
+                Next::Gap => "gap".to_owned(),
+                Next::End(_) => "end".to_owned(),
+            });
+        }
+        ids
+    }
+
+    #[test]
+    fn an_id_is_read_as_it_is_written() {
+        let id = EventId { run: 3, attempt: 1, seq: 40 };
+        assert_eq!(id.to_string().parse::<EventId>(), Ok(id));
+        for bad in ["", "1", "1.2", "1.2.3.4", "1.2.", "a.1.2", "+1.2.3", "1.2.-3", "99999999999999999999.1.1"] {
+            assert!(bad.parse::<EventId>().is_err(), "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_back_is_told_the_rest_and_who_comes_late_all() {
+        let live = live();
+        hear(&live, 0, None);
+        hear(&live, 1, Some(&found("1\n")));
+        hear(&live, 2, Some(&found("2\n")));
+        drop(live.conclude(0, over()));
+        live.finish(Bytes::from_static(b"{}"));
+        // What no node said follows what the last one had said.
+        assert_eq!(ids(live.watch(None)).await, ["0.1.0", "0.1.1", "0.1.2", "0.1.3", "end"]);
+        assert_eq!(ids(live.watch(Some("0.1.1".parse().unwrap()))).await, ["0.1.2", "0.1.3", "end"]);
+        assert_eq!(ids(live.watch(Some("0.7.1".parse().unwrap()))).await, ["gap", "0.1.0", "0.1.1", "0.1.2", "0.1.3", "end"]);
+    }
+
+    #[tokio::test]
+    async fn what_another_replica_wrote_is_told_alike_and_skipped_until_where_it_was_seen() {
+        let live = live();
+        hear(&live, 0, None);
+        hear(&live, 1, Some(&found("1\n")));
+        let (batch, lines) = live.unwritten();
+        assert_eq!((batch, live.unwritten().1.len()), (1, 0));
+        let end = live.conclude(0, over());
+        let there = Live::elsewhere(document(), 1);
+        let (all, rest) = (there.watch(None), there.watch(Some("0.1.0".parse().unwrap())));
+        there.learn(&lines);
+        there.learn_end(0, &end);
+        there.finish(Bytes::from_static(b"{}"));
+        assert_eq!(ids(all).await, ["0.1.0", "0.1.1", "0.1.2", "end"]);
+        assert_eq!(ids(rest).await, ["0.1.1", "0.1.2", "end"]);
+        let never = there.watch(Some("0.9.9".parse().unwrap()));
+        assert_eq!(ids(never).await, ["gap", "end"]);
+    }
+
+    #[tokio::test]
+    async fn who_reads_too_slowly_is_told_that_something_is_missing() {
+        let live = live();
+        let slow = live.watch(None);
+        for seq in 0..=EVENTS_MAX as u64 {
+            hear(&live, seq, Some(&found("")));
+        }
+        live.finish(Bytes::from_static(b"{}"));
+        let told = ids(slow).await;
+        assert_eq!((told.len(), &told[..2]), (EVENTS_MAX + 2, &["gap".to_owned(), "0.1.1".to_owned()][..]));
+    }
+
+    #[tokio::test]
+    async fn what_a_node_tells_is_one_line_of_what_it_may_tell() {
+        let live = live();
+        hear(
+            &live,
+            0,
+            Some(b"{\"request_id\": \"r\",\n\"elapsed_ms\": 1.0, \"progress\": {\"a\":\n\"\\n\"}, \"run\": 7, \"node\": \"other\"}"),
+        );
+        hear(&live, 1, Some(b"data: evil\n\n"));
+        let mut watcher = live.watch(None);
+        let Some(Next::Event(told)) = watcher.next().await else { panic!("an event") };
+        assert!(!told.data.contains(&b'\n'), "{:?}", told.data);
+        let said: Found = serde_json::from_slice(&told.data).unwrap();
+        assert_eq!((said.run, said.node.as_str(), said.progress), (0, "n1", json!({"a": "\n"})));
+        assert!(futures_util::poll!(std::pin::pin!(watcher.next())).is_pending(), "what cannot be read is not told");
+    }
+}

@@ -113,7 +113,7 @@ impl Printed {
         let Some(end) = self.rest.rfind('\n') else { return String::new() };
         let lines: String = self.rest.drain(..=end).collect();
         lines.lines().fold(String::new(), |mut shown, line| {
-            let _cannot_fail = writeln!(shown, "{} | {}", self.node, plain(line));
+            let _cannot_fail = writeln!(shown, "{}", format!("{} | {}", self.node, plain(line)).trim_end());
             shown
         })
     }
