@@ -105,6 +105,9 @@ def check_http(reader, printed):
         # Where pings are not possible, `up` prints a line with another tool.
         if answer["tool"] == shown["tool"]:
             assert shape(answer) == shape(shown), f"README.md shows another answer than the API gives:\n{shape(shown)}\n{shape(answer)}"
+    output = succeeded(reader.shell(block("sh", "/v1/run/")))
+    print(output)
+    assert "5 packets transmitted, 5 received" in output, output
     output = succeeded(reader.shell(block("sh", "probeops ping")))
     print(output)
     assert "2 packets transmitted, 2 received" in output, output

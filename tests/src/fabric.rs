@@ -104,6 +104,8 @@ pub struct ApiOptions {
     pub jwt_secret: Option<PathBuf>,
     /// Certificate and key for HTTPS.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// How many connections it takes at once.
+    pub connections_max: Option<usize>,
 }
 
 /// A service's credential.
@@ -265,6 +267,7 @@ impl Fabric {
         for (flag, value) in [("--jwt-issuer", &options.jwt_issuer), ("--jwt-audience", &options.jwt_audience)] {
             command.args(value.iter().flat_map(|value| [flag, value]));
         }
+        command.args(options.connections_max.iter().flat_map(|count| ["--connections-max".to_owned(), count.to_string()]));
         let (cert, key) = options.tls.clone().unzip();
         let files =
             [("--jwks", &options.jwks), ("--jwt-hs256-secret-file", &options.jwt_secret), ("--tls-cert", &cert), ("--tls-key", &key)];

@@ -1,7 +1,7 @@
 //! The benchmarks: ProbeOps beside what it is compared with, in one run, as ratios.
 //!
-//! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `memory`, `size`, `smoke` or
-//! `all`; or, as root and with programs to compare with, `testnet` (the tools beside the programs that everybody knows, with their times),
+//! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `memory`, `size`, `streams`,
+//! `smoke` or `all`; or, as root and with programs to compare with, `testnet` (the tools beside the programs that everybody knows, with their times),
 //! `ping`, `traceroute`, `http`, `https`, `dns`, `jobs`, `capacity` for all of these from `ping` on, or `capacity-smoke`.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -10,6 +10,7 @@ mod capacity;
 mod cpu;
 mod load;
 mod relay;
+mod streams;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["latency"] => latency(ROUNDS, ROUND),
         ["memory"] => memory(),
         ["size"] => size(),
+        ["streams"] => streams::run(),
         ["smoke"] => {
             throughput(1, SMOKE_ROUND)?;
             latency(1, SMOKE_ROUND)
@@ -59,7 +61,8 @@ fn main() -> anyhow::Result<ExitCode> {
             throughput(ROUNDS, ROUND)?;
             latency(ROUNDS, ROUND)?;
             memory()?;
-            size()
+            size()?;
+            streams::run()
         }
         ["testnet"] => return Ok(run(TESTNET_MOST, &[&rtt::COMPARISONS[..], &COMPARISONS].concat())),
         [name] if capacity::NAMES.contains(name) => capacity::run(name, Scale::Full, Some(&shipped_agent()?)),
@@ -77,7 +80,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["respond", broker] => runtime()?.block_on(relay::respond(broker)),
         ["relay", broker, listen] => runtime()?.block_on(relay::serve(broker, listen.parse()?)),
         _ => bail!(
-            "name a benchmark: throughput, latency, memory, size, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
+            "name a benchmark: throughput, latency, memory, size, streams, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
             capacity::NAMES
         ),
     }?;
