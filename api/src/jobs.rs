@@ -9,7 +9,7 @@ mod store;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -29,10 +29,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::{Allowance, Principal};
 use crate::audit::Audit;
-use crate::broker::{Broker, Destination, Run, Watched};
+use crate::broker::{Broker, Destination, Dispatched, Run, Watched};
 use crate::jobs::detachable::Detachable;
 use crate::jobs::live::Live;
 use crate::jobs::store::{State, Store, Stored};
+use crate::metrics::Metrics;
 use crate::problem::{Asked, Problem};
 
 pub use live::{Begun, Ended, EventId, Found, Kind, Next, Told, Watcher};
@@ -156,6 +157,7 @@ pub struct Jobs(Arc<Inner>);
 struct Inner {
     broker: Broker,
     audit: Audit,
+    metrics: Metrics,
     store: Store,
     room: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -167,12 +169,18 @@ struct Inner {
 
 impl Jobs {
     /// Takes jobs for this broker. What it writes goes on in `tasks` until `stop`.
-    pub(crate) async fn start(broker: Broker, audit: Audit, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
+    pub(crate) async fn start(
+        broker: Broker,
+        audit: Audit,
+        metrics: Metrics,
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, String> {
         let store = Store::start(broker.jetstream(), tasks, stop);
         let (live, elsewhere) = (Mutex::default(), Mutex::default());
         let room = Arc::new(Semaphore::new(RUNS_MAX));
         let said = broker.replicas().await.map_err(|error| format!("cannot hear other replicas: {error}"))?;
-        let jobs = Self(Arc::new(Inner { broker, audit, store, room, tasks: TaskTracker::new(), live, elsewhere }));
+        let jobs = Self(Arc::new(Inner { broker, audit, metrics, store, room, tasks: TaskTracker::new(), live, elsewhere }));
         let (hearing, stop) = (jobs.clone(), stop.clone());
         drop(tasks.spawn(async move { stop.run_until_cancelled(hearing.hear(said)).await }));
         Ok(jobs)
@@ -235,7 +243,7 @@ impl Jobs {
 
     /// Gets the one run of a job done that nobody can ask for meanwhile, and keeps what comes of it; the finished document as JSON.
     async fn run_unwatched(&self, document: JobDocument, runs: &[Run]) -> Bytes {
-        let results = join_all(runs.iter().map(async |run| self.0.broker.dispatch(run, None).await.outcome)).await;
+        let results = join_all(runs.iter().map(async |run| self.dispatch(run, None).await.outcome)).await;
         let document = JobDocument { status: JobStatus::Finished, finished_at: Some(Timestamp::now()), results, ..document };
         let written = document.to_bytes();
         self.0.store.put_whole(&document, &written);
@@ -246,7 +254,7 @@ impl Jobs {
     async fn run_watched(&self, live: &Arc<Live>, runs: &[Run]) {
         let every = join_all(runs.iter().enumerate().map(async |(index, run)| {
             let watched = Watched { listener: live.listener(index), cancel: live.cancel.clone() };
-            let dispatched = self.0.broker.dispatch(run, Some(&watched)).await;
+            let dispatched = self.dispatch(run, Some(&watched)).await;
             let end = live.conclude(index, dispatched);
             // What was told before it is in the stream before it.
             self.write_events(live);
@@ -263,6 +271,13 @@ impl Jobs {
         // Until it is stored, who asks for it here is answered from memory.
         let end = State { document: JobDocument { results: Vec::new(), ..document }, runs: Some(runs.len()), replica: None };
         self.0.store.put_end(&end).await;
+    }
+
+    async fn dispatch(&self, run: &Run, watched: Option<&Watched>) -> Dispatched {
+        let begun = Instant::now();
+        let dispatched = self.0.broker.dispatch(run, watched).await;
+        self.0.metrics.ended(run.tool, &dispatched.outcome, begun.elapsed());
+        dispatched
     }
 
     async fn write_events_as_they_come(&self, live: &Live) {

@@ -4,7 +4,7 @@
 //! - [`config`]: what the operator may set. [`server`]: the listener, TLS, limits. `routes`: one file a resource. [`openapi`]: the document.
 //! - [`access`]: who asks and what he may. [`problem`]: the only file that picks a status.
 //! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
-//! - [`audit`]: the trail. `watch`: buckets held in memory. `revoke`: taking a credential back.
+//! - [`audit`]: the trail. [`metrics`]: what is counted. `watch`: buckets held in memory. `revoke`: taking a credential back.
 
 pub mod access;
 pub mod audit;
@@ -12,6 +12,7 @@ pub mod broker;
 mod collector;
 pub mod config;
 pub mod jobs;
+pub mod metrics;
 pub mod openapi;
 pub mod problem;
 pub mod program;
@@ -31,6 +32,7 @@ use crate::audit::Audit;
 use crate::broker::Broker;
 use crate::config::Settings;
 use crate::jobs::Jobs;
+use crate::metrics::Metrics;
 use crate::roster::Roster;
 
 /// Everything a handler needs.
@@ -46,6 +48,8 @@ pub struct App {
     pub access: Access,
     /// The trail.
     pub audit: Audit,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 /// How long what is still to be written may take when the API stops.
@@ -64,8 +68,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let broker = broker?;
     let access = Access::start(&broker, settings.jwt.as_ref(), &tasks, &ended)?;
     let audit = Audit::start(&broker, &writers, &ended);
-    let jobs = Jobs::start(broker.clone(), audit.clone(), &writers, &ended).await?;
-    let app = App { broker, roster, jobs: jobs.clone(), access, audit };
+    let metrics = Metrics::new()?;
+    let jobs = Jobs::start(broker.clone(), audit.clone(), metrics.clone(), &writers, &ended).await?;
+    let app = App { broker, roster, jobs: jobs.clone(), access, audit, metrics };
     let served = listener.serve(routes::router(app), stop).await;
     tracing::info!("stopping: no new requests, jobs that run may end");
     jobs.finish().await;

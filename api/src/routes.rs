@@ -7,6 +7,7 @@ mod guard;
 mod health;
 mod jobs;
 mod keys;
+mod metrics;
 mod nodes;
 pub(crate) mod operation;
 mod path_id;
@@ -43,7 +44,7 @@ pub fn router(app: App) -> Router {
     router
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state(app.audit.clone(), frame::frame))
+        .layer(from_fn_with_state((app.audit.clone(), app.metrics.clone()), frame::frame))
         .with_state(app)
 }
 
@@ -56,6 +57,7 @@ pub(crate) fn operations() -> Vec<Operation> {
         nodes::operations(),
         keys::operations(),
         audit::operations(),
+        metrics::operations(),
         health::operations(),
     ]
     .into_iter()

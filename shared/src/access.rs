@@ -32,14 +32,24 @@ pub enum Scope {
     KeysWrite,
     /// Read the audit trail.
     AuditRead,
+    /// Read the API's metrics.
+    MetricsRead,
     /// Everything.
     Admin,
 }
 
 impl Scope {
     /// All scopes.
-    pub const ALL: [Self; 7] =
-        [Self::JobsWrite, Self::JobsRead, Self::NodesRead, Self::NodesWrite, Self::KeysWrite, Self::AuditRead, Self::Admin];
+    pub const ALL: [Self; 8] = [
+        Self::JobsWrite,
+        Self::JobsRead,
+        Self::NodesRead,
+        Self::NodesWrite,
+        Self::KeysWrite,
+        Self::AuditRead,
+        Self::MetricsRead,
+        Self::Admin,
+    ];
 
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {
@@ -50,6 +60,7 @@ impl Scope {
             Self::NodesWrite => "nodes:write",
             Self::KeysWrite => "keys:write",
             Self::AuditRead => "audit:read",
+            Self::MetricsRead => "metrics:read",
             Self::Admin => "admin",
         }
     }

@@ -1,7 +1,8 @@
 """Does what README.md says, as written there, in a fresh folder: starts `up`, pastes the curl call, asks from the command line, makes a
 service's credential, and asks straight over NATS with nats-py, once as granted and once not.
 
-Arguments: the program `probeops`, an empty folder. Needs curl and, for this Python, the package nats-py[nkeys].
+Arguments: the program `probeops`, an empty folder. Needs curl and, for this Python, the packages nats-py[nkeys] and
+prometheus-client.
 """
 
 import json
@@ -95,6 +96,23 @@ def succeeded(done):
     return done.stdout
 
 
+def check_metrics(reader):
+    """What was counted of all that, read as Prometheus reads it."""
+    from prometheus_client.parser import text_string_to_metric_families
+
+    text = succeeded(reader.shell(block("sh", "/metrics")))
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    for name, kind in {"probeops_jobs": "counter", "probeops_job_duration_seconds": "histogram", "probeops_job_queue_seconds": "histogram",
+                       "probeops_nodes": "gauge", "probeops_http_requests": "counter", "probeops_build_info": "gauge"}.items():
+        assert families[name].type == kind, families
+    succeeded_pings = [sample.value for sample in families["probeops_jobs"].samples
+                       if sample.name == "probeops_jobs_total" and sample.labels == {"tool": "ping", "outcome": "success"}]
+    print(f"{len(families)} families of metrics, {succeeded_pings} pings")
+    assert succeeded_pings and succeeded_pings[0] >= 3, text
+    ready = {sample.labels["region"]: sample.value for sample in families["probeops_nodes"].samples if sample.labels["state"] == "ready"}
+    assert ready == {"demo-eu": 1, "demo-us": 1}, ready
+
+
 def check_http(reader, printed):
     """The call of README, the line that `up` prints, and the command line."""
     shown = json.loads(block("json", '"results"'))
@@ -133,6 +151,7 @@ def main(program, folder):
     reader = Reader(program, folder)
     try:
         check_http(reader, reader.start())
+        check_metrics(reader)
         check_nats(reader)
     finally:
         reader.stop()

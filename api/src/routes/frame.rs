@@ -5,7 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
 use axum::http::header::{ACCEPT, CACHE_CONTROL};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -16,6 +16,7 @@ use probeops_shared::ids::RequestId;
 use probeops_shared::problem::Code;
 
 use crate::audit::{Audit, Refusal};
+use crate::metrics::Metrics;
 use crate::problem::{Problem, Raised, keep_allow};
 use crate::routes::guard::Who;
 
@@ -42,11 +43,12 @@ impl<S: Sync> FromRequestParts<S> for CurrentRequest {
     }
 }
 
-pub(super) async fn frame(State(audit): State<Audit>, mut request: Request, next: Next) -> Response {
+pub(super) async fn frame(State((audit, metrics)): State<(Audit, Metrics)>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request_id(request.headers());
     let accept = accepted(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
+    let route = request.extensions().get::<MatchedPath>().cloned();
     request.extensions_mut().insert(CurrentRequest(Arc::clone(&id)));
     let traceparent = traceparent(request.headers());
     let mut response = match check_size(&request) {
@@ -72,6 +74,9 @@ pub(super) async fn frame(State(audit): State<Audit>, mut request: Request, next
     if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::try_from(text).ok()) {
         headers.insert(TRACEPARENT, traceparent);
     }
+    // What is not in the table has no name of its own: anybody could make up any number of them.
+    let (route, method_name) = route.as_ref().map_or(("", "other"), |route| (route.as_str(), method.as_str()));
+    metrics.answered(method_name, route, response.status().as_u16(), began.elapsed());
     tracing::debug!(request.id = %id, status = response.status().as_u16(), elapsed_ms = began.elapsed().as_secs_f64() * 1000.0, "{method} {}", uri.path());
     response
 }

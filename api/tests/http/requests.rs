@@ -173,6 +173,7 @@ async fn what_there_is_can_be_read() {
         "GET /v1/keys",
         "DELETE /v1/keys/{id}",
         "GET /v1/audit",
+        "GET /metrics",
         "GET /livez",
         "GET /readyz",
         "GET /openapi.json",

@@ -1,0 +1,131 @@
+//! What is counted, for Prometheus to read: jobs, requests, nodes. Base units; no target, job or node is ever a label.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use probeops_shared::outcome::Outcome;
+use probeops_shared::tools::ToolName;
+use prometheus::{
+    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
+};
+
+use crate::roster::Roster;
+
+/// The shortest time that is told apart, in seconds, and how many times longer each next one is.
+const SECONDS: (f64, f64, usize) = (0.001, 2.5, 13);
+
+/// What this process has counted.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    jobs: IntCounterVec,
+    job_seconds: HistogramVec,
+    queue_seconds: HistogramVec,
+    requests: IntCounterVec,
+    request_seconds: HistogramVec,
+    nodes: IntGaugeVec,
+    connected: IntGauge,
+}
+
+impl Metrics {
+    /// Nothing yet.
+    pub fn new() -> Result<Self, String> {
+        Self::registered().map_err(|error| format!("metrics cannot be made: {error}"))
+    }
+
+    fn registered() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let (first, factor, count) = SECONDS;
+        let buckets = exponential_buckets(first, factor, count)?;
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            let made = IntCounterVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(made.clone()))?;
+            prometheus::Result::Ok(made)
+        };
+        let seconds = |name: &str, help: &str, label: &str| {
+            let made = HistogramVec::new(HistogramOpts::new(name, help).buckets(buckets.clone()), &[label])?;
+            registry.register(Box::new(made.clone()))?;
+            prometheus::Result::Ok(made)
+        };
+        let gauges = |name: &str, help: &str, labels: &[&str]| {
+            let made = IntGaugeVec::new(Opts::new(name, help), labels)?;
+            registry.register(Box::new(made.clone()))?;
+            prometheus::Result::Ok(made)
+        };
+        gauges("probeops_build_info", "The version of this API.", &["version"])?.with_label_values(&[probeops_shared::VERSION]).set(1);
+        let connected = IntGauge::new("probeops_broker_connected", "Whether the broker can be reached.")?;
+        registry.register(Box::new(connected.clone()))?;
+        Ok(Self(Arc::new(Inner {
+            jobs: counters("probeops_jobs_total", "Jobs by what became of them; one for each node that was asked.", &["tool", "outcome"])?,
+            job_seconds: seconds("probeops_job_duration_seconds", "From a job's dispatch to its outcome.", "tool")?,
+            queue_seconds: seconds("probeops_job_queue_seconds", "Of that, what the tool itself did not take.", "tool")?,
+            requests: counters("probeops_http_requests_total", "Requests by what they were answered.", &["method", "route", "status"])?,
+            request_seconds: seconds("probeops_http_request_duration_seconds", "From a request to the head of its answer.", "route")?,
+            nodes: gauges("probeops_nodes", "Nodes by whether they are there.", &["region", "state"])?,
+            connected,
+            registry,
+        })))
+    }
+
+    /// A node's share of a job is over, so long after it was dispatched.
+    pub(crate) fn ended(&self, tool: ToolName, outcome: &Outcome, elapsed: Duration) {
+        let became = outcome.failure_kind().map_or_else(|| "success".to_owned(), |kind| kind.to_string());
+        let (elapsed_s, worked_s) = (elapsed.as_secs_f64(), outcome.duration_ms / 1000.0);
+        self.0.jobs.with_label_values(&[tool.as_str(), &became]).inc();
+        self.0.job_seconds.with_label_values(&[tool.as_str()]).observe(elapsed_s);
+        self.0.queue_seconds.with_label_values(&[tool.as_str()]).observe((elapsed_s - worked_s).max(0.0));
+    }
+
+    /// A request was answered. `route` is a path of the table, or none.
+    pub(crate) fn answered(&self, method: &str, route: &str, status: u16, elapsed: Duration) {
+        self.0.requests.with_label_values(&[method, route, &status.to_string()]).inc();
+        self.0.request_seconds.with_label_values(&[route]).observe(elapsed.as_secs_f64());
+    }
+
+    /// All of it as Prometheus reads it (text format 0.0.4).
+    pub(crate) fn text(&self, roster: &Roster, connected: bool) -> Result<String, String> {
+        self.0.connected.set(connected.into());
+        self.0.nodes.reset();
+        for region in roster.regions() {
+            let states =
+                [("ready", region.online - region.draining), ("draining", region.draining), ("offline", region.nodes - region.online)];
+            for (state, count) in states {
+                self.0.nodes.with_label_values(&[region.region.as_str(), state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+            }
+        }
+        let mut text = Vec::new();
+        TextEncoder::new().encode(&self.0.registry.gather(), &mut text).map_err(|error| error.to_string())?;
+        String::from_utf8(text).map_err(|error| error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use probeops_shared::ids::RequestId;
+    use probeops_shared::outcome::{Failure, FailureKind};
+
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_told_in_the_text_format() {
+        let metrics = Metrics::new().unwrap();
+        let outcome = Outcome::failed(RequestId::new(), "ping", "a", Failure::new(FailureKind::Busy, ""));
+        let outcome = Outcome { duration_ms: 250.0, ..outcome };
+        metrics.ended(ToolName::Ping, &outcome, Duration::from_secs(1));
+        metrics.answered("GET", "/v1/jobs/{id}", 200, Duration::from_millis(2));
+        let text = metrics.text(&Roster::default(), true).unwrap();
+        for line in [
+            "probeops_jobs_total{outcome=\"busy\",tool=\"ping\"} 1",
+            "probeops_job_duration_seconds_sum{tool=\"ping\"} 1",
+            "probeops_job_queue_seconds_sum{tool=\"ping\"} 0.75",
+            "probeops_http_requests_total{method=\"GET\",route=\"/v1/jobs/{id}\",status=\"200\"} 1",
+            "probeops_broker_connected 1",
+            concat!("probeops_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+        ] {
+            assert!(text.lines().any(|told| told == line), "{line}\n{text}");
+        }
+    }
+}
