@@ -36,7 +36,7 @@ impl Clock {
         let new = Measured { offset_ms: rounded(offset_ms), rtt_ms: rounded(rtt_ms) };
         if let Ok(mut remembered) = self.0.lock() {
             // Both times are read to the millisecond.
-            remembered.retain(|old| (old.offset_ms - new.offset_ms).abs() <= (old.rtt_ms + new.rtt_ms) / 2.0 + 2.0);
+            remembered.retain(|old| (old.offset_ms - new.offset_ms).abs() <= f64::midpoint(old.rtt_ms, new.rtt_ms) + 2.0);
             remembered.truncate(REMEMBERED_MAX - 1);
             remembered.push_front(new);
         }
