@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::ToolName;
-use probeops_shared::tools::network::{Family, IcmpMessage, ms};
+use probeops_shared::tools::network::{Family, ms};
 use probeops_shared::tools::trace::{HANDSHAKE_PATIENCE, ProbeStatus, TraceFlow, TraceMethod, TraceProbe, TraceProtocol};
 use tokio::time::Instant;
 
@@ -18,10 +18,6 @@ use crate::capability;
 use crate::executors::{Context, broken};
 use crate::net::pacer::Pacer;
 use crate::net::trace::{Carrier, Course, Heard, Sign, Tracer, unsent};
-
-/// *Time exceeded in transit* (RFC 792, RFC 4443): what every hop but the last says.
-const EXCEEDED_V4: (u8, u8) = (11, 0);
-const EXCEEDED_V6: (u8, u8) = (3, 0);
 
 /// How many probes of one run leave together where others wait for their turns, too: to wake up for each costs more than to send it. All that
 /// the pacer lets leave at a time.
@@ -199,14 +195,10 @@ fn interpret(target: IpAddr, rtt: Duration, sign: Sign) -> (TraceProbe, bool) {
     match sign {
         Sign::Reply(state) => (TraceProbe { state, ..answered }, true),
         Sign::Icmp { icmp, mpls } => {
-            let (from, is_exceeded) = (icmp.from, is_exceeded(&icmp, target));
-            (TraceProbe { from, icmp: (!is_exceeded).then_some(icmp), mpls, ..answered }, !is_exceeded)
+            let (from, is_expired) = (icmp.from, icmp.is_expired(Family::of(target)));
+            (TraceProbe { from, icmp: (!is_expired).then_some(icmp), mpls, ..answered }, !is_expired)
         }
         Sign::Failed(why) => (TraceProbe { status: ProbeStatus::Error, error: Some(why), ..TraceProbe::default() }, true),
         Sign::Nameless => (TraceProbe::default(), false),
     }
-}
-
-fn is_exceeded(icmp: &IcmpMessage, target: IpAddr) -> bool {
-    (icmp.kind, icmp.code) == if target.is_ipv4() { EXCEEDED_V4 } else { EXCEEDED_V6 }
 }

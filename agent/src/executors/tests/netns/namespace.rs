@@ -10,14 +10,14 @@ use super::must;
 pub(super) struct Namespace(String);
 
 impl Namespace {
-    /// Makes it, with a loopback interface, and with chains of nftables for `input`, `forward` and `output` that let everything pass.
+    /// Makes it, with a loopback interface, and with chains of nftables for `prerouting`, `input`, `forward` and `output` that let everything pass.
     pub(super) fn new(name: String) -> Self {
         must(Command::new("ip").args(["netns", "add", &name]));
         let namespace = Self(name);
         // Without duplicate address detection an address is usable at once.
         namespace.sysctl(&["net.ipv6.conf.default.accept_dad=0"]);
         must(namespace.command("nft").args(["add", "table", "inet", "t"]));
-        for hook in ["input", "forward", "output"] {
+        for hook in ["prerouting", "input", "forward", "output"] {
             must(namespace.command("nft").arg(format!("add chain inet t {hook} {{ type filter hook {hook} priority 0 ; }}")));
         }
         namespace.ip("link set lo up");
