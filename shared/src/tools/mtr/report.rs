@@ -94,6 +94,10 @@ pub struct MtrAddress {
     /// Its name, if that was asked for and it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The numbers of the autonomous systems that announce the longest prefix that it is in, if that was asked for and is known; seldom more
+    /// than one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asn: Vec<u32>,
     /// How many answers came from it.
     pub received: usize,
     /// The MPLS labels that the last packet bore there, outermost first, where the router says so (RFC 4950).
@@ -143,7 +147,7 @@ impl MtrHop {
                 known.received += 1;
                 known.mpls.clone_from(&probe.mpls);
             }
-            None => self.addresses.push(MtrAddress { address, name: None, received: 1, mpls: probe.mpls.clone() }),
+            None => self.addresses.push(MtrAddress { address, name: None, asn: Vec::new(), received: 1, mpls: probe.mpls.clone() }),
         }
     }
 }

@@ -77,6 +77,20 @@ fn output_reads_like_mtr() {
          \x20       10.8.51.2\n\
          \x2014.|-- 198.51.100.7              50.0%     2   20.0  20.0  20.0  20.0   0.0\n"
     );
+    let mut hops = report.hops;
+    for (hop, address, asn) in [(0, 0, vec![64500]), (2, 0, vec![4_200_000_001, 64501]), (2, 1, vec![64502])] {
+        hops[hop].addresses[address].asn = asn;
+    }
+    assert_eq!(
+        Mtr { asn: true, ..Mtr::default() }.output(&"example.com".parse().unwrap(), &MtrReport { hops, ..report }),
+        "Start: 2026-11-25T09:26:11+0000\n\
+         HOST: node                           Loss%   Snt   Last   Avg  Best  Wrst StDev\n\
+         \x20 1. AS64500            10.8.0.2      0.0%     2    0.1   0.1   0.1   0.1   0.0\n\
+         \x20 2. AS???              ???          100.0     2    0.0   0.0   0.0   0.0   0.0\n\
+         \x20 3. AS4200000001 64501 10.8.1.2      0.0%     2  123.4  67.7  12.0 123.4  78.8\n\
+         \x20    AS64502            10.8.51.2\n\
+         \x2014. AS???              198.51.100.7 50.0%     2   20.0  20.0  20.0  20.0   0.0\n"
+    );
 }
 
 #[test]
