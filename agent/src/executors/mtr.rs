@@ -5,7 +5,7 @@ use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
-use probeops_shared::tools::mtr::report::{MtrHop, MtrReport, judge_loss};
+use probeops_shared::tools::mtr::report::{MtrHop, MtrReport, forget_rtts, judge_loss, limit_rtts};
 use probeops_shared::tools::mtr::{Mtr, MtrProgress, MtrRound};
 use probeops_shared::tools::network::{Family, Source, ms};
 use probeops_shared::tools::trace::TraceEnd;
@@ -97,7 +97,9 @@ impl Run<'_> {
     /// Tells how the hops stand at the end of a round.
     fn tell_round(&self, round: usize) {
         if self.live.is_heard() {
-            let round = MtrRound { round: u64::try_from(round).unwrap_or_default(), hops: self.hops() };
+            let mut hops = self.hops();
+            forget_rtts(&mut hops);
+            let round = MtrRound { round: u64::try_from(round).unwrap_or_default(), hops };
             self.tell(&MtrProgress::Round(round));
         }
     }
@@ -127,7 +129,8 @@ impl Run<'_> {
     }
 
     fn report(&self) -> MtrReport {
-        let (hops, address) = (self.hops(), self.reached.address);
+        let (mut hops, address) = (self.hops(), self.reached.address);
+        limit_rtts(&mut hops);
         let target = hops.last().filter(|hop| hop.addresses.iter().any(|known| known.address == address));
         let end = match (self.follower.progression.last(), target) {
             (Some(_), Some(_)) => TraceEnd::Reached,
