@@ -76,8 +76,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let credential = Credential::read(&link.creds).map_err(|error| AgentError::Start(error.to_string()))?;
     let (node, granted) = identity(&credential).map_err(AgentError::Start)?;
     let policy = Policy::load(settings.policy.as_deref(), &link.servers).map_err(|error| AgentError::Start(error.to_string()))?;
-    let context =
-        Context::new(policy, &settings.resolvers).map_err(|error| AgentError::Start(error.to_string()))?.with_engine(settings.icmp_engine);
+    let context = Context::new(policy, &settings.resolvers).map_err(|error| AgentError::Start(error.to_string()))?;
+    let context = context.with_engine(settings.icmp_engine).with_asn_zone(settings.asn_zone.as_deref());
     let (tools, unavailable) = capability::probe(&granted);
     for lacks in &unavailable {
         tracing::warn!(tool = %lacks.tool, "cannot run {}: {}; to grant it: {}", lacks.tool, lacks.missing, lacks.grant);

@@ -56,6 +56,8 @@ pub(crate) struct Context {
     /// What `echo` reports of the run's way here.
     dispatch_ms: Option<f64>,
     clock_offset_ms: Option<f64>,
+    /// The zone that the operator has set for the origins of addresses.
+    asn_zone: Option<Arc<str>>,
 }
 
 /// What all runs of a node share.
@@ -81,7 +83,14 @@ impl Context {
             pacer: Pacer::default(),
             _stamping: arrival::stamping()?,
         };
-        Ok(Self { node: Arc::new(node), icmp_engine: IcmpEngine::default(), targets: None, dispatch_ms: None, clock_offset_ms: None })
+        Ok(Self {
+            node: Arc::new(node),
+            icmp_engine: IcmpEngine::default(),
+            targets: None,
+            dispatch_ms: None,
+            clock_offset_ms: None,
+            asn_zone: None,
+        })
     }
 
     /// The same with this engine.
@@ -89,9 +98,15 @@ impl Context {
         Self { icmp_engine, ..self }
     }
 
+    /// The same with this zone for the origins of addresses.
+    pub(crate) fn with_asn_zone(self, zone: Option<&str>) -> Self {
+        Self { asn_zone: zone.map(Arc::from), ..self }
+    }
+
     /// The same for one run.
     pub(crate) fn for_run(&self, targets: Option<Targets>, dispatch_ms: Option<f64>, clock_offset_ms: Option<f64>) -> Self {
-        Self { node: Arc::clone(&self.node), icmp_engine: self.icmp_engine, targets, dispatch_ms, clock_offset_ms }
+        let (node, asn_zone) = (Arc::clone(&self.node), self.asn_zone.clone());
+        Self { node, icmp_engine: self.icmp_engine, targets, dispatch_ms, clock_offset_ms, asn_zone }
     }
 
     /// The policy in one line.

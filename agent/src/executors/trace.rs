@@ -1,7 +1,7 @@
 //! What `traceroute` and `mtr` share: they send probes to all hops at once, round by round, and hear of them in any order.
 
 pub(super) mod course;
-pub(super) mod names;
+pub(super) mod lookups;
 
 use std::net::IpAddr;
 use std::time::Duration;

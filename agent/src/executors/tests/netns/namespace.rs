@@ -1,6 +1,7 @@
 //! A network namespace that goes with the test.
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, setns};
@@ -24,10 +25,6 @@ impl Namespace {
         namespace
     }
 
-    pub(super) fn name(&self) -> &str {
-        &self.0
-    }
-
     /// A program in it.
     pub(super) fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");
@@ -43,6 +40,17 @@ impl Namespace {
             run()
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// What programs in it read as the file of this name in /etc.
+    pub(super) fn etc(&self, name: &str, text: &str) {
+        let directory = self.etc_directory();
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+
+    fn etc_directory(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.0)
     }
 
     /// Runs ip(8) on it; words are split at spaces.
@@ -99,5 +107,6 @@ pub(super) fn counted_here(hook: &str) -> u64 {
 impl Drop for Namespace {
     fn drop(&mut self) {
         drop(Command::new("ip").args(["netns", "del", &self.0]).status());
+        drop(std::fs::remove_dir_all(self.etc_directory()));
     }
 }
