@@ -4,6 +4,7 @@ mod denials;
 mod dns;
 mod dns_server;
 mod http;
+mod live;
 #[cfg(feature = "netns")]
 mod netns;
 mod paths;
