@@ -20,7 +20,6 @@ mod whois;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -145,12 +144,20 @@ impl fmt::Debug for Live {
     }
 }
 
-/// Where progress goes. Nobody waits for a listener: what it has no room for is counted, and it is told how many.
+/// Where progress goes. Nobody waits for a listener: what it has no room for gives way to the next, which says how many are missing.
 #[derive(Debug)]
 struct Listener {
     began: Instant,
     news: mpsc::Sender<News>,
-    missed: AtomicU64,
+    last: Arc<Mutex<Option<News>>>,
+}
+
+/// What a listener hears.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    news: mpsc::Receiver<News>,
+    /// What comes after all of them: the newest that had no room.
+    last: Arc<Mutex<Option<News>>>,
 }
 
 /// A piece of progress on its way to the caller.
@@ -168,10 +175,11 @@ pub(crate) struct News {
 
 impl Live {
     /// A run whose progress somebody wants to hear.
-    pub(crate) fn heard() -> (Self, mpsc::Receiver<News>) {
-        let (news, heard) = mpsc::channel(NEWS_WAITING_MAX);
-        let listener = Listener { began: Instant::now(), news, missed: AtomicU64::new(0) };
-        (Self { found: Mutex::default(), listener: Some(listener) }, heard)
+    pub(crate) fn heard() -> (Self, Heard) {
+        let (tell, news) = mpsc::channel(NEWS_WAITING_MAX);
+        let last = Arc::default();
+        let listener = Listener { began: Instant::now(), news: tell, last: Arc::clone(&last) };
+        (Self { found: Mutex::default(), listener: Some(listener) }, Heard { news, last })
     }
 
     /// What was found until now.
@@ -196,13 +204,32 @@ impl Live {
     fn tell<T: Tool>(&self, options: &T, target: &T::Target, progress: &T::Progress) {
         let Some(listener) = &self.listener else { return };
         let (elapsed, output) = (listener.began.elapsed(), options.progress_output(target, progress));
-        let Ok(progress) = written::<T, _>(serde_json::to_value(progress)) else {
-            listener.missed.fetch_add(1, Ordering::Relaxed);
-            return;
+        let Ok(progress) = written::<T, _>(serde_json::to_value(progress)) else { return };
+        let mut last = listener.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let missed = if let Some(unsaid) = last.take()
+            && let Err(TrySendError::Full(unsaid)) = listener.news.try_send(unsaid)
+        {
+            unsaid.missed + 1
+        } else {
+            0
         };
-        let news = News { elapsed, progress, output, missed: listener.missed.swap(0, Ordering::Relaxed) };
-        if let Err(TrySendError::Full(unsaid)) = listener.news.try_send(news) {
-            listener.missed.fetch_add(unsaid.missed + 1, Ordering::Relaxed);
+        if let Err(TrySendError::Full(unsaid)) = listener.news.try_send(News { elapsed, progress, output, missed }) {
+            *last = Some(unsaid);
+        }
+    }
+}
+
+impl Heard {
+    /// The next piece, if there is one now.
+    pub(crate) fn try_recv(&mut self) -> Option<News> {
+        self.news.try_recv().ok().or_else(|| self.last.lock().unwrap_or_else(PoisonError::into_inner).take())
+    }
+
+    /// The next piece; none when the run is over and all is heard.
+    pub(crate) async fn recv(&mut self) -> Option<News> {
+        match self.try_recv() {
+            Some(news) => Some(news),
+            None => self.news.recv().await,
         }
     }
 }

@@ -23,12 +23,11 @@ use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::ms;
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
-use crate::executors::{self, Context, Found, Live, News};
+use crate::executors::{self, Context, Found, Heard, Live, News};
 use crate::outbox::{Answer, Leaving, Outbox};
 use crate::runs::{Running, Runs};
 use crate::slots::Slots;
@@ -189,7 +188,7 @@ impl Worker {
         &self,
         Accepted { asker, job, .. }: &Accepted,
         run: Pin<&mut impl Future<Output = T>>,
-        news: Option<mpsc::Receiver<News>>,
+        news: Option<Heard>,
     ) -> (T, u64) {
         match news {
             None => (run.await, 0),
@@ -203,7 +202,7 @@ impl Worker {
         asker: &Asker,
         request_id: &RequestId,
         mut run: Pin<&mut impl Future<Output = T>>,
-        mut news: mpsc::Receiver<News>,
+        mut news: Heard,
     ) -> (T, u64) {
         let (next, unsaid) = (AtomicU64::new(0), Mutex::new(None));
         // Nothing is numbered that does not leave: the run may be over while there is no room.
@@ -244,7 +243,7 @@ impl Worker {
             never = telling => never,
         };
         say(Event::Progress, &written).await;
-        while let Ok(found) = news.try_recv() {
+        while let Some(found) = news.try_recv() {
             tell(found).await;
         }
         (result, next.into_inner())
