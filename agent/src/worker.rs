@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use probeops_shared::access::Targets;
 use probeops_shared::audit::{Record, Verdict};
@@ -24,6 +25,7 @@ use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::ms;
 use serde_json::value::RawValue;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -31,7 +33,7 @@ use narration::Narration;
 
 use crate::clock::Clock;
 use crate::executors::{self, Context, Found, Live};
-use crate::outbox::{Answer, Outbox};
+use crate::outbox::{self, Answer, Leaving, Outbox};
 use crate::runs::{Running, Runs};
 use crate::slots::Slots;
 use crate::trail::Trail;
@@ -117,7 +119,7 @@ impl Worker {
                 // Boxed: the executors' states are large, and most runs are of the smallest.
                 drop(self.running.spawn(Box::pin(Arc::clone(self).run(Box::new(accepted)))));
             }
-            Err(outcome) => self.conclude(&asker, 0, *outcome, Duration::ZERO).await,
+            Err(outcome) => self.conclude(&asker, 0, *outcome, (Duration::ZERO, None)).await,
         }
     }
 
@@ -167,7 +169,7 @@ impl Worker {
         };
         let unheard = entry.superseded.is_cancelled() && result.is_err();
         let Accepted { asker, job, entry, .. } = *accepted;
-        drop(entry);
+        let slot = entry.over();
         let tool = job.spec.tool();
         let found = match &result {
             Ok(_) => None,
@@ -193,15 +195,31 @@ impl Worker {
         if unheard {
             return self.record(&asker.caller, &asker.principal, &outcome);
         }
-        self.conclude(&asker, next_seq, outcome, budget.saturating_sub(started.elapsed())).await;
+        self.conclude(&asker, next_seq, outcome, (budget.saturating_sub(started.elapsed()), slot)).await;
     }
 
     /// Answers with an outcome and puts it in the trail. The caller waits for what is left of the budget, and for grace.
-    async fn conclude(&self, asker: &Asker, seq: u64, mut outcome: Answered, budget_left: Duration) {
+    async fn conclude(
+        &self,
+        asker: &Asker,
+        seq: u64,
+        mut outcome: Answered,
+        (budget_left, slot): (Duration, Option<OwnedSemaphorePermit>),
+    ) {
         outcome.node.get_or_insert_with(|| self.node.clone());
         self.record(&asker.caller, &asker.principal, &outcome);
-        let body = outcome.to_bytes(OUTCOME_BYTES_MAX);
-        self.outbox.send_or_keep(answer(asker, Event::Outcome, seq, body, budget_left + GRACE)).await;
+        let (request_id, tool) = (outcome.request_id.clone(), outcome.tool.clone());
+        let (body, useless_at) = (outcome.to_bytes(OUTCOME_BYTES_MAX), Instant::now() + budget_left + GRACE);
+        let room = tokio::time::timeout_at(useless_at.into(), self.outbox.room(body.len())).await;
+        // Taken as long as the outcome is, and free before the caller can ask again.
+        drop(slot);
+        match room {
+            Ok(Some(room)) => room.fill(body, |payload| {
+                Leaving::Outcome(outbox::Outcome { request_id, tool, answer: answer(asker, Event::Outcome, seq, payload), useless_at })
+            }),
+            Ok(None) => outbox::lost(&request_id, &tool, "it had not left when the agent stopped"),
+            Err(_elapsed) => outbox::lost(&request_id, &tool, "the connection was too slow for as long as anybody waits for it"),
+        }
     }
 
     fn record(&self, caller: &Caller, principal: &str, outcome: &Answered) {
@@ -243,14 +261,14 @@ impl Worker {
 }
 
 /// An event on its way to the caller.
-fn answer(asker: &Asker, event: Event, seq: u64, body: Vec<u8>, useful_for: Duration) -> Answer {
+fn answer(asker: &Asker, event: Event, seq: u64, payload: Bytes) -> Answer {
     let mut headers = HeaderMap::new();
     headers.insert(header::EVENT, event.as_str());
     headers.insert(header::SEQ, seq.to_string());
     if let Some(attempt) = asker.attempt {
         headers.insert(header::ATTEMPT, attempt.to_string());
     }
-    Answer { subject: asker.reply.clone(), headers, payload: body.into(), useless_at: Instant::now() + useful_for.max(GRACE) }
+    Answer { subject: asker.reply.clone(), headers, payload }
 }
 
 fn internal(request_id: &RequestId) -> Failure {

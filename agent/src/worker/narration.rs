@@ -2,7 +2,6 @@
 
 use std::future::pending;
 use std::pin::Pin;
-use std::time::Duration;
 
 use probeops_shared::ids::RequestId;
 use probeops_shared::job::{ACCEPTED_AFTER, ALIVE_EVERY, Event, Events};
@@ -90,9 +89,10 @@ impl<'a> Narration<'a> {
 
     /// Says what leaves next. Nothing is numbered that does not leave: the run may be over while there is no room.
     async fn say(&mut self) {
-        let room = self.outbox.room().await;
+        let Some((_, body)) = &self.unsaid else { return };
+        let room = self.outbox.room(body.len()).await;
         if let (Some((event, body)), Some(room)) = (self.unsaid.take(), room) {
-            room.send(Leaving::Event(answer(self.asker, event, self.next_seq, body, Duration::ZERO)));
+            room.fill(body, |payload| Leaving::Event(answer(self.asker, event, self.next_seq, payload)));
             self.next_seq += 1;
         }
     }

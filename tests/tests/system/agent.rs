@@ -306,6 +306,26 @@ fn a_run_that_ends_while_the_link_is_dead_is_answered_after_the_reconnect() {
 }
 
 #[test]
+fn what_cannot_leave_before_an_agent_stops_is_named_in_its_log() {
+    let fabric = Fabric::start();
+    let wire = Wire::to(fabric.listen());
+    let agent =
+        fabric.agent_with("w-1", "eu", &AgentOptions { server: Some(format!("tls://{}", wire.address())), ..AgentOptions::default() });
+    let asker = Asker::service(&fabric, &["tcp"], &[]);
+    let silent = Silent::start();
+    let _run = asker.ask("job.v1.eu.tcp", &silent.job("last-words", 1_000), &[]);
+    let _stream = silent.connected();
+    wire.break_off();
+    agent.wait_for_log("the connection to the broker is gone");
+    agent.terminate();
+    assert_eq!(agent.wait(), Some(0), "{}", agent.log());
+    let log = agent.log();
+    let line = log.lines().find(|line| line.contains("an outcome is lost")).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("last-words") && line.contains("tcp") && line.contains("the broker was away until the agent stopped"), "{line}");
+    assert!(log.contains("the agent stops with audit records that nobody acknowledged"), "{log}");
+}
+
+#[test]
 fn ping_measures_this_machine_over_both_families() {
     needs::icmp();
     needs::ipv6_loopback();
