@@ -1,8 +1,9 @@
 //! A message becomes a run, and a run becomes exactly one outcome. `admission`: what is said without running it;
-//! `narration`: what is said before its end; `control`: what is no job.
+//! `narration`: what is said before its end; `ending`: what it came to; `control`: what is no job.
 
 mod admission;
 mod control;
+pub(crate) mod ending;
 mod narration;
 
 use std::panic::AssertUnwindSafe;
@@ -18,7 +19,7 @@ use probeops_shared::access::Targets;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::{Caller, RequestId};
 use probeops_shared::job::{Event, Events, GRACE, Job, header};
-use probeops_shared::outcome::{Failure, FailureKind, NodeRef, OUTCOME_BYTES_MAX, Outcome, Status};
+use probeops_shared::outcome::{Failure, FailureKind, NodeRef, OUTCOME_BYTES_MAX, Outcome};
 use probeops_shared::presence::Unavailable;
 use probeops_shared::subjects::{self, ToNode};
 use probeops_shared::timestamp::Timestamp;
@@ -29,10 +30,11 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use ending::{Ending, within};
 use narration::Narration;
 
 use crate::clock::Clock;
-use crate::executors::{self, Context, Found, Live};
+use crate::executors::{self, Context, Live};
 use crate::outbox::{self, Answer, Leaving, Outbox};
 use crate::runs::{Running, Runs};
 use crate::slots::Slots;
@@ -141,11 +143,7 @@ impl Worker {
         let result = {
             let bounded = pin!(async {
                 tokio::select! {
-                    done = tokio::time::timeout(budget, &mut executed) => match done {
-                        Ok(Ok(found)) => found,
-                        Ok(Err(_panic)) => Err(internal(&accepted.job.request_id)),
-                        Err(_elapsed) => Err(Failure::new(FailureKind::TimedOut, format!("not finished within its budget of {} ms", budget.as_millis()))),
-                    },
+                    done = within(budget, &mut executed) => done.and_then(|done| done.unwrap_or_else(|_panic| Err(internal(&accepted.job.request_id)))),
                     () = entry.cancel.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the run was cancelled")),
                     () = entry.superseded.cancelled() => Err(Failure::new(FailureKind::Cancelled, "a later attempt of the same job has taken its place")),
                     () = self.abort.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the agent stopped before the run was over")),
@@ -171,14 +169,7 @@ impl Worker {
         let Accepted { asker, job, entry, .. } = *accepted;
         let slot = entry.over();
         let tool = job.spec.tool();
-        let found = match &result {
-            Ok(_) => None,
-            Err(failure) => kept.ok().flatten().or_else(|| Some(Found { report: None, output: format!("{tool}: {failure}\n") })),
-        };
-        let (status, failure, found) = match (result, found) {
-            (Ok(found), _) => (Status::Success, None, found),
-            (Err(failure), found) => (Status::Failed, Some(failure), found.unwrap_or_default()),
-        };
+        let Ending { status, failure, found } = Ending::of(tool, result, kept.ok().flatten());
         let outcome = Outcome {
             request_id: job.request_id,
             status,
