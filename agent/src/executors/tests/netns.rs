@@ -73,7 +73,7 @@ fn told_on(network: &Network, make: fn() -> Context, tool: &str, target: &str, p
         let (live, mut heard) = Live::heard();
         let found = runtime.block_on(async { execute(&make(), spec, &live).await.unwrap() });
         drop(live);
-        (std::iter::from_fn(|| heard.blocking_recv()).map(|news| news.output).collect(), found)
+        (std::iter::from_fn(|| heard.try_recv()).map(|news| news.output).collect(), found)
     })
 }
 

@@ -53,7 +53,7 @@ async fn run(tool: &str, target: &str, parameters: Value) -> Told {
     let found = execute(&context, spec(tool, target, parameters), &live).await.unwrap();
     let lasted = started.elapsed();
     drop(live);
-    let news: Vec<News> = std::iter::from_fn(|| heard.try_recv().ok()).collect();
+    let news: Vec<News> = std::iter::from_fn(|| heard.try_recv()).collect();
     assert!(!news.is_empty(), "{shown} tells nothing");
     assert!(news.is_sorted_by_key(|news| news.elapsed) && news.iter().all(|news| news.missed == 0), "{shown}: {news:?}");
     for news in &news {
