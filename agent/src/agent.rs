@@ -76,8 +76,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let credential = Credential::read(&link.creds).map_err(|error| AgentError::Start(error.to_string()))?;
     let (node, granted) = identity(&credential).map_err(AgentError::Start)?;
     let policy = Policy::load(settings.policy.as_deref(), &link.servers).map_err(|error| AgentError::Start(error.to_string()))?;
-    let context =
-        Context::new(policy, &settings.resolvers).map_err(|error| AgentError::Start(error.to_string()))?.with_engine(settings.icmp_engine);
+    let context = Context::new(policy, &settings.resolvers).map_err(|error| AgentError::Start(error.to_string()))?;
+    let context = context.with_engine(settings.icmp_engine).with_asn_zone(settings.asn_zone.as_deref());
     let (tools, unavailable) = capability::probe(&granted);
     for lacks in &unavailable {
         tracing::warn!(tool = %lacks.tool, "cannot run {}: {}; to grant it: {}", lacks.tool, lacks.missing, lacks.grant);
@@ -123,6 +123,7 @@ struct Life {
     end_trail: CancellationToken,
     /// Carries answers to the connection.
     carry: tokio::task::JoinHandle<()>,
+    end_carry: CancellationToken,
     drain_timeout: Duration,
 }
 
@@ -143,11 +144,12 @@ impl Life {
         let direct = client.subscribe(subjects::node_all(&node.id)).await?;
         let delivering = Arc::clone(&inbox);
         drop(tasks.spawn(async move { delivering.deliver(acknowledgements).await }));
-        let carrying = Arc::clone(&worker.outbox);
-        let carry = tokio::spawn(async move { carrying.carry(to_carry).await });
+        let (carrying, end_carry) = (Arc::clone(&worker.outbox), CancellationToken::new());
+        let ended = end_carry.clone();
+        let carry = tokio::spawn(async move { carrying.carry(to_carry, &ended).await });
         let (recording, ended) = (Arc::clone(&worker), end_trail.clone());
         let trail = tasks.spawn(async move { recording.trail.send(&inbox, &node, &ended).await });
-        let mut life = Self { worker, client, presence, groups, tasks, end, trail, end_trail, carry, drain_timeout };
+        let mut life = Self { worker, client, presence, groups, tasks, end, trail, end_trail, carry, end_carry, drain_timeout };
         life.read(direct, None);
         for class in Class::ALL {
             life.join(class).await;
@@ -196,7 +198,10 @@ impl Life {
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => self.on_event(event, link).await?,
+                    Some(event) => if let Err(error) = self.on_event(event, link).await {
+                        self.end_carrying().await;
+                        return Err(error);
+                    },
                     None => return Err(AgentError::Start("the connection to the broker ended for good".to_owned())),
                 },
                 _ = slots_looked_at.tick() => {
@@ -275,12 +280,20 @@ impl Life {
         self.presence.bye(&self.client).await;
         // What the readers have said meanwhile; after the next line nothing leaves any more.
         drop(tokio::time::timeout(FLUSHED_WITHIN, self.worker.outbox.emptied()).await);
+        self.end_carrying().await;
         if tokio::time::timeout(FLUSHED_WITHIN, self.client.drain()).await.is_err() {
             tracing::warn!("the last messages may not have left");
         }
         self.tasks.close();
         drop(tokio::time::timeout(FLUSHED_WITHIN, self.tasks.wait()).await);
-        self.carry.abort();
         tracing::info!("stopped");
+    }
+
+    /// Lets no more answers leave; those that have not left, or that nobody has confirmed, are named in the log.
+    async fn end_carrying(&mut self) {
+        self.end_carry.cancel();
+        if let Err(error) = (&mut self.carry).await {
+            tracing::error!(%error, "what carries answers has ended before");
+        }
     }
 }

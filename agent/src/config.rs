@@ -5,12 +5,16 @@ use std::path::PathBuf;
 use clap::Args;
 use probeops_nats::connect::Link;
 use probeops_nats::process::LogFormat;
+use probeops_shared::host::DnsName;
 use probeops_shared::tools::Class;
 use probeops_shared::tools::ping::report::IcmpEngine;
 use serde::{Deserialize, Serialize};
 
 /// How long runs may go on after the agent was told to stop, unless set otherwise.
 const DRAIN_TIMEOUT_S: u64 = 60;
+
+/// How long the name of the zone for origins may be.
+const ASN_ZONE_LENGTH_MAX: usize = 213;
 
 /// The agent's settings as given: flags, then environment, then the file; what is absent has a default.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -36,6 +40,10 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_RESOLVERS", value_delimiter = ',', value_name = "ADDRESS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolvers: Option<Vec<String>>,
+    /// The zone with `origin.` and `origin6.` that says which AS announces an address; asn.cymru.com, for public addresses only, unless given
+    #[arg(long, env = "PROBEOPS_ASN_ZONE", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asn_zone: Option<String>,
     /// What speaks ICMP for ping: own, or surge (surge-ping) with fewer options [default: own]
     #[arg(long, env = "PROBEOPS_ICMP_ENGINE", value_name = "ENGINE", value_parser = icmp_engine)]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,6 +95,8 @@ pub struct Settings {
     pub policy: Option<PathBuf>,
     /// Name servers to resolve names with; the system's way when empty.
     pub resolvers: Vec<std::net::SocketAddr>,
+    /// The zone that says which autonomous system announces an address, private ones too; Team Cymru's, of public addresses, unless set.
+    pub asn_zone: Option<String>,
     /// What speaks ICMP for ping.
     pub icmp_engine: IcmpEngine,
     /// Light runs at once.
@@ -111,6 +121,7 @@ impl Given {
             creds: self.creds.or(file.creds),
             policy: self.policy.or(file.policy),
             resolvers: self.resolvers.or(file.resolvers),
+            asn_zone: self.asn_zone.or(file.asn_zone),
             icmp_engine: self.icmp_engine.or(file.icmp_engine),
             slots_light: self.slots_light.or(file.slots_light),
             slots_probe: self.slots_probe.or(file.slots_probe),
@@ -138,6 +149,7 @@ impl Given {
                 .ok_or("no credential is given: set --creds (PROBEOPS_CREDS, `creds` in the file) to what `probeops nodes add` wrote")?,
             policy: self.policy,
             resolvers: resolvers.iter().map(|text| resolver(text)).collect::<Result<_, _>>()?,
+            asn_zone: self.asn_zone.map(|text| asn_zone(&text)).transpose()?,
             icmp_engine: self.icmp_engine.unwrap_or_default(),
             slots_light: slots(self.slots_light, Class::Light, "slots_light")?,
             slots_probe: slots(self.slots_probe, Class::Probe, "slots_probe")?,
@@ -163,6 +175,14 @@ fn resolver(text: &str) -> Result<std::net::SocketAddr, String> {
         .map_err(|_| format!("resolvers: `{text}` is not ADDRESS or ADDRESS:PORT, such as 192.0.2.53 or [2001:db8::53]:53"))
 }
 
+fn asn_zone(text: &str) -> Result<String, String> {
+    match text.parse() {
+        // Before it there is room for an IPv6 network, two characters a nibble, and `origin6.`, in a name of 253 characters.
+        Ok(DnsName::Name(name)) if (1..=ASN_ZONE_LENGTH_MAX).contains(&name.len()) => Ok(name),
+        _ => Err(format!("asn_zone: `{text}` is no name of a zone of at most {ASN_ZONE_LENGTH_MAX} characters, such as asn.example.com")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,6 +206,10 @@ mod tests {
         assert!(Given::default().complete().unwrap_err().contains("--servers"));
         assert!(Given { slots_probe: Some(0), ..minimal() }.complete().unwrap_err().contains("slots_probe must be from 1"));
         assert!(icmp_engine("raw").unwrap_err().contains("own or surge"));
+        assert_eq!(asn_zone("asn.corp.example.").unwrap(), "asn.corp.example");
+        for wrong in [".", "10.0.0.1", "a b", &"a.".repeat(108)] {
+            assert!(asn_zone(wrong).unwrap_err().contains(&format!("`{wrong}` is no name of a zone")), "{wrong}");
+        }
         assert!(Given { resolvers: Some(vec!["x".to_owned()]), ..minimal() }.complete().unwrap_err().contains("`x`"));
     }
 

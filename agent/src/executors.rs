@@ -20,7 +20,6 @@ mod whois;
 use std::fmt;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -56,6 +55,8 @@ pub(crate) struct Context {
     /// What `echo` reports of the run's way here.
     dispatch_ms: Option<f64>,
     clock_offset_ms: Option<f64>,
+    /// The zone that the operator has set for the origins of addresses.
+    asn_zone: Option<Arc<str>>,
 }
 
 /// What all runs of a node share.
@@ -81,7 +82,14 @@ impl Context {
             pacer: Pacer::default(),
             _stamping: arrival::stamping()?,
         };
-        Ok(Self { node: Arc::new(node), icmp_engine: IcmpEngine::default(), targets: None, dispatch_ms: None, clock_offset_ms: None })
+        Ok(Self {
+            node: Arc::new(node),
+            icmp_engine: IcmpEngine::default(),
+            targets: None,
+            dispatch_ms: None,
+            clock_offset_ms: None,
+            asn_zone: None,
+        })
     }
 
     /// The same with this engine.
@@ -89,9 +97,15 @@ impl Context {
         Self { icmp_engine, ..self }
     }
 
+    /// The same with this zone for the origins of addresses.
+    pub(crate) fn with_asn_zone(self, zone: Option<&str>) -> Self {
+        Self { asn_zone: zone.map(Arc::from), ..self }
+    }
+
     /// The same for one run.
     pub(crate) fn for_run(&self, targets: Option<Targets>, dispatch_ms: Option<f64>, clock_offset_ms: Option<f64>) -> Self {
-        Self { node: Arc::clone(&self.node), icmp_engine: self.icmp_engine, targets, dispatch_ms, clock_offset_ms }
+        let (node, asn_zone) = (Arc::clone(&self.node), self.asn_zone.clone());
+        Self { node, icmp_engine: self.icmp_engine, targets, dispatch_ms, clock_offset_ms, asn_zone }
     }
 
     /// The policy in one line.
@@ -110,17 +124,32 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    fn of<T: Tool>(options: &T, target: &T::Target, report: &T::Report) -> Self {
-        // Serialising plain data cannot fail.
-        Self { report: to_raw_value(report).ok(), output: options.output(target, report) }
+    fn of<T: Tool>(options: &T, target: &T::Target, report: &T::Report) -> Result<Self, Failure> {
+        Ok(Self { report: Some(written::<T, _>(to_raw_value(report))?), output: options.output(target, report) })
     }
 }
+
+/// What a tool found, in JSON. It is plain data with words for keys, which cannot fail to be written; if ever it does, that is a fault of ours,
+/// and not to be taken for a run that had nothing to say.
+fn written<T, V>(found: serde_json::Result<V>) -> Result<V, Failure> {
+    found.map_err(|error| {
+        let incident = format!("{:016x}", rand::random::<u64>());
+        tracing::error!(incident, tool = std::any::type_name::<T>(), %error, "what was found could not be written as JSON");
+        Failure::new(
+            FailureKind::Internal,
+            format!("what was found could not be written as JSON; the agent's log has it as incident {incident}"),
+        )
+    })
+}
+
+/// Puts into words what was found.
+type Wording = dyn FnOnce() -> Result<Found, Failure> + Send;
 
 /// A run while it goes on: what it has found so far, for when it is cut short, and who is told of what it finds.
 #[derive(Default)]
 pub(crate) struct Live {
     /// Put into words only when somebody wants them, which is seldom.
-    found: Mutex<Option<Box<dyn FnOnce() -> Found + Send>>>,
+    found: Mutex<Option<Box<Wording>>>,
     listener: Option<Listener>,
 }
 
@@ -130,12 +159,20 @@ impl fmt::Debug for Live {
     }
 }
 
-/// Where progress goes. Nobody waits for a listener: what it has no room for is counted, and it is told how many.
+/// Where progress goes. Nobody waits for a listener: what it has no room for gives way to the next, which says how many are missing.
 #[derive(Debug)]
 struct Listener {
     began: Instant,
     news: mpsc::Sender<News>,
-    missed: AtomicU64,
+    last: Arc<Mutex<Option<News>>>,
+}
+
+/// What a listener hears.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    news: mpsc::Receiver<News>,
+    /// What comes after all of them: the newest that had no room.
+    last: Arc<Mutex<Option<News>>>,
 }
 
 /// A piece of progress on its way to the caller.
@@ -153,16 +190,18 @@ pub(crate) struct News {
 
 impl Live {
     /// A run whose progress somebody wants to hear.
-    pub(crate) fn heard() -> (Self, mpsc::Receiver<News>) {
-        let (news, heard) = mpsc::channel(NEWS_WAITING_MAX);
-        let listener = Listener { began: Instant::now(), news, missed: AtomicU64::new(0) };
-        (Self { found: Mutex::default(), listener: Some(listener) }, heard)
+    pub(crate) fn heard() -> (Self, Heard) {
+        let (tell, news) = mpsc::channel(NEWS_WAITING_MAX);
+        let last = Arc::default();
+        let listener = Listener { began: Instant::now(), news: tell, last: Arc::clone(&last) };
+        (Self { found: Mutex::default(), listener: Some(listener) }, Heard { news, last })
     }
 
     /// What was found until now.
     pub(crate) fn take(&self) -> Option<Found> {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner).take();
-        found.map(|found| found())
+        // What cannot be written is in the log; the run that asks for it has failed already.
+        found.and_then(|found| found().ok())
     }
 
     /// What is there if the run ends now.
@@ -179,15 +218,33 @@ impl Live {
     /// Tells what was just found.
     fn tell<T: Tool>(&self, options: &T, target: &T::Target, progress: &T::Progress) {
         let Some(listener) = &self.listener else { return };
-        let news = News {
-            elapsed: listener.began.elapsed(),
-            // Serialising plain data cannot fail.
-            progress: serde_json::to_value(progress).unwrap_or_default(),
-            output: options.progress_output(target, progress),
-            missed: listener.missed.swap(0, Ordering::Relaxed),
+        let (elapsed, output) = (listener.began.elapsed(), options.progress_output(target, progress));
+        let Ok(progress) = written::<T, _>(serde_json::to_value(progress)) else { return };
+        let mut last = listener.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let missed = if let Some(unsaid) = last.take()
+            && let Err(TrySendError::Full(unsaid)) = listener.news.try_send(unsaid)
+        {
+            unsaid.missed + 1
+        } else {
+            0
         };
-        if let Err(TrySendError::Full(unsaid)) = listener.news.try_send(news) {
-            listener.missed.fetch_add(unsaid.missed + 1, Ordering::Relaxed);
+        if let Err(TrySendError::Full(unsaid)) = listener.news.try_send(News { elapsed, progress, output, missed }) {
+            *last = Some(unsaid);
+        }
+    }
+}
+
+impl Heard {
+    /// The next piece, if there is one now.
+    pub(crate) fn try_recv(&mut self) -> Option<News> {
+        self.news.try_recv().ok().or_else(|| self.last.lock().unwrap_or_else(PoisonError::into_inner).take())
+    }
+
+    /// The next piece; none when the run is over and all is heard.
+    pub(crate) async fn recv(&mut self) -> Option<News> {
+        match self.try_recv() {
+            Some(news) => Some(news),
+            None => self.news.recv().await,
         }
     }
 }
@@ -197,42 +254,42 @@ pub(crate) async fn execute(context: &Context, spec: &Spec, live: &Live) -> Resu
     context.node.policy.check_tool(spec.tool()).map_err(|rule| denied(&format!("this node's policy: {rule}")))?;
     // Boxed, so that a run is not as large as the largest of them while it runs the smallest.
     match spec {
-        Spec::Echo { target, options } => Ok(Found::of(options, target, &echo::run(context, options))),
+        Spec::Echo { target, options } => Found::of(options, target, &echo::run(context, options)),
         Spec::Ping { target, options } => {
             let report = Box::pin(ping::run(context, target, options, live)).await?;
-            Ok(Found::of(options, target, &report))
+            Found::of(options, target, &report)
         }
         Spec::Dns { target, options } => {
             let report = Box::pin(dns::run(context, target, options, live)).await?;
-            Ok(Found::of(options, target, &report))
+            Found::of(options, target, &report)
         }
         Spec::Traceroute { target, options } => {
             let report = Box::pin(traceroute::run(context, target, options, live)).await?;
-            Ok(Found::of(options, target, &report))
+            Found::of(options, target, &report)
         }
         Spec::Mtr { target, options } => {
             let report = Box::pin(mtr::run(context, target, options, live)).await?;
-            Ok(Found::of(options, target, &report))
+            Found::of(options, target, &report)
         }
         Spec::Tcp { target, options } => {
             let report = Box::pin(tcp::run(context, target, options, live)).await?;
-            Ok(Found::of(options, target, &report))
+            Found::of(options, target, &report)
         }
         Spec::Tls { target, options } => {
             let report = Box::pin(tls::run(context, target, options, live)).await?;
-            Ok(Found::of(options, target, &report))
+            Found::of(options, target, &report)
         }
         Spec::Http { target, options } => {
             let report = Box::pin(http::run(context, target, options, live)).await?;
-            Ok(Found::of(options, target, &report))
+            Found::of(options, target, &report)
         }
         Spec::Pmtu { target, options } => {
             let report = Box::pin(pmtu::run(context, target, options, live)).await?;
-            Ok(Found::of(options, target, &report))
+            Found::of(options, target, &report)
         }
         Spec::Whois { target, options } => {
             let report = Box::pin(whois::run(context, target, options, live)).await?;
-            Ok(Found::of(options, target, &report))
+            Found::of(options, target, &report)
         }
     }
 }

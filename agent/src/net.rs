@@ -1,6 +1,7 @@
 //! The operating system and the wire, thinly wrapped.
 
 pub(crate) mod arrival;
+pub(crate) mod beat;
 pub(crate) mod dns;
 pub(crate) mod dnssec;
 mod drive;

@@ -1,5 +1,7 @@
 //! Names to addresses, as the host's own programs find them or by the name servers that its operator set.
 
+mod origin;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::sync::Arc;
@@ -58,12 +60,26 @@ impl Resolver {
 
     /// The name of an address, by the DNS of this node's name servers; the first that answers.
     pub(crate) async fn name(&self, address: IpAddr) -> Option<String> {
-        let query = Query::new(&DnsName::Address(address), RecordType::PTR, &Dns::default()).ok()?;
+        let response = self.first_answer(&DnsName::Address(address), RecordType::PTR).await?;
+        let record = response.answer.iter().find(|record| record.kind == "PTR")?;
+        Some(record.value.trim_end_matches('.').to_owned())
+    }
+
+    /// The numbers of the autonomous systems that announce an address, as this zone has them; Team Cymru's, and none of an address that is not
+    /// public, unless there is one.
+    pub(crate) async fn asn(&self, address: IpAddr, zone: Option<&str>) -> Vec<u32> {
+        let Some(name) = origin::name(address, zone) else { return Vec::new() };
+        let response = self.first_answer(&DnsName::Name(name), RecordType::TXT).await;
+        response.map_or_else(Vec::new, |response| origin::read(address, &response.answer))
+    }
+
+    /// What this node's name servers say: the first that answers.
+    async fn first_answer(&self, name: &DnsName, kind: RecordType) -> Option<DnsResponse> {
+        let query = Query::new(name, kind, &Dns::default()).ok()?;
         for server in self.own_servers().await {
             let asked = dns::ask((None, server), &Way::Udp, query.bytes(), |bytes| query.is_answered_by(bytes), SERVER_PATIENCE).await;
             if let Ok(response) = asked.map_err(drop).and_then(|answer| message::read(&answer.bytes).map_err(drop)) {
-                let record = response.answer.iter().find(|record| record.kind == "PTR")?;
-                return Some(record.value.trim_end_matches('.').to_owned());
+                return Some(response);
             }
         }
         None

@@ -96,13 +96,22 @@ pub(crate) struct Running {
     pub(crate) superseded: CancellationToken,
 }
 
+impl Running {
+    /// Takes it out, and its slot with it, unless a newer run of the same request has that.
+    pub(crate) fn over(self) -> Option<OwnedSemaphorePermit> {
+        self.remove()
+    }
+
+    fn remove(&self) -> Option<OwnedSemaphorePermit> {
+        let mut running = self.runs.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let ours = running.get(&self.key).is_some_and(|entry| entry.number == self.number);
+        if ours { running.remove(&self.key).map(|entry| entry.slot) } else { None }
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
-        if let Ok(mut running) = self.runs.running.lock()
-            && running.get(&self.key).is_some_and(|entry| entry.number == self.number)
-        {
-            running.remove(&self.key);
-        }
+        drop(self.remove());
     }
 }
 

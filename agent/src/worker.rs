@@ -1,35 +1,41 @@
-//! A message becomes a run, and a run becomes exactly one outcome. `admission`: what is said without running it; `control`: what is no job.
+//! A message becomes a run, and a run becomes exactly one outcome. `admission`: what is said without running it;
+//! `narration`: what is said before its end; `ending`: what it came to; `control`: what is no job.
 
 mod admission;
 mod control;
+pub(crate) mod ending;
+mod narration;
 
-use std::future::pending;
 use std::panic::AssertUnwindSafe;
-use std::pin::{Pin, pin};
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_nats::{HeaderMap, Message};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use probeops_shared::access::Targets;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::{Caller, RequestId};
-use probeops_shared::job::{ACCEPTED_AFTER, ALIVE_EVERY, Event, GRACE, Job, header};
-use probeops_shared::outcome::{Failure, FailureKind, NodeRef, OUTCOME_BYTES_MAX, Outcome, Progress, Status};
+use probeops_shared::job::{Event, Events, GRACE, Job, header};
+use probeops_shared::outcome::{Failure, FailureKind, NodeRef, OUTCOME_BYTES_MAX, Outcome};
 use probeops_shared::presence::Unavailable;
 use probeops_shared::subjects::{self, ToNode};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::ms;
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use ending::{Ending, within};
+use narration::Narration;
+
 use crate::clock::Clock;
-use crate::executors::{self, Context, Found, Live, News};
-use crate::outbox::{Answer, Leaving, Outbox};
+use crate::executors::{self, Context, Live};
+use crate::outbox::{self, Answer, Leaving, Outbox};
 use crate::runs::{Running, Runs};
 use crate::slots::Slots;
 use crate::trail::Trail;
@@ -74,7 +80,6 @@ struct Asker {
     caller: Caller,
     principal: String,
     reply: String,
-    events: bool,
     /// Which dispatch of the run this is, as the caller counts them.
     attempt: Option<u32>,
 }
@@ -83,6 +88,7 @@ struct Asker {
 struct Accepted {
     asker: Asker,
     job: Job,
+    events: Option<Events>,
     targets: Option<Targets>,
     dispatch_ms: Option<f64>,
     entry: Running,
@@ -108,15 +114,14 @@ impl Worker {
         };
         let headers = message.headers.as_ref();
         let principal = if caller.is_api() { read(headers, header::PRINCIPAL).unwrap_or(caller.as_str()) } else { caller.as_str() };
-        let events = read(headers, header::EVENTS) == Some("1");
         let attempt = read(headers, header::ATTEMPT).and_then(|attempt| attempt.parse().ok());
-        let asker = Asker { principal: principal.to_owned(), caller, reply, events, attempt };
+        let asker = Asker { principal: principal.to_owned(), caller, reply, attempt };
         match self.accept(tool, asker.clone(), &message) {
             Ok(accepted) => {
                 // Boxed: the executors' states are large, and most runs are of the smallest.
                 drop(self.running.spawn(Box::pin(Arc::clone(self).run(Box::new(accepted)))));
             }
-            Err(outcome) => self.conclude(&asker, 0, *outcome, Duration::ZERO).await,
+            Err(outcome) => self.conclude(&asker, 0, *outcome, (Duration::ZERO, None)).await,
         }
     }
 
@@ -124,47 +129,47 @@ impl Worker {
         // What was accepted stays where it is until the run is over: a thousand runs are a thousand times as large as one.
         let (spec, entry) = (&accepted.job.spec, &accepted.entry);
         let (started_at, started, budget) = (Timestamp::now(), Instant::now(), spec.budget());
-        let (live, news) = if accepted.asker.events {
-            let (live, news) = Live::heard();
-            (live, Some(news))
-        } else {
-            (Live::default(), None)
+        let (live, mut narration) = match accepted.events {
+            Some(events) => {
+                let (live, narration) = Narration::of(events, &self.outbox, &accepted.asker, &accepted.job.request_id);
+                // Boxed, so that runs that nobody listens to are not as large as this.
+                (live, Some(Box::new(narration)))
+            }
+            None => (Live::default(), None),
         };
         let clock_offset_ms = self.clock.measured().map(|measured| measured.offset_ms);
         let context = self.context.for_run(accepted.targets.clone(), accepted.dispatch_ms, clock_offset_ms);
         let mut executed = AssertUnwindSafe(Box::pin(executors::execute(&context, spec, &live))).catch_unwind();
-        let (result, next_seq) = {
+        let result = {
             let bounded = pin!(async {
                 tokio::select! {
-                    done = tokio::time::timeout(budget, &mut executed) => match done {
-                        Ok(Ok(found)) => found,
-                        Ok(Err(_panic)) => Err(internal(&accepted.job.request_id)),
-                        Err(_elapsed) => Err(Failure::new(FailureKind::TimedOut, format!("not finished within its budget of {} ms", budget.as_millis()))),
-                    },
+                    done = within(budget, &mut executed) => done.and_then(|done| done.unwrap_or_else(|_panic| Err(internal(&accepted.job.request_id)))),
                     () = entry.cancel.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the run was cancelled")),
                     () = entry.superseded.cancelled() => Err(Failure::new(FailureKind::Cancelled, "a later attempt of the same job has taken its place")),
                     () = self.abort.cancelled() => Err(Failure::new(FailureKind::Cancelled, "the agent stopped before the run was over")),
                 }
             });
-            self.accompany(&accepted, bounded, news).await
+            match &mut narration {
+                Some(narration) => Box::pin(narration.accompany(bounded)).await,
+                None => bounded.await,
+            }
         };
+        // Neither what it takes to tell the rest nor a slow connection is part of the run.
+        let duration_ms = ms(started.elapsed());
         // To put into words what was found until now is the tool's work, too.
         let kept = std::panic::catch_unwind(AssertUnwindSafe(|| {
             drop(executed);
             result.is_err().then(|| live.take()).flatten()
         }));
+        let next_seq = match narration {
+            Some(narration) => Box::pin(narration.finish()).await,
+            None => 0,
+        };
         let unheard = entry.superseded.is_cancelled() && result.is_err();
         let Accepted { asker, job, entry, .. } = *accepted;
-        drop(entry);
-        let (duration_ms, tool) = (ms(started.elapsed()), job.spec.tool());
-        let found = match &result {
-            Ok(_) => None,
-            Err(failure) => kept.ok().flatten().or_else(|| Some(Found { report: None, output: format!("{tool}: {failure}\n") })),
-        };
-        let (status, failure, found) = match (result, found) {
-            (Ok(found), _) => (Status::Success, None, found),
-            (Err(failure), found) => (Status::Failed, Some(failure), found.unwrap_or_default()),
-        };
+        let slot = entry.over();
+        let tool = job.spec.tool();
+        let Ending { status, failure, found } = Ending::of(tool, result, kept.ok().flatten());
         let outcome = Outcome {
             request_id: job.request_id,
             status,
@@ -181,81 +186,31 @@ impl Worker {
         if unheard {
             return self.record(&asker.caller, &asker.principal, &outcome);
         }
-        self.conclude(&asker, next_seq, outcome, budget.saturating_sub(started.elapsed())).await;
-    }
-
-    /// Says that the run goes on and what it finds, if the caller wants to know, until it is over. Returns the number of the next event.
-    async fn accompany<T>(
-        &self,
-        Accepted { asker, job, .. }: &Accepted,
-        run: Pin<&mut impl Future<Output = T>>,
-        news: Option<mpsc::Receiver<News>>,
-    ) -> (T, u64) {
-        match news {
-            None => (run.await, 0),
-            // Boxed, so that runs that nobody listens to are not as large as this.
-            Some(news) => Box::pin(self.narrate(asker, &job.request_id, run, news)).await,
-        }
-    }
-
-    async fn narrate<T>(
-        &self,
-        asker: &Asker,
-        request_id: &RequestId,
-        mut run: Pin<&mut impl Future<Output = T>>,
-        mut news: mpsc::Receiver<News>,
-    ) -> (T, u64) {
-        let (next, unsaid) = (AtomicU64::new(0), Mutex::new(None));
-        // Nothing is numbered that does not leave: the run may be over while there is no room.
-        let say = async |event: Event, body: &(dyn Fn() -> Option<Vec<u8>> + Sync)| {
-            let room = self.outbox.room().await;
-            if let (Some(room), Some(body)) = (room, body()) {
-                let seq = next.fetch_add(1, Ordering::Relaxed);
-                room.send(Leaving::Event(answer(asker, event, seq, body, Duration::ZERO)));
-            }
-        };
-        let written = || {
-            let News { elapsed, progress, output, missed } = unsaid.lock().unwrap_or_else(PoisonError::into_inner).take()?;
-            let progress = Progress { request_id: request_id.clone(), elapsed_ms: ms(elapsed), progress, output, missed };
-            serde_json::to_vec(&progress).ok()
-        };
-        let tell = async |news: News| {
-            *unsaid.lock().unwrap_or_else(PoisonError::into_inner) = Some(news);
-            say(Event::Progress, &written).await;
-        };
-        let alive = || Some(serde_json::json!({"request_id": request_id}).to_string().into_bytes());
-        // What is quickly over has only an outcome.
-        if let Ok(result) = tokio::time::timeout(ACCEPTED_AFTER, &mut run).await {
-            return (result, 0);
-        }
-        let telling = async {
-            say(Event::Accepted, &alive).await;
-            loop {
-                match tokio::time::timeout(ALIVE_EVERY, news.recv()).await {
-                    Ok(Some(found)) => tell(found).await,
-                    Ok(None) => pending().await,
-                    Err(_elapsed) => say(Event::Alive, &alive).await,
-                }
-            }
-        };
-        // The run does not wait for a slow connection.
-        let result = tokio::select! {
-            result = &mut run => result,
-            never = telling => never,
-        };
-        say(Event::Progress, &written).await;
-        while let Ok(found) = news.try_recv() {
-            tell(found).await;
-        }
-        (result, next.into_inner())
+        self.conclude(&asker, next_seq, outcome, (budget.saturating_sub(started.elapsed()), slot)).await;
     }
 
     /// Answers with an outcome and puts it in the trail. The caller waits for what is left of the budget, and for grace.
-    async fn conclude(&self, asker: &Asker, seq: u64, mut outcome: Answered, budget_left: Duration) {
+    async fn conclude(
+        &self,
+        asker: &Asker,
+        seq: u64,
+        mut outcome: Answered,
+        (budget_left, slot): (Duration, Option<OwnedSemaphorePermit>),
+    ) {
         outcome.node.get_or_insert_with(|| self.node.clone());
         self.record(&asker.caller, &asker.principal, &outcome);
-        let body = outcome.to_bytes(OUTCOME_BYTES_MAX);
-        self.outbox.send_or_keep(answer(asker, Event::Outcome, seq, body, budget_left + GRACE)).await;
+        let (request_id, tool) = (outcome.request_id.clone(), outcome.tool.clone());
+        let (body, useless_at) = (outcome.to_bytes(OUTCOME_BYTES_MAX), Instant::now() + budget_left + GRACE);
+        let room = tokio::time::timeout_at(useless_at.into(), self.outbox.room(body.len())).await;
+        // Taken as long as the outcome is, and free before the caller can ask again.
+        drop(slot);
+        match room {
+            Ok(Some(room)) => room.fill(body, |payload| {
+                Leaving::Outcome(outbox::Outcome { request_id, tool, answer: answer(asker, Event::Outcome, seq, payload), useless_at })
+            }),
+            Ok(None) => outbox::lost(&request_id, &tool, "it had not left when the agent stopped"),
+            Err(_elapsed) => outbox::lost(&request_id, &tool, "the connection was too slow for as long as anybody waits for it"),
+        }
     }
 
     fn record(&self, caller: &Caller, principal: &str, outcome: &Answered) {
@@ -297,14 +252,14 @@ impl Worker {
 }
 
 /// An event on its way to the caller.
-fn answer(asker: &Asker, event: Event, seq: u64, body: Vec<u8>, useful_for: Duration) -> Answer {
+fn answer(asker: &Asker, event: Event, seq: u64, payload: Bytes) -> Answer {
     let mut headers = HeaderMap::new();
     headers.insert(header::EVENT, event.as_str());
     headers.insert(header::SEQ, seq.to_string());
     if let Some(attempt) = asker.attempt {
         headers.insert(header::ATTEMPT, attempt.to_string());
     }
-    Answer { subject: asker.reply.clone(), headers, payload: body.into(), useless_at: Instant::now() + useful_for.max(GRACE) }
+    Answer { subject: asker.reply.clone(), headers, payload }
 }
 
 fn internal(request_id: &RequestId) -> Failure {

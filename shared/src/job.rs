@@ -1,5 +1,6 @@
 //! The message that asks: identical for the API and for services that publish straight to the broker.
 
+use std::str::FromStr;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -17,7 +18,7 @@ pub const GRACE: Duration = Duration::from_secs(5);
 pub const JOB_BYTES_MAX: usize = 64 * 1024;
 /// A deadline further away than this is a mistake of the publisher's clock or arithmetic.
 pub const DEADLINE_MAX: Duration = Duration::from_hours(1);
-/// A run that is not finished after this says that it was accepted, if events were asked for.
+/// A run that is not finished after this says that it was accepted, if [signs of life](Events::SignsOfLife) were asked for.
 pub const ACCEPTED_AFTER: Duration = Duration::from_millis(20);
 /// A run says at least this often that it is alive, if events were asked for.
 pub const ALIVE_EVERY: Duration = Duration::from_secs(2);
@@ -31,7 +32,7 @@ pub mod header {
     pub const DEADLINE: &str = "Probe-Deadline";
     /// Which dispatch of the run this is, from 1.
     pub const ATTEMPT: &str = "Probe-Attempt";
-    /// `1`: the caller wants events.
+    /// What the caller wants to hear of a run before its outcome: see [`super::Events`]; absent, nothing.
     pub const EVENTS: &str = "Probe-Events";
     /// On whose behalf; believed only from replicas of the API.
     pub const PRINCIPAL: &str = "Probe-Principal";
@@ -47,12 +48,46 @@ pub mod header {
     pub const TRACEPARENT: &str = "traceparent";
 }
 
+/// What a caller wants to hear of a run before its outcome.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Events {
+    /// `1`, every event: `accepted` as soon as the run begins, however short it is, then each `progress` as it happens, and `alive` where there
+    /// is none for [`ALIVE_EVERY`].
+    All,
+    /// `2`, only that the node has it: `accepted` of a run that lasts longer than [`ACCEPTED_AFTER`], and then `alive` every [`ALIVE_EVERY`].
+    SignsOfLife,
+}
+
+impl Events {
+    /// The value of the header.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::All => "1",
+            Self::SignsOfLife => "2",
+        }
+    }
+}
+
+impl FromStr for Events {
+    type Err = String;
+
+    /// Reads the header.
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::All, Self::SignsOfLife].into_iter().find(|events| events.as_str() == text).ok_or_else(|| {
+            format!(
+                "must be 1 (every event) or 2 (only accepted and alive), or be left out (only the outcome), not `{}`",
+                text.escape_debug()
+            )
+        })
+    }
+}
+
 /// What a message from a node to a caller is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The run has begun and is not finished yet.
+    /// The run has begun.
     Accepted,
-    /// It goes on and has nothing to say.
+    /// It goes on and has nothing to say, or nobody who wants to hear it.
     Alive,
     /// It has found something; the body is a [`Progress`](crate::outcome::Progress).
     Progress,
@@ -221,6 +256,17 @@ mod tests {
         let again = Job::parse(&job.to_bytes()).unwrap();
         assert_eq!(again.request_id.as_str(), "r-1");
         assert_eq!(again.to_bytes(), job.to_bytes());
+    }
+
+    #[test]
+    fn a_caller_wants_every_event_or_signs_of_life() {
+        for events in [Events::All, Events::SignsOfLife] {
+            assert_eq!(events.as_str().parse(), Ok(events));
+        }
+        for unknown in ["", "0", "3", "true", " 1"] {
+            let why = unknown.parse::<Events>().unwrap_err();
+            assert!(why.starts_with("must be 1 (") && why.ends_with(&format!("not `{unknown}`")), "{why}");
+        }
     }
 
     #[test]

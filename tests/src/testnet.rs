@@ -3,6 +3,7 @@
 //! It is built by root in a mount and a process namespace of its own ([`alone`]), so that nothing of it outlives the program, however that ends.
 
 pub mod alone;
+pub mod breakages;
 pub mod compare;
 pub mod names;
 pub mod path;

@@ -6,11 +6,15 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, recv, send, socket};
 
 /// The largest frame, with room for what the sender leaves to its device to cut.
 const FRAME_BYTES_MAX: usize = 65_536 + 64;
+
+/// How often what has come in is looked for. To be woken by it would cost its sender more than to send it, which no wire does.
+const LOOK_EVERY: Duration = Duration::from_micros(200);
 
 /// Carries frames between two devices of this network namespace for ever.
 pub fn carry(left: &str, right: &str, delay: Duration) -> io::Result<()> {
@@ -35,10 +39,16 @@ fn open(device: &str) -> io::Result<OwnedFd> {
 
 fn take_in(from: &OwnedFd, delay: Duration, tell: &Sender<(Instant, Vec<u8>)>) {
     let mut frame = vec![0; FRAME_BYTES_MAX];
-    while let Ok(length) = recv(from.as_raw_fd(), &mut frame, MsgFlags::empty()) {
-        let due = Instant::now() + delay;
-        if tell.send((due, frame.get(..length).unwrap_or_default().to_vec())).is_err() {
-            return;
+    loop {
+        match recv(from.as_raw_fd(), &mut frame, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => {
+                let due = Instant::now() + delay;
+                if tell.send((due, frame.get(..length).unwrap_or_default().to_vec())).is_err() {
+                    return;
+                }
+            }
+            Err(Errno::EAGAIN) => thread::sleep(LOOK_EVERY),
+            Err(_) => return,
         }
     }
 }

@@ -5,7 +5,7 @@ use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
-use probeops_shared::tools::mtr::report::{MtrHop, MtrReport, judge_loss};
+use probeops_shared::tools::mtr::report::{MtrHop, MtrReport, forget_rtts, judge_loss, limit_rtts};
 use probeops_shared::tools::mtr::{Mtr, MtrProgress, MtrRound};
 use probeops_shared::tools::network::{Family, Source, ms};
 use probeops_shared::tools::trace::TraceEnd;
@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::executors::reach::{self, Reached};
 use crate::executors::trace::course::{Pace, Plan, Progression};
-use crate::executors::trace::names::Names;
+use crate::executors::trace::lookups::Lookups;
 use crate::executors::trace::{Follower, Step, carrier, patience};
 use crate::executors::{Context, Live};
 use crate::net::icmp::Fragments;
@@ -44,9 +44,9 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Mtr, live: &
         pace: Pace::Steady,
     };
     let follower = Follower::open(context, ToolName::Mtr, course, Progression::new(plan))?;
-    let names = Names::new(context, options.names);
+    let lookups = Lookups::new(context, options.names, options.asn);
     let (started_at, started) = (Timestamp::now(), Instant::now());
-    let mut run = Run { target, options, live, reached, plan, follower, names, started_at, started, is_over: false };
+    let mut run = Run { target, options, live, reached, plan, follower, lookups, started_at, started, is_over: false };
     run.tell(&MtrProgress::Resolved(reached.resolved()));
     run.follow().await;
     run.is_over = true;
@@ -61,7 +61,7 @@ struct Run<'a> {
     reached: Reached,
     plan: Plan,
     follower: Follower<'a>,
-    names: Names<'a>,
+    lookups: Lookups<'a>,
     started_at: Timestamp,
     started: Instant,
     /// Whether it has come to its end.
@@ -74,7 +74,7 @@ impl Run<'_> {
             let step = tokio::select! {
                 biased;
                 step = self.follower.step() => step,
-                () = self.names.next() => continue,
+                () = self.lookups.next() => continue,
             };
             match step {
                 Step::Answered { ttl, round } => self.answered(ttl, round),
@@ -83,21 +83,23 @@ impl Run<'_> {
                 Step::Over => break,
             }
         }
-        self.names.all().await;
+        self.lookups.all().await;
         self.tell_round(self.follower.progression.rounds());
     }
 
     fn answered(&mut self, ttl: u8, round: usize) {
         let probe = self.follower.progression.ended_of(ttl).find(|(of, _)| *of == round);
         if let Some(from) = probe.and_then(|(_, probe)| probe.from) {
-            self.names.want(from);
+            self.lookups.want(from);
         }
     }
 
     /// Tells how the hops stand at the end of a round.
     fn tell_round(&self, round: usize) {
         if self.live.is_heard() {
-            let round = MtrRound { round: u64::try_from(round).unwrap_or_default(), hops: self.hops() };
+            let mut hops = self.hops();
+            forget_rtts(&mut hops);
+            let round = MtrRound { round: u64::try_from(round).unwrap_or_default(), hops };
             self.tell(&MtrProgress::Round(round));
         }
     }
@@ -108,7 +110,8 @@ impl Run<'_> {
             .map(|ttl| {
                 let mut hop = MtrHop::of(ttl, progression.ended_of(ttl).map(|(_, probe)| probe));
                 for address in &mut hop.addresses {
-                    address.name = self.names.get(address.address).map(str::to_owned);
+                    address.name = self.lookups.name(address.address).map(str::to_owned);
+                    address.asn = self.lookups.asn(address.address).to_vec();
                 }
                 hop
             })
@@ -126,7 +129,8 @@ impl Run<'_> {
     }
 
     fn report(&self) -> MtrReport {
-        let (hops, address) = (self.hops(), self.reached.address);
+        let (mut hops, address) = (self.hops(), self.reached.address);
+        limit_rtts(&mut hops);
         let target = hops.last().filter(|hop| hop.addresses.iter().any(|known| known.address == address));
         let end = match (self.follower.progression.last(), target) {
             (Some(_), Some(_)) => TraceEnd::Reached,

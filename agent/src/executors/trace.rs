@@ -1,7 +1,7 @@
 //! What `traceroute` and `mtr` share: they send probes to all hops at once, round by round, and hear of them in any order.
 
 pub(super) mod course;
-pub(super) mod names;
+pub(super) mod lookups;
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -9,19 +9,16 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::ToolName;
-use probeops_shared::tools::network::{Family, IcmpMessage, ms};
+use probeops_shared::tools::network::{Family, ms};
 use probeops_shared::tools::trace::{HANDSHAKE_PATIENCE, ProbeStatus, TraceFlow, TraceMethod, TraceProbe, TraceProtocol};
 use tokio::time::Instant;
 
-use self::course::Progression;
+use self::course::{Place, Progression};
 use crate::capability;
 use crate::executors::{Context, broken};
+use crate::net::beat;
 use crate::net::pacer::Pacer;
 use crate::net::trace::{Carrier, Course, Heard, Sign, Tracer, unsent};
-
-/// *Time exceeded in transit* (RFC 792, RFC 4443): what every hop but the last says.
-const EXCEEDED_V4: (u8, u8) = (11, 0);
-const EXCEEDED_V6: (u8, u8) = (3, 0);
 
 /// How many probes of one run leave together where others wait for their turns, too: to wake up for each costs more than to send it. All that
 /// the pacer lets leave at a time.
@@ -35,7 +32,7 @@ pub(super) struct Follower<'a> {
     flows: usize,
     next_tag: u64,
     /// When the next probes may leave, and how many.
-    turns: Option<(Instant, u32)>,
+    turns: Option<(Instant, usize)>,
     /// What is known of the path.
     pub(super) progression: Progression,
 }
@@ -87,45 +84,52 @@ impl<'a> Follower<'a> {
 
     /// Goes on until something has happened.
     pub(super) async fn step(&mut self) -> Step {
+        let mut has_yielded = false;
         loop {
-            if self.progression.is_overdue(Instant::now()) {
-                // The node was busy: what arrived meanwhile is read first.
-                tokio::task::yield_now().await;
-                if let Some(heard) = self.tracer.next().now_or_never() {
-                    match self.note(heard) {
-                        Some(step) => return step,
-                        None => continue,
-                    }
+            if let Some(heard) = self.tracer.next().now_or_never() {
+                match self.note(heard) {
+                    Some(step) => return step,
+                    None => continue,
                 }
-                for tag in self.progression.give_up(Instant::now()) {
-                    self.tracer.forget(tag);
-                }
-                return Step::GivenUp;
             }
             let now = Instant::now();
+            if self.progression.is_overdue(now) {
+                if has_yielded {
+                    for tag in self.progression.give_up(now) {
+                        self.tracer.forget(tag);
+                    }
+                    return Step::GivenUp;
+                }
+                // The node was busy: what arrived meanwhile is read first.
+                tokio::task::yield_now().await;
+                has_yielded = true;
+                continue;
+            }
             if self.progression.begin_round(now) {
                 return Step::Round;
             }
             // What is heard while turns are waited for may show that a probe is not needed.
-            match self.progression.due(now) {
-                None => self.turns = None,
-                Some((ttl, round)) => {
-                    let (at, packets) = self.turns.unwrap_or_else(|| {
-                        let packets = u32::try_from(self.progression.together(now, TOGETHER_MAX)).unwrap_or(1);
-                        (Instant::from_std(self.pacer.turns(now.into_std(), packets)), packets)
-                    });
-                    if at <= now {
-                        self.turns = (packets > 1).then(|| (at, packets - 1));
-                        if !self.send(ttl, round).await {
+            let due: Vec<Place> = self.progression.due(now).take(TOGETHER_MAX).collect();
+            if due.is_empty() {
+                self.turns = None;
+            } else {
+                let (at, packets) = self.turns.take().unwrap_or_else(|| {
+                    let packets = self.progression.together(&due);
+                    (Instant::from_std(self.pacer.turns(now.into_std(), packets)), packets)
+                });
+                if at <= now {
+                    for place in due.into_iter().take(packets) {
+                        if !self.send(place).await {
                             return Step::GivenUp;
                         }
-                        continue;
                     }
-                    self.turns = Some((at, packets));
+                    continue;
                 }
+                self.turns = Some((at, packets));
             }
             let turn = self.turns.map(|(at, _)| at);
-            let Some(wake) = turn.into_iter().chain(self.progression.wake()).min() else { return Step::Over };
+            let wake = self.progression.wake().map(|at| Instant::from_std(beat::at_or_after(at.into_std())));
+            let Some(wake) = turn.into_iter().chain(wake).min() else { return Step::Over };
             tokio::select! {
                 // What has arrived comes first: it was in time.
                 biased;
@@ -140,7 +144,7 @@ impl<'a> Follower<'a> {
     }
 
     /// Sends a probe; whether it left.
-    async fn send(&mut self, ttl: u8, round: usize) -> bool {
+    async fn send(&mut self, (ttl, round): Place) -> bool {
         let tag = self.next_tag;
         self.next_tag += 1;
         match self.tracer.send(tag, ttl, round % self.flows.max(1)).await {
@@ -199,14 +203,10 @@ fn interpret(target: IpAddr, rtt: Duration, sign: Sign) -> (TraceProbe, bool) {
     match sign {
         Sign::Reply(state) => (TraceProbe { state, ..answered }, true),
         Sign::Icmp { icmp, mpls } => {
-            let (from, is_exceeded) = (icmp.from, is_exceeded(&icmp, target));
-            (TraceProbe { from, icmp: (!is_exceeded).then_some(icmp), mpls, ..answered }, !is_exceeded)
+            let (from, is_expired) = (icmp.from, icmp.is_expired(Family::of(target)));
+            (TraceProbe { from, icmp: (!is_expired).then_some(icmp), mpls, ..answered }, !is_expired)
         }
         Sign::Failed(why) => (TraceProbe { status: ProbeStatus::Error, error: Some(why), ..TraceProbe::default() }, true),
         Sign::Nameless => (TraceProbe::default(), false),
     }
-}
-
-fn is_exceeded(icmp: &IcmpMessage, target: IpAddr) -> bool {
-    (icmp.kind, icmp.code) == if target.is_ipv4() { EXCEEDED_V4 } else { EXCEEDED_V6 }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::executors::reach::{self, Reached};
 use crate::executors::trace::course::{Pace, Plan, Progression};
-use crate::executors::trace::names::Names;
+use crate::executors::trace::lookups::Lookups;
 use crate::executors::trace::{Follower, Step, carrier, patience};
 use crate::executors::{Context, Live};
 use crate::net::icmp::Fragments;
@@ -47,7 +47,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, 
         pace: Pace::Hasty,
     };
     let follower = Follower::open(context, ToolName::Traceroute, course, Progression::new(plan))?;
-    let (started, names) = (Instant::now(), Names::new(context, options.names));
+    let (started, lookups) = (Instant::now(), Lookups::new(context, options.names, options.asn));
     let mut run = Run {
         context,
         target,
@@ -57,7 +57,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, 
         plan,
         follower,
         started,
-        names,
+        lookups,
         told: 0,
         again: None,
         limited: Vec::new(),
@@ -79,7 +79,7 @@ struct Run<'a> {
     plan: Plan,
     follower: Follower<'a>,
     started: Instant,
-    names: Names<'a>,
+    lookups: Lookups<'a>,
     /// How many hops are told whole.
     told: u8,
     /// Until when hops that limit their answers are asked again; none before all others have ended.
@@ -96,7 +96,7 @@ impl Run<'_> {
             let step = tokio::select! {
                 biased;
                 step = self.follower.step() => Some(step),
-                () = self.names.next() => None,
+                () = self.lookups.next() => None,
             };
             match step {
                 Some(Step::Answered { ttl, round }) => self.answered(ttl, round),
@@ -105,14 +105,14 @@ impl Run<'_> {
             }
             self.tell_hops();
         }
-        self.names.all().await;
+        self.lookups.all().await;
         self.tell_hops();
     }
 
     fn answered(&mut self, ttl: u8, round: usize) {
         let Some((_, probe)) = self.follower.progression.ended_of(ttl).find(|(of, _)| *of == round) else { return };
         if let Some(from) = probe.from {
-            self.names.want(from);
+            self.lookups.want(from);
         }
         if self.again.is_some() && !self.limited.contains(&ttl) {
             self.limited.push(ttl);
@@ -160,7 +160,7 @@ impl Run<'_> {
             let ttl = self.plan.first + self.told;
             // Some that are silent are asked again at the end.
             let is_open = !self.follower.progression.is_settled(ttl) || (!is_over && !self.unexplained(ttl).is_empty());
-            if is_open || !self.names.are_known_of(self.follower.progression.ended_of(ttl).filter_map(|(_, probe)| probe.from)) {
+            if is_open || !self.lookups.are_over_for(self.follower.progression.ended_of(ttl).filter_map(|(_, probe)| probe.from)) {
                 return;
             }
             self.told += 1;
@@ -180,7 +180,7 @@ impl Run<'_> {
         let some = |status| probes.iter().any(|probe| probe.status == status);
         let is_before = self.follower.progression.farthest().is_some_and(|farthest| ttl < farthest);
         let limited = is_before && (self.limited.contains(&ttl) || (some(ProbeStatus::Silent) && some(ProbeStatus::Answered)));
-        TraceHop { ttl, names: self.names.of(&probes), probes, limited }
+        TraceHop { ttl, names: self.lookups.names_of(&probes), origins: self.lookups.origins_of(&probes), probes, limited }
     }
 
     fn tell(&self, progress: &TracerouteProgress) {

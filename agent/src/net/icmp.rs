@@ -91,7 +91,8 @@ pub(crate) struct Kind {
     pub(crate) source: Option<IpAddr>,
     /// Whether routers may cut them.
     pub(crate) fragments: Fragments,
-    /// Their identifier, by number: routers that share packets out over equal paths keep those of one identifier on one path.
+    /// Their identifier, by number: routers that share packets out over equal paths keep those of one identifier on one path. Zero is for those
+    /// that are not paced.
     pub(crate) flow: u8,
 }
 

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use probeops_shared::tools::network::Family;
 use probeops_shared::tools::traceroute::PROBES_PER_SECOND;
 
+use crate::net::beat;
+
 /// How many may leave without a pause after a silence: Linux answers no more than fifty at once, whoever asks, and then one a millisecond.
 const BURST: u32 = 40;
-/// Those that have to wait leave by so many milliseconds together: to wake up for each of them costs more than to send it.
-const STEP: Duration = Duration::from_millis(5);
 /// How often a hop is asked again that seems to limit its answers: Linux, the strictest, answers a sender once a second.
 const AGAIN_AFTER: Duration = Duration::from_millis(1_100);
 /// How long a hop is remembered to have answered.
@@ -23,8 +23,6 @@ pub(crate) struct Pacer(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// When the first left since nobody had to wait.
-    began: Option<Instant>,
     /// When the next would leave if they left evenly.
     even: Option<Instant>,
     /// By family and distance: near hops are the same for all traces.
@@ -40,8 +38,8 @@ struct Hop {
 
 impl Pacer {
     /// When so many packets may leave together. The turns are the caller's: nobody else has them.
-    pub(crate) fn turns(&self, now: Instant, packets: u32) -> Instant {
-        now + self.state().wait(now, packets)
+    pub(crate) fn turns(&self, now: Instant, packets: usize) -> Instant {
+        self.state().turns(now, packets)
     }
 
     /// Somebody at this distance answered.
@@ -73,19 +71,12 @@ impl Pacer {
 }
 
 impl State {
-    /// How long so many packets have to wait: as long as the last of them would.
-    fn wait(&mut self, now: Instant, packets: u32) -> Duration {
+    /// When so many packets may leave: when the last of them may. Those that have to wait leave by beats.
+    fn turns(&mut self, now: Instant, packets: usize) -> Instant {
         let gap = Duration::from_secs(1) / u32::try_from(PROBES_PER_SECOND).unwrap_or(u32::MAX);
-        let ahead = gap * BURST;
-        let first = self.even.map_or(now, |even| even.max(now));
-        let even = first + gap * packets.saturating_sub(1);
+        let even = self.even.map_or(now, |even| even.max(now)) + gap * u32::try_from(packets.saturating_sub(1)).unwrap_or(u32::MAX);
         self.even = Some(even + gap);
-        // After a silence the steps begin anew.
-        let began = *self.began.insert(self.began.filter(|_| first > now).unwrap_or(now));
-        let due = even.saturating_duration_since(began).saturating_sub(ahead);
-        let steps = due.as_micros().div_ceil(STEP.as_micros());
-        let leaves = if even > now + ahead { STEP * u32::try_from(steps).unwrap_or(u32::MAX) } else { Duration::ZERO };
-        leaves.saturating_sub(now.saturating_duration_since(began))
+        even.checked_sub(gap * BURST).filter(|at| *at > now).map_or(now, beat::at_or_after)
     }
 }
 
@@ -95,16 +86,17 @@ mod tests {
 
     #[test]
     fn a_burst_leaves_at_once_and_more_only_evenly() {
-        let (mut state, now) = (State::default(), Instant::now());
-        let waits: Vec<Duration> = (0..BURST + 11).map(|_| state.wait(now, 1)).collect();
-        assert_eq!(waits.iter().filter(|wait| wait.is_zero()).count(), usize::try_from(BURST).unwrap() + 1);
-        assert_eq!(waits.last(), Some(&Duration::from_millis(10)));
-        assert_eq!(state.wait(now, 5), Duration::from_millis(15), "as the last of them would");
-        assert!(state.wait(now + Duration::from_secs(1), 5).is_zero());
+        let (mut state, now) = (State::default(), beat::at_or_after(Instant::now()));
+        let turns: Vec<Instant> = (0..BURST + 11).map(|_| state.turns(now, 1)).collect();
+        assert_eq!(turns.iter().filter(|turn| **turn == now).count(), usize::try_from(BURST).unwrap() + 1);
+        assert_eq!(turns.last(), Some(&(now + Duration::from_millis(10))));
+        assert_eq!(state.turns(now, 5), now + Duration::from_millis(15), "as the last of them would");
+        let later = now + Duration::from_secs(1);
+        assert_eq!(state.turns(later, 5), later);
         // A node that runs for a year paces as on its first day.
-        let later = now + Duration::from_secs(366 * 24 * 3600);
-        let waits: Vec<Duration> = (0..BURST + 11).map(|_| state.wait(later, 1)).collect();
-        assert_eq!(waits.last(), Some(&Duration::from_millis(10)));
+        let later = beat::at_or_after(now + Duration::from_secs(366 * 24 * 3600));
+        let turns: Vec<Instant> = (0..BURST + 11).map(|_| state.turns(later, 1)).collect();
+        assert_eq!(turns.last(), Some(&(later + Duration::from_millis(10))));
     }
 
     #[test]

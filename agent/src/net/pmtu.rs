@@ -51,6 +51,8 @@ pub(crate) enum Fate {
     TooBig { icmp: IcmpMessage, took: Duration },
     /// The node's own interface carries no more than this.
     NotSent { mtu: u32 },
+    /// It died where it was to die, and that hop said so.
+    Expired { icmp: IcmpMessage, took: Duration },
     /// Somebody, or this system itself, said that the target cannot be reached.
     Unreachable { icmp: Option<IcmpMessage>, reason: String },
     /// Nobody said anything in time.
@@ -64,6 +66,8 @@ pub(crate) struct Prober {
     to: SocketAddr,
     carrier: Carrier,
     number: u16,
+    /// Whether probes are to die on the way.
+    limited: bool,
 }
 
 /// What the socket has for us.
@@ -94,7 +98,14 @@ impl Prober {
         }
         // To the runtime every datagram socket is one of UDP.
         let socket = UdpSocket::from_std(socket.into())?;
-        Ok(Self { socket, to, carrier, number: 0 })
+        Ok(Self { socket, to, carrier, number: 0, limited: false })
+    }
+
+    /// Has all further packets die after so many hops.
+    pub(crate) fn limit(&mut self, ttl: u8) -> io::Result<()> {
+        self.limited = true;
+        let socket = SockRef::from(&self.socket);
+        if self.to.is_ipv4() { socket.set_ttl_v4(ttl.into()) } else { socket.set_unicast_hops_v6(ttl.into()) }
     }
 
     /// Sends a packet of `size` bytes, headers included, and waits for what becomes of it. An error is one of this machine.
@@ -205,6 +216,10 @@ impl Prober {
         let family = Family::of(self.to.ip());
         if icmp.is_too_big(family) {
             return Fate::TooBig { icmp, took };
+        }
+        // Where none is to, somebody sends packets round in circles.
+        if self.limited && icmp.is_expired(family) {
+            return Fate::Expired { icmp, took };
         }
         match self.carrier {
             Carrier::Udp { .. } if icmp.is_port_unreachable(family) && icmp.from == Some(self.to.ip()) => Fate::Arrived { took },

@@ -23,8 +23,9 @@ use crate::net::words;
 
 /// How many answers wait for a run that is busy: more than the probes it can have under way.
 const HEARD_MAX: usize = 256;
-/// About how many probes a trace sends. However many it is, the pacer lets all traces together send no more than a socket has numbers for.
-const PROBES: usize = 1_024;
+/// What a socket is told of how many probes a trace sends: one serves all of them, as the pacer lets all traces together send no more than it has
+/// numbers for.
+const PACED: usize = 0;
 
 /// Where probes go, and how.
 #[derive(Clone, Copy, Debug)]
@@ -132,9 +133,9 @@ impl Tracer {
             Carrier::Icmp => {
                 let socket = |flow| {
                     let Course { source, fragments, .. } = course;
-                    icmp.socket(Kind { family: Family::of(course.to), source, fragments, flow }, PROBES)
+                    icmp.socket(Kind { family: Family::of(course.to), source, fragments, flow }, PACED)
                 };
-                Means::Icmp { sockets: (0..course.flows).map(socket).collect::<io::Result<_>>()?, conversation: Conversation::new() }
+                Means::Icmp { sockets: (1..=course.flows).map(socket).collect::<io::Result<_>>()?, conversation: Conversation::new() }
             }
             Carrier::Udp(port) => {
                 let flows = match course.flow {

@@ -1,5 +1,6 @@
 //! Whether a job is run at all.
 
+use std::fmt::Display;
 use std::sync::atomic::Ordering;
 
 use async_nats::{HeaderMap, Message};
@@ -27,10 +28,15 @@ impl Worker {
             return Err(refuse(Failure::from(Invalid::new("/tool", detail))));
         }
         self.check_deadline(headers).map_err(&refuse)?;
+        let events = match read(headers, header::EVENTS).map(str::parse) {
+            None => None,
+            Some(Ok(events)) => Some(events),
+            Some(Err(detail)) => return Err(refuse(bad_header(header::EVENTS, detail))),
+        };
         let targets = match read(headers, header::TARGETS).filter(|_| asker.caller.is_api()).map(str::parse) {
             None => None,
             Some(Ok(targets)) => Some(targets),
-            Some(Err(detail)) => return Err(refuse(Failure::new(FailureKind::Invalid, format!("header {}: {detail}", header::TARGETS)))),
+            Some(Err(detail)) => return Err(refuse(bad_header(header::TARGETS, detail))),
         };
         if self.draining.load(Ordering::Acquire) {
             return Err(refuse(Failure::new(
@@ -49,7 +55,7 @@ impl Worker {
         #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
         let dispatch_ms =
             read(headers, header::SENT).and_then(|sent| sent.parse::<i64>().ok()).map(|sent| (now_unix_us() - sent) as f64 / 1000.0);
-        Ok(Accepted { asker, job, targets, dispatch_ms, entry })
+        Ok(Accepted { asker, job, events, targets, dispatch_ms, entry })
     }
 
     fn check_deadline(&self, headers: Option<&HeaderMap>) -> Result<(), Failure> {
@@ -80,6 +86,10 @@ impl Worker {
         };
         Err(Failure::new(FailureKind::Unsupported, detail))
     }
+}
+
+fn bad_header(name: &str, detail: impl Display) -> Failure {
+    Failure::new(FailureKind::Invalid, format!("header {name}: {detail}"))
 }
 
 fn now_unix_us() -> i64 {

@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use async_nats::{HeaderMap, Message};
 use probeops_shared::ids::{Caller, RequestId};
-use probeops_shared::job::{GRACE, Verb};
+use probeops_shared::job::Verb;
 use probeops_shared::subjects;
 
 use super::Worker;
@@ -36,7 +35,7 @@ impl Worker {
             Err(why) => [("error", why.into())].into(),
         };
         let payload = serde_json::to_vec(&body).unwrap_or_default().into();
-        self.outbox.send(Answer { subject, headers: HeaderMap::new(), payload, useless_at: Instant::now() + GRACE }).await;
+        self.outbox.send(Answer { subject, headers: HeaderMap::new(), payload }).await;
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use async_nats::HeaderMap;
 use bytes::Bytes;
 use probeops_shared::ids::{NodeId, Region, RequestId};
-use probeops_shared::job::{SILENCE_MAX, header};
+use probeops_shared::job::{Events, SILENCE_MAX, header};
 use probeops_shared::outcome::{Failure, FailureKind, Outcome};
 use probeops_shared::subjects;
 use probeops_shared::timestamp::Timestamp;
@@ -273,7 +273,7 @@ fn headers(run: &Run, attempt: u32) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(header::DEADLINE, run.deadline.unix_ms().to_string());
     headers.insert(header::ATTEMPT, attempt.to_string());
-    headers.insert(header::EVENTS, "1");
+    headers.insert(header::EVENTS, Events::SignsOfLife.as_str());
     headers.insert(header::PRINCIPAL, run.principal.as_str());
     if let Ok(since) = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
         headers.insert(header::SENT, since.as_micros().to_string());

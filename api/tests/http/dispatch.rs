@@ -41,6 +41,7 @@ async fn a_silent_attempt_is_followed_by_another_and_a_late_accept_by_a_cancel()
         assert_eq!((header_of(&first, "Probe-Attempt"), header_of(&second, "Probe-Attempt")), ("1", "2"));
         assert_eq!(request_id(&first), request_id(&second));
         assert_eq!(header_of(&first, "Probe-Deadline"), header_of(&second, "Probe-Deadline"));
+        assert_eq!(header_of(&first, "Probe-Events"), "2", "nobody is there yet to hear of progress");
         assert_ne!(first.reply, second.reply, "each attempt has a token of its own");
         node.succeeds(&second).await;
         (first, node)

@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
 use crate::tools::trace::{TraceEnd, TraceFlow, TraceOptions, TracePayload, TraceProtocol, check_ttls};
-use crate::tools::traceroute::{HOPS_AT_ONCE, NAMES_MAX, PROBES_PER_SECOND};
+use crate::tools::traceroute::{HOPS_AT_ONCE, LOOKUPS_MAX, PROBES_PER_SECOND};
 use crate::tools::{Class, Tool};
 
 /// Find the routers on the way to a host and ask each of them once a round, to see where packets are lost or held up.
@@ -54,6 +54,9 @@ pub struct Mtr {
     pub flows: Bounded<1, 64, 1>,
     /// Whether to look up the names of the hops, at the node's own resolver: whoever runs it learns their addresses.
     pub names: bool,
+    /// Whether to look up which autonomous systems announce the addresses of the hops, at the node's own resolver in the zone that its operator
+    /// has set; unless he has, in Team Cymru's, which is asked of public addresses only and learns them.
+    pub asn: bool,
     /// Which kind of address to use where the name has both.
     pub family: Family,
     /// From which address of the node to send; the system's choice unless given.
@@ -112,7 +115,7 @@ impl Mtr {
         // The first round finds out, turn by turn, how far the path goes; the last is waited for.
         let waits = self.timeout.duration().saturating_mul(turns.saturating_add(1));
         let sending = Duration::from_secs((hops * self.rounds.get()).div_ceil(PROBES_PER_SECOND));
-        waits + self.interval_ms.ms().saturating_mul(rounds) + sending + NAMES_MAX
+        waits + self.interval_ms.ms().saturating_mul(rounds) + sending + LOOKUPS_MAX
     }
 }
 
@@ -144,7 +147,7 @@ impl Tool for Mtr {
     }
 
     fn output(&self, _target: &Host, report: &MtrReport) -> String {
-        output::of(report, self.names)
+        output::of(report, self)
     }
 
     /// The target did not answer.

@@ -148,6 +148,12 @@ impl IcmpMessage {
         if family == Family::V6 { self.kind == 2 } else { (self.kind, self.code) == (3, 4) }
     }
 
+    /// Whether a router says that the packet's time to live ended there (RFC 792 *time to live exceeded in transit*, RFC 4443 *hop limit
+    /// exceeded in transit*).
+    pub fn is_expired(&self, family: Family) -> bool {
+        (self.kind, self.code) == if family == Family::V6 { (3, 0) } else { (11, 0) }
+    }
+
     /// Whether it says that a filter on the way forbids the packet.
     pub fn is_prohibition(&self, family: Family) -> bool {
         match family {

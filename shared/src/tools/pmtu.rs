@@ -23,6 +23,12 @@ pub const FLOOR_V6_BYTES: u16 = 1280;
 pub const PROBE_INTERVAL: Duration = Duration::from_millis(50);
 /// How many times a hop's word for the MTU is taken; whoever names ever smaller ones would be asked for ever.
 pub const HINTS_MAX: u32 = 8;
+/// How far the hop behind which packets vanish is looked for.
+pub const HOPS_MAX: u8 = 30;
+/// How many hops in a row may say nothing, to either size, until nobody behind them is asked.
+pub const SILENT_HOPS_MAX: u8 = 5;
+/// How long that hop is looked for; what is known then is the answer.
+pub const LOCATION_MAX: Duration = Duration::from_secs(30);
 /// How many sizes a search tries at most: the largest, what hops name, the floor, and half of what is left each time (16 bits).
 const SIZES_MAX: u32 = 1 + HINTS_MAX + 1 + 16;
 /// Where UDP probes go unless told otherwise: the first port of traceroute(8), where nobody listens.
@@ -66,7 +72,7 @@ choice! {
         Interface = "interface",
         /// A hop, which said that a packet was too big.
         Hop = "hop",
-        /// A hop that drops larger packets without a word.
+        /// A hop that drops larger packets without a word; `black_hole` says where.
         BlackHole = "black_hole",
         /// Only `max_bytes`: the largest packet that was to be tried arrived.
         Capped = "capped",
@@ -98,11 +104,37 @@ pub struct PmtuReport {
     /// The hop that said so; absent unless one did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limited_by: Option<IpAddr>,
+    /// Between which hops larger packets vanish; absent unless there is a black hole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub black_hole: Option<BlackHole>,
     /// What the node's own interface towards the target carries; absent when `max_bytes` is less.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface_mtu_bytes: Option<u16>,
     /// Every probe, in the order they were sent.
     pub probes: Vec<PmtuProbe>,
+}
+
+/// Where larger packets vanish, as packets tell that die on the way (RFC 792, RFC 4443 *time exceeded*): of the size that arrives, and one byte
+/// larger. An answer to an ICMP echo request is as large as the request and may vanish on its way back; if so, all hops answer, and `protocol`
+/// "udp", whose answers are small, finds no black hole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BlackHole {
+    /// The last hop that answers the larger size: they vanish behind it. Null when no hop does.
+    #[serde(default)]
+    pub after: Option<PmtuHop>,
+    /// The first hop behind that, the target included, that answers only the smaller size. Null when none was found: because nobody there
+    /// answers, or in time (30 hops, five in a row that say nothing, 30 s).
+    #[serde(default)]
+    pub before: Option<PmtuHop>,
+}
+
+/// A hop of the path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PmtuHop {
+    /// How many hops away it is, from 1.
+    pub ttl: u8,
+    /// The address that it answers from.
+    pub address: IpAddr,
 }
 
 choice! {
@@ -114,6 +146,8 @@ choice! {
         TooBig = "too_big",
         /// It was too big for the node's own interface, and did not leave.
         NotSent = "not_sent",
+        /// The hop where it was to die said that it got there.
+        Expired = "expired",
         /// Nobody answered in time.
         #[default]
         Timeout = "timeout",
@@ -127,6 +161,9 @@ choice! {
 pub struct PmtuProbe {
     /// The size of the packet, IP header included.
     pub size_bytes: u16,
+    /// After how many hops it was to die; absent when it was to arrive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<u8>,
     /// What became of it.
     pub status: PmtuProbeStatus,
     /// How long the answer took, in milliseconds.
@@ -167,7 +204,7 @@ impl Pmtu {
 }
 
 impl Tool for Pmtu {
-    const SUMMARY: &'static str = "Find the path MTU, and the hop that limits it or that there is a black hole";
+    const SUMMARY: &'static str = "Find the path MTU, and the hop that limits it or behind which larger packets vanish";
     const CLASS: Class = Class::Probe;
     const EXAMPLE_TARGET: &'static str = "example.com";
     type Target = Host;
@@ -184,7 +221,7 @@ impl Tool for Pmtu {
     fn budget(&self) -> Duration {
         let tries = u32::try_from(self.tries.get()).unwrap_or(u32::MAX);
         let each = self.timeout.duration().max(PROBE_INTERVAL);
-        RESOLUTION_MAX + each.saturating_mul(tries.saturating_mul(SIZES_MAX)) + BUDGET_SLACK
+        RESOLUTION_MAX + each.saturating_mul(tries.saturating_mul(SIZES_MAX)) + LOCATION_MAX + BUDGET_SLACK
     }
 
     fn output(&self, target: &Host, report: &PmtuReport) -> String {

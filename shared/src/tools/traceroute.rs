@@ -19,8 +19,8 @@ use crate::tools::{Class, Tool};
 
 /// How many hops are asked at once, at least.
 pub const HOPS_AT_ONCE: u64 = 5;
-/// How long the names of the hops may take.
-pub const NAMES_MAX: Duration = Duration::from_secs(3);
+/// How long it may take to look up names and origins of the hops.
+pub const LOOKUPS_MAX: Duration = Duration::from_secs(3);
 /// How long hops that seem to limit their answers are asked again.
 pub const AGAIN_MAX: Duration = Duration::from_secs(5);
 /// How many probes a node sends in a second, over all its traces.
@@ -63,6 +63,9 @@ pub struct Traceroute {
     pub flow: TraceFlow,
     /// Whether to look up the names of the hops, at the node's own resolver: whoever runs it learns their addresses.
     pub names: bool,
+    /// Whether to look up which autonomous systems announce the addresses of the hops, at the node's own resolver in the zone that its operator
+    /// has set; unless he has, in Team Cymru's, which is asked of public addresses only and learns them.
+    pub asn: bool,
     /// Which kind of address to use where the name has both.
     pub family: Family,
     /// From which address of the node to send; the system's choice unless given.
@@ -109,6 +112,9 @@ pub struct TraceHop {
     /// Who they are, by address; only those that have a name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub names: Vec<HopName>,
+    /// Who announces them, by address; only those of whom that was asked for and is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub origins: Vec<HopOrigin>,
 }
 
 /// The name of an address.
@@ -118,6 +124,15 @@ pub struct HopName {
     pub address: IpAddr,
     /// Its name.
     pub name: String,
+}
+
+/// Who announces an address.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct HopOrigin {
+    /// The address.
+    pub address: IpAddr,
+    /// The numbers of the autonomous systems that announce the longest prefix that it is in; seldom more than one.
+    pub asn: Vec<u32>,
 }
 
 /// What a run tells while it goes on.
@@ -170,12 +185,12 @@ impl Traceroute {
         let hops = self.max_ttl.get().saturating_sub(self.first_ttl.get()) + 1;
         if self.is_one_by_one() {
             let packets = u32::try_from(hops * self.queries.get()).unwrap_or(u32::MAX);
-            return self.timeout.duration().min(HANDSHAKE_PATIENCE).saturating_mul(packets) + NAMES_MAX + AGAIN_MAX;
+            return self.timeout.duration().min(HANDSHAKE_PATIENCE).saturating_mul(packets) + LOOKUPS_MAX + AGAIN_MAX;
         }
         let turns = u32::try_from(hops.div_ceil(HOPS_AT_ONCE.min(self.silent_hops.get()))).unwrap_or(u32::MAX);
         // Once for the first packet of each hop, turn by turn; the others leave together.
         let waits = self.timeout.duration().saturating_mul(turns.saturating_add(1));
-        waits + Duration::from_secs((hops * self.queries.get()).div_ceil(PROBES_PER_SECOND)) + NAMES_MAX + AGAIN_MAX
+        waits + Duration::from_secs((hops * self.queries.get()).div_ceil(PROBES_PER_SECOND)) + LOOKUPS_MAX + AGAIN_MAX
     }
 }
 
@@ -220,7 +235,7 @@ impl Tool for Traceroute {
 
     fn output(&self, target: &Host, report: &TracerouteReport) -> String {
         let mut text = output::opening(self, target, report.address);
-        text.extend(report.hops.iter().map(|hop| output::hop(hop, self.names)));
+        text.extend(report.hops.iter().map(|hop| output::hop(hop, self)));
         text
     }
 
@@ -228,7 +243,7 @@ impl Tool for Traceroute {
         match progress {
             TracerouteProgress::Resolved(resolved) => output::opening(self, target, resolved.address),
             TracerouteProgress::Probe(_) => String::new(),
-            TracerouteProgress::Hop(hop) => output::hop(hop, self.names),
+            TracerouteProgress::Hop(hop) => output::hop(hop, self),
         }
     }
 

@@ -31,6 +31,9 @@ const LINKS: [([(&str, &str); 2], u8); 8] = [
 ];
 /// The number of the last link, which is also that of the last router.
 const LAST: u8 = 5;
+/// What tells router 1, over IPv4, to use both of the equal pair, or only one.
+pub(super) const PAIR_IN_USE: &str = "route replace default nexthop via 10.77.1.2 nexthop via 10.77.21.2";
+pub(super) const PAIR_OUT_OF_USE: &str = "route replace default via 10.77.1.2";
 /// The place in [`LINKS`] of the one that can be made worse: the fourth, which every packet takes.
 const WORSE: usize = 3;
 
@@ -73,6 +76,11 @@ impl Path {
     /// Where all services are.
     pub fn server(&self) -> &Place {
         &self.places[usize::from(LAST) + 1]
+    }
+
+    /// The place of this name.
+    pub(super) fn place(&self, name: &str) -> &Place {
+        self.places.iter().find(|place| place.name() == name).expect("a place of ours")
     }
 
     /// A link that every packet takes, to be made worse.

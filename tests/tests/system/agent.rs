@@ -41,12 +41,41 @@ fn events_are_numbered_without_gaps_and_end_with_one_outcome() {
     assert_eq!((&long[1].body["progress"]["address"], &long[2].body["progress"]["type"]), (&json!("127.0.0.1"), &json!("open")));
     assert_eq!(long[5].body["progress"]["type"], "port", "with the banner that did not come: {long:?}");
     assert_eq!(long[6].body["report"]["ports"][0]["state"], "open");
-    // What is over at once, and what is refused, is not said to be accepted first.
-    assert_eq!(kinds(&asker.ask("job.v1.eu.echo", &echo("short"), &events).all()), ["outcome"]);
-    let refused = asker.ask("job.v1.eu.tcp", &json!({"tool": "tcp", "target": "169.254.169.254"}), &events).all();
-    assert_eq!((kinds(&refused), &refused[0].body["failure"]["kind"]), (vec!["outcome"], &json!("denied")));
+    // The policy is asked by the run, which has begun then; what is refused before is not accepted.
+    let denied = asker.ask("job.v1.eu.tcp", &json!({"tool": "tcp", "target": "169.254.169.254"}), &events).all();
+    assert_eq!((kinds(&denied), &denied[1].body["failure"]["kind"]), (vec!["accepted", "outcome"], &json!("denied")));
+    assert_eq!(kinds(&asker.ask("job.v1.eu.echo", &json!({"tool": "tcp"}), &events).all()), ["outcome"]);
     // Without the header there is one message, however long it takes.
     assert_eq!(kinds(&asker.ask("job.v1.eu.tcp", &silent.job("quiet", 2_500), &[]).all()), ["outcome"]);
+}
+
+#[test]
+fn the_shortest_run_is_told_as_it_happens_to_whoever_wants_every_event() {
+    let fabric = Fabric::start();
+    fabric.agent("q-1", "eu");
+    let asker = Asker::service(&fabric, &["echo", "tcp"], &[]);
+    let events = [("Probe-Events", "1")];
+    assert_eq!(kinds(&asker.ask("job.v1.eu.echo", &echo("echo"), &events).all()), ["accepted", "outcome"]);
+    // A port where nobody listens is refused in less than a millisecond.
+    let refused = json!({"request_id": "refused", "tool": "tcp", "target": "127.0.0.1", "parameters": {"port": 1}});
+    let heard = asker.ask("job.v1.eu.tcp", &refused, &events).all();
+    assert_eq!(kinds(&heard), ["accepted", "progress", "progress", "outcome"], "{heard:?}");
+    assert_eq!((&heard[1].body["progress"]["type"], &heard[2].body["progress"]["state"]), (&json!("resolved"), &json!("refused")));
+    assert_eq!(heard[3].body["output"], heard[2].body["output"], "{heard:?}");
+}
+
+#[test]
+fn whoever_wants_signs_of_life_hears_of_long_runs_only_that_they_go_on() {
+    let fabric = Fabric::start();
+    fabric.agent("s-1", "eu");
+    let asker = Asker::service(&fabric, &["echo", "tcp"], &[]);
+    let signs = [("Probe-Events", "2")];
+    assert_eq!(kinds(&asker.ask("job.v1.eu.echo", &echo("short"), &signs).all()), ["outcome"]);
+    let silent = Silent::start();
+    let long = asker.ask("job.v1.eu.tcp", &silent.job("long", 5_000), &signs).all();
+    assert_eq!(kinds(&long), ["accepted", "alive", "alive", "outcome"], "{long:?}");
+    assert!(long.iter().all(|heard| heard.body["request_id"] == "long"), "{long:?}");
+    assert_eq!(long[3].body["report"]["ports"][0]["state"], "open");
 }
 
 #[test]
@@ -277,6 +306,26 @@ fn a_run_that_ends_while_the_link_is_dead_is_answered_after_the_reconnect() {
 }
 
 #[test]
+fn what_cannot_leave_before_an_agent_stops_is_named_in_its_log() {
+    let fabric = Fabric::start();
+    let wire = Wire::to(fabric.listen());
+    let agent =
+        fabric.agent_with("w-1", "eu", &AgentOptions { server: Some(format!("tls://{}", wire.address())), ..AgentOptions::default() });
+    let asker = Asker::service(&fabric, &["tcp"], &[]);
+    let silent = Silent::start();
+    let _run = asker.ask("job.v1.eu.tcp", &silent.job("last-words", 1_000), &[]);
+    let _stream = silent.connected();
+    wire.break_off();
+    agent.wait_for_log("the connection to the broker is gone");
+    agent.terminate();
+    assert_eq!(agent.wait(), Some(0), "{}", agent.log());
+    let log = agent.log();
+    let line = log.lines().find(|line| line.contains("an outcome is lost")).unwrap_or_else(|| panic!("{log}"));
+    assert!(line.contains("last-words") && line.contains("tcp") && line.contains("the broker was away until the agent stopped"), "{line}");
+    assert!(log.contains("the agent stops with audit records that nobody acknowledged"), "{log}");
+}
+
+#[test]
 fn ping_measures_this_machine_over_both_families() {
     needs::icmp();
     needs::ipv6_loopback();
@@ -307,7 +356,7 @@ fn a_run_that_outlasts_its_budget_is_timed_out_with_what_it_found() {
     let events = [("Probe-Events", "1")];
     let parameters = json!({"count": 100, "interval_ms": 100, "timeout": 0.1});
     let mut run = asker.ask("job.v1.eu.ping", &json!({"tool": "ping", "target": "127.0.0.1", "parameters": parameters}), &events);
-    assert_eq!(run.hear().event, "accepted");
+    while run.hear().body["progress"]["type"] != "packet" {}
     // Its budget is 15.5 s. Held still for longer, it has not sent all when it goes on.
     agent.pause();
     std::thread::sleep(Duration::from_secs(16));

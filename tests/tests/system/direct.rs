@@ -56,10 +56,14 @@ fn unix_ms() -> i64 {
     i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
-fn deadline(at: &str) -> HeaderMap {
+fn header(name: &str, value: &str) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    headers.insert("Probe-Deadline", at);
+    headers.insert(name, value);
     headers
+}
+
+fn deadline(at: &str) -> HeaderMap {
+    header("Probe-Deadline", at)
 }
 
 #[test]
@@ -84,7 +88,7 @@ fn what_is_wrong_with_a_published_job_is_answered_too() {
     fabric.agent("d-1", "eu");
     let service = Publisher::new(&fabric, "billing", &["echo", "tcp"], &[]);
     let huge = format!("{{\"request_id\":\"{}\"}}", "x".repeat(70_000));
-    let table: [(&str, &[u8], HeaderMap, &str, &str); 9] = [
+    let table: [(&str, &[u8], HeaderMap, &str, &str); 11] = [
         ("echo", b"ping 127.0.0.1", HeaderMap::new(), "invalid", "not JSON: expected value at line 1 column 1"),
         ("echo", huge.as_bytes(), HeaderMap::new(), "invalid", "a job message is at most 65536 bytes long, this one has 70017"),
         (
@@ -105,6 +109,14 @@ fn what_is_wrong_with_a_published_job_is_answered_too() {
             "invalid",
             "header Probe-Deadline must be milliseconds since 1970 as a whole number, not `tomorrow`",
         ),
+        (
+            "echo",
+            &job("echo", "x"),
+            header("Probe-Events", "true"),
+            "invalid",
+            "header Probe-Events: must be 1 (every event) or 2 (only accepted and alive), or be left out (only the outcome), not `true`",
+        ),
+        ("echo", &job("echo", "x"), header("Probe-Events", ""), "invalid", "or be left out (only the outcome), not ``"),
         (
             "tcp",
             &job("tcp", "169.254.169.254"),

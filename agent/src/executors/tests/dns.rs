@@ -27,7 +27,7 @@ async fn an_answer_is_judged_by_what_it_has_to_be_like() {
         assert_eq!(spec.is_bad(&found.report), Ok(passed.contains(&false)));
         assert!(found.output.contains("\n;; ASSERTION 0 ("), "{}", found.output);
         drop(live);
-        let told: Vec<Value> = std::iter::from_fn(|| heard.try_recv().ok()).map(|news| news.progress).collect();
+        let told: Vec<Value> = std::iter::from_fn(|| heard.try_recv()).map(|news| news.progress).collect();
         assert_eq!(told.iter().filter(|progress| progress["type"] == "assertion").count(), 2, "{told:?}");
     }
     // A code that is wanted is not bad.

@@ -52,7 +52,12 @@ fn on(path: &Path, tool: &str, target: &str, parameters: Value) -> Found {
     path.at(0, to_its_end(node, tool, target, parameters))
 }
 
-fn to_its_end(make: fn() -> Context, tool: &str, target: &str, parameters: Value) -> impl FnOnce() -> Found + Send + 'static {
+fn to_its_end(
+    make: impl FnOnce() -> Context + Send + 'static,
+    tool: &str,
+    target: &str,
+    parameters: Value,
+) -> impl FnOnce() -> Found + Send + 'static {
     let (tool, target) = (tool.to_owned(), target.to_owned());
     move || {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -68,7 +73,7 @@ fn told_on(network: &Network, make: fn() -> Context, tool: &str, target: &str, p
         let (live, mut heard) = Live::heard();
         let found = runtime.block_on(async { execute(&make(), spec, &live).await.unwrap() });
         drop(live);
-        (std::iter::from_fn(|| heard.blocking_recv()).map(|news| news.output).collect(), found)
+        (std::iter::from_fn(|| heard.try_recv()).map(|news| news.output).collect(), found)
     })
 }
 

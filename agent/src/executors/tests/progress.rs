@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 
 use super::dns_server::DnsServer;
 use super::web::{Web, page};
-use super::{Found, Live, execute, open_node, spec};
+use super::{Found, Live, execute, open_node, spec, without_rtts};
 use crate::executors::News;
 use crate::testing::{self_signed, server_config};
 
@@ -53,7 +53,7 @@ async fn run(tool: &str, target: &str, parameters: Value) -> Told {
     let found = execute(&context, spec(tool, target, parameters), &live).await.unwrap();
     let lasted = started.elapsed();
     drop(live);
-    let news: Vec<News> = std::iter::from_fn(|| heard.try_recv().ok()).collect();
+    let news: Vec<News> = std::iter::from_fn(|| heard.try_recv()).collect();
     assert!(!news.is_empty(), "{shown} tells nothing");
     assert!(news.is_sorted_by_key(|news| news.elapsed) && news.iter().all(|news| news.missed == 0), "{shown}: {news:?}");
     for news in &news {
@@ -105,9 +105,10 @@ async fn each_packet_hop_and_round_is_told_as_it_happens() {
         let told = run("mtr", "127.0.0.1", json!({"protocol": protocol, "rounds": 3, "interval_ms": 200})).await;
         assert_eq!((told.part("round", "round"), &told.found.report["rounds"]), (vec![json!(1), json!(2), json!(3)], &json!(3)));
         let last = told.part("round", "hops").pop().unwrap();
-        assert_eq!(last, told.found.report["hops"]);
+        assert_eq!(last, without_rtts(&told.found.report["hops"]));
         let first = told.news.iter().find(|news| news.progress["type"] == "round").unwrap();
-        assert!(first.elapsed + Duration::from_millis(200) < told.lasted, "{:?} of {:?}", first.elapsed, told.lasted);
+        // A round may be a little late, and the next no later for it.
+        assert!(first.elapsed + Duration::from_millis(150) < told.lasted, "{:?} of {:?}", first.elapsed, told.lasted);
     }
     let told = run("pmtu", "127.0.0.1", json!({"max_bytes": 2000})).await;
     assert_eq!(told.of("probe"), list(&told.found.report["probes"]));

@@ -5,6 +5,8 @@ use std::time::Duration;
 use probeops_shared::tools::trace::{ProbeStatus, TraceProbe};
 use tokio::time::Instant;
 
+use crate::net::beat::BEAT;
+
 /// How many probes of one run are under way at once; where hops are watched, those of several rounds are.
 const UNDER_WAY_MAX_HASTY: usize = 32;
 const UNDER_WAY_MAX_STEADY: usize = 128;
@@ -122,19 +124,14 @@ impl Progression {
         self.slots(ttl).iter().all(|slot| matches!(slot, Slot::Ended(_)))
     }
 
-    /// The probe to send now.
-    pub(crate) fn due(&self, now: Instant) -> Option<Place> {
-        self.all_due(now).next()
-    }
-
-    /// How many of those to send now may leave together, at most so many: those that are sent whatever is heard of the others. At least one.
-    pub(crate) fn together(&self, now: Instant, most: usize) -> usize {
+    /// How many of the first to send now may leave together: those that are sent whatever is heard of the others. At least one.
+    pub(crate) fn together(&self, due: &[Place]) -> usize {
         let sure_end = self.farthest.map_or(u8::MAX, |_| self.sure_end());
-        self.all_due(now).take(most).take_while(|(ttl, _)| *ttl <= sure_end).count().max(1)
+        due.iter().take_while(|(ttl, _)| *ttl <= sure_end).count().max(1)
     }
 
     /// The probes to send now, round by round, so that those which leave together go to different hops.
-    fn all_due(&self, now: Instant) -> impl Iterator<Item = Place> {
+    pub(crate) fn due(&self, now: Instant) -> impl Iterator<Item = Place> {
         let most = match self.plan.pace {
             _ if self.plan.one_by_one => 1,
             Pace::Hasty => UNDER_WAY_MAX_HASTY,
@@ -192,12 +189,11 @@ impl Progression {
 
     /// Begins the next round if it is time; whether it did.
     pub(crate) fn begin_round(&mut self, now: Instant) -> bool {
-        let begins = self.round_due().is_some_and(|at| at <= now);
-        if begins {
-            self.round += 1;
-            self.round_began = Some(now);
-        }
-        begins
+        let Some(due) = self.round_due().filter(|due| *due <= now) else { return false };
+        self.round += 1;
+        // What is sent by beats is a little late, but no round later than the one before.
+        self.round_began = Some(due.max(now - BEAT));
+        true
     }
 
     /// When the next round begins. Where each hop is asked once a round, all of this one must have left, and it must be known how far the path goes.

@@ -22,14 +22,13 @@ use tokio_util::task::AbortOnDropHandle;
 use super::packet::{self, Nonce, PACKET_BYTES_MAX};
 use super::sequence::Sequence;
 use super::{Answer, EchoSocket, Fragments, Heard, Kind, RECEIVE_BUFFER_BYTES, Request, SEND_ATTEMPTS, filter, open};
+use crate::net::beat::{self, BEAT};
 use crate::net::{arrival, error_queue};
 
 /// How many packets are read at once before others have their turn.
 const BATCH: usize = 64;
-/// Where packets come this close one after another, the reader looks for them so often: to be woken for each costs more than to read it, and
-/// its time is the kernel's. Less than an answer may wait to be read.
-const PAUSE: Duration = Duration::from_millis(4);
-/// The same where the system does not have the room for as many as may come meanwhile.
+/// Where packets come closer one after another than by a beat, the reader looks for them by beats: to be woken for each costs more than to read
+/// it, and its time is the kernel's. More often, where the system does not have the room for as many as may come meanwhile.
 const PAUSE_SHORT: Duration = Duration::from_millis(1);
 
 /// A socket of our own.
@@ -112,7 +111,7 @@ impl IcmpSocket {
         }
         let waiting = Mutex::new(Waiting { sequence, requests: HashMap::new(), set: Set::default() });
         // What is granted is told twice as large (socket(7)).
-        let pause = if socket.recv_buffer_size()? < 2 * RECEIVE_BUFFER_BYTES { PAUSE_SHORT } else { PAUSE };
+        let pause = if socket.recv_buffer_size()? < 2 * RECEIVE_BUFFER_BYTES { Some(PAUSE_SHORT) } else { None };
         let wire = Arc::new(Wire { socket, kind, method, identifier, waiting });
         // To the runtime every datagram socket is one of UDP.
         let waited_for = UdpSocket::from_std(wire.socket.try_clone()?.into())?;
@@ -245,13 +244,13 @@ impl Wire {
     }
 }
 
-async fn listen(wire: Arc<Wire>, waited_for: UdpSocket, pause: Duration) {
+async fn listen(wire: Arc<Wire>, waited_for: UdpSocket, pause: Option<Duration>) {
     if let Err(error) = read(&wire, waited_for, pause).await {
         tracing::warn!(%error, "could not read from an ICMP socket; its replies will look like loss");
     }
 }
 
-async fn read(wire: &Wire, mut waited_for: UdpSocket, pause: Duration) -> io::Result<()> {
+async fn read(wire: &Wire, mut waited_for: UdpSocket, pause: Option<Duration>) -> io::Result<()> {
     let mut buffer = vec![0; PACKET_BYTES_MAX];
     let interest = Interest::READABLE | Interest::ERROR;
     loop {
@@ -265,14 +264,15 @@ async fn read(wire: &Wire, mut waited_for: UdpSocket, pause: Duration) -> io::Re
                 Err(error) => return Err(error),
             }
             let now = Instant::now();
-            if before.replace(now).is_some_and(|before| now.saturating_duration_since(before) < pause) {
+            if before.replace(now).is_some_and(|before| now.saturating_duration_since(before) < pause.unwrap_or(BEAT)) {
                 break;
             }
         }
         // The system is not to say when there is another.
         let mut socket = Some(waited_for.into_std()?);
         waited_for = loop {
-            tokio::time::sleep(pause).await;
+            let now = Instant::now();
+            tokio::time::sleep_until(pause.map_or_else(|| beat::at_or_after(now), |pause| now + pause).into()).await;
             let mut found = false;
             loop {
                 let (count, is_all) = wire.drain(&mut buffer)?;

@@ -121,6 +121,8 @@ impl RecordType {
     pub const AAAA: Self = Self(28);
     /// A name for an address.
     pub const PTR: Self = Self(12);
+    /// Text.
+    pub const TXT: Self = Self(16);
 
     /// The type with this number, whether it can be asked for or not.
     pub const fn of(number: u16) -> Self {

@@ -2,20 +2,26 @@
 
 use std::fmt::Write as _;
 
+use super::Mtr;
 use super::report::{MtrAddress, MtrHop, MtrReport};
 use crate::tools::network::MplsLabel;
 
-/// How wide the first column is at least.
-const NAME_WIDTH_MIN: usize = 26;
+/// How wide the column of the hops is at least, and what stands in it before the name.
+const HOP_WIDTH_MIN: usize = 34;
+const TREE: &str = "|-- ";
+/// How wide the column of the origins is at least.
+const ORIGIN_WIDTH_MIN: usize = 9;
+/// An address that nobody is known to announce.
+const UNKNOWN: &str = "AS???";
 /// A hop that nobody answers for.
 const NOBODY: &str = "???";
 
-pub(super) fn of(report: &MtrReport, names: bool) -> String {
-    let name = |hop: &MtrHop| hop.addresses.first().map_or_else(|| NOBODY.to_owned(), |address| name(address, names));
-    let width = report.hops.iter().map(|hop| name(hop).len()).max().unwrap_or_default().max(NAME_WIDTH_MIN);
+pub(super) fn of(report: &MtrReport, options: &Mtr) -> String {
+    let column = Column::of(report, options);
+    let width = report.hops.iter().map(|hop| column.hop(hop).len() + 1).max().unwrap_or_default().max(HOP_WIDTH_MIN);
     let mut text = format!("Start: {}\n", started(report));
     // The first column says from where; the node is known by other means.
-    let _ = writeln!(text, "HOST: {:width$}Loss%   Snt   Last   Avg  Best  Wrst StDev", "node", width = width + 2);
+    let _ = writeln!(text, "HOST: {:width$}Loss%   Snt   Last   Avg  Best  Wrst StDev", "node", width = width - 6);
     for hop in &report.hops {
         // As mtr(8) leaves the sign out where there is no room for it.
         let loss =
@@ -23,9 +29,8 @@ pub(super) fn of(report: &MtrReport, names: bool) -> String {
         let of = |ms: Option<f64>| ms.unwrap_or_default();
         let _ = writeln!(
             text,
-            "{:3}.|-- {:width$}{loss:>5}{:6}{:7.1}{:6.1}{:6.1}{:6.1}{:6.1}",
-            hop.ttl,
-            name(hop),
+            "{:width$}{loss:>5}{:6}{:7.1}{:6.1}{:6.1}{:6.1}{:6.1}",
+            column.hop(hop),
             hop.sent,
             of(hop.last_ms),
             of(hop.avg_ms),
@@ -35,12 +40,47 @@ pub(super) fn of(report: &MtrReport, names: bool) -> String {
         );
         for (index, address) in hop.addresses.iter().enumerate() {
             if index > 0 {
-                let _ = writeln!(text, "        {}", self::name(address, names));
+                let _ = writeln!(text, "{}", column.address(address));
             }
             text.extend(address.mpls.iter().copied().map(label));
         }
     }
     text
+}
+
+/// The first column.
+struct Column {
+    names: bool,
+    /// How wide the origins in it are, where they are shown.
+    origins: Option<usize>,
+}
+
+impl Column {
+    fn of(report: &MtrReport, options: &Mtr) -> Self {
+        let addresses = report.hops.iter().flat_map(|hop| &hop.addresses);
+        // Two numbers run into the name in mtr(8).
+        let widest = || addresses.map(|address| origins(&address.asn).len() + 1).max().unwrap_or_default().max(ORIGIN_WIDTH_MIN);
+        Self { names: options.names, origins: options.asn.then(widest) }
+    }
+
+    /// Whoever answered first.
+    fn hop(&self, hop: &MtrHop) -> String {
+        let first = hop.addresses.first();
+        let before =
+            self.origins.map_or_else(|| TREE.to_owned(), |width| format!(" {:width$}", origins(first.map_or(&[], |address| &address.asn))));
+        format!("{:3}.{before}{}", hop.ttl, first.map_or_else(|| NOBODY.to_owned(), |address| name(address, self.names)))
+    }
+
+    /// A further one, below.
+    fn address(&self, address: &MtrAddress) -> String {
+        let before = self.origins.map_or_else(|| " ".repeat(TREE.len()), |width| format!(" {:width$}", origins(&address.asn)));
+        format!("    {before}{}", name(address, self.names))
+    }
+}
+
+/// As `mtr --aslookup` prints them.
+fn origins(asn: &[u32]) -> String {
+    if asn.is_empty() { UNKNOWN.to_owned() } else { format!("AS{}", asn.iter().map(u32::to_string).collect::<Vec<_>>().join(" ")) }
 }
 
 fn started(report: &MtrReport) -> String {

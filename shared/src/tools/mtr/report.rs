@@ -9,6 +9,9 @@ use crate::timestamp::Timestamp;
 use crate::tools::network::{Family, IcmpMessage, MplsLabel};
 use crate::tools::trace::{ProbeStatus, TraceEnd, TraceFlow, TraceMethod, TraceProbe};
 
+/// How many single round trips a report tells: a hundred rounds over 128 hops, in some 100 KiB.
+const RTTS_TOLD_MAX: usize = 12_800;
+
 /// The way to a host, watched.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MtrReport {
@@ -78,6 +81,16 @@ pub struct MtrHop {
     /// The mean difference between one round trip and the next, in milliseconds; absent with fewer than two answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jitter_ms: Option<f64>,
+    /// The least such difference, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_min_ms: Option<f64>,
+    /// The greatest such difference, in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jitter_max_ms: Option<f64>,
+    /// The round trip of each packet that counts as sent, in milliseconds and in the order of the rounds, null where it was not answered. Empty
+    /// where none was, while a run goes on (`last_ms` has what is new), and where there are more than 12,800 of them in a report.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rtts_ms: Vec<Option<f64>>,
     /// The ICMP error that ends the path here; absent where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub icmp: Option<IcmpMessage>,
@@ -94,6 +107,10 @@ pub struct MtrAddress {
     /// Its name, if that was asked for and it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
+    /// The numbers of the autonomous systems that announce the longest prefix that it is in, if that was asked for and is known; seldom more
+    /// than one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub asn: Vec<u32>,
     /// How many answers came from it.
     pub received: usize,
     /// The MPLS labels that the last packet bore there, outermost first, where the router says so (RFC 4950).
@@ -110,10 +127,14 @@ impl MtrHop {
             match probe.status {
                 ProbeStatus::Answered => {
                     hop.sent += 1;
+                    hop.rtts_ms.push(probe.rtt_ms);
                     rtts.extend(probe.rtt_ms);
                     hop.note(probe);
                 }
-                ProbeStatus::Silent => hop.sent += 1,
+                ProbeStatus::Silent => {
+                    hop.sent += 1;
+                    hop.rtts_ms.push(None);
+                }
                 ProbeStatus::Error => hop.error.clone_from(&probe.error),
             }
         }
@@ -130,6 +151,11 @@ impl MtrHop {
         hop.worst_ms = rtts.iter().copied().reduce(f64::max);
         hop.stdev_ms = avg.map(|_| rounded(variance.unwrap_or_default().sqrt()));
         hop.jitter_ms = (!differences.is_empty()).then(|| rounded(differences.iter().sum::<f64>() / number(differences.len())));
+        hop.jitter_min_ms = differences.iter().copied().reduce(f64::min).map(rounded);
+        hop.jitter_max_ms = differences.iter().copied().reduce(f64::max).map(rounded);
+        if rtts.is_empty() {
+            hop.rtts_ms.clear();
+        }
         hop
     }
 
@@ -143,8 +169,22 @@ impl MtrHop {
                 known.received += 1;
                 known.mpls.clone_from(&probe.mpls);
             }
-            None => self.addresses.push(MtrAddress { address, name: None, received: 1, mpls: probe.mpls.clone() }),
+            None => self.addresses.push(MtrAddress { address, name: None, asn: Vec::new(), received: 1, mpls: probe.mpls.clone() }),
         }
+    }
+}
+
+/// Leaves the single round trips out where they are so many that an outcome might have no room for them.
+pub fn limit_rtts(hops: &mut [MtrHop]) {
+    if hops.iter().map(|hop| hop.rtts_ms.len()).sum::<usize>() > RTTS_TOLD_MAX {
+        forget_rtts(hops);
+    }
+}
+
+/// Leaves the single round trips out.
+pub fn forget_rtts(hops: &mut [MtrHop]) {
+    for hop in hops {
+        hop.rtts_ms = Vec::new();
     }
 }
 

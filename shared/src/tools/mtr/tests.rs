@@ -1,6 +1,6 @@
 use serde_json::json;
 
-use super::report::judge_loss;
+use super::report::{judge_loss, limit_rtts};
 use super::*;
 use crate::timestamp::Timestamp;
 use crate::tools::trace::{ProbeStatus, TraceEnd, TraceFlow, TraceMethod, TraceProbe};
@@ -21,6 +21,9 @@ fn statistics_are_those_of_mtr() {
     assert_eq!((hop.sent, hop.received, hop.loss_pct), (3, 2, Some(33.333)));
     assert_eq!((hop.last_ms, hop.avg_ms, hop.best_ms, hop.worst_ms), (Some(0.104), Some(0.128), Some(0.104), Some(0.151)));
     assert_eq!((hop.stdev_ms, hop.jitter_ms), (Some(0.033), Some(0.047)));
+    assert_eq!((hop.jitter_min_ms, hop.jitter_max_ms, &hop.rtts_ms), (Some(0.047), Some(0.047), &vec![Some(0.151), Some(0.104), None]));
+    let hop = self::hop(1, &[10.0, 13.0, 12.5, 22.5].map(|rtt| answer("192.0.2.1", rtt)));
+    assert_eq!((hop.jitter_min_ms, hop.jitter_ms, hop.jitter_max_ms), (Some(0.5), Some(4.5), Some(10.0)));
 }
 
 #[test]
@@ -30,6 +33,18 @@ fn what_was_not_measured_is_absent() {
     let unsent =
         hop(1, &[TraceProbe { status: ProbeStatus::Error, error: Some("Network is unreachable".into()), ..TraceProbe::default() }]);
     assert_eq!((unsent.sent, unsent.loss_pct, unsent.error.as_deref()), (0, None, Some("Network is unreachable")));
+}
+
+#[test]
+fn single_round_trips_are_left_out_where_they_are_too_many() {
+    let rounds: Vec<TraceProbe> = vec![answer("192.0.2.1", 123.456); 100];
+    let told = |hops: u8| {
+        let mut hops: Vec<MtrHop> = (1..=hops).map(|ttl| hop(ttl, &rounds)).collect();
+        limit_rtts(&mut hops);
+        (hops.iter().map(|hop| hop.rtts_ms.len()).sum::<usize>(), serde_json::to_vec(&hops).unwrap().len())
+    };
+    assert_eq!((told(128).0, told(129).0), (12_800, 0));
+    assert!(told(128).1 < crate::outcome::OUTCOME_BYTES_MAX * 3 / 4 && told(255).1 < crate::outcome::OUTCOME_BYTES_MAX * 3 / 4);
 }
 
 #[test]
@@ -76,6 +91,20 @@ fn output_reads_like_mtr() {
          \x20 3.|-- 10.8.1.2                   0.0%     2  123.4  67.7  12.0 123.4  78.8\n\
          \x20       10.8.51.2\n\
          \x2014.|-- 198.51.100.7              50.0%     2   20.0  20.0  20.0  20.0   0.0\n"
+    );
+    let mut hops = report.hops;
+    for (hop, address, asn) in [(0, 0, vec![64500]), (2, 0, vec![4_200_000_001, 64501]), (2, 1, vec![64502])] {
+        hops[hop].addresses[address].asn = asn;
+    }
+    assert_eq!(
+        Mtr { asn: true, ..Mtr::default() }.output(&"example.com".parse().unwrap(), &MtrReport { hops, ..report }),
+        "Start: 2026-11-25T09:26:11+0000\n\
+         HOST: node                           Loss%   Snt   Last   Avg  Best  Wrst StDev\n\
+         \x20 1. AS64500            10.8.0.2      0.0%     2    0.1   0.1   0.1   0.1   0.0\n\
+         \x20 2. AS???              ???          100.0     2    0.0   0.0   0.0   0.0   0.0\n\
+         \x20 3. AS4200000001 64501 10.8.1.2      0.0%     2  123.4  67.7  12.0 123.4  78.8\n\
+         \x20    AS64502            10.8.51.2\n\
+         \x2014. AS???              198.51.100.7 50.0%     2   20.0  20.0  20.0  20.0   0.0\n"
     );
 }
 

@@ -149,12 +149,15 @@ pub struct PingStats {
     /// How many of those sent were not replied to, in per cent; absent when none was sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loss_pct: Option<f64>,
-    /// The shortest round trip, in milliseconds; this and the next three are absent when there was no reply.
+    /// The shortest round trip, in milliseconds; this and the next four are absent when there was no reply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_min_ms: Option<f64>,
     /// The mean round trip, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_avg_ms: Option<f64>,
+    /// The median round trip, in milliseconds: of an even number the mean of the two in the middle.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rtt_median_ms: Option<f64>,
     /// The longest round trip, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_max_ms: Option<f64>,
@@ -206,6 +209,7 @@ impl PingStats {
             loss_pct: (sent > 0).then(|| rounded(100.0 * number(sent - received) / number(sent))),
             rtt_min_ms: rtts.iter().copied().reduce(f64::min),
             rtt_avg_ms: avg.map(rounded),
+            rtt_median_ms: median(&rtts).map(rounded),
             rtt_max_ms: rtts.iter().copied().reduce(f64::max),
             rtt_mdev_ms: avg.and_then(|avg| mean(&|rtt| (rtt - avg).powi(2))).map(|variance| rounded(variance.sqrt())),
             out_of_order,
@@ -216,6 +220,14 @@ impl PingStats {
             elapsed_ms,
         }
     }
+}
+
+fn median(rtts: &[f64]) -> Option<f64> {
+    let mut sorted = rtts.to_vec();
+    sorted.sort_unstable_by(f64::total_cmp);
+    let upper = *sorted.get(sorted.len() / 2)?;
+    let lower = *sorted.get(sorted.len().saturating_sub(1) / 2)?;
+    Some(f64::midpoint(lower, upper))
 }
 
 #[expect(clippy::cast_precision_loss, reason = "at most a hundred packets")]

@@ -45,6 +45,8 @@ fn statistics_are_those_of_ping() {
     assert_eq!((stats.sent, stats.received, stats.errors), (4, 3, 0));
     assert_eq!((stats.loss_pct, stats.rtt_min_ms, stats.rtt_avg_ms, stats.rtt_max_ms), (Some(25.0), Some(10.0), Some(21.667), Some(35.0)));
     assert_eq!((stats.rtt_mdev_ms, stats.jitter_ms, stats.out_of_order), (Some(10.274), Some(12.5), 1));
+    let median = |rtts: &[f64]| PingStats::of(&rtts.iter().map(|rtt| reply(1, *rtt)).collect::<Vec<_>>(), Some(0), 0.0, 0.0).rtt_median_ms;
+    assert_eq!((stats.rtt_median_ms, median(&[5.0]), median(&[9.0, 1.0, 100.0, 2.0])), (Some(20.0), Some(5.0), Some(5.5)));
 }
 
 #[test]

@@ -12,7 +12,7 @@ pub(super) fn opening(options: &Traceroute, target: &Host, address: IpAddr) -> S
 }
 
 /// A line. An address is named where it is another than that of the packet before, or under other labels.
-pub(super) fn hop(hop: &TraceHop, names: bool) -> String {
+pub(super) fn hop(hop: &TraceHop, options: &Traceroute) -> String {
     let mut text = format!("{:2} ", hop.ttl);
     let mut before = None;
     for probe in &hop.probes {
@@ -22,7 +22,10 @@ pub(super) fn hop(hop: &TraceHop, names: bool) -> String {
         };
         if before != Some((from, &probe.mpls)) {
             text.push(' ');
-            text.push_str(&address(hop, from, names));
+            text.push_str(&address(hop, from, options.names));
+            if options.asn {
+                text.push_str(&origins(hop, from));
+            }
             text.push_str(&labels(&probe.mpls));
         }
         before = Some((from, &probe.mpls));
@@ -41,6 +44,13 @@ fn address(hop: &TraceHop, from: IpAddr, names: bool) -> String {
     }
     let name = hop.names.iter().find(|name| name.address == from).map_or_else(|| from.to_string(), |name| name.name.clone());
     format!("{name} ({from})")
+}
+
+/// As `traceroute -A` prints them.
+fn origins(hop: &TraceHop, from: IpAddr) -> String {
+    let origin = hop.origins.iter().find(|origin| origin.address == from);
+    let asn = origin.map_or_else(|| "*".to_owned(), |origin| origin.asn.iter().map(|asn| format!("AS{asn}")).collect::<Vec<_>>().join("/"));
+    format!(" [{asn}]")
 }
 
 fn labels(labels: &[MplsLabel]) -> String {

@@ -62,6 +62,18 @@ fn names_stand_before_their_addresses() {
 }
 
 #[test]
+fn origins_stand_behind_addresses_as_traceroute_prints_them() {
+    let origins = vec![HopOrigin { address: "192.0.2.1".parse().unwrap(), asn: vec![64500, 64501] }];
+    let hop = TraceHop { origins, ..hop(1, vec![answer("192.0.2.1", 1.0), answer("192.0.2.2", 1.0)]) };
+    let told = |options: Traceroute| options.progress_output(&"192.0.2.9".parse().unwrap(), &TracerouteProgress::Hop(hop.clone()));
+    assert_eq!(
+        told(Traceroute { asn: true, ..Traceroute::default() }),
+        " 1  192.0.2.1 [AS64500/AS64501]  1.000 ms 192.0.2.2 [*]  1.000 ms\n"
+    );
+    assert_eq!(told(Traceroute::default()), " 1  192.0.2.1  1.000 ms 192.0.2.2  1.000 ms\n");
+}
+
+#[test]
 fn errors_have_the_marks_of_traceroute() {
     let mark = |from, kind, code| error(from, kind, code).mark();
     for (code, wanted) in [(0, "!N"), (1, "!H"), (2, "!P"), (4, "!F-0"), (5, "!S"), (9, "!X"), (10, "!X"), (13, "!X"), (16, "!<16>")] {

@@ -102,7 +102,10 @@ pub(crate) fn in_yard(arguments: &[&str]) -> anyhow::Result<()> {
 /// What a benchmark starts of this program in another namespace.
 pub(crate) fn part(arguments: &[&str]) -> anyhow::Result<()> {
     match arguments {
-        ["wire", left, right, delay_us] => Ok(wire_delay::carry(left, right, Duration::from_micros(delay_us.parse()?))?),
+        ["wire", left, right, delay_us] => {
+            yard::leave_first_processor()?;
+            Ok(wire_delay::carry(left, right, Duration::from_micros(delay_us.parse()?))?)
+        }
         ["repeat", arguments @ ..] => executors::repeat(arguments),
         ["burst", count] => burst::answer(count.parse()?),
         _ => bail!("this is started by the benchmark itself"),

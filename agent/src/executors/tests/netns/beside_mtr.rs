@@ -1,14 +1,17 @@
 //! `mtr` beside mtr(8): the same hops, as many packets, the same verdict on loss.
 
+use std::fs::File;
 use std::net::TcpListener;
-use std::time::Duration;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::super::{Live, execute, spec};
+use super::super::{Context, Live, execute, policy, spec, without_rtts};
 use super::path::Path;
 use super::router::{Router, with_labels};
-use super::{Found, node, on};
+use super::server::{Folder, Server, await_start};
+use super::{Found, node, on, to_its_end};
 
 /// A hop as both print it: its number, who answered, the loss, how many were sent.
 type Line = (String, String, f64, u64);
@@ -85,6 +88,8 @@ fn loss_on_a_link_is_missing_at_all_hops_behind_it_and_a_limited_router_loses_no
     let found = same(&path, &path.host(), parameters(6), &["-c", "6"]);
     assert_eq!(losses(&found), [(0.0, false), (0.0, false), (0.0, false), (0.0, false), (50.0, false)]);
     assert_eq!(found.report["loss_pct"], 50.0);
+    let lost = found.report["hops"][4]["rtts_ms"].as_array().unwrap().iter().map(Value::is_null).collect::<Vec<_>>();
+    assert_eq!(lost, [true, false, true, false, true, false], "{}", found.report);
     // Asked five times a second, router 2 answers six times and then once a second.
     path.limit(2);
     let found = ours(&path, &path.host(), parameters(20));
@@ -111,6 +116,100 @@ fn a_path_that_is_refused_or_falls_silent_ends_where_mtr_ends_it() {
     assert_eq!(found.report["end"], "silent", "{}", found.report);
     assert_eq!(lines(&found.output)[..4], lines(&real)[..4], "three that answer and one that does not: {real}\n{}", found.output);
     assert!(losses(&found).iter().all(|(_, limited)| !limited), "nobody behind answers: {}", found.report);
+}
+
+/// A name server on the node, with a zone of origins by two names: the one that mtr(8) asks for, and one of our own.
+fn origins(path: &Path) -> (Server, Folder) {
+    let folder = Folder::new();
+    let text = |name: &str, origins: &str| format!("{name} TXT \"{origins} | ZZ | other | 2026-01-01\"\n");
+    let nibbles = |link: u8| format!("{}{link}.0.0.0.8.0.d.f.origin6", "0.".repeat(8));
+    let records = [
+        text("2.1.8.10.origin", "64500 | 10.8.1.0/24"),
+        text("2.2.8.10.origin", "64501 | 10.8.2.0/24"),
+        // The first is all that mtr(8) reads.
+        text("2.3.8.10.origin", "64502 | 10.8.3.0/24"),
+        text("2.3.8.10.origin", "64600 | 10.8.0.0/16"),
+        text(&nibbles(1), "64500 | fd08:1::/32"),
+        text(&nibbles(2), "4200000001 64501 | fd08:2::/32"),
+        text(&nibbles(3), "64502 | fd08:3::/32"),
+    ];
+    folder.write("zone", &format!("$TTL 300\n@ SOA ns1 host 1 3600 900 604800 60\n@ NS ns1\nns1 A 10.8.0.1\n{}", records.concat()));
+    let zones = ["asn.cymru.com", "asn.test"].map(|zone| format!("zone \"{zone}\" {{ type primary; file \"zone\"; }};\n")).concat();
+    folder.write(
+        "named.conf",
+        &format!(
+            "options {{ directory \"{}\"; pid-file none; session-keyfile none; listen-on {{ 10.8.0.1; }}; listen-on-v6 {{ none; }};\n\
+             recursion no; dnssec-validation no; rrset-order {{ order none; }}; querylog yes; }};\ncontrols {{ }};\n{zones}",
+            folder.path(".")
+        ),
+    );
+    path.node_etc("resolv.conf", "nameserver 10.8.0.1\n");
+    let log = File::create(folder.join("log")).unwrap();
+    let mut command = path.node_command("named");
+    let server = Server::start(command.current_dir(&folder).args(["-g", "-c", "named.conf"]).stdin(Stdio::null()).stderr(log), "bind9");
+    let answer =
+        || path.node_command("dig").args(["+short", "+tries=1", "+time=1", "@10.8.0.1", "asn.test", "NS"]).output().unwrap().stdout;
+    await_start(|| answer().starts_with(b"ns1.asn.test."), || folder.read("log"));
+    (server, folder)
+}
+
+fn node_asking(server: &str, zone: Option<&str>) -> Context {
+    Context::new(policy("allow_loopback = true"), &[server.parse().unwrap()]).unwrap().with_asn_zone(zone)
+}
+
+#[test]
+fn who_announces_a_hop_is_told_as_mtr_tells_it() {
+    let path = Path::new(3);
+    let (server, folder) = origins(&path);
+    let watch = json!({"asn": true, "rounds": 2, "interval_ms": 200, "timeout": 1});
+    let ask = |target: &str, zone| path.at(0, to_its_end(move || node_asking("10.8.0.1:53", zone), "mtr", target, watch.clone()));
+    let unasked = ask(&path.host(), None);
+    assert!(unasked.output.contains("  2. AS???    10.8.1.2 ") && unasked.report["hops"][1]["addresses"][0].get("asn").is_none());
+    assert!(!folder.read("log").contains("origin.asn.cymru.com"), "a stranger was asked about private addresses: {}", folder.read("log"));
+    let (found, real) = (ask(&path.host(), Some("asn.test")), theirs(&path, &["-z", "-c", "2", &path.host()]));
+    assert!(folder.read("log").contains("origin.asn.cymru.com"), "mtr asks him: {}", folder.read("log"));
+    // As far as the loss; the times differ.
+    let hops = |text: &str| text.lines().skip(2).map(|line| line.split('%').next().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(hops(&found.output), hops(&real), "{real}\n{}", found.output);
+    let asn =
+        |found: &Found| found.report["hops"].as_array().unwrap().iter().map(|hop| hop["addresses"][0]["asn"].clone()).collect::<Vec<_>>();
+    assert_eq!(asn(&found), [Value::Null, json!([64500]), json!([64501]), json!([64502])]);
+    // Two long numbers run into the address in mtr(8).
+    let (found, real) = (ask(&path.host_v6(), Some("asn.test")), theirs(&path, &["-z", "-c", "2", &path.host_v6()]));
+    let words = |text: &str| hops(text).iter().map(|hop| hop.split_whitespace().collect::<String>()).collect::<Vec<_>>();
+    assert_eq!(words(&found.output), words(&real), "{real}\n{}", found.output);
+    assert!(found.output.contains("\n  3. AS4200000001 64501 fd08:2::2 "), "{}", found.output);
+    assert_eq!(asn(&found), [Value::Null, json!([64500]), json!([4_200_000_001_u32, 64501]), json!([64502])]);
+    drop((server, folder));
+}
+
+#[test]
+fn origins_are_told_with_the_hops_and_a_zone_that_is_silent_costs_nothing_but_them() {
+    let path = Path::new(3);
+    let (server, folder) = origins(&path);
+    let run = |tool: &str, resolver: &'static str, parameters: Value| {
+        let spec = spec(tool, &path.host(), parameters);
+        path.at(0, move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            let (live, mut heard) = Live::heard();
+            let began = Instant::now();
+            let found = runtime.block_on(async { execute(&node_asking(resolver, Some("asn.test")), spec, &live).await.unwrap() });
+            drop(live);
+            (found, std::iter::from_fn(|| heard.try_recv()).map(|news| news.progress).collect::<Vec<_>>(), began.elapsed())
+        })
+    };
+    let (found, told, _) = run("traceroute", "10.8.0.1:53", json!({"asn": true}));
+    assert_eq!(found.report["hops"][2]["origins"], json!([{"address": "10.8.2.2", "asn": [64501]}]), "{}", found.report);
+    assert!(found.output.contains(" 1  10.8.0.2 [*]  ") && found.output.contains(" 3  10.8.2.2 [AS64501]  "), "{}", found.output);
+    let hops: Vec<&Value> = told.iter().filter(|progress| progress["type"] == "hop").map(|hop| &hop["origins"]).collect();
+    assert_eq!(hops, found.report["hops"].as_array().unwrap().iter().map(|hop| &hop["origins"]).collect::<Vec<_>>());
+    let (found, told, _) = run("mtr", "10.8.0.1:53", json!({"asn": true, "rounds": 3, "interval_ms": 300}));
+    assert_eq!(told[1]["hops"][1]["addresses"][0]["asn"], json!([64500]), "known by the end of the first round: {told:?}");
+    assert_eq!(told.last().unwrap()["hops"], without_rtts(&found.report["hops"]));
+    let (found, _, took) = run("traceroute", "10.8.204.1:53", json!({"asn": true, "names": true}));
+    assert_eq!((&found.report["end"], found.report["hops"].as_array().unwrap().len()), (&json!("reached"), 4), "{}", found.report);
+    assert!(found.output.contains(" 3  10.8.2.2 (10.8.2.2) [*]  ") && took < Duration::from_secs(5), "{took:?} {}", found.output);
+    drop((server, folder));
 }
 
 #[test]
@@ -200,5 +299,6 @@ fn each_round_is_told_when_it_is_over() {
     let sent: Vec<(u64, u64)> =
         news[1..].iter().map(|round| (round["round"].as_u64().unwrap(), round["hops"][2]["sent"].as_u64().unwrap())).collect();
     assert_eq!(sent, [(1, 1), (2, 2), (3, 3), (4, 4)]);
-    assert_eq!(news[4]["hops"], found.report["hops"]);
+    assert_eq!(news[4]["hops"], without_rtts(&found.report["hops"]));
+    assert!(found.report["hops"].as_array().unwrap().iter().all(|hop| hop["rtts_ms"].as_array().unwrap().len() == 4), "{}", found.report);
 }

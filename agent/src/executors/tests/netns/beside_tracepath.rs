@@ -1,9 +1,12 @@
 //! `pmtu` beside `tracepath` and `ping -M do`, on a path with a narrow link behind the router.
 
+use std::net::IpAddr;
+
 use serde_json::{Value, json};
 
 use super::network::Network;
-use super::{ours, theirs};
+use super::path::Path;
+use super::{on, ours, theirs};
 
 const TARGETS: [(&str, &str); 2] = [("10.9.1.2", "10.9.0.1"), ("fd09:1::2", "fd09::1")];
 const PROTOCOLS: [&str; 2] = ["icmp", "udp"];
@@ -72,14 +75,90 @@ fn a_black_hole_is_said_to_be_one_and_ping_agrees_about_its_edge() {
     let network = Network::new();
     network.narrow_the_far_link(1400);
     network.router_says_nothing_of_size();
-    for (target, _) in TARGETS {
+    for (target, router) in TARGETS {
         for protocol in PROTOCOLS {
             let (report, output) = pmtu(&network, target, json!({"protocol": protocol, "timeout": 0.3, "tries": 2}));
             assert_eq!((&report["mtu_bytes"], &report["verdict"]), (&json!(1400), &json!("black_hole")), "{report}");
             assert!(report.get("limited_by").is_none());
-            assert!(output.ends_with("     Resume: pmtu 1400, black hole: larger packets vanish and nobody says so\n"), "{output}");
+            let hole = json!({"after": {"ttl": 1, "address": router}, "before": {"ttl": 2, "address": target}});
+            assert_eq!(report["black_hole"], hole, "{report}");
+            let place = format!("between hop 1 ({router}) and hop 2 ({target})");
+            let resume = format!("     Resume: pmtu 1400, black hole {place}: larger packets vanish and nobody says so\n");
+            assert!(output.ends_with(&resume), "{output}");
         }
         assert!(ping_arrives(&network, target, 1400) && !ping_arrives(&network, target, 1401));
+    }
+}
+
+/// Where packets vanish on the way to a path's host, by each protocol over each version of IP: behind this hop, and before that one. Routers are
+/// numbered, and the number behind the last is the host's.
+#[track_caller]
+fn vanishes_between(path: &Path, protocols: &[&str], after: Option<u8>, before: Option<u8>) {
+    let v4: (String, fn(u8) -> String) = (path.host(), |hop| format!("10.8.{}.2", hop - 1));
+    let v6: (String, fn(u8) -> String) = (path.host_v6(), |hop| format!("fd08:{}::2", hop - 1));
+    for (target, address) in [v4, v6] {
+        let hop = |ttl: Option<u8>| ttl.map(|ttl| json!({"ttl": ttl, "address": address(ttl).parse::<IpAddr>().unwrap()}));
+        let hole = json!({"after": hop(after), "before": hop(before)});
+        for protocol in protocols {
+            let report = on(path, "pmtu", &target, json!({"protocol": protocol, "timeout": 0.2, "tries": 2, "max_bytes": 1500})).report;
+            assert_eq!((&report["mtu_bytes"], &report["verdict"]), (&json!(1400), &json!("black_hole")), "{report}");
+            assert_eq!(report["black_hole"], hole, "{target} {protocol} {report}");
+            let probes = report["probes"].as_array().unwrap();
+            let located: Vec<&Value> = probes.iter().filter(|probe| probe.get("ttl").is_some()).collect();
+            let sizes = located.iter().all(|probe| probe["size_bytes"] == 1401 || probe["size_bytes"] == 1400);
+            assert!(sizes && located.len() <= 2 * 5 + 2, "{located:?}");
+        }
+    }
+}
+
+#[test]
+fn a_black_hole_is_behind_the_last_hop_that_answers_what_vanishes() {
+    // Router 5 is the host. At once, because most of the time nothing is heard.
+    std::thread::scope(|scope| {
+        for hole in [1, 3, 4] {
+            scope.spawn(move || {
+                let path = Path::new(4);
+                path.filter(hole.into(), "forward", "meta length > 1400 drop");
+                vanishes_between(&path, &PROTOCOLS, Some(hole), Some(hole + 1));
+            });
+        }
+    });
+}
+
+#[test]
+fn a_black_hole_can_be_before_the_first_hop() {
+    let path = Path::new(2);
+    path.filter(1, "prerouting", "meta length > 1400 drop");
+    vanishes_between(&path, &PROTOCOLS, None, Some(1));
+}
+
+#[test]
+fn a_router_that_does_not_say_what_its_next_link_carries_is_a_black_hole() {
+    let path = Path::new(2);
+    path.narrow(1400);
+    path.filter(2, "output", "icmp type destination-unreachable icmp code frag-needed drop");
+    path.filter(2, "output", "icmpv6 type packet-too-big drop");
+    vanishes_between(&path, &PROTOCOLS, Some(2), Some(3));
+}
+
+#[test]
+fn hops_that_say_nothing_make_it_vague_where_a_black_hole_is() {
+    let path = Path::new(4);
+    path.filter(2, "forward", "meta length > 1400 drop");
+    path.silence(3);
+    vanishes_between(&path, &PROTOCOLS, Some(2), Some(4));
+    path.silence(2);
+    vanishes_between(&path, &PROTOCOLS, Some(1), Some(4));
+}
+
+#[test]
+fn a_reply_that_vanishes_on_its_way_back_is_none_to_udp() {
+    let path = Path::new(2);
+    path.filter(2, "prerouting", "iifname right meta length > 1400 drop");
+    vanishes_between(&path, &["icmp"], Some(2), Some(3));
+    for target in [path.host(), path.host_v6()] {
+        let report = on(&path, "pmtu", &target, json!({"protocol": "udp"})).report;
+        assert_eq!((&report["verdict"], report.get("black_hole")), (&json!("interface"), None), "{report}");
     }
 }
 

@@ -4,12 +4,16 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, UdpSocket};
 use std::time::Duration;
 
+use probeops_shared::outcome::{FailureKind, Status};
+use probeops_shared::tools::ToolName;
 use serde_json::{Value, json};
 
-use super::super::{Live, execute, spec};
+use super::super::{Found, Live, execute, spec};
 use super::node;
 use super::path::Path;
 use super::ways::{self, Way};
+use crate::executors;
+use crate::worker::ending::{Ending, within};
 
 #[test]
 fn a_run_that_is_dropped_frees_its_sockets_at_once() {
@@ -50,7 +54,7 @@ fn a_run_that_waits_for_a_server_to_speak_frees_its_sockets_at_once() {
             _ => false,
         };
         if waits {
-            dropped(&path, way, || is_connected() || !of("udp").is_empty());
+            dropped(&path, way, || is_connected() || of("udp").len() > OWN);
         }
     }
 }
@@ -62,6 +66,8 @@ fn dropped(path: &Path, (tool, target, parameters): Way, when: impl Fn() -> bool
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let (node, live) = (node(), Live::default());
+            // Those of an earlier node may not be gone yet.
+            gone().await;
             let mut run = Box::pin(execute(&node, spec(tool, &target, parameters), &live));
             let there_are = async {
                 while !when() {
@@ -74,23 +80,31 @@ fn dropped(path: &Path, (tool, target, parameters): Way, when: impl Fn() -> bool
                 sockets = there_are => sockets,
             };
             drop(run);
-            // Tasks that were aborted end in the runtime's next turns; and while another test starts a program, that has a copy of each socket
-            // until it runs. A run that went on would wait for much longer.
-            let gone = async {
-                while sockets() > 0 {
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            };
-            drop(tokio::time::timeout(Duration::from_millis(500), gone).await);
+            gone().await;
             (during, sockets())
         })
     });
     assert!(during > 0 && after == 0, "{shown}: {during} sockets during the run, {after} after");
 }
 
-/// How many sockets this thread's namespace has that belong to somebody.
+/// Waits until there are none, but not for long. Tasks that were aborted end in the runtime's next turns; and while another test starts a
+/// program, that has a copy of each socket until it runs. A run that went on would wait for much longer.
+async fn gone() {
+    let gone = async {
+        while sockets() > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    drop(tokio::time::timeout(Duration::from_millis(500), gone).await);
+}
+
+/// How many sockets a node has for itself, for UDP.
+const OWN: usize = 1;
+
+/// How many sockets this thread's namespace has that belong to somebody, a node's own apart.
 fn sockets() -> usize {
-    ["icmp", "icmp6", "raw", "raw6", "udp", "udp6", "tcp", "tcp6"].map(|kind| of(kind).len()).iter().sum()
+    let all: usize = ["icmp", "icmp6", "raw", "raw6", "udp", "udp6", "tcp", "tcp6"].map(|kind| of(kind).len()).iter().sum();
+    all.saturating_sub(OWN)
 }
 
 /// Whether one of them is a connection.
@@ -133,8 +147,11 @@ fn a_run_whose_time_is_over_leaves_what_it_has_found() {
         ("ping", nobody, json!({"count": 100, "timeout": 0.2}), |report| report["packets"][0]["status"] == "timeout"),
         ("traceroute", nobody, json!({"timeout": 10}), |report| report["hops"][0]["probes"][0]["status"] == "answered"),
         ("traceroute", nobody, json!({"timeout": 10, "protocol": "udp"}), |report| report["hops"][0]["probes"][0]["status"] == "answered"),
+        ("traceroute", nobody, json!({"timeout": 10, "protocol": "tcp"}), |report| report["hops"][0]["probes"][0]["status"] == "answered"),
         ("mtr", &host, json!({"rounds": 100, "interval_ms": 200}), |report| report["hops"][1]["received"].as_u64() > Some(2)),
         ("pmtu", nobody, json!({"timeout": 0.5}), |report| report["probes"][1]["status"] == "timeout"),
+        ("pmtu", nobody, json!({"timeout": 0.5, "protocol": "udp"}), |report| report["probes"][1]["status"] == "timeout"),
+        ("tcp", &host, json!({"port": 22, "banner": true, "banner_wait_ms": 10_000}), |report| report["ports"][0]["state"] == "open"),
         ("tcp", &host, json!({"ports": "22,80", "banner": true, "banner_wait_ms": 10_000}), |report| report["ports"][1]["state"] == "open"),
         ("tls", &host, json!({}), |report| report["state"] == "open" && report["timings"]["connect_ms"].is_number()),
         ("tls", &host, json!({"starttls": "smtp"}), |report| report["timings"]["connect_ms"].is_number()),
@@ -142,23 +159,32 @@ fn a_run_whose_time_is_over_leaves_what_it_has_found() {
         ("http", "https://10.8.1.2/", json!({}), |report| report["requests"][0]["timings"]["connect_ms"].is_number()),
         ("whois", "192.0.2.1", json!({"server": host, "port": 4343}), |report| report["queries"][0]["status"] == "referral"),
         ("dns", "a.test", json!({"resolver": host, "timeout": 0.3, "tries": 5}), |report| report["attempts"][1]["result"] == "timeout"),
+        ("dns", "a.test", json!({"resolver": host, "timeout": 0.3, "tries": 5, "compare_with": [nobody]}), |report| {
+            report["attempts"][1]["result"] == "timeout" && report["comparison"]["answers"][1]["attempts"][1]["result"] == "timeout"
+        }),
         ("dns", "a.test", json!({"resolver": host, "timeout": 0.3, "tries": 5, "trace": true}), |report| {
             report["trace"][0]["attempts"][1]["result"] == "timeout"
         }),
     ];
+    for tool in ToolName::ALL.iter().filter(|tool| **tool != ToolName::Echo) {
+        assert!(cases.iter().any(|(known, ..)| *known == tool.as_str()), "there is no case of {tool} here");
+    }
     for (tool, target, parameters, expected) in cases {
         let (shown, spec) = (format!("{tool} {target} {parameters}"), spec(tool, target, parameters));
-        let found = path.at(0, move || {
+        let Ending { status, failure, found } = path.at(0, move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let (node, live) = (node(), Live::default());
-                let ended = tokio::time::timeout(Duration::from_secs(1), execute(&node, spec, &live)).await;
-                assert!(ended.is_err(), "{ended:?}");
-                live.taken()
+                let result = within(Duration::from_secs(1), executors::execute(&node, &spec, &live)).await;
+                Ending::of(spec.tool(), result.and_then(|done| done), live.take())
             })
         });
-        let report = found.map_or(Value::Null, |found| found.report);
-        assert!(expected(&report), "{shown}: {report}");
+        let found = Found::from(found);
+        let failure = failure.unwrap_or_else(|| panic!("{shown} has ended: {}", found.report));
+        assert_eq!((status, failure.kind), (Status::Failed, FailureKind::TimedOut), "{shown}: {failure}");
+        assert!(expected(&found.report), "{shown}: {}", found.report);
+        // It prints what it has found, and not only why it ended.
+        assert!(!found.output.trim().is_empty() && !found.output.starts_with(&format!("{tool}: timed_out")), "{shown}: {}", found.output);
     }
 }
 

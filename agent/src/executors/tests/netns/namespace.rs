@@ -1,6 +1,7 @@
 //! A network namespace that goes with the test.
 
 use std::fs::File;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sched::{CloneFlags, setns};
@@ -10,22 +11,18 @@ use super::must;
 pub(super) struct Namespace(String);
 
 impl Namespace {
-    /// Makes it, with a loopback interface, and with chains of nftables for `input`, `forward` and `output` that let everything pass.
+    /// Makes it, with a loopback interface, and with chains of nftables for `prerouting`, `input`, `forward` and `output` that let everything pass.
     pub(super) fn new(name: String) -> Self {
         must(Command::new("ip").args(["netns", "add", &name]));
         let namespace = Self(name);
         // Without duplicate address detection an address is usable at once.
         namespace.sysctl(&["net.ipv6.conf.default.accept_dad=0"]);
         must(namespace.command("nft").args(["add", "table", "inet", "t"]));
-        for hook in ["input", "forward", "output"] {
+        for hook in ["prerouting", "input", "forward", "output"] {
             must(namespace.command("nft").arg(format!("add chain inet t {hook} {{ type filter hook {hook} priority 0 ; }}")));
         }
         namespace.ip("link set lo up");
         namespace
-    }
-
-    pub(super) fn name(&self) -> &str {
-        &self.0
     }
 
     /// A program in it.
@@ -43,6 +40,17 @@ impl Namespace {
             run()
         });
         thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    /// What programs in it read as the file of this name in /etc.
+    pub(super) fn etc(&self, name: &str, text: &str) {
+        let directory = self.etc_directory();
+        std::fs::create_dir_all(&directory).unwrap();
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+
+    fn etc_directory(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.0)
     }
 
     /// Runs ip(8) on it; words are split at spaces.
@@ -99,5 +107,6 @@ pub(super) fn counted_here(hook: &str) -> u64 {
 impl Drop for Namespace {
     fn drop(&mut self) {
         drop(Command::new("ip").args(["netns", "del", &self.0]).status());
+        drop(std::fs::remove_dir_all(self.etc_directory()));
     }
 }

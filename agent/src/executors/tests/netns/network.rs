@@ -5,7 +5,6 @@
 //!      fd09::2     fd09::1         fd09:1::1   fd09:1::2
 //! ```
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::namespace::Namespace;
@@ -104,13 +103,7 @@ impl Network {
 
     /// What the node's programs read as the file of this name in /etc.
     pub(super) fn node_etc(&self, name: &str, text: &str) {
-        let directory = self.node_directory();
-        std::fs::create_dir_all(&directory).unwrap();
-        std::fs::write(directory.join(name), text).unwrap();
-    }
-
-    fn node_directory(&self) -> PathBuf {
-        Path::new("/etc/netns").join(self.node.name())
+        self.node.etc(name, text);
     }
 
     /// Gives the node a way to everywhere, so that whatever it sends does leave.
@@ -137,11 +130,5 @@ impl Network {
     /// Runs what we wrote in the host's.
     pub(super) fn in_host<T: Send + 'static>(&self, run: impl FnOnce() -> T + Send + 'static) -> T {
         self.host.run(run)
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        drop(std::fs::remove_dir_all(self.node_directory()));
     }
 }

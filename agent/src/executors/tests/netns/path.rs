@@ -147,6 +147,11 @@ impl Path {
         self.places[0].ping_groups(range);
     }
 
+    /// What the node's programs read as the file of this name in /etc.
+    pub(super) fn node_etc(&self, name: &str, text: &str) {
+        self.places[0].etc(name, text);
+    }
+
     /// A program in the node's namespace.
     pub(super) fn node_command(&self, program: &str) -> Command {
         self.places[0].command(program)

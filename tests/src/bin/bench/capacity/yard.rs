@@ -190,6 +190,16 @@ pub(crate) fn on_first_processor<T>(start: impl FnOnce() -> T) -> anyhow::Result
     Ok(started)
 }
 
+/// Leaves the first processor to what is measured, where there is another.
+pub(crate) fn leave_first_processor() -> anyhow::Result<()> {
+    let mut others = sched_getaffinity(Pid::from_raw(0))?;
+    others.unset(0)?;
+    if (0..CpuSet::count()).any(|processor| others.is_set(processor) == Ok(true)) {
+        sched_setaffinity(Pid::from_raw(0), &others)?;
+    }
+    Ok(())
+}
+
 /// Waits until it is so.
 pub(crate) fn wait_until(what: &str, mut so: impl FnMut() -> bool) -> anyhow::Result<()> {
     let started = Instant::now();
