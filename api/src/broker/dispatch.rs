@@ -208,7 +208,10 @@ impl<'a> Dispatch<'a> {
         };
         let reply = subjects::reply(caller, waiting.token(), subjects::NO_RESPONDERS);
         self.attempts.push(Attempt { _waiting: waiting, accepted_by: None, over: false });
-        let sent = broker.0.client.publish_with_reply_and_headers(subject, reply, headers(run, number), run.message.clone()).await;
+        // What nobody hears is not told.
+        let events = if self.listener.is_some() { Events::All } else { Events::SignsOfLife };
+        let headers = headers(run, number, events);
+        let sent = broker.0.client.publish_with_reply_and_headers(subject, reply, headers, run.message.clone()).await;
         if let Err(error) = sent {
             tracing::warn!(job.id = %run.request_id, attempt = number, %error, "an attempt could not be published");
         }
@@ -269,11 +272,11 @@ fn retry_wait(attempts_so_far: usize) -> Duration {
     doubled.mul_f64(0.5 + rand::random::<f64>())
 }
 
-fn headers(run: &Run, attempt: u32) -> HeaderMap {
+fn headers(run: &Run, attempt: u32, events: Events) -> HeaderMap {
     let mut headers = HeaderMap::new();
     headers.insert(header::DEADLINE, run.deadline.unix_ms().to_string());
     headers.insert(header::ATTEMPT, attempt.to_string());
-    headers.insert(header::EVENTS, Events::SignsOfLife.as_str());
+    headers.insert(header::EVENTS, events.as_str());
     headers.insert(header::PRINCIPAL, run.principal.as_str());
     if let Ok(since) = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH) {
         headers.insert(header::SENT, since.as_micros().to_string());
