@@ -2,6 +2,7 @@
 
 mod audit;
 mod body;
+mod docs;
 mod frame;
 mod guard;
 mod health;
@@ -41,7 +42,7 @@ pub fn router(app: App) -> Router {
         let gate = Arc::new(Gate { app: app.clone(), needs: operation.needs, query: operation.query });
         router = router.route(&operation.route.path, operation.route.handler.layer(from_fn_with_state(gate, guard::guard)));
     }
-    router
+    docs::add(router)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .layer(from_fn_with_state((app.audit.clone(), app.metrics.clone()), frame::frame))
