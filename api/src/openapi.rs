@@ -94,7 +94,6 @@ fn made(operations: &[Operation]) -> Value {
     json!({
         "openapi": "3.1.0",
         "info": {"title": "ProbeOps", "version": probeops_shared::VERSION, "description": DESCRIPTION, "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"}},
-        "jsonSchemaDialect": "https://json-schema.org/draft/2020-12/schema",
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
