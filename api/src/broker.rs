@@ -1,5 +1,6 @@
 //! The API's side of the broker: its connections, its answers, its dispatch. Nothing else of the API names the client library's connection.
 
+pub(crate) mod backwards;
 mod dispatch;
 pub(crate) mod last;
 mod replies;

@@ -3,6 +3,7 @@
 mod admission;
 mod detachable;
 mod elsewhere;
+mod list;
 mod live;
 mod selector;
 mod store;
@@ -35,6 +36,7 @@ use crate::jobs::live::Live;
 use crate::jobs::store::{State, Store, Stored};
 use crate::problem::{Asked, Problem};
 
+pub use list::{JobPage, JobSummary, Wanted};
 pub use live::{Begun, Ended, EventId, Found, Kind, Next, Told, Watcher};
 pub use selector::Selector;
 
@@ -100,6 +102,11 @@ impl JobDocument {
         }
         written.into()
     }
+}
+
+impl JobStatus {
+    /// All of them, and their words.
+    pub const ALL: [(Self, &str); 3] = [(Self::Running, "running"), (Self::Finished, "finished"), (Self::Cancelled, "cancelled")];
 }
 
 /// Whether a job goes on.
@@ -312,7 +319,7 @@ impl Jobs {
     /// Ends a job of this principal before its time, and waits until it has.
     pub async fn cancel(&self, principal: &Principal, id: JobId) -> Result<JobDocument, Problem> {
         let over = |status: JobStatus| {
-            let how = if status == JobStatus::Cancelled { "cancelled" } else { "finished" };
+            let how = JobStatus::ALL.iter().find(|(known, _)| *known == status).map_or("over", |(_, word)| word);
             Problem::new(Code::Conflict, format!("job `{id}` is {how} already"))
         };
         match self.find(principal, id).await? {

@@ -100,12 +100,14 @@ fn finished(client: &Client, body: &Value, budget: Duration) -> Result<Value, Fa
     Ok(answer.body)
 }
 
-fn outcomes(document: &Value) -> Result<Vec<Outcome>, Failed> {
+/// The outcomes of a job's document.
+pub(crate) fn outcomes(document: &Value) -> Result<Vec<Outcome>, Failed> {
     let results = document.get("results").cloned().unwrap_or_default();
     serde_json::from_value(results).map_err(|error| unreadable(&error))
 }
 
-fn text(outcomes: &[Outcome]) -> String {
+/// What the tool prints, for each outcome.
+pub(crate) fn text(outcomes: &[Outcome]) -> String {
     if let [only] = outcomes {
         return plain(&only.output);
     }

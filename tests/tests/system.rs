@@ -14,6 +14,7 @@ mod system {
     mod live;
     mod register;
     mod replicas;
+    mod state;
     mod tidy;
     mod tools;
     mod up;

@@ -5,6 +5,7 @@
 //! acknowledgement each; the last of every batch asks, and since the broker stores one connection's messages in their order, its acknowledgement
 //! says that the broker was there for the rest.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -23,8 +24,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::JobDocument;
-use crate::broker::last::last_of_each;
+use super::{JobDocument, JobStatus};
+use crate::broker::backwards::Backwards;
+use crate::broker::last::{Last, last_of_each};
 
 /// How many documents wait to be written; more are dropped and counted.
 const QUEUE_MAX: usize = 8_192;
@@ -156,6 +158,22 @@ impl Store {
         }
     }
 
+    /// The states of the jobs of a principal, newest first, from the newest on or from the one at `newest`.
+    pub(crate) async fn backwards(&self, principal: &str, newest: Option<u64>) -> Result<States, String> {
+        let subject = subjects::job_state(owner(principal), ANY);
+        Backwards::new(&self.jetstream, storage::JOBS, subject, newest).await.map(States)
+    }
+
+    /// These jobs as they are now.
+    pub(crate) async fn now(&self, of: &[&State]) -> Result<HashMap<JobId, State>, String> {
+        let subjects: Vec<String> = of.iter().map(|state| state.subject()).collect();
+        if subjects.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let states = last_of_each(&self.jetstream.client(), storage::JOBS, &subjects).await?;
+        Ok(states.iter().filter_map(state_of).map(|state| (state.document.id, state)).collect())
+    }
+
     /// Everything of a job as it comes into the stream, from its beginning.
     pub(crate) async fn follow(&self, document: &JobDocument) -> Result<Ordered, String> {
         let filter_subject = subjects::job_all(owner(&document.caller), document.id);
@@ -188,6 +206,28 @@ impl Store {
     }
 }
 
+/// States of jobs, newest first.
+#[derive(Debug)]
+pub(crate) struct States(Backwards);
+
+impl States {
+    /// The next states with their places in the stream, perhaps none; nothing when the beginning of the stream has been read.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<(u64, State)>>, String> {
+        let messages = self.0.next().await?;
+        Ok(messages.map(|messages| messages.iter().filter_map(|message| Some((message.sequence, state_of(message)?))).collect()))
+    }
+
+    /// The newest message that has not been read, if there is one.
+    pub(crate) fn unread(&self) -> Option<u64> {
+        self.0.unread()
+    }
+}
+
+fn state_of(message: &Last) -> Option<State> {
+    let read = serde_json::from_slice(&message.payload);
+    read.inspect_err(|error| tracing::warn!(subject = %message.subject, %error, "a stored job cannot be read and is passed over")).ok()
+}
+
 /// A job as it was found in the stream.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
@@ -207,9 +247,17 @@ impl Stored {
 }
 
 impl State {
+    /// Whether it is the first of its job.
+    pub(crate) fn is_first(&self) -> bool {
+        self.runs.is_none() || self.document.status == JobStatus::Running
+    }
+
+    fn subject(&self) -> String {
+        subjects::job_state(owner(&self.document.caller), self.document.id)
+    }
+
     fn message(&self) -> (String, Bytes) {
-        let payload = serde_json::to_vec(self).unwrap_or_default();
-        (subjects::job_state(owner(&self.document.caller), self.document.id), payload.into())
+        (self.subject(), serde_json::to_vec(self).unwrap_or_default().into())
     }
 }
 
