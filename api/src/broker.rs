@@ -3,10 +3,11 @@
 pub(crate) mod backwards;
 mod dispatch;
 pub(crate) mod last;
+mod late;
 mod replies;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -23,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::dispatch::{Destination, Dispatched, Run, Watched};
+pub(crate) use self::late::LateAnswer;
 use self::replies::Replies;
 pub(crate) use self::replies::{Heard, Listener};
 use crate::collector::Collector;
@@ -70,6 +72,8 @@ struct Inner {
     keys: kv::Store,
     nodes: kv::Store,
     replies: Replies,
+    /// What nodes say of runs that were over, until somebody reads it.
+    late_answers: Mutex<Option<mpsc::Receiver<LateAnswer>>>,
     roster: Roster,
     link: watch::Receiver<LinkState>,
     links: Links,
@@ -102,6 +106,7 @@ impl Broker {
         let (keys, nodes, presence) = (bucket(storage::KEYS).await?, bucket(storage::NODES).await?, bucket(storage::PRESENCE).await?);
         let answers =
             client.subscribe(subjects::replies(&caller)).await.map_err(|error| format!("cannot subscribe to answers: {error}"))?;
+        let (replies, late_answers) = Replies::new();
         let broker = Self(Arc::new(Inner {
             client,
             caller,
@@ -109,7 +114,8 @@ impl Broker {
             auditor: jetstream_of(auditing),
             keys,
             nodes: nodes.clone(),
-            replies: Replies::default(),
+            replies,
+            late_answers: Mutex::new(Some(late_answers)),
             roster: roster.clone(),
             link: link.clone(),
             links,
@@ -178,6 +184,11 @@ impl Broker {
             let job = std::str::from_utf8(&message.payload).ok()?.parse().ok()?;
             Some((verb.to_owned(), from, job))
         }))
+    }
+
+    /// What nodes say of runs that were over; for one reader.
+    pub(crate) fn late_answers(&self) -> Option<mpsc::Receiver<LateAnswer>> {
+        self.0.late_answers.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Tells another replica something about a job.

@@ -3,6 +3,7 @@
 mod admission;
 mod detachable;
 mod elsewhere;
+mod late;
 mod list;
 mod live;
 mod selector;
@@ -90,6 +91,9 @@ pub struct JobDocument {
     pub finished_at: Option<Timestamp>,
     /// One outcome for each selector, in their order; while it goes on, those there are.
     pub results: Vec<Outcome>,
+    /// What nodes found that were thought lost and had been replaced, or given up: it came after the run was over. Absent when nothing did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub late: Vec<Outcome>,
 }
 
 impl JobDocument {
@@ -180,8 +184,12 @@ impl Jobs {
         let room = Arc::new(Semaphore::new(RUNS_MAX));
         let said = broker.replicas().await.map_err(|error| format!("cannot hear other replicas: {error}"))?;
         let jobs = Self(Arc::new(Inner { broker, audit, store, room, tasks: TaskTracker::new(), live, elsewhere }));
-        let (hearing, stop) = (jobs.clone(), stop.clone());
-        drop(tasks.spawn(async move { stop.run_until_cancelled(hearing.hear(said)).await }));
+        let (hearing, stopped) = (jobs.clone(), stop.clone());
+        drop(tasks.spawn(async move { stopped.run_until_cancelled(hearing.hear(said)).await }));
+        if let Some(answers) = jobs.0.broker.late_answers() {
+            let (keeping, stop) = (jobs.clone(), stop.clone());
+            drop(tasks.spawn(async move { stop.run_until_cancelled(keeping.keep_late(answers)).await }));
+        }
         Ok(jobs)
     }
 
@@ -268,7 +276,8 @@ impl Jobs {
         let document = JobDocument { status, finished_at: Some(Timestamp::now()), ..live.so_far() };
         live.finish(document.to_bytes());
         // Until it is stored, who asks for it here is answered from memory.
-        let end = State { document: JobDocument { results: Vec::new(), ..document }, runs: Some(runs.len()), replica: None };
+        let end =
+            State { document: JobDocument { results: Vec::new(), late: Vec::new(), ..document }, runs: Some(runs.len()), replica: None };
         self.0.store.put_end(&end).await;
     }
 
@@ -389,6 +398,7 @@ fn document(principal: &Principal, request: &JobRequest) -> JobDocument {
         created_at: Timestamp::now(),
         finished_at: None,
         results: Vec::new(),
+        late: Vec::new(),
     }
 }
 

@@ -78,6 +78,9 @@ impl Jobs {
                         return Ok(());
                     }
                 }
+                Some((_, _, OfJob::Late)) => {
+                    live.learn_late(serde_json::from_slice(&message.payload).map_err(|error| error.to_string())?);
+                }
                 None => {}
             }
         }

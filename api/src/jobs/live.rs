@@ -184,6 +184,8 @@ struct Ring {
     end: Option<Bytes>,
     /// Nothing more will be known.
     left_off: bool,
+    /// What came too late.
+    late: Vec<Outcome>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -293,8 +295,14 @@ impl Live {
 
     /// The job with the outcomes there are, in the order of their runs.
     pub(crate) fn so_far(&self) -> JobDocument {
-        let results = self.ring().runs.iter().filter_map(|run| run.outcome.clone()).collect();
-        JobDocument { results, ..self.document.clone() }
+        let ring = self.ring();
+        let results = ring.runs.iter().filter_map(|run| run.outcome.clone()).collect();
+        JobDocument { results, late: ring.late.clone(), ..self.document.clone() }
+    }
+
+    /// One of its runs that was over has another outcome.
+    pub(crate) fn learn_late(&self, outcome: Outcome) {
+        self.ring().late.push(outcome);
     }
 
     /// The events that are not in the stream yet, and the number of their batch.

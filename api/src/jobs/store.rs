@@ -119,6 +119,12 @@ impl Store {
         self.put(Entry { subject, payload: serde_json::to_vec(end).unwrap_or_default().into(), stored: None });
     }
 
+    /// Writes an outcome that came after its run was over soon; which run, and which attempt of it.
+    pub(crate) fn put_late(&self, (principal, id): (&str, JobId), (index, attempt): (usize, u32), outcome: &Outcome) {
+        let subject = subjects::job_late(owner(principal), id, format_args!("{index}-{attempt}"));
+        self.put(Entry { subject, payload: serde_json::to_vec(outcome).unwrap_or_default().into(), stored: None });
+    }
+
     /// Writes what nodes have told soon.
     pub(crate) fn put_events(&self, document: &JobDocument, batch: u64, events: Bytes) {
         let subject = subjects::job_events(owner(&document.caller), document.id, batch);
@@ -186,8 +192,8 @@ impl Store {
 
     /// Reads a job as it lies there now.
     pub(crate) async fn read(&self, id: JobId) -> Result<Option<Stored>, String> {
-        let of_job = [subjects::job_state(ANY, id), subjects::job_run(ANY, id, ANY)];
-        let (mut state, mut runs) = (None, Vec::new());
+        let of_job = [subjects::job_state(ANY, id), subjects::job_run(ANY, id, ANY), subjects::job_late(ANY, id, ANY)];
+        let (mut state, mut runs, mut late) = (None, Vec::new(), Vec::new());
         for message in last_of_each(&self.jetstream.client(), storage::JOBS, &of_job).await? {
             match subjects::parse_job(&message.subject) {
                 Some((_, _, OfJob::State)) => {
@@ -198,11 +204,15 @@ impl Store {
                     let read = serde_json::from_slice::<RunEnd>(&message.payload);
                     runs.push((index, read.map_err(|error| format!("a stored outcome cannot be read: {error}"))?));
                 }
+                Some((_, _, OfJob::Late)) => {
+                    let read = serde_json::from_slice::<Outcome>(&message.payload);
+                    late.push(read.map_err(|error| format!("a stored outcome cannot be read: {error}"))?);
+                }
                 Some((_, _, OfJob::Events(_))) | None => {}
             }
         }
         runs.sort_by_key(|(index, _)| *index);
-        Ok(state.map(|state| Stored { state, runs }))
+        Ok(state.map(|state| Stored { state, runs, late }))
     }
 }
 
@@ -235,6 +245,8 @@ pub(crate) struct Stored {
     pub(crate) state: State,
     /// The outcomes beside it, by the index of their runs.
     pub(crate) runs: Vec<(usize, RunEnd)>,
+    /// Those that came late.
+    pub(crate) late: Vec<Outcome>,
 }
 
 impl Stored {
@@ -242,6 +254,7 @@ impl Stored {
     pub(crate) fn into_document(self) -> JobDocument {
         let mut document = self.state.document;
         document.results.extend(self.runs.into_iter().map(|(_, end)| end.outcome));
+        document.late.extend(self.late);
         document
     }
 }

@@ -1,10 +1,11 @@
-//! What is kept of jobs: the list of a caller's own.
+//! What is kept of jobs: the list of a caller's own, and what comes late.
 
 use std::io::Write;
 
-use probeops_tests::fabric::Fabric;
+use probeops_tests::fabric::{AgentOptions, Api, Fabric};
 use probeops_tests::silent::Silent;
 use probeops_tests::up::Home;
+use probeops_tests::wire::Wire;
 use serde_json::{Value, json};
 
 fn ids(page: &Value) -> Vec<&str> {
@@ -94,4 +95,58 @@ fn a_callers_own_jobs_are_listed_newest_first_in_pages_on_every_replica() {
         let problem = list(&format!("?{query}")).expect(400);
         assert!(problem["detail"].as_str().unwrap().contains(wrong), "{problem}");
     }
+}
+
+/// Posts a job that lasts to region `eu`; its path, and who has begun with it.
+fn begun(api: &Api, silent: &Silent) -> (String, String) {
+    let body = json!({"tool": "tcp", "target": "127.0.0.1", "from": "eu", "parameters": silent.parameters(10_000)});
+    let mut live = api.admin().stream("POST", "/v1/jobs", &body, &[("accept", "text/event-stream")]);
+    let path = live.header("location").unwrap().to_owned();
+    let accepted = std::iter::from_fn(|| live.event()).find(|event| event.event == "accepted").unwrap();
+    (path, accepted.data["node"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn what_a_replaced_node_found_is_kept_as_late_unless_it_was_cancelled() {
+    let fabric = Fabric::start();
+    let (first, second) = (fabric.api(), fabric.api());
+    let wires = ["s-1", "s-2"].map(|id| (id, Wire::to(fabric.listen())));
+    let agents = wires.each_ref().map(|(id, wire)| {
+        let server = Some(format!("tls://{}", wire.address()));
+        (*id, fabric.agent_with(id, "eu", &AgentOptions { server, ..AgentOptions::default() }))
+    });
+    first.wait_for_nodes(2);
+    let silent = Silent::start();
+    // Cut off: nobody can tell it that it is not wanted any more, and it ends while it is away.
+    let (path, node) = begun(&first, &silent);
+    let mut held = silent.connected();
+    let (_, wire) = wires.iter().find(|(id, _)| *id == node).unwrap();
+    wire.break_off();
+    silent.connected().write_all(b"in time\r\n").unwrap();
+    first.wait_until("it is over", || first.admin().get(&path).expect(200)["status"] == "finished");
+    let before = first.admin().get(&path).expect(200);
+    held.write_all(b"late\r\n").unwrap();
+    assert!(before["results"][0]["node"]["id"] != node.as_str() && before["late"].is_null(), "{before}");
+    wire.mend();
+    for api in [&first, &second] {
+        api.wait_until("the rest is known", || !api.admin().get(&path).expect(200)["late"].is_null());
+        let mut after = api.admin().get(&path).expect(200);
+        let late = after["late"].as_array().unwrap().clone();
+        assert_eq!((late.len(), &late[0]["node"]["id"], &late[0]["status"]), (1, &json!(node), &json!("success")), "{after}");
+        assert_eq!(late[0]["report"]["ports"][0]["banner"], "late\\r\\n");
+        after.as_object_mut().unwrap().remove("late");
+        assert_eq!(after, before);
+    }
+    first.wait_for_nodes(2);
+    // Held still: it reads that it is not wanted when it goes on, and what it had until then is nothing new.
+    let (path, node) = begun(&first, &silent);
+    let _held = silent.connected();
+    let (_, agent) = agents.iter().find(|(id, _)| *id == node).unwrap();
+    agent.pause();
+    silent.connected().write_all(b"in time\r\n").unwrap();
+    first.wait_until("it is over", || first.admin().get(&path).expect(200)["status"] == "finished");
+    agent.resume();
+    first.wait_for_audit(&format!("request_id={}&node={node}", path.rsplit('/').next().unwrap()), 1);
+    let after = first.admin().get(&path).expect(200);
+    assert!(after["results"][0]["node"]["id"] != node.as_str() && after["late"].is_null(), "{after}");
 }
