@@ -8,6 +8,7 @@ mod list;
 mod live;
 mod selector;
 mod store;
+mod takeover;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,7 +35,7 @@ use crate::audit::Audit;
 use crate::broker::{Broker, Destination, Run, Watched};
 use crate::jobs::detachable::Detachable;
 use crate::jobs::live::Live;
-use crate::jobs::store::{State, Store, Stored};
+use crate::jobs::store::{Open, State, Store, Stored};
 use crate::problem::{Asked, Problem};
 
 pub use list::{JobPage, JobSummary, Wanted};
@@ -190,6 +191,10 @@ impl Jobs {
             let (keeping, stop) = (jobs.clone(), stop.clone());
             drop(tasks.spawn(async move { stop.run_until_cancelled(keeping.keep_late(answers)).await }));
         }
+        let (gone, watching) = jobs.0.broker.lease().gone(jobs.0.broker.link(), stop.clone());
+        drop(tasks.spawn(watching));
+        let (taking, stopped) = (jobs.clone(), stop.clone());
+        drop(tasks.spawn(async move { stopped.run_until_cancelled(taking.take_over(gone)).await }));
         Ok(jobs)
     }
 
@@ -226,8 +231,9 @@ impl Jobs {
         }
         let replica = Some(self.0.broker.caller().clone());
         let state = State { document: document.clone(), runs: Some(runs.len()), replica };
-        let kept = self.0.store.put_now(&state).await;
-        kept.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?;
+        let ends_by = document.created_at.plus(start_within + budget + 2 * GRACE);
+        let kept = self.0.store.put_now(&state, &Open { id, replica: self.0.broker.caller().clone(), ends_by }).await;
+        let place = kept.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?;
         self.0.audit.record(accepted);
         let only_watched = matches!(how, How::Watch { cancel_on_disconnect: true });
         let live = Live::new(document, runs.len(), only_watched);
@@ -235,7 +241,7 @@ impl Jobs {
         let mut watcher = live.watch(None);
         let jobs = self.clone();
         drop(self.0.tasks.spawn(async move {
-            jobs.run_watched(&live, &runs).await;
+            jobs.run_watched(&live, &runs, place).await;
             drop((jobs.live().remove(&id), room));
         }));
         let answer = match how {
@@ -257,8 +263,8 @@ impl Jobs {
         written
     }
 
-    /// Gets every run of a job done, and keeps and tells what comes of it as it comes.
-    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run]) {
+    /// Gets every run of a job done whose state is at `place` in the stream, and keeps and tells what comes of it as it comes.
+    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run], place: u64) {
         let every = join_all(runs.iter().enumerate().map(async |(index, run)| {
             let watched = Watched { listener: live.listener(index), cancel: live.cancel.clone() };
             let dispatched = self.0.broker.dispatch(run, Some(&watched)).await;
@@ -274,11 +280,27 @@ impl Jobs {
         self.write_events(live);
         let status = if live.cancel.is_cancelled() { JobStatus::Cancelled } else { JobStatus::Finished };
         let document = JobDocument { status, finished_at: Some(Timestamp::now()), ..live.so_far() };
-        live.finish(document.to_bytes());
-        // Until it is stored, who asks for it here is answered from memory.
+        let written = document.to_bytes();
+        // While nobody can think that this replica is gone, nobody else ends its jobs; until it is stored, who asks for it here is answered from
+        // memory.
+        let ours = self.0.broker.lease().is_held();
+        if ours {
+            live.finish(written.clone());
+        }
         let end =
             State { document: JobDocument { results: Vec::new(), late: Vec::new(), ..document }, runs: Some(runs.len()), replica: None };
-        self.0.store.put_end(&end).await;
+        match self.0.store.put_end(&end, place).await {
+            Ok(true) if ours => {}
+            Ok(true) => live.finish(written),
+            Ok(false) => {
+                tracing::warn!(job.id = %live.document.id, "another replica has ended the job while this one was thought gone");
+                live.leave_off();
+            }
+            Err(error) => {
+                tracing::error!(job.id = %live.document.id, %error, "a job's end could not be kept");
+                live.finish(written);
+            }
+        }
     }
 
     async fn write_events_as_they_come(&self, live: &Live) {
@@ -290,6 +312,10 @@ impl Jobs {
     }
 
     fn write_events(&self, live: &Live) {
+        // The job may have been ended by another replica.
+        if !self.0.broker.lease().is_held() {
+            return;
+        }
         let (batch, events) = live.unwritten();
         if !events.is_empty() {
             self.0.store.put_events(&live.document, batch, events);

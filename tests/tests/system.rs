@@ -15,6 +15,7 @@ mod system {
     mod register;
     mod replicas;
     mod state;
+    mod takeover;
     mod tidy;
     mod tools;
     mod up;

@@ -1,6 +1,6 @@
 //! A job while it goes on here: what its nodes tell, kept for whoever watches and whoever comes back, and how to end it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -305,6 +305,29 @@ impl Live {
         self.ring().late.push(outcome);
     }
 
+    /// How many runs it has.
+    pub(crate) fn runs(&self) -> usize {
+        self.ring().runs.len()
+    }
+
+    /// The runs that have begun and have no outcome, as far as was told, and their nodes.
+    pub(crate) fn going_on(&self) -> Vec<(usize, NodeId)> {
+        let ring = self.ring();
+        let mut going_on: BTreeMap<usize, NodeId> = BTreeMap::new();
+        for told in &ring.events {
+            match told.kind {
+                Kind::Accepted => {
+                    if let Ok(Begun { run, node, .. }) = serde_json::from_slice(&told.data) {
+                        drop(going_on.insert(run, node));
+                    }
+                }
+                Kind::Outcome => drop(going_on.remove(&told.id.run)),
+                Kind::Progress => {}
+            }
+        }
+        going_on.into_iter().collect()
+    }
+
     /// The events that are not in the stream yet, and the number of their batch.
     pub(crate) fn unwritten(&self) -> (u64, Bytes) {
         let mut ring = self.ring();
@@ -507,7 +530,7 @@ impl Watcher {
 
     /// How many runs it has.
     pub fn runs(&self) -> usize {
-        self.live.ring().runs.len()
+        self.live.runs()
     }
 
     /// The job as it began.
