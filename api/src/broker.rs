@@ -1,11 +1,14 @@
 //! The API's side of the broker: its connections, its answers, its dispatch. Nothing else of the API names the client library's connection.
 
+pub(crate) mod backwards;
 mod dispatch;
 pub(crate) mod last;
+mod late;
+mod lease;
 mod replies;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -13,7 +16,7 @@ use async_nats::jetstream::{self, kv};
 use async_nats::{Client, HeaderMap};
 use futures_util::{Stream, StreamExt};
 use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
-use probeops_shared::ids::{Caller, JobId, NodeId};
+use probeops_shared::ids::{Caller, JobId, NodeId, RequestId};
 use probeops_shared::job::Verb;
 use probeops_shared::problem::Code;
 use probeops_shared::subjects::{self, storage};
@@ -22,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::dispatch::{Destination, Dispatched, Run, Watched};
+pub(crate) use self::late::LateAnswer;
+pub(crate) use self::lease::Lease;
 use self::replies::Replies;
 pub(crate) use self::replies::{Heard, Listener};
 use crate::collector::Collector;
@@ -68,7 +73,10 @@ struct Inner {
     auditor: jetstream::Context,
     keys: kv::Store,
     nodes: kv::Store,
+    lease: Lease,
     replies: Replies,
+    /// What nodes say of runs that were over, until somebody reads it.
+    late_answers: Mutex<Option<mpsc::Receiver<LateAnswer>>>,
     roster: Roster,
     link: watch::Receiver<LinkState>,
     links: Links,
@@ -99,8 +107,12 @@ impl Broker {
                 .map_err(|error| format!("bucket {name} cannot be used: {error} (was the broker provisioned?)"))
         };
         let (keys, nodes, presence) = (bucket(storage::KEYS).await?, bucket(storage::NODES).await?, bucket(storage::PRESENCE).await?);
+        let lease = Lease::take(bucket(storage::REPLICAS).await?, caller.clone(), link.clone()).await;
+        let lease = lease.map_err(|error| format!("bucket {} cannot be written: {error}", storage::REPLICAS))?;
+        drop(tasks.spawn(lease.clone().keep(stop.clone())));
         let answers =
             client.subscribe(subjects::replies(&caller)).await.map_err(|error| format!("cannot subscribe to answers: {error}"))?;
+        let (replies, late_answers) = Replies::new();
         let broker = Self(Arc::new(Inner {
             client,
             caller,
@@ -108,7 +120,9 @@ impl Broker {
             auditor: jetstream_of(auditing),
             keys,
             nodes: nodes.clone(),
-            replies: Replies::default(),
+            lease,
+            replies,
+            late_answers: Mutex::new(Some(late_answers)),
             roster: roster.clone(),
             link: link.clone(),
             links,
@@ -177,6 +191,21 @@ impl Broker {
             let job = std::str::from_utf8(&message.payload).ok()?.parse().ok()?;
             Some((verb.to_owned(), from, job))
         }))
+    }
+
+    /// That this replica is there, and which others are.
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.0.lease
+    }
+
+    /// Tells a node to stop a run, whichever replica had asked for it.
+    pub(crate) async fn cancel_run(&self, node: &NodeId, request_id: &RequestId) {
+        replies::cancel(&self.0.client, &self.0.caller, node, request_id).await;
+    }
+
+    /// What nodes say of runs that were over; for one reader.
+    pub(crate) fn late_answers(&self) -> Option<mpsc::Receiver<LateAnswer>> {
+        self.0.late_answers.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Tells another replica something about a job.

@@ -3,9 +3,12 @@
 mod admission;
 mod detachable;
 mod elsewhere;
+mod late;
+mod list;
 mod live;
 mod selector;
 mod store;
+mod takeover;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,10 +35,11 @@ use crate::audit::Audit;
 use crate::broker::{Broker, Destination, Dispatched, Run, Watched};
 use crate::jobs::detachable::Detachable;
 use crate::jobs::live::Live;
-use crate::jobs::store::{State, Store, Stored};
+use crate::jobs::store::{Open, State, Store, Stored};
 use crate::metrics::Metrics;
 use crate::problem::{Asked, Problem};
 
+pub use list::{JobPage, JobSummary, Wanted};
 pub use live::{Begun, Ended, EventId, Found, Kind, Next, Told, Watcher};
 pub use selector::Selector;
 
@@ -89,6 +93,9 @@ pub struct JobDocument {
     pub finished_at: Option<Timestamp>,
     /// One outcome for each selector, in their order; while it goes on, those there are.
     pub results: Vec<Outcome>,
+    /// What nodes found that were thought lost and had been replaced, or given up: it came after the run was over. Absent when nothing did.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub late: Vec<Outcome>,
 }
 
 impl JobDocument {
@@ -101,6 +108,11 @@ impl JobDocument {
         }
         written.into()
     }
+}
+
+impl JobStatus {
+    /// All of them, and their words.
+    pub const ALL: [(Self, &str); 3] = [(Self::Running, "running"), (Self::Finished, "finished"), (Self::Cancelled, "cancelled")];
 }
 
 /// Whether a job goes on.
@@ -181,8 +193,16 @@ impl Jobs {
         let room = Arc::new(Semaphore::new(RUNS_MAX));
         let said = broker.replicas().await.map_err(|error| format!("cannot hear other replicas: {error}"))?;
         let jobs = Self(Arc::new(Inner { broker, audit, metrics, store, room, tasks: TaskTracker::new(), live, elsewhere }));
-        let (hearing, stop) = (jobs.clone(), stop.clone());
-        drop(tasks.spawn(async move { stop.run_until_cancelled(hearing.hear(said)).await }));
+        let (hearing, stopped) = (jobs.clone(), stop.clone());
+        drop(tasks.spawn(async move { stopped.run_until_cancelled(hearing.hear(said)).await }));
+        if let Some(answers) = jobs.0.broker.late_answers() {
+            let (keeping, stop) = (jobs.clone(), stop.clone());
+            drop(tasks.spawn(async move { stop.run_until_cancelled(keeping.keep_late(answers)).await }));
+        }
+        let (gone, watching) = jobs.0.broker.lease().gone(jobs.0.broker.link(), stop.clone());
+        drop(tasks.spawn(watching));
+        let (taking, stopped) = (jobs.clone(), stop.clone());
+        drop(tasks.spawn(async move { stopped.run_until_cancelled(taking.take_over(gone)).await }));
         Ok(jobs)
     }
 
@@ -219,8 +239,9 @@ impl Jobs {
         }
         let replica = Some(self.0.broker.caller().clone());
         let state = State { document: document.clone(), runs: Some(runs.len()), replica };
-        let kept = self.0.store.put_now(&state).await;
-        kept.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?;
+        let ends_by = document.created_at.plus(start_within + budget + 2 * GRACE);
+        let kept = self.0.store.put_now(&state, &Open { id, replica: self.0.broker.caller().clone(), ends_by }).await;
+        let place = kept.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?;
         self.0.audit.record(accepted);
         let only_watched = matches!(how, How::Watch { cancel_on_disconnect: true });
         let live = Live::new(document, runs.len(), only_watched);
@@ -228,7 +249,7 @@ impl Jobs {
         let mut watcher = live.watch(None);
         let jobs = self.clone();
         drop(self.0.tasks.spawn(async move {
-            jobs.run_watched(&live, &runs).await;
+            jobs.run_watched(&live, &runs, place).await;
             drop((jobs.live().remove(&id), room));
         }));
         let answer = match how {
@@ -250,8 +271,8 @@ impl Jobs {
         written
     }
 
-    /// Gets every run of a job done, and keeps and tells what comes of it as it comes.
-    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run]) {
+    /// Gets every run of a job done whose state is at `place` in the stream, and keeps and tells what comes of it as it comes.
+    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run], place: u64) {
         let every = join_all(runs.iter().enumerate().map(async |(index, run)| {
             let watched = Watched { listener: live.listener(index), cancel: live.cancel.clone() };
             let dispatched = self.dispatch(run, Some(&watched)).await;
@@ -267,10 +288,27 @@ impl Jobs {
         self.write_events(live);
         let status = if live.cancel.is_cancelled() { JobStatus::Cancelled } else { JobStatus::Finished };
         let document = JobDocument { status, finished_at: Some(Timestamp::now()), ..live.so_far() };
-        live.finish(document.to_bytes());
-        // Until it is stored, who asks for it here is answered from memory.
-        let end = State { document: JobDocument { results: Vec::new(), ..document }, runs: Some(runs.len()), replica: None };
-        self.0.store.put_end(&end).await;
+        let written = document.to_bytes();
+        // While nobody can think that this replica is gone, nobody else ends its jobs; until it is stored, who asks for it here is answered from
+        // memory.
+        let ours = self.0.broker.lease().is_held();
+        if ours {
+            live.finish(written.clone());
+        }
+        let end =
+            State { document: JobDocument { results: Vec::new(), late: Vec::new(), ..document }, runs: Some(runs.len()), replica: None };
+        match self.0.store.put_end(&end, place).await {
+            Ok(true) if ours => {}
+            Ok(true) => live.finish(written),
+            Ok(false) => {
+                tracing::warn!(job.id = %live.document.id, "another replica has ended the job while this one was thought gone");
+                live.leave_off();
+            }
+            Err(error) => {
+                tracing::error!(job.id = %live.document.id, %error, "a job's end could not be kept");
+                live.finish(written);
+            }
+        }
     }
 
     async fn dispatch(&self, run: &Run, watched: Option<&Watched>) -> Dispatched {
@@ -289,6 +327,10 @@ impl Jobs {
     }
 
     fn write_events(&self, live: &Live) {
+        // The job may have been ended by another replica.
+        if !self.0.broker.lease().is_held() {
+            return;
+        }
         let (batch, events) = live.unwritten();
         if !events.is_empty() {
             self.0.store.put_events(&live.document, batch, events);
@@ -327,7 +369,7 @@ impl Jobs {
     /// Ends a job of this principal before its time, and waits until it has.
     pub async fn cancel(&self, principal: &Principal, id: JobId) -> Result<JobDocument, Problem> {
         let over = |status: JobStatus| {
-            let how = if status == JobStatus::Cancelled { "cancelled" } else { "finished" };
+            let how = JobStatus::ALL.iter().find(|(known, _)| *known == status).map_or("over", |(_, word)| word);
             Problem::new(Code::Conflict, format!("job `{id}` is {how} already"))
         };
         match self.find(principal, id).await? {
@@ -397,6 +439,7 @@ fn document(principal: &Principal, request: &JobRequest) -> JobDocument {
         created_at: Timestamp::now(),
         finished_at: None,
         results: Vec::new(),
+        late: Vec::new(),
     }
 }
 

@@ -11,7 +11,7 @@ use probeops_shared::tools::ToolName;
 use serde_json::{Value, json};
 
 use crate::client::{Client, ClientArgs};
-use crate::exit::{Exit, Failed};
+use crate::exit::Failed;
 use crate::spans;
 use crate::terminal::{Form, pretty, say, table};
 
@@ -59,22 +59,7 @@ pub(crate) struct AuditArgs {
 pub(crate) fn run(args: &AuditArgs) -> Result<(), Failed> {
     let client = Client::open(&args.client)?;
     let wanted = usize::try_from(args.limit).unwrap_or(usize::MAX);
-    let mut records: Vec<Value> = Vec::new();
-    let mut cursor: Option<String> = None;
-    loop {
-        let mut query = filters(args);
-        query.push(("limit", (wanted - records.len()).min(PAGE_RECORDS_MAX).to_string()));
-        query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
-        let mut page = client.get("/v1/audit", &query, PAGE_TIMEOUT)?.body;
-        let Some(Value::Array(found)) = page.get_mut("records").map(Value::take) else {
-            return Err(Failed::new(Exit::Transport, "the API's answer has no list of records; is it of another version?"));
-        };
-        records.extend(found);
-        cursor = page.get("next").and_then(Value::as_str).map(str::to_owned);
-        if cursor.is_none() || records.len() >= wanted {
-            break;
-        }
-    }
+    let records = client.pages(("/v1/audit", "records"), &filters(args), wanted, PAGE_RECORDS_MAX, PAGE_TIMEOUT)?;
     match args.output {
         Form::Json => say(pretty(&json!({"records": records}))),
         Form::Text => say(shown(&records)),

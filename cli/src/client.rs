@@ -124,6 +124,32 @@ impl Client {
         self.answer(sent)
     }
 
+    /// Reads so many entries of a list (its path, and its name in the answer), page by page.
+    pub(crate) fn pages(
+        &self,
+        (path, name): (&str, &str),
+        filters: &[(&str, String)],
+        wanted: usize,
+        page_max: usize,
+        patience: Duration,
+    ) -> Result<Vec<Value>, Failed> {
+        let (mut entries, mut cursor): (Vec<Value>, Option<String>) = (Vec::new(), None);
+        loop {
+            let mut query = filters.to_vec();
+            query.push(("limit", (wanted - entries.len()).min(page_max).to_string()));
+            query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
+            let mut page = self.get(path, &query, patience)?.body;
+            let Some(Value::Array(found)) = page.get_mut(name).map(Value::take) else {
+                return Err(Failed::new(Exit::Transport, format!("the API's answer has no list of {name}; is it of another version?")));
+            };
+            entries.extend(found);
+            cursor = page.get("next").and_then(Value::as_str).map(str::to_owned);
+            if cursor.is_none() || entries.len() >= wanted {
+                return Ok(entries);
+            }
+        }
+    }
+
     /// Posts JSON.
     pub(crate) fn post(&self, path: &str, body: &Value, patience: Duration) -> Result<Answer, Failed> {
         let request = self.authorized(self.agent.post(format!("{}{path}", self.url))).header("content-type", "application/json");
@@ -160,6 +186,13 @@ impl Client {
 
     fn foreign(&self) -> Failed {
         Failed::new(Exit::Transport, format!("{} does not answer as a ProbeOps API would", self.url))
+    }
+
+    /// Deletes.
+    pub(crate) fn delete(&self, path: &str, patience: Duration) -> Result<Answer, Failed> {
+        let request = self.authorized(self.agent.delete(format!("{}{path}", self.url)));
+        let sent = request.config().timeout_global(Some(patience)).build().call();
+        self.answer(sent)
     }
 
     fn authorized<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {

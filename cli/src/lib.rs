@@ -11,6 +11,7 @@ mod client;
 mod control;
 mod exit;
 mod health;
+mod jobs;
 mod lifeline;
 mod nats_server;
 mod provision;
@@ -54,6 +55,8 @@ enum Own {
     Services(register::Services),
     #[command(subcommand)]
     Keys(register::Keys),
+    #[command(subcommand)]
+    Jobs(jobs::Jobs),
     Audit(audit::AuditArgs),
     Init(provision::InitArgs),
     Provision(provision::ProvisionArgs),
@@ -120,6 +123,7 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::Nodes(command) => register::nodes(command),
         Own::Services(command) => register::services(command),
         Own::Keys(command) => register::keys(command),
+        Own::Jobs(command) => jobs::run(command),
         Own::Audit(args) => audit::run(&args),
         Own::Init(args) => provision::init(&args),
         Own::Provision(args) => provision::provision(&args),

@@ -112,9 +112,22 @@ fn printed(client: &Client, mut body: Value, budget: Duration) -> Result<Value, 
     Ok(client.get(&location, &[], NETWORK_MARGIN)?.body)
 }
 
-fn outcomes(document: &Value) -> Result<Vec<Outcome>, Failed> {
+/// The outcomes of a job's document.
+pub(crate) fn outcomes(document: &Value) -> Result<Vec<Outcome>, Failed> {
     let results = document.get("results").cloned().unwrap_or_default();
     serde_json::from_value(results).map_err(|error| unreadable(&error))
+}
+
+/// What the tool prints, for each outcome.
+pub(crate) fn text(outcomes: &[Outcome]) -> String {
+    if let [only] = outcomes {
+        return plain(&only.output);
+    }
+    let parts = outcomes.iter().map(|outcome| {
+        let head = outcome.node.as_ref().map_or_else(|| "no node".to_owned(), |node| format!("{} in {}", node.id, node.region));
+        format!("== {head}\n{}", plain(outcome.output.trim_end()))
+    });
+    parts.collect::<Vec<_>>().join("\n\n")
 }
 
 /// Whether a script should go on: the tool ran, and found what a person would call good.
@@ -161,5 +174,12 @@ mod tests {
         assert_eq!(good(Status::Failed, report("open")), Ok(false));
         assert_eq!(is_good(&spec, &Outcome { report: None, ..outcome(Status::Success, json!({})) }), Ok(false));
         assert_eq!(good(Status::Success, json!({"ports": 443})).unwrap_err().exit, Exit::Transport);
+    }
+
+    #[test]
+    fn several_results_say_whose_they_are_and_one_does_not() {
+        let one = outcome(Status::Success, json!({}));
+        assert_eq!(text(std::slice::from_ref(&one)), "busy: no free slot\n");
+        assert_eq!(text(&[one.clone(), one]), "== fra-1 in eu\nbusy: no free slot\n\n== fra-1 in eu\nbusy: no free slot");
     }
 }

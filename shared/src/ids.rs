@@ -98,6 +98,12 @@ impl RequestId {
     pub fn of_run(job: JobId, index: usize) -> Self {
         Self(format!("{job}.{index}"))
     }
+
+    /// Which run of which job it is, if it is one of ours.
+    pub fn of_job(&self) -> Option<(JobId, usize)> {
+        let (job, index) = self.0.split_once('.').unwrap_or((&self.0, "0"));
+        Some((job.parse().ok()?, index.parse().ok()?))
+    }
 }
 
 impl Default for RequestId {

@@ -1,6 +1,7 @@
 //! What a node announces of itself, and what it is told in return.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,6 +14,12 @@ use crate::tools::{Class, ToolName};
 pub const BEAT_INTERVAL_MS: u64 = 10_000;
 /// A node that has been silent for this many beats is gone.
 pub const BEATS_UNTIL_GONE: u64 = 3;
+
+/// How often a replica of the API says that it is there.
+pub const REPLICA_BEAT: Duration = Duration::from_secs(2);
+/// A replica of the API that has not said so for this long is gone. Longer than [`GRACE`](crate::job::GRACE): what it had not begun until then,
+/// nobody may begin.
+pub const REPLICA_GONE_AFTER: Duration = Duration::from_secs(6);
 
 /// The kinds of event a node publishes: the last token of `ev.v1.<region>.<node>.<kind>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -37,6 +37,8 @@ pub mod storage {
     pub const NODES: &str = "NODES";
     /// Bucket of services granted: name to [`crate::registry::ServiceGrant`].
     pub const SERVICES: &str = "SERVICES";
+    /// Bucket of the API's replicas that are there, by name; the broker forgets those that do not say so again.
+    pub const REPLICAS: &str = "REPLICAS";
     /// Bucket of API keys, hashed.
     pub const KEYS: &str = "KEYS";
 }
@@ -121,6 +123,16 @@ pub fn job_events(owner: impl Display, job: impl Display, batch: impl Display) -
     format!("jobs.v1.{owner}.{job}.ev.{batch}")
 }
 
+/// An outcome of a job's run that came after the run was over, in stream JOBS. `which` is a token made of the run and its attempt.
+pub fn job_late(owner: impl Display, job: impl Display, which: impl Display) -> String {
+    format!("jobs.v1.{owner}.{job}.late.{which}")
+}
+
+/// That a job goes on at a replica, in stream JOBS: what is left when the replica is gone is found by it. The broker forgets it in time.
+pub fn job_open(replica: impl Display, job: impl Display) -> String {
+    format!("jobs.v1.{replica}.{job}.open")
+}
+
 /// All of one job, in stream JOBS.
 pub fn job_all(owner: impl Display, job: impl Display) -> String {
     format!("jobs.v1.{owner}.{job}.{REST}")
@@ -135,6 +147,10 @@ pub enum OfJob<'a> {
     Run(usize),
     /// A batch of events.
     Events(&'a str),
+    /// An outcome that came late.
+    Late,
+    /// That it goes on; the first token is not its owner but the replica.
+    Open,
 }
 
 /// Reads a subject of stream JOBS: owner, job, and what it is.
@@ -143,6 +159,8 @@ pub fn parse_job(subject: &str) -> Option<(&str, JobId, OfJob<'_>)> {
     match tokens.as_slice() {
         ["jobs", "v1", owner, job, "state"] => Some((owner, job.parse().ok()?, OfJob::State)),
         ["jobs", "v1", owner, job, "run", index] => Some((owner, job.parse().ok()?, OfJob::Run(index.parse().ok()?))),
+        ["jobs", "v1", owner, job, "late", _] => Some((owner, job.parse().ok()?, OfJob::Late)),
+        ["jobs", "v1", replica, job, "open"] => Some((replica, job.parse().ok()?, OfJob::Open)),
         ["jobs", "v1", owner, job, "ev", batch] => Some((owner, job.parse().ok()?, OfJob::Events(batch))),
         _ => None,
     }
@@ -280,6 +298,8 @@ mod tests {
         assert_eq!(parse_job(&job_state("o", job)), Some(("o", job, OfJob::State)));
         assert_eq!(parse_job(&job_run("o", job, 3)), Some(("o", job, OfJob::Run(3))));
         assert_eq!(parse_job(&job_events("o", job, 7)), Some(("o", job, OfJob::Events("7"))));
+        assert_eq!(parse_job(&job_late("o", job, "3-1")), Some(("o", job, OfJob::Late)));
+        assert_eq!(parse_job(&job_open("api-1", job)), Some(("api-1", job, OfJob::Open)));
         assert_eq!(parse_job("jobs.v1.o.x.state"), None);
         assert_eq!(parse_replica(&replica("api-1", "cancel", "api-2")), Some(("cancel", "api-2".parse().unwrap())));
     }

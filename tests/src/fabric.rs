@@ -183,7 +183,13 @@ impl Fabric {
 
     /// Kills the broker and starts it again on the same data and ports.
     pub fn restart_broker(&mut self) {
+        self.restart_broker_after(Duration::ZERO);
+    }
+
+    /// Kills the broker and starts it again after a while.
+    pub fn restart_broker_after(&mut self, away: Duration) {
         self.broker = None;
+        std::thread::sleep(away);
         self.start_broker();
     }
 
@@ -438,6 +444,16 @@ impl Api {
     pub fn kill(&self) {
         self.process.borrow().signal(Signal::SIGKILL);
         self.process.borrow_mut().wait();
+    }
+
+    /// Holds it still.
+    pub fn pause(&self) {
+        self.process.borrow().signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.process.borrow().signal(Signal::SIGCONT);
     }
 
     /// Asks it to stop, and returns its exit code.

@@ -14,6 +14,8 @@ mod system {
     mod live;
     mod register;
     mod replicas;
+    mod state;
+    mod takeover;
     mod tidy;
     mod tools;
     mod up;

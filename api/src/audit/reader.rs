@@ -6,25 +6,21 @@
 use std::fmt;
 use std::str::FromStr;
 
-use async_nats::jetstream::Context;
-use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{DirectGetErrorKind, Stream};
-use futures_util::{StreamExt, stream};
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::NodeId;
 use probeops_shared::problem::Code;
-use probeops_shared::subjects::storage;
+use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Broker;
+use crate::broker::backwards::Backwards;
+use crate::broker::last::Last;
 use crate::problem::Problem;
 
 /// How many messages one page looks at.
 const MESSAGES_MAX: usize = 2_000;
-/// How many are asked for at once.
-const READ_AHEAD: usize = 16;
 /// A message may be stored by a clock that runs so far behind that of its records, in milliseconds.
 const CLOCK_SLACK_MS: i64 = 60_000;
 
@@ -117,38 +113,29 @@ struct Batch {
 
 /// Reads a page.
 pub(super) async fn page(broker: &Broker, filter: &Filter) -> Result<Page, Problem> {
-    let context: Context = broker.audit_reader();
-    let trail = context.get_stream_no_info(storage::AUDIT).await.map_err(|error| unreadable(&error))?;
-    let state = trail.get_info().await.map_err(|error| unreadable(&error))?.state;
-    let newest = filter.cursor.map_or(state.last_sequence, |cursor| cursor.sequence.min(state.last_sequence));
-    let mut pages = Pages::new(filter, state.first_sequence.max(1));
-    let sequences = (state.first_sequence.max(1)..=newest).rev().take(MESSAGES_MAX);
-    let mut batches = stream::iter(sequences.map(|sequence| read(&trail, sequence))).buffered(READ_AHEAD);
-    while let Some(batch) = batches.next().await {
-        if pages.take(batch?) == Reading::Over {
+    let newest = filter.cursor.map(|cursor| cursor.sequence);
+    let context = broker.audit_reader();
+    let trail = Backwards::new(&context, storage::AUDIT, subjects::broker::AUDIT_ALL.to_owned(), newest).await;
+    let mut trail = trail.map_err(|error| unreadable(&error))?;
+    let mut pages = Pages::new(filter, trail.oldest);
+    let mut looked = 0;
+    while looked < MESSAGES_MAX
+        && let Some(messages) = trail.next().await.map_err(|error| unreadable(&error))?
+    {
+        looked += messages.len();
+        if messages.iter().any(|message| pages.take(parsed(message)) == Reading::Over) {
             break;
         }
     }
-    drop(batches);
     Ok(pages.page())
 }
 
-async fn read(trail: &Stream<()>, sequence: u64) -> Result<Batch, Problem> {
-    match trail.direct_get(sequence).await {
-        Ok(message) => Ok(parsed(&message)),
-        // Aged out while we were reading.
-        Err(error) if error.kind() == DirectGetErrorKind::NotFound => Ok(Batch { sequence, stored_unix_ms: i64::MAX, records: Vec::new() }),
-        Err(error) => Err(unreadable(&error)),
-    }
-}
-
-fn parsed(message: &StreamMessage) -> Batch {
-    let stored_unix_ms = i64::try_from(message.time.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX);
+fn parsed(message: &Last) -> Batch {
     let records = serde_json::from_slice(&message.payload).unwrap_or_else(|error| {
         tracing::warn!(sequence = message.sequence, subject = %message.subject, %error, "a message of the audit trail cannot be read");
         Vec::new()
     });
-    Batch { sequence: message.sequence, stored_unix_ms, records }
+    Batch { sequence: message.sequence, stored_unix_ms: message.stored_at.unix_ms(), records }
 }
 
 fn unreadable(error: &dyn fmt::Display) -> Problem {

@@ -12,7 +12,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use probeops_shared::ids::{NodeId, Region, RequestId};
 use probeops_shared::job::{Events, SILENCE_MAX, header};
-use probeops_shared::outcome::{Failure, FailureKind, Outcome};
+use probeops_shared::outcome::{Failure, FailureKind, NodeRef, Outcome};
 use probeops_shared::subjects;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -117,7 +117,25 @@ impl Broker {
         };
         let Some(outcome) = outcome else { return dispatch.cancelled().await };
         dispatch.cancel_the_rest(&outcome).await;
+        dispatch.remember_the_rest();
         Dispatched { outcome, answered: dispatch.answered }
+    }
+}
+
+impl Broker {
+    /// An outcome as its node gave it. The broker attests the node, and we know what we asked: what the message says of those does not count.
+    pub(crate) fn attested(&self, run: &Run, node: NodeId, payload: &[u8]) -> Option<Outcome> {
+        let given: Outcome = serde_json::from_slice(payload)
+            .inspect_err(|error| tracing::error!(job.id = %run.request_id, %node, %error, "an outcome cannot be read"))
+            .ok()?;
+        let region = self.roster().region(&node).or_else(|| given.node.as_ref().map(|node| node.region.clone()));
+        Some(Outcome {
+            request_id: run.request_id.clone(),
+            tool: run.tool.as_str().to_owned(),
+            target: run.target.clone(),
+            node: region.map(|region| NodeRef { id: node, region }),
+            ..given
+        })
     }
 }
 
@@ -141,7 +159,7 @@ struct Dispatch<'a> {
 
 struct Attempt<'a> {
     /// Answers reach us while it lives.
-    _waiting: Waiting<'a>,
+    waiting: Waiting<'a>,
     accepted_by: Option<NodeId>,
     over: bool,
 }
@@ -168,6 +186,16 @@ impl<'a> Dispatch<'a> {
             }
         }
         self.gave_up()
+    }
+
+    /// A node that cannot be told now that it is not wanted any more may say later what it found.
+    fn remember_the_rest(&self) {
+        let open = self.attempts.iter().zip(1..).filter(|(attempt, _)| !attempt.over);
+        let mut run = None;
+        for (attempt, number) in open {
+            let run = run.get_or_insert_with(|| Arc::new(self.run.clone()));
+            self.broker.0.replies.late.remember(attempt.waiting.token(), number, run);
+        }
     }
 
     /// Waits until connected; false when that takes longer than the deadline.
@@ -207,7 +235,7 @@ impl<'a> Dispatch<'a> {
             Destination::Node(node) => subjects::node_job(node, run.tool, caller),
         };
         let reply = subjects::reply(caller, waiting.token(), subjects::NO_RESPONDERS);
-        self.attempts.push(Attempt { _waiting: waiting, accepted_by: None, over: false });
+        self.attempts.push(Attempt { waiting, accepted_by: None, over: false });
         // What nobody hears is not told.
         let events = if self.listener.is_some() { Events::All } else { Events::SignsOfLife };
         let headers = headers(run, number, events);

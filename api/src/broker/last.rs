@@ -1,4 +1,4 @@
-//! The last messages of several subjects of a stream, in one request (NATS ADR-31, `multi_last`).
+//! Several messages of a stream in one request (NATS ADR-31): the last of each subject, or those of a window of it.
 
 use std::time::Duration;
 
@@ -6,7 +6,8 @@ use async_nats::{Client, HeaderMap, Message};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use probeops_shared::subjects::broker;
-use serde_json::json;
+use probeops_shared::timestamp::Timestamp;
+use serde_json::{Value, json};
 
 /// How long the broker may be silent between two messages of its answer.
 const NEXT_WITHIN: Duration = Duration::from_secs(5);
@@ -22,6 +23,8 @@ const SUBJECT: &str = "Nats-Subject";
 const SEQUENCE: &str = "Nats-Sequence";
 /// The place in the stream at which the broker has looked.
 const UP_TO_SEQUENCE: &str = "Nats-UpTo-Sequence";
+/// When a message was stored.
+const TIME_STAMP: &str = "Nats-Time-Stamp";
 
 /// A message of a stream.
 #[derive(Clone, Debug)]
@@ -30,6 +33,8 @@ pub(crate) struct Last {
     pub(crate) subject: String,
     /// Its place in the stream.
     pub(crate) sequence: u64,
+    /// When it was stored.
+    pub(crate) stored_at: Timestamp,
     /// What it says.
     pub(crate) payload: Bytes,
 }
@@ -40,34 +45,68 @@ pub(crate) async fn last_of_each(client: &Client, stream: &str, filters: &[Strin
     let mut found: Vec<Last> = Vec::new();
     let mut request = json!({"multi_last": filters});
     loop {
-        let inbox = client.new_inbox();
-        let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| error.to_string())?;
-        let asked = client.publish_with_reply(broker::direct_get(stream), inbox, request.to_string().into()).await;
-        asked.map_err(|error| error.to_string())?;
-        let end = loop {
-            let answer = tokio::time::timeout(NEXT_WITHIN, answers.next()).await;
-            let answer = answer.map_err(|_elapsed| "the broker did not answer in time".to_owned())?;
-            let answer = answer.ok_or_else(|| "the connection to the broker is closed".to_owned())?;
-            match answer.status {
-                None => found.push(read(answer)?),
-                Some(status) if status.as_u16() == NOT_FOUND => return Ok(found),
-                Some(status) if status.as_u16() == END_OF_BATCH => break answer,
-                Some(status) => return Err(format!("the broker answered {status} {}", answer.description.unwrap_or_default())),
-            }
-        };
-        // It may have stopped before the end, so as not to send too much at once.
-        let more = header(end.headers.as_ref(), NUM_PENDING).is_some_and(|pending: u64| pending > 0);
+        let Batch { messages, more, up_to } = batch(client, stream, &request).await?;
+        found.extend(messages);
         let (Some(last), true) = (found.last(), more) else { return Ok(found) };
-        request =
-            json!({"multi_last": filters, "seq": last.sequence + 1, "up_to_seq": header::<u64>(end.headers.as_ref(), UP_TO_SEQUENCE)});
+        request = json!({"multi_last": filters, "seq": last.sequence + 1, "up_to_seq": up_to});
+    }
+}
+
+/// The first messages on a subject, which may have wildcards, from a place in the stream on, in its order; at most so many, and whether there
+/// are more.
+pub(crate) async fn next_of(client: &Client, stream: &str, subject: &str, from: u64, count: usize) -> Result<(Vec<Last>, bool), String> {
+    let mut found: Vec<Last> = Vec::new();
+    loop {
+        let from = found.last().map_or(from, |last| last.sequence + 1);
+        let request = json!({"seq": from, "next_by_subj": subject, "batch": count - found.len()});
+        let Batch { messages, more, .. } = batch(client, stream, &request).await?;
+        let nothing = messages.is_empty();
+        found.extend(messages);
+        if nothing || !more || found.len() >= count {
+            return Ok((found, more));
+        }
+    }
+}
+
+/// What the broker sends for one request.
+struct Batch {
+    messages: Vec<Last>,
+    /// It stopped before the end, so as not to send too much at once.
+    more: bool,
+    up_to: Option<u64>,
+}
+
+async fn batch(client: &Client, stream: &str, request: &Value) -> Result<Batch, String> {
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| error.to_string())?;
+    let asked = client.publish_with_reply(broker::direct_get(stream), inbox, request.to_string().into()).await;
+    asked.map_err(|error| error.to_string())?;
+    let mut messages = Vec::new();
+    loop {
+        let answer = tokio::time::timeout(NEXT_WITHIN, answers.next()).await;
+        let answer = answer.map_err(|_elapsed| "the broker did not answer in time".to_owned())?;
+        let answer = answer.ok_or_else(|| "the connection to the broker is closed".to_owned())?;
+        match answer.status.map(|status| status.as_u16()) {
+            None => messages.push(read(answer)?),
+            Some(NOT_FOUND) => return Ok(Batch { messages, more: false, up_to: None }),
+            Some(END_OF_BATCH) => {
+                let headers = answer.headers.as_ref();
+                let more = header(headers, NUM_PENDING).is_some_and(|pending: u64| pending > 0);
+                return Ok(Batch { messages, more, up_to: header(headers, UP_TO_SEQUENCE) });
+            }
+            Some(status) => return Err(format!("the broker answered {status} {}", answer.description.unwrap_or_default())),
+        }
     }
 }
 
 fn read(message: Message) -> Result<Last, String> {
     let headers = message.headers.as_ref();
     let (subject, sequence) = (header(headers, SUBJECT), header(headers, SEQUENCE));
-    let (Some(subject), Some(sequence)) = (subject, sequence) else { return Err("the broker's answer lacks its headers".to_owned()) };
-    Ok(Last { subject, sequence, payload: message.payload })
+    let stored_at = headers.and_then(|headers| Timestamp::parse(headers.get(TIME_STAMP)?.as_str()));
+    let (Some(subject), Some(sequence), Some(stored_at)) = (subject, sequence, stored_at) else {
+        return Err("the broker's answer lacks its headers".to_owned());
+    };
+    Ok(Last { subject, sequence, stored_at, payload: message.payload })
 }
 
 fn header<T: std::str::FromStr>(headers: Option<&HeaderMap>, name: &str) -> Option<T> {

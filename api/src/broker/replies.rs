@@ -15,9 +15,15 @@ use probeops_shared::job::{Event, Verb, header};
 use probeops_shared::subjects;
 use tokio::sync::mpsc;
 
+use super::late::{Late, LateAnswer};
+
 /// Who waits for what.
-#[derive(Debug, Default)]
-pub(crate) struct Replies(Mutex<HashMap<ReplyToken, Waiter>>);
+#[derive(Debug)]
+pub(crate) struct Replies {
+    waiters: Mutex<HashMap<ReplyToken, Waiter>>,
+    /// For whom nobody waits any more.
+    pub(crate) late: Late,
+}
 
 #[derive(Clone, Debug)]
 struct Waiter {
@@ -61,6 +67,12 @@ pub(crate) struct Answer {
 }
 
 impl Replies {
+    /// Nobody waits yet. What comes too late is read at the other end.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<LateAnswer>) {
+        let (late, answers) = Late::new();
+        (Self { waiters: Mutex::default(), late }, answers)
+    }
+
     /// Waits for answers to an attempt until the returned guard is dropped. What the node tells until its outcome, `listener` hears.
     pub(crate) fn wait(&self, attempt: u32, sender: mpsc::Sender<Box<Answer>>, listener: Option<Arc<dyn Listener>>) -> Waiting<'_> {
         let token = ReplyToken::new();
@@ -77,13 +89,14 @@ impl Replies {
             match (waiter, node) {
                 (Some(waiter), node) => waiter.hand(node, event, message),
                 (None, Some(node)) if event == Event::Accepted => cancel_late(client, caller, &node, &message).await,
+                (None, Some(node)) if event == Event::Outcome && self.late.hear(token, node.clone(), message.payload.clone()) => {}
                 (None, _) => tracing::debug!(subject = %message.subject, "an answer came after its job was over"),
             }
         }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<ReplyToken, Waiter>> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.waiters.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -1,10 +1,12 @@
 //! Jobs that go on at another replica: followed through the stream, cancelled by a word to their replica.
 
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, StreamExt};
-use probeops_shared::ids::{Caller, JobId};
+use probeops_shared::ids::{Caller, JobId, RequestId};
+use probeops_shared::outcome::FailureKind;
+use probeops_shared::presence::REPLICA_GONE_AFTER;
 use probeops_shared::problem::Code;
 use probeops_shared::subjects::{self, OfJob};
 use tokio::time::{interval, timeout};
@@ -18,6 +20,8 @@ use crate::problem::Problem;
 const FOLLOWED_MAX: usize = 1_000;
 /// How often it is looked whether anybody still watches.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a replica that does not answer is told again, until it is gone.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// What a replica is told when a job of its own is to end.
 const CANCEL: &str = "cancel";
 
@@ -78,22 +82,47 @@ impl Jobs {
                         return Ok(());
                     }
                 }
-                None => {}
+                Some((_, _, OfJob::Late)) => {
+                    live.learn_late(serde_json::from_slice(&message.payload).map_err(|error| error.to_string())?);
+                }
+                Some((_, _, OfJob::Open)) | None => {}
             }
         }
     }
 
-    /// Tells the replica at which a job goes on to end it, and waits until it has.
+    /// Tells the replica at which a job goes on to end it, and waits until it has. If that replica is gone, it is ended here.
     pub(super) async fn cancel_elsewhere(&self, stored: &Stored) -> Result<JobDocument, Problem> {
         let id = stored.state.document.id;
         let unavailable = |why: String| Problem::new(Code::Unavailable, format!("job `{id}` could not be cancelled: {why}"));
         let replica = stored.state.replica.as_ref().ok_or_else(|| unavailable("it is not known where it goes on".to_owned()))?;
         let live = self.elsewhere(stored)?;
         let mut watcher = live.watch(None);
-        self.0.broker.tell_replica(replica, CANCEL, id).await.map_err(unavailable)?;
-        let ended = timeout(CANCELLED_WITHIN, watcher.end()).await;
-        ended.map_err(|_elapsed| unavailable(format!("replica {replica}, at which it goes on, does not answer")))?;
-        Ok(live.document_now())
+        let gives_up = Instant::now() + REPLICA_GONE_AFTER + CANCELLED_WITHIN;
+        let mut within = CANCELLED_WITHIN;
+        loop {
+            self.0.broker.tell_replica(replica, CANCEL, id).await.map_err(unavailable)?;
+            if timeout(within, watcher.end()).await.is_ok() {
+                return Ok(live.document_now());
+            }
+            within = ASK_AGAIN_AFTER;
+            let lease = self.0.broker.lease();
+            if !lease.is_there(replica).await.map_err(unavailable)? {
+                lease.steady().await;
+                if !lease.is_there(replica).await.map_err(unavailable)? {
+                    break;
+                }
+            }
+            if Instant::now() > gives_up {
+                return Err(unavailable(format!("replica {replica}, at which it goes on, does not answer")));
+            }
+        }
+        for (run, node) in live.going_on() {
+            let request_id = if live.runs() > 1 { RequestId::of_run(id, run) } else { id.into() };
+            self.0.broker.cancel_run(&node, &request_id).await;
+        }
+        self.end_for_another(id, FailureKind::Cancelled).await.map_err(unavailable)?;
+        let stored = self.0.store.read(id).await.map_err(unavailable)?;
+        stored.map(Stored::into_document).ok_or_else(|| unavailable("it is no longer kept".to_owned()))
     }
 
     /// Does what other replicas ask for.

@@ -1,6 +1,6 @@
 //! A job while it goes on here: what its nodes tell, kept for whoever watches and whoever comes back, and how to end it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -184,6 +184,8 @@ struct Ring {
     end: Option<Bytes>,
     /// Nothing more will be known.
     left_off: bool,
+    /// What came too late.
+    late: Vec<Outcome>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -293,8 +295,37 @@ impl Live {
 
     /// The job with the outcomes there are, in the order of their runs.
     pub(crate) fn so_far(&self) -> JobDocument {
-        let results = self.ring().runs.iter().filter_map(|run| run.outcome.clone()).collect();
-        JobDocument { results, ..self.document.clone() }
+        let ring = self.ring();
+        let results = ring.runs.iter().filter_map(|run| run.outcome.clone()).collect();
+        JobDocument { results, late: ring.late.clone(), ..self.document.clone() }
+    }
+
+    /// One of its runs that was over has another outcome.
+    pub(crate) fn learn_late(&self, outcome: Outcome) {
+        self.ring().late.push(outcome);
+    }
+
+    /// How many runs it has.
+    pub(crate) fn runs(&self) -> usize {
+        self.ring().runs.len()
+    }
+
+    /// The runs that have begun and have no outcome, as far as was told, and their nodes.
+    pub(crate) fn going_on(&self) -> Vec<(usize, NodeId)> {
+        let ring = self.ring();
+        let mut going_on: BTreeMap<usize, NodeId> = BTreeMap::new();
+        for told in &ring.events {
+            match told.kind {
+                Kind::Accepted => {
+                    if let Ok(Begun { run, node, .. }) = serde_json::from_slice(&told.data) {
+                        drop(going_on.insert(run, node));
+                    }
+                }
+                Kind::Outcome => drop(going_on.remove(&told.id.run)),
+                Kind::Progress => {}
+            }
+        }
+        going_on.into_iter().collect()
     }
 
     /// The events that are not in the stream yet, and the number of their batch.
@@ -499,7 +530,7 @@ impl Watcher {
 
     /// How many runs it has.
     pub fn runs(&self) -> usize {
-        self.live.ring().runs.len()
+        self.live.runs()
     }
 
     /// The job as it began.
@@ -566,6 +597,7 @@ mod tests {
             created_at: Timestamp::now(),
             finished_at: None,
             results: Vec::new(),
+            late: Vec::new(),
         }
     }
 

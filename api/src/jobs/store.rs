@@ -5,12 +5,16 @@
 //! acknowledgement each; the last of every batch asks, and since the broker stores one connection's messages in their order, its acknowledgement
 //! says that the broker was there for the rest.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::header::{HeaderMap, HeaderValue, NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, NATS_MESSAGE_TTL};
 use async_nats::jetstream::Context;
 use async_nats::jetstream::consumer::push::{Ordered, OrderedConfig};
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use data_encoding::HEXLOWER;
 use probeops_shared::ids::{Caller, JobId};
@@ -23,8 +27,9 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::JobDocument;
-use crate::broker::last::last_of_each;
+use super::{JobDocument, JobStatus};
+use crate::broker::backwards::Backwards;
+use crate::broker::last::{Last, last_of_each, next_of};
 
 /// How many documents wait to be written; more are dropped and counted.
 const QUEUE_MAX: usize = 8_192;
@@ -39,13 +44,38 @@ const ON_ITS_WAY: Duration = Duration::from_secs(2);
 /// When to look for one again; twice as long after each time, for an id may also be made up.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
+/// How long after its job's last moment it is kept that the job goes on: long enough for several looks at what is left.
+const OPEN_KEPT: Duration = Duration::from_mins(3);
+/// How many jobs that go on are asked for at once.
+const OPEN_AT_ONCE: usize = 500;
+
 /// A message for the stream.
 #[derive(Debug)]
 struct Entry {
     subject: String,
     payload: Bytes,
-    /// Told when it is stored.
-    stored: Option<oneshot::Sender<()>>,
+    /// It is only stored after this message of its subject, or as its first (0).
+    after: Option<u64>,
+    /// Told whether it was stored, or something else came before.
+    stored: Option<oneshot::Sender<bool>>,
+}
+
+impl Entry {
+    fn message(&self) -> PublishMessage {
+        let message = PublishMessage::build().payload(self.payload.clone());
+        self.after.map_or(message.clone(), |after| message.expected_last_subject_sequence(after))
+    }
+}
+
+/// That a job goes on at a replica.
+#[derive(Clone, Debug)]
+pub(crate) struct Open {
+    /// Which job.
+    pub(crate) id: JobId,
+    /// Where.
+    pub(crate) replica: Caller,
+    /// When it is over at the latest.
+    pub(crate) ends_by: Timestamp,
 }
 
 /// A job as it lies in the stream.
@@ -98,29 +128,44 @@ impl Store {
     /// Writes a finished job that has its outcome inside soon; `written` is all of it as JSON.
     pub(crate) fn put_whole(&self, document: &JobDocument, written: &Bytes) {
         let subject = subjects::job_state(owner(&document.caller), document.id);
-        self.put(Entry { subject, payload: written.clone(), stored: None });
+        self.put(Entry { subject, payload: written.clone(), after: None, stored: None });
     }
 
-    /// Writes the end of a job whose outcomes lie beside it, and waits until it is stored with them. They are written before it, so who reads
-    /// `finished` finds every outcome.
-    pub(crate) async fn put_end(&self, state: &State) {
+    /// Writes the end of a job whose outcomes lie beside it in place of its state at `after`, and waits until it is stored with them. They are
+    /// written before it, so who reads `finished` finds every outcome. False when another replica has ended it.
+    pub(crate) async fn put_end(&self, state: &State, after: u64) -> Result<bool, String> {
         let (sender, stored) = oneshot::channel();
         let (subject, payload) = state.message();
-        self.put(Entry { subject, payload, stored: Some(sender) });
-        // The writer logs what it could not store.
-        drop(stored.await);
+        self.put(Entry { subject, payload, after: Some(after), stored: Some(sender) });
+        match stored.await {
+            Ok(true) => Ok(true),
+            // Its acknowledgement may have been lost, and then it stood in its own way.
+            Ok(false) => {
+                let now = self.read(state.document.id).await?;
+                Ok(now.is_some_and(|now| now.state.message().1 == state.message().1))
+            }
+            // The writer has logged why.
+            Err(_) => Err("it could not be stored".to_owned()),
+        }
     }
 
     /// Writes what came of one of a job's runs soon, beside its state.
     pub(crate) fn put_run(&self, document: &JobDocument, index: usize, end: &RunEnd) {
         let subject = subjects::job_run(owner(&document.caller), document.id, index);
-        self.put(Entry { subject, payload: serde_json::to_vec(end).unwrap_or_default().into(), stored: None });
+        // The first counts: a replica whose job was ended for it may still come to one of its own.
+        self.put(Entry { subject, payload: serde_json::to_vec(end).unwrap_or_default().into(), after: Some(0), stored: None });
+    }
+
+    /// Writes an outcome that came after its run was over soon; which run, and which attempt of it.
+    pub(crate) fn put_late(&self, (principal, id): (&str, JobId), (index, attempt): (usize, u32), outcome: &Outcome) {
+        let subject = subjects::job_late(owner(principal), id, format_args!("{index}-{attempt}"));
+        self.put(Entry { subject, payload: serde_json::to_vec(outcome).unwrap_or_default().into(), after: None, stored: None });
     }
 
     /// Writes what nodes have told soon.
     pub(crate) fn put_events(&self, document: &JobDocument, batch: u64, events: Bytes) {
         let subject = subjects::job_events(owner(&document.caller), document.id, batch);
-        self.put(Entry { subject, payload: events, stored: None });
+        self.put(Entry { subject, payload: events, after: None, stored: None });
     }
 
     fn put(&self, entry: Entry) {
@@ -132,11 +177,47 @@ impl Store {
         }
     }
 
-    /// Writes a job and waits until it is stored.
-    pub(crate) async fn put_now(&self, state: &State) -> Result<(), String> {
+    /// Writes a job that goes on at `replica`, and waits until it is stored: its place in the stream.
+    pub(crate) async fn put_now(&self, state: &State, open: &Open) -> Result<u64, String> {
+        let ttl = open.ends_by.since(Timestamp::now()) + OPEN_KEPT;
+        let headers = HeaderMap::from_iter([(NATS_MESSAGE_TTL, HeaderValue::from(ttl.as_secs()))]);
+        let subject = subjects::job_open(&open.replica, open.id);
+        let ends_by = open.ends_by.unix_ms().to_string();
+        let sent = self.jetstream.client().publish_with_headers(subject, headers, ends_by.into()).await;
+        sent.map_err(|error| error.to_string())?;
         let (subject, payload) = state.message();
         let sent = self.jetstream.publish(subject, payload).await.map_err(|error| error.to_string())?;
-        sent.await.map(drop).map_err(|error| error.to_string())
+        sent.await.map(|stored| stored.sequence).map_err(|error| error.to_string())
+    }
+
+    /// Every job that goes on, or did until a little while ago.
+    pub(crate) async fn open(&self) -> Result<Vec<Open>, String> {
+        let subject = subjects::job_open(ANY, ANY);
+        let (mut open, mut from) = (Vec::new(), 1);
+        loop {
+            let (messages, more) = next_of(&self.jetstream.client(), storage::JOBS, &subject, from, OPEN_AT_ONCE).await?;
+            from = messages.last().map_or(from, |last| last.sequence + 1);
+            open.extend(messages.iter().filter_map(|message| {
+                let (replica, id, _) = subjects::parse_job(&message.subject)?;
+                let ends_by = Timestamp::from_unix_ms(std::str::from_utf8(&message.payload).ok()?.parse().ok()?)?;
+                Some(Open { id, replica: replica.parse().ok()?, ends_by })
+            }));
+            if messages.is_empty() || !more {
+                return Ok(open);
+            }
+        }
+    }
+
+    /// Those of these jobs that go on by their state.
+    pub(crate) async fn running(&self, ids: Vec<JobId>) -> Result<Vec<JobId>, String> {
+        let mut running = Vec::new();
+        for ids in ids.chunks(OPEN_AT_ONCE) {
+            let subjects: Vec<String> = ids.iter().map(|id| subjects::job_state(ANY, id)).collect();
+            let states = last_of_each(&self.jetstream.client(), storage::JOBS, &subjects).await?;
+            let states = states.iter().filter_map(state_of).filter(|state| state.document.status == JobStatus::Running);
+            running.extend(states.map(|state| state.document.id));
+        }
+        Ok(running)
     }
 
     /// Reads a job. One that was just accepted elsewhere is waited for, a little.
@@ -156,6 +237,22 @@ impl Store {
         }
     }
 
+    /// The states of the jobs of a principal, newest first, from the newest on or from the one at `newest`.
+    pub(crate) async fn backwards(&self, principal: &str, newest: Option<u64>) -> Result<States, String> {
+        let subject = subjects::job_state(owner(principal), ANY);
+        Backwards::new(&self.jetstream, storage::JOBS, subject, newest).await.map(States)
+    }
+
+    /// These jobs as they are now.
+    pub(crate) async fn now(&self, of: &[&State]) -> Result<HashMap<JobId, State>, String> {
+        let subjects: Vec<String> = of.iter().map(|state| state.subject()).collect();
+        if subjects.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let states = last_of_each(&self.jetstream.client(), storage::JOBS, &subjects).await?;
+        Ok(states.iter().filter_map(state_of).map(|state| (state.document.id, state)).collect())
+    }
+
     /// Everything of a job as it comes into the stream, from its beginning.
     pub(crate) async fn follow(&self, document: &JobDocument) -> Result<Ordered, String> {
         let filter_subject = subjects::job_all(owner(&document.caller), document.id);
@@ -168,24 +265,51 @@ impl Store {
 
     /// Reads a job as it lies there now.
     pub(crate) async fn read(&self, id: JobId) -> Result<Option<Stored>, String> {
-        let of_job = [subjects::job_state(ANY, id), subjects::job_run(ANY, id, ANY)];
-        let (mut state, mut runs) = (None, Vec::new());
+        let of_job = [subjects::job_state(ANY, id), subjects::job_run(ANY, id, ANY), subjects::job_late(ANY, id, ANY)];
+        let (mut state, mut sequence, mut runs, mut late) = (None, 0, Vec::new(), Vec::new());
         for message in last_of_each(&self.jetstream.client(), storage::JOBS, &of_job).await? {
             match subjects::parse_job(&message.subject) {
                 Some((_, _, OfJob::State)) => {
                     let read = serde_json::from_slice::<State>(&message.payload);
                     state = Some(read.map_err(|error| format!("the stored job cannot be read: {error}"))?);
+                    sequence = message.sequence;
                 }
                 Some((_, _, OfJob::Run(index))) => {
                     let read = serde_json::from_slice::<RunEnd>(&message.payload);
                     runs.push((index, read.map_err(|error| format!("a stored outcome cannot be read: {error}"))?));
                 }
-                Some((_, _, OfJob::Events(_))) | None => {}
+                Some((_, _, OfJob::Late)) => {
+                    let read = serde_json::from_slice::<Outcome>(&message.payload);
+                    late.push(read.map_err(|error| format!("a stored outcome cannot be read: {error}"))?);
+                }
+                Some((_, _, OfJob::Events(_) | OfJob::Open)) | None => {}
             }
         }
         runs.sort_by_key(|(index, _)| *index);
-        Ok(state.map(|state| Stored { state, runs }))
+        Ok(state.map(|state| Stored { state, sequence, runs, late }))
     }
+}
+
+/// States of jobs, newest first.
+#[derive(Debug)]
+pub(crate) struct States(Backwards);
+
+impl States {
+    /// The next states with their places in the stream, perhaps none; nothing when the beginning of the stream has been read.
+    pub(crate) async fn next(&mut self) -> Result<Option<Vec<(u64, State)>>, String> {
+        let messages = self.0.next().await?;
+        Ok(messages.map(|messages| messages.iter().filter_map(|message| Some((message.sequence, state_of(message)?))).collect()))
+    }
+
+    /// The newest message that has not been read, if there is one.
+    pub(crate) fn unread(&self) -> Option<u64> {
+        self.0.unread()
+    }
+}
+
+fn state_of(message: &Last) -> Option<State> {
+    let read = serde_json::from_slice(&message.payload);
+    read.inspect_err(|error| tracing::warn!(subject = %message.subject, %error, "a stored job cannot be read and is passed over")).ok()
 }
 
 /// A job as it was found in the stream.
@@ -193,8 +317,12 @@ impl Store {
 pub(crate) struct Stored {
     /// Its state.
     pub(crate) state: State,
+    /// The place of its state in the stream.
+    pub(crate) sequence: u64,
     /// The outcomes beside it, by the index of their runs.
     pub(crate) runs: Vec<(usize, RunEnd)>,
+    /// Those that came late.
+    pub(crate) late: Vec<Outcome>,
 }
 
 impl Stored {
@@ -202,14 +330,23 @@ impl Stored {
     pub(crate) fn into_document(self) -> JobDocument {
         let mut document = self.state.document;
         document.results.extend(self.runs.into_iter().map(|(_, end)| end.outcome));
+        document.late.extend(self.late);
         document
     }
 }
 
 impl State {
+    /// Whether it is the first of its job.
+    pub(crate) fn is_first(&self) -> bool {
+        self.runs.is_none() || self.document.status == JobStatus::Running
+    }
+
+    fn subject(&self) -> String {
+        subjects::job_state(owner(&self.document.caller), self.document.id)
+    }
+
     fn message(&self) -> (String, Bytes) {
-        let payload = serde_json::to_vec(self).unwrap_or_default();
-        (subjects::job_state(owner(&self.document.caller), self.document.id), payload.into())
+        (self.subject(), serde_json::to_vec(self).unwrap_or_default().into())
     }
 }
 
@@ -229,13 +366,10 @@ async fn write(jetstream: Context, mut entries: mpsc::Receiver<Entry>, stop: Can
             () = tokio::time::sleep(BATCH_WITHIN) => {}
             () = stop.cancelled() => {}
         }
-        if let Err(error) = write_batch(&jetstream, &batch).await {
+        if let Err(error) = write_batch(&jetstream, &mut batch).await {
             tracing::error!(messages = batch.len(), %error, "finished jobs could not be kept");
         }
-        for waiting in batch.drain(..).filter_map(|entry| entry.stored) {
-            // Whoever has gone waits no more.
-            let _gone = waiting.send(());
-        }
+        batch.clear();
     }
 }
 
@@ -249,21 +383,41 @@ async fn fill(entries: &mut mpsc::Receiver<Entry>, batch: &mut Vec<Entry>) {
     }
 }
 
-/// Writes a batch, again as a whole when its end is not acknowledged: the last message of a subject is the one that counts.
-async fn write_batch(jetstream: &Context, batch: &[Entry]) -> Result<(), String> {
-    let Some((last, rest)) = batch.split_last() else { return Ok(()) };
+/// Writes a batch, again as a whole when its end is not acknowledged: the last message of a subject is the one that counts. Those that somebody
+/// waits for are acknowledged each, and once.
+async fn write_batch(jetstream: &Context, batch: &mut [Entry]) -> Result<(), String> {
+    let Some(last) = batch.len().checked_sub(1) else { return Ok(()) };
     let mut failed = String::new();
     for _ in 0..TRIES_MAX {
-        for entry in rest {
-            jetstream.client().publish(entry.subject.clone(), entry.payload.clone()).await.map_err(|error| error.to_string())?;
+        let mut asked = Vec::new();
+        for (index, entry) in batch.iter().enumerate() {
+            if index == last || entry.stored.is_some() {
+                asked.push((index, jetstream.send_publish(entry.subject.clone(), entry.message()).await));
+                continue;
+            }
+            let headers = entry.after.map(|after| HeaderMap::from_iter([(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(after))]));
+            let (subject, payload) = (entry.subject.clone(), entry.payload.clone());
+            let sent = jetstream.client().publish_with_headers(subject, headers.unwrap_or_default(), payload).await;
+            sent.map_err(|error| error.to_string())?;
         }
-        let stored = match jetstream.publish(last.subject.clone(), last.payload.clone()).await {
-            Ok(sent) => sent.await.map(drop),
-            Err(error) => Err(error),
-        };
-        match stored {
-            Ok(()) => return Ok(()),
-            Err(error) => failed = error.to_string(),
+        let mut complete = true;
+        for (index, sent) in asked {
+            let stored = match sent {
+                Ok(sent) => sent.await.map(|_| true),
+                Err(error) => Err(error),
+            };
+            let stored = stored.or_else(|error| if error.kind() == PublishErrorKind::WrongLastSequence { Ok(false) } else { Err(error) });
+            match (stored, batch.get_mut(index)) {
+                (Ok(stored), Some(entry)) => {
+                    // Whoever has gone waits no more.
+                    let _gone = entry.stored.take().map(|waiting| waiting.send(stored));
+                }
+                (Ok(_), None) => {}
+                (Err(error), _) => (complete, failed) = (false, error.to_string()),
+            }
+        }
+        if complete {
+            return Ok(());
         }
     }
     Err(failed)

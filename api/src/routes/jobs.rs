@@ -15,11 +15,12 @@ use probeops_shared::invalid::Invalid;
 use probeops_shared::job::{self, DEADLINE_MAX};
 use probeops_shared::json;
 use probeops_shared::problem::Code;
+use probeops_shared::tools::ToolName;
 use serde_json::{Map, Value};
 
 use crate::App;
 use crate::access::Principal;
-use crate::jobs::{Came, How, JobDocument, JobRequest, JobStatus, Selector, Submitted, Watcher};
+use crate::jobs::{Came, How, JobDocument, JobPage, JobRequest, JobStatus, Selector, Submitted, Wanted, Watcher};
 use crate::openapi::job_request_schema;
 use crate::problem::{Asked, Problem, success};
 use crate::routes::body::{JsonBody, NoBody};
@@ -27,6 +28,7 @@ use crate::routes::guard::Who;
 use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
 use crate::routes::path_id::PathId;
 use crate::routes::prefer::{Form, PREFERENCE_APPLIED, Prefer};
+use crate::routes::query::{PageLimit, Query};
 use crate::routes::stream::From;
 use crate::routes::{frame, prefer, stream};
 
@@ -43,6 +45,14 @@ pub(super) static HEADERS: [Parameter; 1] =
 /// Where a caller that comes back wants to go on.
 static RESUME: [Parameter; 1] =
     [Parameter::new("Last-Event-ID", "The id of the last event that was seen: only what came after it is told.", schema::<Option<String>>)];
+/// Which jobs are listed.
+static LIST_QUERY: [Parameter; 5] = [
+    Parameter::new("status", "Only those that are so now.", schema::<JobStatus>),
+    Parameter::new("tool", "Only with this tool.", schema::<ToolName>),
+    Parameter::new("caller", "Of whom: `key:<id>` or `jwt:<subject>`. Your own unless said; others need scope `admin`.", schema::<String>),
+    Parameter::new("limit", "How many jobs at most.", schema::<PageLimit>),
+    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<u64>),
+];
 /// The forms in which a job can be followed.
 pub(super) const FOLLOWED: [(&str, &str); 2] = [
     (
@@ -69,6 +79,19 @@ pub(super) fn operations() -> Vec<Operation> {
             body: Some(job_request_schema),
             answers: ran(),
             problems: &[Code::NoSuchRegion, Code::NoSuchNode, Code::NoNodeAvailable, Code::RateLimited, Code::Unavailable],
+        },
+        Operation {
+            route: Route::get("/v1/jobs", list),
+            needs: Needs::Scope(&[Scope::JobsRead, Scope::JobsWrite]),
+            id: "listJobs".into(),
+            summary: "List your jobs, newest first".into(),
+            description: "Jobs without their outcomes, which `GET /v1/jobs/{id}` has. One that its caller waited for is listed once it is over, \
+                          any other from its beginning. A page that looked at much and found little is short or empty and still says `next`.",
+            query: Cow::Borrowed(&LIST_QUERY),
+            headers: &[],
+            body: None,
+            answers: vec![Answer::json(success::DONE, "The jobs, newest first.", schema::<JobPage>)],
+            problems: &[Code::Unavailable],
         },
         Operation {
             route: Route::get("/v1/jobs/{id}", read),
@@ -170,6 +193,20 @@ pub(super) async fn run(
 
 fn followed(watcher: Watcher, form: Form) -> Response {
     if form == Form::Text { stream::text(watcher) } else { stream::events(watcher) }
+}
+
+async fn list(State(app): State<App>, Who(principal): Who, query: Query) -> Result<Json<JobPage>, Problem> {
+    let words: Vec<&str> = JobStatus::ALL.iter().map(|(_, word)| *word).collect();
+    let status = |text: &str| JobStatus::ALL.into_iter().find_map(|(status, word)| (word == text).then_some(status));
+    let cursor = "a cursor as an earlier answer gave it in `next`, such as 1200";
+    let wanted = Wanted {
+        caller: query.value("caller")?,
+        status: query.read("status", &format!("one of {}", words.join(", ")), status)?,
+        tool: query.value("tool")?,
+        limit: query.limit()?,
+        cursor: query.read("cursor", cursor, |text| text.parse().ok())?,
+    };
+    app.jobs.list(&principal, &wanted).await.map(Json)
 }
 
 async fn read(State(app): State<App>, Who(principal): Who, PathId(id): PathId) -> Result<Json<JobDocument>, Problem> {

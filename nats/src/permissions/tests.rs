@@ -105,6 +105,8 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
     );
     assert_eq!(permissions.subscribe, ["_INBOX.api-1.>", "rep.v1.api-1.>", "_INBOX_c.api-1.>"]);
     assert!(!permissions.publish.contains(&"$KV.PRESENCE.>".to_owned()), "only collectors write PRESENCE");
+    let of_replicas: Vec<&String> = permissions.publish.iter().filter(|subject| subject.starts_with("$KV.REPLICAS")).collect();
+    assert_eq!(of_replicas, ["$KV.REPLICAS.api-1"], "each says only of itself that it is there");
     assert!(!permissions.publish.iter().any(|subject| subject.contains("SERVICES")), "only commands of the operator know services");
 }
 
@@ -175,7 +177,7 @@ fn what_nodes_publish_no_node_subscribes_and_no_stream_keeps() {
     let all = nodes.map(|role| role.permissions().unwrap());
     let kept = [subjects::jobs(), broker::AUDIT_ALL.to_owned()]
         .into_iter()
-        .chain([storage::PRESENCE, storage::KEYS, storage::NODES, storage::SERVICES].map(broker::bucket_all));
+        .chain([storage::PRESENCE, storage::REPLICAS, storage::KEYS, storage::NODES, storage::SERVICES].map(broker::bucket_all));
     let kept: Vec<String> = kept.collect();
     for published in all.iter().flat_map(|permissions| &permissions.publish) {
         for subscribed in all.iter().flat_map(|permissions| &permissions.subscribe) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use probeops_shared::presence::{BEAT_INTERVAL_MS, BEATS_UNTIL_GONE};
+use probeops_shared::presence::{BEAT_INTERVAL_MS, BEATS_UNTIL_GONE, REPLICA_GONE_AFTER};
 use probeops_shared::subjects::{self, broker, storage};
 use serde_json::{Map, Value, json};
 
@@ -35,11 +35,13 @@ pub struct Definition {
 /// All streams and buckets of the application account.
 pub fn application(replicas: u32) -> Vec<Definition> {
     let presence_age = Duration::from_millis(BEAT_INTERVAL_MS * BEATS_UNTIL_GONE);
-    let presence = json!({
-        "max_age": nanos(presence_age),
-        "allow_msg_ttl": true,
-        "subject_delete_marker_ttl": nanos(LIMIT_MARKERS_KEPT),
-    });
+    let forgetful = |after: Duration| {
+        json!({
+            "max_age": nanos(after),
+            "allow_msg_ttl": true,
+            "subject_delete_marker_ttl": nanos(LIMIT_MARKERS_KEPT),
+        })
+    };
     let register = || json!({});
     vec![
         stream(
@@ -49,9 +51,11 @@ pub fn application(replicas: u32) -> Vec<Definition> {
                 "subjects": [subjects::jobs()],
                 "max_age": nanos(JOBS_KEPT),
                 "max_bytes": JOBS_BYTES_MAX,
+                "allow_msg_ttl": true,
             }),
         ),
-        bucket(storage::PRESENCE, replicas, 1, presence),
+        bucket(storage::PRESENCE, replicas, 1, forgetful(presence_age)),
+        bucket(storage::REPLICAS, replicas, 1, forgetful(REPLICA_GONE_AFTER)),
         bucket(storage::KEYS, replicas, REGISTER_HISTORY, register()),
         bucket(storage::NODES, replicas, REGISTER_HISTORY, register()),
         bucket(storage::SERVICES, replicas, REGISTER_HISTORY, register()),
@@ -132,9 +136,9 @@ mod tests {
             assert_eq!(definition.config.get("allow_direct"), Some(&Value::Bool(true)));
         }
         let names: Vec<&str> = all.iter().map(|definition| definition.name.as_str()).collect();
-        assert_eq!(names, ["JOBS", "KV_PRESENCE", "KV_KEYS", "KV_NODES", "KV_SERVICES", "AUDIT"]);
+        assert_eq!(names, ["JOBS", "KV_PRESENCE", "KV_REPLICAS", "KV_KEYS", "KV_NODES", "KV_SERVICES", "AUDIT"]);
         let provisioned: Vec<String> = crate::permissions::lists::application_streams();
-        assert_eq!(provisioned, names[..5], "the provisioner may make exactly these");
+        assert_eq!(provisioned, names[..6], "the provisioner may make exactly these");
     }
 
     #[test]

@@ -106,6 +106,8 @@ async fn a_replica_of_the_api_may_not() {
         Publish("ev.v1.eu.n1.beat"),
         Publish("audit.v1.api.api-2"),
         Publish("$KV.PRESENCE.eu.n1"),
+        Publish("$KV.REPLICAS.api-2"),
+        Publish("$JS.API.STREAM.PURGE.KV_REPLICAS"),
         Publish("$KV.SERVICES.svc"),
         Publish("$JS.API.STREAM.DELETE.JOBS"),
         Publish("$JS.API.STREAM.PURGE.KV_KEYS"),

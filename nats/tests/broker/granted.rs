@@ -118,6 +118,15 @@ async fn the_api_and_commands_keep_their_registers_and_jobs() {
         assert_eq!(keys, ["a"], "{bucket}");
     }
 
+    // A replica is forgotten when it does not say again that it is there, and others see that.
+    let replicas = context.get_key_value(storage::REPLICAS).await.unwrap();
+    let mut there = replicas.watch_with_history(REST).await.unwrap();
+    replicas.put("api-1", "".into()).await.unwrap();
+    assert_eq!(next_entry(&mut there).await.operation, Operation::Put);
+    let forgotten = next_entry(&mut there).await;
+    assert_eq!((forgotten.key.as_str(), forgotten.operation == Operation::Put), ("api-1", false));
+    assert_eq!(replicas.get("api-1").await.unwrap(), None);
+
     let job = JobId::new();
     context.publish(subjects::job_state("o", job), "state".into()).await.unwrap().await.unwrap();
     let jobs = context.get_stream_no_info(storage::JOBS).await.unwrap();

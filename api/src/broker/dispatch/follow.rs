@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use probeops_nats::connect::BACKOFF_MAX;
 use probeops_shared::ids::NodeId;
 use probeops_shared::job::{Event, GRACE, SILENCE_MAX};
-use probeops_shared::outcome::{Failure, FailureKind, NodeRef, Outcome};
+use probeops_shared::outcome::{Failure, FailureKind, Outcome};
 
 use super::{ATTEMPTS_MAX, CANCELLED_WITHIN, Destination, Dispatch, Dispatched};
 use crate::broker::replies::{Answer, cancel};
@@ -178,19 +178,8 @@ impl Dispatch<'_> {
         }
     }
 
-    /// An outcome as its node gave it. The broker attests the node, and we know what we asked: what the message says of those does not count.
     fn read(&self, node: NodeId, payload: &[u8]) -> Option<Outcome> {
-        let given: Outcome = serde_json::from_slice(payload)
-            .inspect_err(|error| tracing::error!(job.id = %self.run.request_id, %node, %error, "an outcome cannot be read"))
-            .ok()?;
-        let region = self.broker.roster().region(&node).or_else(|| given.node.as_ref().map(|node| node.region.clone()));
-        Some(Outcome {
-            request_id: self.run.request_id.clone(),
-            tool: self.run.tool.as_str().to_owned(),
-            target: self.run.target.clone(),
-            node: region.map(|region| NodeRef { id: node, region }),
-            ..given
-        })
+        self.broker.attested(self.run, node, payload)
     }
 
     /// Whether there is no point in asking another node, or the same one later.
