@@ -2,6 +2,7 @@
 
 mod audit;
 mod body;
+mod deliveries;
 mod frame;
 mod guard;
 mod health;
@@ -13,6 +14,7 @@ mod path_id;
 mod prefer;
 mod query;
 mod run;
+mod secrets;
 mod stream;
 mod tools;
 
@@ -55,6 +57,8 @@ pub(crate) fn operations() -> Vec<Operation> {
         tools::operations(),
         nodes::operations(),
         keys::operations(),
+        secrets::operations(),
+        deliveries::operations(),
         audit::operations(),
         health::operations(),
     ]

@@ -25,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use super::JobDocument;
 use crate::broker::last::last_of_each;
+use crate::callbacks::Callback;
 
 /// How many documents wait to be written; more are dropped and counted.
 const QUEUE_MAX: usize = 8_192;
@@ -60,6 +61,9 @@ pub(crate) struct State {
     /// The replica at which it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) replica: Option<Caller>,
+    /// Whom to tell its end, with what is not told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) deliver: Option<Callback>,
 }
 
 /// An outcome as it lies in the stream.
