@@ -167,8 +167,14 @@ impl Callbacks {
     pub(crate) async fn start(broker: &Broker, guard: Guard) -> Result<Self, String> {
         let jetstream = broker.jetstream();
         let missing = |what: &str, error: &dyn fmt::Display| format!("{what} cannot be used: {error} (was the broker provisioned?)");
-        let queue = jetstream.get_consumer_from_stream(storage::DELIVER, storage::CALLBACKS).await;
-        let queue = queue.map_err(|error| missing("stream CALLBACKS", &error))?;
+        let [usual, spare] = storage::DELIVER;
+        let queue = match jetstream.get_consumer_from_stream(usual, storage::CALLBACKS).await {
+            Ok(queue) => queue,
+            Err(error) => {
+                let spare = jetstream.get_consumer_from_stream(spare, storage::CALLBACKS).await;
+                spare.map_err(|_neither| missing("stream CALLBACKS", &error))?
+            }
+        };
         let bucket = async |name: &'static str| jetstream.get_key_value(name).await.map_err(|error| missing(name, &error));
         let secrets = Secrets::new(jetstream.client(), bucket(storage::SECRETS).await?);
         let deliveries = bucket(storage::DELIVERIES).await?;

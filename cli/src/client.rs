@@ -130,6 +130,12 @@ impl Client {
         self.answer(sent)
     }
 
+    /// Deletes.
+    pub(crate) fn delete(&self, path: &str, patience: Duration) -> Result<Answer, Failed> {
+        let sent = self.authorized(self.agent.delete(format!("{}{path}", self.url))).config().timeout_global(Some(patience)).build().call();
+        self.answer(sent)
+    }
+
     fn authorized<B>(&self, request: ureq::RequestBuilder<B>) -> ureq::RequestBuilder<B> {
         match &self.token {
             Some(token) => request.header("authorization", format!("Bearer {token}")),

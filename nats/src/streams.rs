@@ -148,30 +148,52 @@ async fn ensure_once(client: &Client, definition: &Definition, provisioned: &mut
 /// Makes the durable consumers of a stream, or changes what differs.
 async fn ensure_consumers(client: &Client, definition: &Definition) -> Result<()> {
     for consumer in &definition.consumers {
-        let (stream, name) = (&definition.name, consumer.name);
-        let config = match ask(client, broker::consumer_info(stream, name), &Map::new()).await? {
-            Answer::Config(held) => changed(&held, &consumer.config),
-            Answer::Refused { code: CONSUMER_NOT_FOUND, .. } => Some(consumer.config.clone()),
-            Answer::Refused { code, description } => {
-                bail!("the broker does not say whether consumer {name} exists: {description} (code {code})")
-            }
-            Answer::Silent(why) => bail!("the broker does not say whether consumer {name} exists: {why}"),
-        };
-        let Some(config) = config else { continue };
-        let wanted = [("stream_name".to_owned(), json!(stream)), ("config".to_owned(), Value::Object(config))].into_iter().collect();
-        match ask(client, broker::consumer_create_named(stream, name), &wanted).await? {
-            Answer::Config(_) => {}
-            Answer::Refused { code, description } => bail!("the broker refused consumer {name}: {description} (code {code})"),
-            Answer::Silent(why) => bail!("consumer {name} could not be made: {why}"),
+        let [usual, spare] = consumer.names;
+        if ensure_consumer(client, &definition.name, usual, &consumer.config).await? == Usable::No
+            && ensure_consumer(client, &definition.name, spare, &consumer.config).await? == Usable::No
+        {
+            bail!(
+                "the broker can read neither consumer {usual} nor {spare} of it; remove their folders (`obs`) from its data and start it again"
+            );
         }
     }
     Ok(())
+}
+
+#[derive(PartialEq, Eq)]
+enum Usable {
+    Yes,
+    /// What the broker had written of it is damaged.
+    No,
+}
+
+async fn ensure_consumer(client: &Client, stream: &str, name: &str, wanted: &Map<String, Value>) -> Result<Usable> {
+    let mut wanted = wanted.clone();
+    wanted.insert("durable_name".to_owned(), json!(name));
+    let config = match ask(client, broker::consumer_info(stream, name), &Map::new()).await? {
+        Answer::Config(held) => changed(&held, &wanted),
+        Answer::Refused { code: CONSUMER_NOT_FOUND, .. } => Some(wanted),
+        Answer::Refused { code, description } => {
+            bail!("the broker does not say whether consumer {name} exists: {description} (code {code})")
+        }
+        Answer::Silent(why) => bail!("the broker does not say whether consumer {name} exists: {why}"),
+    };
+    let Some(config) = config else { return Ok(Usable::Yes) };
+    let request = [("stream_name".to_owned(), json!(stream)), ("config".to_owned(), Value::Object(config))].into_iter().collect();
+    match ask(client, broker::consumer_create_named(stream, name), &request).await? {
+        Answer::Config(_) => Ok(Usable::Yes),
+        Answer::Refused { code: CONSUMER_STORE_FAILED, .. } => Ok(Usable::No),
+        Answer::Refused { code, description } => bail!("the broker refused consumer {name}: {description} (code {code})"),
+        Answer::Silent(why) => bail!("consumer {name} could not be made: {why}"),
+    }
 }
 
 /// The broker's code for a stream that does not exist.
 const STREAM_NOT_FOUND: u64 = 10059;
 /// The broker's code for a consumer that does not exist.
 const CONSUMER_NOT_FOUND: u64 = 10014;
+/// The broker's code for a consumer whose files it cannot use.
+const CONSUMER_STORE_FAILED: u64 = 10012;
 /// The broker's code for a server without streams.
 const JETSTREAM_NOT_ENABLED: u64 = 10076;
 /// The broker's code for an account without streams.

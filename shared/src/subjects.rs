@@ -41,8 +41,9 @@ pub mod storage {
     pub const KEYS: &str = "KEYS";
     /// Stream of callbacks that are to be delivered.
     pub const CALLBACKS: &str = "CALLBACKS";
-    /// The consumer of stream CALLBACKS that all replicas of the API share.
-    pub const DELIVER: &str = "deliver";
+    /// The consumer of stream CALLBACKS that all replicas of the API share. The second is there instead of the first only where the broker cannot
+    /// read what it had written of the first, which keeps that name taken.
+    pub const DELIVER: [&str; 2] = ["deliver", "deliver-spare"];
     /// Bucket of secrets that sign callbacks: `<owner>.<id>`.
     pub const SECRETS: &str = "SECRETS";
     /// Bucket of what became of callbacks: `<owner>.<delivery>`.

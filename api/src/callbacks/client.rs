@@ -59,6 +59,10 @@ impl Client {
         if added == 0 {
             roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
         }
+        Self::trusting(roots)
+    }
+
+    fn trusting(roots: RootCertStore) -> Self {
         let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Self(TlsConnector::from(Arc::new(config)))
@@ -143,5 +147,64 @@ async fn read(response: Response<Incoming>) {
         && let Some(Ok(frame)) = body.frame().await
     {
         bytes += frame.data_ref().map_or(0, Bytes::len);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustls::ServerConfig;
+    use rustls::pki_types::PrivateKeyDer;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio_rustls::TlsAcceptor;
+
+    use super::*;
+
+    /// Answers one request over TLS, and returns what was asked.
+    async fn served(listener: TcpListener, acceptor: TlsAcceptor, answer: &'static str) -> std::io::Result<String> {
+        let (stream, _) = listener.accept().await?;
+        let mut stream = acceptor.accept(stream).await?;
+        let mut read = Vec::new();
+        while !read.ends_with(b"{}") {
+            let mut buffer = [0; 1024];
+            let count = stream.read(&mut buffer).await?;
+            read.extend_from_slice(&buffer[..count]);
+        }
+        stream.write_all(answer.as_bytes()).await?;
+        stream.shutdown().await?;
+        Ok(String::from_utf8_lossy(&read).into_owned())
+    }
+
+    async fn posted(name: &str, answer: &'static str) -> (Result<Answered, String>, std::io::Result<String>) {
+        // Another test may have installed it.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let made = rcgen::generate_simple_self_signed(["receiver.example".to_owned()]).unwrap();
+        let certificate = made.cert.der().clone();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.clone()], key).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let serving = tokio::spawn(served(listener, TlsAcceptor::from(Arc::new(config)), answer));
+        let mut roots = RootCertStore::empty();
+        roots.add(certificate).unwrap();
+        let url: CallbackUrl = format!("https://{name}:{}/a/../b?q=%2f", address.port()).parse().unwrap();
+        let answered = Client::trusting(roots).post(&url, &[address], HeaderMap::new(), Bytes::from_static(b"{}")).await;
+        (answered, serving.await.unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_body_is_posted_over_tls_to_the_address_that_was_judged() {
+        let answer = "HTTP/1.1 503 Busy\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n";
+        let (answered, asked) = posted("receiver.example", answer).await;
+        assert_eq!(answered, Ok(Answered { status: 503, retry_after: Some(Duration::from_secs(7)) }));
+        let asked = asked.unwrap();
+        assert!(asked.starts_with("POST /a/../b?q=%2f HTTP/1.1\r\n") && asked.contains("host: receiver.example:"), "{asked}");
+    }
+
+    #[tokio::test]
+    async fn a_receiver_that_is_not_who_it_should_be_gets_nothing() {
+        let (answered, asked) = posted("other.example", "HTTP/1.1 200 OK\r\n\r\n").await;
+        assert!(answered.unwrap_err().starts_with("TLS: "));
+        assert!(asked.is_err(), "{asked:?}");
     }
 }

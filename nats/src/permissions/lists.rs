@@ -43,8 +43,8 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
         }
         Role::Provisioner => {
             let mut permissions = provisioner_permissions(role, &application_streams());
-            permissions.publish.push(broker::consumer_info(storage::CALLBACKS, storage::DELIVER));
-            permissions.publish.push(broker::consumer_create_named(storage::CALLBACKS, storage::DELIVER));
+            let verbs = |name| [broker::consumer_info(storage::CALLBACKS, name), broker::consumer_create_named(storage::CALLBACKS, name)];
+            permissions.publish.extend(storage::DELIVER.into_iter().flat_map(verbs));
             permissions
         }
         Role::AuditProvisioner => provisioner_permissions(role, &[storage::AUDIT.to_owned()]),
@@ -90,12 +90,9 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     publish.extend(stream_reading(storage::JOBS, &subjects::jobs()));
     publish.extend([storage::KEYS, storage::NODES].into_iter().flat_map(bucket_writing));
     publish.extend(bucket_reading(storage::PRESENCE));
-    publish.extend([
-        subjects::callbacks(),
-        broker::consumer_info(storage::CALLBACKS, storage::DELIVER),
-        broker::consumer_next(storage::CALLBACKS, storage::DELIVER),
-        broker::acknowledgements(storage::CALLBACKS),
-    ]);
+    publish.extend([subjects::callbacks(), broker::acknowledgements(storage::CALLBACKS)]);
+    let taking = |name| [broker::consumer_info(storage::CALLBACKS, name), broker::consumer_next(storage::CALLBACKS, name)];
+    publish.extend(storage::DELIVER.into_iter().flat_map(taking));
     publish.extend([storage::SECRETS, storage::DELIVERIES].into_iter().flat_map(bucket_by_key));
     Ok(Permissions {
         publish,

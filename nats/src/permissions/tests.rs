@@ -106,7 +106,14 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
     let callbacks: Vec<&String> = permissions.publish.iter().filter(|subject| subject.to_lowercase().contains("callback")).collect();
     assert_eq!(
         callbacks,
-        ["callback.v1.>", "$JS.API.CONSUMER.INFO.CALLBACKS.deliver", "$JS.API.CONSUMER.MSG.NEXT.CALLBACKS.deliver", "$JS.ACK.CALLBACKS.>",]
+        [
+            "callback.v1.>",
+            "$JS.ACK.CALLBACKS.>",
+            "$JS.API.CONSUMER.INFO.CALLBACKS.deliver",
+            "$JS.API.CONSUMER.MSG.NEXT.CALLBACKS.deliver",
+            "$JS.API.CONSUMER.INFO.CALLBACKS.deliver-spare",
+            "$JS.API.CONSUMER.MSG.NEXT.CALLBACKS.deliver-spare",
+        ]
     );
     assert_eq!(permissions.subscribe, ["_INBOX.api-1.>", "rep.v1.api-1.>", "_INBOX_c.api-1.>"]);
     assert!(!permissions.publish.contains(&"$KV.PRESENCE.>".to_owned()), "only collectors write PRESENCE");

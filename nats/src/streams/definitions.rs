@@ -51,8 +51,8 @@ pub struct Definition {
 /// A durable consumer as it should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Consumer {
-    /// Its name.
-    pub name: &'static str,
+    /// Its name, and those it has where the broker cannot use the ones before.
+    pub names: [&'static str; 2],
     /// Its configuration, in the words of the broker's API.
     pub config: Map<String, Value>,
 }
@@ -103,14 +103,13 @@ fn callbacks(replicas: u32) -> Definition {
         "duplicate_window": nanos(CALLBACKS_DUPLICATES),
     });
     let deliver = json!({
-        "durable_name": storage::DELIVER,
         "ack_policy": "explicit",
         "deliver_policy": "all",
         "ack_wait": nanos(DELIVER_WITHIN),
         "max_deliver": -1,
         "max_ack_pending": DELIVERIES_WAITING_MAX,
     });
-    let consumers = vec![Consumer { name: storage::DELIVER, config: object(deliver) }];
+    let consumers = vec![Consumer { names: storage::DELIVER, config: object(deliver) }];
     Definition { consumers, ..stream(storage::CALLBACKS, replicas, queue) }
 }
 
