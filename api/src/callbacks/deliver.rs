@@ -33,6 +33,8 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long after its end a job's outcomes are waited for; then it is told with those there are.
 const OUTCOMES_WITHIN: Duration = Duration::from_mins(1);
+/// How long an attempt goes on when its replica is told to stop; then it is another's.
+const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 /// The largest body that is sent whole; what nodes found is left out of a larger one.
 const BODY_BYTES_MAX: usize = 256 * 1024;
 
@@ -43,11 +45,12 @@ struct Deliverer {
     jobs: Jobs,
     client: Client,
     hosts: Hosts,
+    stop: CancellationToken,
 }
 
 /// Delivers until told to stop; attempts that go on then end in `tasks`.
 pub(crate) async fn deliver(callbacks: Callbacks, jobs: Jobs, broker: Broker, tasks: TaskTracker, stop: CancellationToken) {
-    let deliverer = Deliverer { callbacks, jobs, client: Client::new(), hosts: Hosts::default() };
+    let deliverer = Deliverer { callbacks, jobs, client: Client::new(), hosts: Hosts::default(), stop: stop.clone() };
     let room = Arc::new(Semaphore::new(AT_ONCE_MAX));
     let taking = async {
         let mut link = broker.link();
@@ -104,12 +107,32 @@ impl Deliverer {
             Ok(due) => due,
             Err(error) => {
                 tracing::error!(subject = %message.subject, %error, "a callback in the queue cannot be read; it is dropped");
-                return acknowledge(&message, AckKind::Term).await;
+                return self.acknowledge(&message, AckKind::Term).await;
             }
         };
         let delivered = message.info().map_or(1, |info| u32::try_from(info.delivered).unwrap_or(1));
-        let kind = self.attempt(&due, delivered).await;
-        acknowledge(&message, kind).await;
+        let stopped = async {
+            self.stop.cancelled().await;
+            sleep(STOPPED_WITHIN).await;
+        };
+        let kind = tokio::select! {
+            kind = self.attempt(&due, delivered) => kind,
+            () = stopped => AckKind::Nak(None),
+        };
+        self.acknowledge(&message, kind).await;
+    }
+
+    async fn acknowledge(&self, message: &Message, kind: AckKind) {
+        // Lost, it is as if the attempt had not been made.
+        if let Err(error) = message.ack_with(kind).await {
+            tracing::warn!(%error, "the queue of callbacks could not be told what became of one");
+        }
+        // Nobody may be there to send it later.
+        if self.stop.is_cancelled()
+            && let Err(error) = message.context.client().flush().await
+        {
+            tracing::warn!(%error, "the queue of callbacks may not have heard what became of one");
+        }
     }
 
     /// Makes an attempt, and says what the queue is to do.
@@ -238,11 +261,4 @@ fn note(place: &Place, answer: &Result<Answered, String>) {
 fn later(why: &str) -> AckKind {
     tracing::debug!(why, "a callback is put off");
     AckKind::Nak(Some(LOOK_AGAIN_AFTER))
-}
-
-async fn acknowledge(message: &Message, kind: AckKind) {
-    // Lost, it is as if the attempt had not been made.
-    if let Err(error) = message.ack_with(kind).await {
-        tracing::warn!(%error, "the queue of callbacks could not be told what became of one");
-    }
 }

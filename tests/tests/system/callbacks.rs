@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use probeops_tests::crash;
-use probeops_tests::fabric::{Api, ApiOptions, Fabric};
+use probeops_tests::fabric::{Api, ApiOptions, Fabric, program};
 use probeops_tests::receiver::{Received, Receiver, Reply};
 use probeops_tests::silent::Silent;
 use serde_json::{Value, json};
@@ -233,6 +233,68 @@ fn a_destination_that_is_dead_holds_no_other_up() {
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     let pending = caller.get("/v1/deliveries?status=pending").expect(200);
     assert_eq!(pending["deliveries"].as_array().unwrap().len(), 100);
+}
+
+#[test]
+fn a_job_that_is_large_is_told_without_what_was_found() {
+    let fabric = Fabric::start();
+    let api = fabric.api_with(&open());
+    fabric.agent("c-1", "eu");
+    fabric.agent("c-2", "us");
+    api.wait_for_nodes(2);
+    let receiver = Receiver::start(|_, _| Reply::status(200));
+    let told = |target: &str, from: Value| {
+        let callback = json!({"url": receiver.url(target)});
+        let parameters = json!({"payload_bytes": 65_536});
+        let body = json!({"tool": "echo", "target": "x", "from": from, "parameters": parameters, "callback": callback});
+        let job = api.admin().post("/v1/jobs", &body).expect(200);
+        let first = receiver.wait_for(target, 1).remove(0);
+        assert!(first.body.len() <= 256 * 1024, "{}", first.body.len());
+        (job, first.json()["data"].clone())
+    };
+    let (job, data) = told("/small", json!(["eu", "us"]));
+    assert_eq!(data, job);
+    let (job, data) = told("/large", json!(["eu", "us", "node:c-1", "node:c-2"]));
+    let results = data["results"].as_array().unwrap();
+    assert_eq!((results.len(), &data["id"], &data["status"]), (4, &job["id"], &json!("finished")));
+    for (short, whole) in results.iter().zip(job["results"].as_array().unwrap()) {
+        assert_eq!((&short["node"], &short["status"], &short["truncated"]), (&whole["node"], &json!("success"), &json!(true)));
+        assert!(short["report"].is_null() && short["output"] == "" && whole["report"].is_object());
+    }
+}
+
+#[test]
+fn an_operator_sees_and_replays_from_the_command_line() {
+    let fabric = Fabric::start();
+    let api = fabric.api_with(&open());
+    fabric.agent("c-1", "eu");
+    api.wait_for_nodes(1);
+    let receiver = Receiver::start(|_, _| Reply::status(410));
+    let says = |arguments: &[&str]| {
+        let mut command = program();
+        command.args(arguments).env("PROBEOPS_URL", api.url()).env("PROBEOPS_TOKEN", api.admin_key());
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let made: Value = serde_json::from_str(&says(&["secrets", "add", "n8n", "--origin", &receiver.origin(), "-o", "json"])).unwrap();
+    let id = made["id"].as_str().unwrap();
+    assert!(says(&["secrets", "list"]).contains(id));
+    let job = posted(&api, &json!({"url": receiver.url("/x?TOPSECRET"), "secret_id": id}));
+    let delivery = delivery(&api, &job)["id"].as_str().unwrap().to_owned();
+    let listed = says(&["deliveries", "list", "--status", "gone"]);
+    assert!(listed.contains(&delivery) && !listed.contains("TOPSECRET"), "{listed}");
+    assert!(says(&["deliveries", "show", &delivery]).contains("410"));
+    assert!(says(&["deliveries", "replay", &delivery]).contains("pending"));
+    assert_eq!(receiver.wait_for("/x?TOPSECRET", 2)[1].signatures_by(made["secret"].as_str().unwrap()), 1);
+    assert!(says(&["secrets", "rotate", id]).contains("whsec_"));
+    assert!(says(&["secrets", "remove", id]).contains(id) && !says(&["secrets", "list"]).contains(id));
+    api.admin().post("/v1/jobs", &body(&json!({"url": receiver.url("/y"), "secret_id": id}))).expect(400);
+    // What it was to sign is not sent unsigned.
+    api.wait_until("it is asked for again", || api.admin().post(&format!("/v1/deliveries/{delivery}/replay"), &json!({})).status == 200);
+    api.wait_until("it has failed", || says(&["deliveries", "list", "--status", "failed"]).contains(&delivery));
+    assert!(says(&["deliveries", "show", &delivery]).contains("its secret was deleted"));
+    assert_eq!(receiver.received_at("/x?TOPSECRET").len(), 2);
 }
 
 #[test]
