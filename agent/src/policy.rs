@@ -1,11 +1,10 @@
 //! Whom the owner of this node lets tools touch.
 //!
 //! The owner's file always wins; callers and the control plane can only narrow it. Addresses are judged as they will really be connected to,
-//! after a name was resolved, in every disguise. `rules` is the file, `reserved` what is denied without one, `endpoints` the node's own
+//! after a name was resolved, in every disguise. `rules` is the file, `endpoints` the node's own
 //! servers, `surroundings` what changes while the node runs: its addresses and those of its servers.
 
 mod endpoints;
-mod reserved;
 mod rules;
 pub(crate) mod surroundings;
 
@@ -13,11 +12,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::Path;
 
+use probeops_shared::reserved::{self, Reserved};
 use probeops_shared::settings::{self, SettingsError};
 use probeops_shared::tools::ToolName;
 
 pub(crate) use endpoints::Endpoint;
-use reserved::Reserved;
 use rules::Rules;
 use surroundings::Surroundings;
 

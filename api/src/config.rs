@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use probeops_nats::process::LogFormat;
+use probeops_shared::access::TargetPattern;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Links;
@@ -71,6 +72,10 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_JWT_HS256_SECRET_FILE", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwt_hs256_secret_file: Option<PathBuf>,
+    /// Where callbacks may go beyond the public internet, and in clear text: networks in CIDR form, addresses, names, *.NAME for all below; several with commas
+    #[arg(long, env = "PROBEOPS_CALLBACK_ALLOW", value_delimiter = ',', value_name = "PLACE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub callback_allow: Option<Vec<TargetPattern>>,
     /// How many connections at once; more wait [default: 4096]
     #[arg(long, env = "PROBEOPS_CONNECTIONS_MAX", value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,6 +103,8 @@ pub struct Settings {
     pub links: Links,
     /// JWTs; none are accepted where this is absent.
     pub jwt: Option<JwtSettings>,
+    /// Where callbacks may go beyond the public internet.
+    pub callback_allow: Vec<TargetPattern>,
     /// How log lines look.
     pub log_format: Option<LogFormat>,
     /// The same, as it was given, for `--print-config`.
@@ -161,6 +168,7 @@ impl Given {
             jwt_issuer: self.jwt_issuer.or(file.jwt_issuer),
             jwt_audience: self.jwt_audience.or(file.jwt_audience),
             jwt_hs256_secret_file: self.jwt_hs256_secret_file.or(file.jwt_hs256_secret_file),
+            callback_allow: self.callback_allow.or(file.callback_allow),
             connections_max: self.connections_max.or(file.connections_max),
             log_format: self.log_format.or(file.log_format),
         }
@@ -187,7 +195,8 @@ impl Given {
             )?,
             vault: given.vault.clone(),
         };
-        Ok(Settings { listen: given.listen()?, links, jwt, log_format: given.log_format, given })
+        let callback_allow = given.callback_allow.clone().unwrap_or_default();
+        Ok(Settings { listen: given.listen()?, links, jwt, callback_allow, log_format: given.log_format, given })
     }
 
     fn listen(&self) -> Result<Listen, String> {

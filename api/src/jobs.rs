@@ -1,6 +1,7 @@
 //! Jobs: from a request to a document, and back from stream JOBS.
 
 mod admission;
+mod callback;
 mod detachable;
 mod elsewhere;
 mod late;
@@ -33,6 +34,7 @@ use tokio_util::task::TaskTracker;
 use crate::access::{Allowance, Principal};
 use crate::audit::Audit;
 use crate::broker::{Broker, Destination, Dispatched, Run, Watched};
+use crate::callbacks::{Callback, CallbackView, Callbacks};
 use crate::jobs::detachable::Detachable;
 use crate::jobs::live::Live;
 use crate::jobs::store::{Open, State, Store, Stored};
@@ -42,6 +44,7 @@ use crate::problem::{Asked, Problem};
 pub use list::{JobPage, JobSummary, Wanted};
 pub use live::{Begun, Ended, EventId, Found, Kind, Next, Told, Watcher};
 pub use selector::Selector;
+pub(crate) use store::owner;
 
 /// The longest a call waits for its job, and as long as it waits unless it says otherwise.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -65,6 +68,8 @@ pub struct JobRequest {
     pub from: Vec<Selector>,
     /// What grace and budget together may take.
     pub timeout: Option<Duration>,
+    /// Whom to tell its end.
+    pub callback: Option<Callback>,
     /// W3C trace context of the call.
     pub traceparent: Option<String>,
 }
@@ -91,6 +96,9 @@ pub struct JobDocument {
     /// When its last run ended; absent while it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
+    /// Whom its end is told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub callback: Option<CallbackView>,
     /// One outcome for each selector, in their order; while it goes on, those there are.
     pub results: Vec<Outcome>,
     /// What nodes found that were thought lost and had been replaced, or given up: it came after the run was over. Absent when nothing did.
@@ -161,6 +169,15 @@ pub enum Came {
     Watched(Watcher),
 }
 
+/// What tasks end with.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ending<'a> {
+    /// Where they are counted.
+    pub(crate) tasks: &'a TaskTracker,
+    /// What ends them.
+    pub(crate) stop: &'a CancellationToken,
+}
+
 /// What takes jobs.
 #[derive(Clone, Debug)]
 pub struct Jobs(Arc<Inner>);
@@ -170,6 +187,7 @@ struct Inner {
     broker: Broker,
     audit: Audit,
     metrics: Metrics,
+    callbacks: Callbacks,
     store: Store,
     room: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -184,15 +202,14 @@ impl Jobs {
     pub(crate) async fn start(
         broker: Broker,
         audit: Audit,
-        metrics: Metrics,
-        tasks: &TaskTracker,
-        stop: &CancellationToken,
+        (callbacks, metrics): (Callbacks, Metrics),
+        Ending { tasks, stop }: Ending<'_>,
     ) -> Result<Self, String> {
         let store = Store::start(broker.jetstream(), tasks, stop);
         let (live, elsewhere) = (Mutex::default(), Mutex::default());
         let room = Arc::new(Semaphore::new(RUNS_MAX));
         let said = broker.replicas().await.map_err(|error| format!("cannot hear other replicas: {error}"))?;
-        let jobs = Self(Arc::new(Inner { broker, audit, metrics, store, room, tasks: TaskTracker::new(), live, elsewhere }));
+        let jobs = Self(Arc::new(Inner { broker, audit, metrics, callbacks, store, room, tasks: TaskTracker::new(), live, elsewhere }));
         let (hearing, stopped) = (jobs.clone(), stop.clone());
         drop(tasks.spawn(async move { stopped.run_until_cancelled(hearing.hear(said)).await }));
         if let Some(answers) = jobs.0.broker.late_answers() {
@@ -216,6 +233,9 @@ impl Jobs {
     pub async fn submit(&self, principal: &Principal, request: JobRequest, how: How) -> Result<Submitted, Problem> {
         let destinations = admission::destinations(self.0.broker.roster(), principal, &request)?;
         admission::check_target(principal, &request.spec)?;
+        if let Some(callback) = &request.callback {
+            self.0.callbacks.admit(principal, callback).await?;
+        }
         let budget = request.spec.budget();
         let start_within = admission::start_within(request.timeout, budget)?;
         // Room before rate: a job that finds no room costs nothing.
@@ -224,7 +244,7 @@ impl Jobs {
         let document = document(principal, &request);
         let id = document.id;
         let runs = runs(principal, &request, &document, destinations, start_within);
-        let waits_to_the_end = matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait);
+        let waits_to_the_end = request.callback.is_none() && matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait);
         let accepted = accepted(&document, self.0.broker.caller().to_string());
         // The job outlives the call: a caller that hangs up finds it under its id.
         if waits_to_the_end && let [_] = runs.as_slice() {
@@ -238,7 +258,7 @@ impl Jobs {
             return Ok(Submitted { id, answer: Came::Over(job.await), allowance });
         }
         let replica = Some(self.0.broker.caller().clone());
-        let state = State { document: document.clone(), runs: Some(runs.len()), replica };
+        let state = State { document: document.clone(), runs: Some(runs.len()), replica, deliver: request.callback };
         let ends_by = document.created_at.plus(start_within + budget + 2 * GRACE);
         let kept = self.0.store.put_now(&state, &Open { id, replica: self.0.broker.caller().clone(), ends_by }).await;
         let place = kept.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?;
@@ -249,7 +269,7 @@ impl Jobs {
         let mut watcher = live.watch(None);
         let jobs = self.clone();
         drop(self.0.tasks.spawn(async move {
-            jobs.run_watched(&live, &runs, place).await;
+            jobs.run_watched(&live, &runs, place, state.deliver).await;
             drop((jobs.live().remove(&id), room));
         }));
         let answer = match how {
@@ -272,7 +292,7 @@ impl Jobs {
     }
 
     /// Gets every run of a job done whose state is at `place` in the stream, and keeps and tells what comes of it as it comes.
-    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run], place: u64) {
+    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run], place: u64, deliver: Option<Callback>) {
         let every = join_all(runs.iter().enumerate().map(async |(index, run)| {
             let watched = Watched { listener: live.listener(index), cancel: live.cancel.clone() };
             let dispatched = self.dispatch(run, Some(&watched)).await;
@@ -295,8 +315,12 @@ impl Jobs {
         if ours {
             live.finish(written.clone());
         }
-        let end =
-            State { document: JobDocument { results: Vec::new(), late: Vec::new(), ..document }, runs: Some(runs.len()), replica: None };
+        let document = JobDocument { results: Vec::new(), late: Vec::new(), ..document };
+        let end = State { document, runs: Some(runs.len()), replica: None, deliver };
+        if !self.call_back(&end).await {
+            // Another replica ends it, with its callback.
+            return live.finish(written);
+        }
         match self.0.store.put_end(&end, place).await {
             Ok(true) if ours => {}
             Ok(true) => live.finish(written),
@@ -428,8 +452,9 @@ enum Place {
 }
 
 fn document(principal: &Principal, request: &JobRequest) -> JobDocument {
+    let id = JobId::new();
     JobDocument {
-        id: JobId::new(),
+        id,
         tool: request.spec.tool().as_str().to_owned(),
         target: request.spec.target(),
         parameters: request.spec.shown_parameters(),
@@ -438,6 +463,7 @@ fn document(principal: &Principal, request: &JobRequest) -> JobDocument {
         status: JobStatus::Running,
         created_at: Timestamp::now(),
         finished_at: None,
+        callback: request.callback.as_ref().map(|callback| callback.view(id)),
         results: Vec::new(),
         late: Vec::new(),
     }
@@ -474,6 +500,7 @@ fn runs(
 
 fn accepted(document: &JobDocument, caller: String) -> Record {
     let from: Vec<String> = document.from.iter().map(ToString::to_string).collect();
+    let calls_back = document.callback.as_ref().map_or_else(String::new, |callback| format!(", callback to {}", callback.url));
     Record {
         time: document.created_at,
         verdict: Verdict::Accepted,
@@ -484,7 +511,7 @@ fn accepted(document: &JobDocument, caller: String) -> Record {
         tool: document.tool.clone(),
         target: document.target.clone(),
         request_id: document.id.to_string(),
-        detail: format!("from {}", from.join(", ")),
+        detail: format!("from {}{calls_back}", from.join(", ")),
         duration_ms: None,
     }
 }

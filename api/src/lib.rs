@@ -4,11 +4,13 @@
 //! - [`config`]: what the operator may set. [`server`]: the listener, TLS, limits. `routes`: one file a resource. [`openapi`]: the document.
 //! - [`access`]: who asks and what he may. [`problem`]: the only file that picks a status.
 //! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
+//! - [`callbacks`]: telling the end of jobs to whom their callers name.
 //! - [`audit`]: the trail. [`metrics`]: what is counted. `watch`: buckets held in memory. `revoke`: taking a credential back.
 
 pub mod access;
 pub mod audit;
 pub mod broker;
+pub mod callbacks;
 mod collector;
 pub mod config;
 pub mod jobs;
@@ -30,8 +32,10 @@ use tokio_util::task::TaskTracker;
 use crate::access::Access;
 use crate::audit::Audit;
 use crate::broker::Broker;
+use crate::callbacks::Callbacks;
+use crate::callbacks::guard::Guard;
 use crate::config::Settings;
-use crate::jobs::Jobs;
+use crate::jobs::{Ending, Jobs};
 use crate::metrics::Metrics;
 use crate::roster::Roster;
 
@@ -44,6 +48,8 @@ pub struct App {
     pub roster: Roster,
     /// Jobs.
     pub jobs: Jobs,
+    /// Callbacks.
+    pub callbacks: Callbacks,
     /// Who may what.
     pub access: Access,
     /// The trail.
@@ -69,8 +75,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let access = Access::start(&broker, settings.jwt.as_ref(), &tasks, &ended)?;
     let audit = Audit::start(&broker, &writers, &ended);
     let metrics = Metrics::new()?;
-    let jobs = Jobs::start(broker.clone(), audit.clone(), metrics.clone(), &writers, &ended).await?;
-    let app = App { broker, roster, jobs: jobs.clone(), access, audit, metrics };
+    let guard = Guard::new(settings.callback_allow, &settings.links.servers, listener.address())?;
+    let callbacks = Callbacks::start(&broker, guard).await?;
+    let jobs =
+        Jobs::start(broker.clone(), audit.clone(), (callbacks.clone(), metrics.clone()), Ending { tasks: &writers, stop: &ended }).await?;
+    drop(writers.spawn(callbacks::deliver::deliver(callbacks.clone(), jobs.clone(), broker.clone(), writers.clone(), ended.clone())));
+    let app = App { broker, roster, jobs: jobs.clone(), callbacks, access, audit, metrics };
     let served = listener.serve(routes::router(app), stop).await;
     tracing::info!("stopping: no new requests, jobs that run may end");
     jobs.finish().await;

@@ -63,6 +63,7 @@ fn job_of(tool: ToolName, schemas: &mut SchemaGenerator) -> Value {
                 "description": "From where: a region (any one node of it), a node, or a list of these (one run for each).",
                 "oneOf": [selector, {"type": "array", "items": selector, "minItems": 1, "maxItems": SELECTORS_MAX, "uniqueItems": true}],
             },
+            "callback": crate::callbacks::request_schema(),
             "cancel_on_disconnect": {
                 "description": "Whether a job whose answer is streamed is to end when nobody follows it any more.",
                 "type": "boolean", "default": false,

@@ -2,6 +2,7 @@
 
 mod audit;
 mod body;
+mod deliveries;
 mod docs;
 mod frame;
 mod guard;
@@ -15,6 +16,7 @@ mod path_id;
 mod prefer;
 mod query;
 mod run;
+mod secrets;
 mod stream;
 mod tools;
 
@@ -57,6 +59,8 @@ pub(crate) fn operations() -> Vec<Operation> {
         tools::operations(),
         nodes::operations(),
         keys::operations(),
+        secrets::operations(),
+        deliveries::operations(),
         audit::operations(),
         metrics::operations(),
         health::operations(),

@@ -4,6 +4,7 @@ mod tls;
 
 use std::future::Future;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,7 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// A listener that is not served yet.
 pub struct Listener {
     socket: TcpListener,
+    address: SocketAddr,
     tls: Option<TlsAcceptor>,
     connections_max: usize,
 }
@@ -88,7 +90,13 @@ impl Listener {
             }
             _ => format!("cannot listen on {address}: {error}"),
         })?;
-        Ok(Self { socket, tls, connections_max: listen.connections_max })
+        let address = socket.local_addr().map_err(|error| format!("cannot tell on what address it listens: {error}"))?;
+        Ok(Self { socket, address, tls, connections_max: listen.connections_max })
+    }
+
+    /// The address it took.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// Where it can be reached.

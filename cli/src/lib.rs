@@ -2,13 +2,15 @@
 //!
 //! # Layout
 //! - `up`: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
-//! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. Both ask the HTTP API, by `client`.
+//! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `deliveries`: callbacks and their
+//!   secrets. They ask the HTTP API, by `client`.
 //! - `register`: nodes, services and keys, with the keys of the data folder (`control`).
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
 
 mod audit;
 mod client;
 mod control;
+mod deliveries;
 mod exit;
 mod health;
 mod jobs;
@@ -57,6 +59,10 @@ enum Own {
     Keys(register::Keys),
     #[command(subcommand)]
     Jobs(jobs::Jobs),
+    #[command(subcommand)]
+    Deliveries(deliveries::Deliveries),
+    #[command(subcommand)]
+    Secrets(deliveries::Secrets),
     Audit(audit::AuditArgs),
     Init(provision::InitArgs),
     Provision(provision::ProvisionArgs),
@@ -124,6 +130,8 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::Services(command) => register::services(command),
         Own::Keys(command) => register::keys(command),
         Own::Jobs(command) => jobs::run(command),
+        Own::Deliveries(command) => deliveries::deliveries(&command),
+        Own::Secrets(command) => deliveries::secrets(&command),
         Own::Audit(args) => audit::run(&args),
         Own::Init(args) => provision::init(&args),
         Own::Provision(args) => provision::provision(&args),

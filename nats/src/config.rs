@@ -13,7 +13,7 @@ use crate::vault::Vault;
 
 const TEMPLATE: &str = include_str!("../server.conf.template");
 /// What streams and buckets may take on disk unless told otherwise, in bytes.
-pub const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024 * 1024;
+pub const FILE_BYTES_MAX: u64 = 24 * 1024 * 1024 * 1024;
 /// What they may take in memory unless told otherwise, in bytes.
 pub const MEMORY_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use async_nats::Client;
 use probeops_shared::subjects::broker;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::connect::{Link, connect};
@@ -105,7 +105,7 @@ async fn ensure(client: &Client, definition: &Definition, provisioned: &mut Prov
     let deadline = Instant::now() + ACCOUNT_READY_MAX;
     loop {
         match ensure_once(client, definition, provisioned).await? {
-            Step::Done => return Ok(()),
+            Step::Done => return ensure_consumers(client, definition).await,
             // The account's claims have arrived and its storage is being opened.
             Step::NotReady(why) if Instant::now() >= deadline => {
                 bail!("its account is not ready after {} s: {why}", ACCOUNT_READY_MAX.as_secs())
@@ -145,8 +145,55 @@ async fn ensure_once(client: &Client, definition: &Definition, provisioned: &mut
     Ok(Step::Done)
 }
 
+/// Makes the durable consumers of a stream, or changes what differs.
+async fn ensure_consumers(client: &Client, definition: &Definition) -> Result<()> {
+    for consumer in &definition.consumers {
+        let [usual, spare] = consumer.names;
+        if ensure_consumer(client, &definition.name, usual, &consumer.config).await? == Usable::No
+            && ensure_consumer(client, &definition.name, spare, &consumer.config).await? == Usable::No
+        {
+            bail!(
+                "the broker can read neither consumer {usual} nor {spare} of it; remove their folders (`obs`) from its data and start it again"
+            );
+        }
+    }
+    Ok(())
+}
+
+#[derive(PartialEq, Eq)]
+enum Usable {
+    Yes,
+    /// What the broker had written of it is damaged.
+    No,
+}
+
+async fn ensure_consumer(client: &Client, stream: &str, name: &str, wanted: &Map<String, Value>) -> Result<Usable> {
+    let mut wanted = wanted.clone();
+    wanted.insert("durable_name".to_owned(), json!(name));
+    let config = match ask(client, broker::consumer_info(stream, name), &Map::new()).await? {
+        Answer::Config(held) => changed(&held, &wanted),
+        Answer::Refused { code: CONSUMER_NOT_FOUND, .. } => Some(wanted),
+        Answer::Refused { code, description } => {
+            bail!("the broker does not say whether consumer {name} exists: {description} (code {code})")
+        }
+        Answer::Silent(why) => bail!("the broker does not say whether consumer {name} exists: {why}"),
+    };
+    let Some(config) = config else { return Ok(Usable::Yes) };
+    let request = [("stream_name".to_owned(), json!(stream)), ("config".to_owned(), Value::Object(config))].into_iter().collect();
+    match ask(client, broker::consumer_create_named(stream, name), &request).await? {
+        Answer::Config(_) => Ok(Usable::Yes),
+        Answer::Refused { code: CONSUMER_STORE_FAILED, .. } => Ok(Usable::No),
+        Answer::Refused { code, description } => bail!("the broker refused consumer {name}: {description} (code {code})"),
+        Answer::Silent(why) => bail!("consumer {name} could not be made: {why}"),
+    }
+}
+
 /// The broker's code for a stream that does not exist.
 const STREAM_NOT_FOUND: u64 = 10059;
+/// The broker's code for a consumer that does not exist.
+const CONSUMER_NOT_FOUND: u64 = 10014;
+/// The broker's code for a consumer whose files it cannot use.
+const CONSUMER_STORE_FAILED: u64 = 10012;
 /// The broker's code for a server without streams.
 const JETSTREAM_NOT_ENABLED: u64 = 10076;
 /// The broker's code for an account without streams.
@@ -180,8 +227,6 @@ async fn ask(client: &Client, subject: String, body: &Map<String, Value>) -> Res
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     fn object(value: &Value) -> Map<String, Value> {

@@ -8,6 +8,7 @@
 //! - [`ids`], [`host`], [`http_url`], [`bounded`], [`timestamp`]: strings and numbers with rules.
 //! - [`json`], [`invalid`]: strict JSON, and what is wrong with it.
 //! - [`registry`]: what was granted to nodes and services.
+//! - [`reserved`]: addresses that are not to be touched unless somebody says otherwise.
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
 //! - [`problem`]: the closed set of HTTP problem codes.
 //! - [`settings`]: configuration files.
@@ -26,6 +27,7 @@ pub mod outcome;
 pub mod presence;
 pub mod problem;
 pub mod registry;
+pub mod reserved;
 pub mod settings;
 pub mod subjects;
 pub mod text;

@@ -41,6 +41,15 @@ pub mod storage {
     pub const REPLICAS: &str = "REPLICAS";
     /// Bucket of API keys, hashed.
     pub const KEYS: &str = "KEYS";
+    /// Stream of callbacks that are to be delivered.
+    pub const CALLBACKS: &str = "CALLBACKS";
+    /// The consumer of stream CALLBACKS that all replicas of the API share. The second is there instead of the first only where the broker cannot
+    /// read what it had written of the first, which keeps that name taken.
+    pub const DELIVER: [&str; 2] = ["deliver", "deliver-spare"];
+    /// Bucket of secrets that sign callbacks: `<owner>.<id>`.
+    pub const SECRETS: &str = "SECRETS";
+    /// Bucket of what became of callbacks: `<owner>.<delivery>`.
+    pub const DELIVERIES: &str = "DELIVERIES";
 }
 
 /// The key of a node in bucket PRESENCE.
@@ -169,6 +178,16 @@ pub fn parse_job(subject: &str) -> Option<(&str, JobId, OfJob<'_>)> {
 /// All of stream JOBS.
 pub fn jobs() -> String {
     "jobs.v1.>".to_owned()
+}
+
+/// A callback that is to be delivered, in stream CALLBACKS.
+pub fn callback(delivery: impl Display) -> String {
+    format!("callback.v1.{delivery}")
+}
+
+/// All of stream CALLBACKS.
+pub fn callbacks() -> String {
+    callback(REST)
 }
 
 /// A message from one replica of the API to another.

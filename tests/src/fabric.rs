@@ -102,6 +102,8 @@ pub struct ApiOptions {
     pub jwt_audience: Option<String>,
     /// A shared secret that checks them instead.
     pub jwt_secret: Option<PathBuf>,
+    /// Where callbacks may go beyond the public internet.
+    pub callback_allow: Option<String>,
     /// Certificate and key for HTTPS.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// How many connections it takes at once.
@@ -270,7 +272,11 @@ impl Fabric {
         let mut command = program();
         command.arg("api").args(["--http", &address.to_string(), "--servers", options.server.as_ref().unwrap_or(&self.url())]);
         command.arg("--ca").arg(self.ca()).arg("--creds").arg(&creds).arg("--vault").arg(self.data());
-        for (flag, value) in [("--jwt-issuer", &options.jwt_issuer), ("--jwt-audience", &options.jwt_audience)] {
+        for (flag, value) in [
+            ("--jwt-issuer", &options.jwt_issuer),
+            ("--jwt-audience", &options.jwt_audience),
+            ("--callback-allow", &options.callback_allow),
+        ] {
             command.args(value.iter().flat_map(|value| [flag, value]));
         }
         command.args(options.connections_max.iter().flat_map(|count| ["--connections-max".to_owned(), count.to_string()]));

@@ -3,11 +3,13 @@
 #![expect(clippy::panic, reason = "a test that cannot go on must say so and stop")]
 
 pub mod asker;
+pub mod crash;
 pub mod fabric;
 pub mod http;
 pub mod identity;
 pub mod needs;
 mod process;
+pub mod receiver;
 pub mod silent;
 pub mod testnet;
 pub mod up;

@@ -22,11 +22,11 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use probeops_shared::access::TargetPattern;
+use probeops_shared::reserved::Reserved;
 use probeops_shared::tools::ToolName;
 use serde::{Deserialize, Deserializer, de};
 
 use super::endpoints::Endpoint;
-use super::reserved::Reserved;
 
 /// How many entries of a list the summary shows.
 const SUMMARY_ENTRIES_MAX: usize = 5;

@@ -596,6 +596,7 @@ mod tests {
             status: JobStatus::Running,
             created_at: Timestamp::now(),
             finished_at: None,
+            callback: None,
             results: Vec::new(),
             late: Vec::new(),
         }

@@ -30,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use super::{JobDocument, JobStatus};
 use crate::broker::backwards::Backwards;
 use crate::broker::last::{Last, last_of_each, next_of};
+use crate::callbacks::Callback;
 
 /// How many documents wait to be written; more are dropped and counted.
 const QUEUE_MAX: usize = 8_192;
@@ -90,6 +91,9 @@ pub(crate) struct State {
     /// The replica at which it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) replica: Option<Caller>,
+    /// Whom to tell its end, with what is not told of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) deliver: Option<Callback>,
 }
 
 /// An outcome as it lies in the stream.
@@ -147,6 +151,15 @@ impl Store {
             // The writer has logged why.
             Err(_) => Err("it could not be stored".to_owned()),
         }
+    }
+
+    /// Waits until everything that was written of a job is stored.
+    pub(crate) async fn settle(&self, document: &JobDocument) -> Result<(), String> {
+        let (sender, stored) = oneshot::channel();
+        // A batch without events: it is stored after all the others.
+        let subject = subjects::job_events(owner(&document.caller), document.id, "end");
+        self.put(Entry { subject, payload: Bytes::new(), after: None, stored: Some(sender) });
+        stored.await.map(drop).map_err(|_| "they could not be stored".to_owned())
     }
 
     /// Writes what came of one of a job's runs soon, beside its state.

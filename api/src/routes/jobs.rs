@@ -20,6 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::App;
 use crate::access::Principal;
+use crate::callbacks::Callback;
 use crate::jobs::{Came, How, JobDocument, JobPage, JobRequest, JobStatus, Selector, Submitted, Wanted, Watcher};
 use crate::openapi::job_request_schema;
 use crate::problem::{Asked, Problem, success};
@@ -33,7 +34,7 @@ use crate::routes::stream::From;
 use crate::routes::{frame, prefer, stream};
 
 /// The fields of a job's request.
-pub(crate) const JOB_FIELDS: [&str; 6] = ["tool", "target", "parameters", "from", "timeout_ms", "cancel_on_disconnect"];
+pub(crate) const JOB_FIELDS: [&str; 7] = ["tool", "target", "parameters", "from", "timeout_ms", "callback", "cancel_on_disconnect"];
 /// From how many places one job may run.
 pub(crate) const SELECTORS_MAX: usize = 100;
 /// When to ask again for a job that goes on, in seconds.
@@ -73,7 +74,8 @@ pub(super) fn operations() -> Vec<Operation> {
             description: "Runs the tool from every place named in `from` and answers with the finished job. What a tool finds (a dead host, \
                           a refused port) is a finding in `report`; why a node could not run it is in `failure`. A job that takes longer than \
                           a minute, or than `Prefer: wait=N` allows, is answered with 202 and goes on; ask for it at `Location`. \
-                          `Accept: text/event-stream` tells everything as it happens, `Accept: text/plain` prints what the tool prints.",
+                          `Accept: text/event-stream` tells everything as it happens, `Accept: text/plain` prints what the tool prints. \
+                          `callback` has its end told to a URL, until that answers with 2xx.",
             query: Cow::Borrowed(&[]),
             headers: &HEADERS,
             body: Some(job_request_schema),
@@ -241,12 +243,14 @@ fn asked(fields: &Map<String, Value>) -> Asked {
 fn request(fields: &mut Map<String, Value>, headers: &HeaderMap, form: Form) -> Result<(JobRequest, bool), Vec<Invalid>> {
     let (from, timeout) = (selectors(fields.get("from")), timeout(fields.get("timeout_ms")));
     let cancel_on_disconnect = cancel_on_disconnect(fields.get("cancel_on_disconnect"), form);
-    match (job::spec(fields), from, timeout, cancel_on_disconnect) {
-        (Ok(spec), Ok(from), Ok(timeout), Ok(cancel_on_disconnect)) => {
-            Ok((JobRequest { spec, from, timeout, traceparent: frame::traceparent(headers) }, cancel_on_disconnect))
+    let callback = fields.get("callback").map(Callback::parse).transpose();
+    match (job::spec(fields), from, timeout, cancel_on_disconnect, callback) {
+        (Ok(spec), Ok(from), Ok(timeout), Ok(cancel_on_disconnect), Ok(callback)) => {
+            Ok((JobRequest { spec, from, timeout, callback, traceparent: frame::traceparent(headers) }, cancel_on_disconnect))
         }
-        (spec, from, timeout, cancel_on_disconnect) => {
-            Err([spec.err(), from.err(), timeout.err(), cancel_on_disconnect.err()].into_iter().flatten().collect())
+        (spec, from, timeout, cancel_on_disconnect, callback) => {
+            let errors = [spec.err(), from.err(), timeout.err(), cancel_on_disconnect.err(), callback.err()];
+            Err(errors.into_iter().flatten().collect())
         }
     }
 }

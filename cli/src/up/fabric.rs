@@ -136,6 +136,10 @@ impl Fabric {
         files::write(&layout.root().join(URL_FILE), self.url.as_bytes(), Secrecy::Public).map_err(unusable)?;
         let mut api = self.common("api");
         api.extend(words([("--http", Path::new(&http.to_string())), ("--creds", &layout.creds_dir()), ("--vault", layout.root())]));
+        if !settings.callback_allow.is_empty() {
+            let places: Vec<String> = settings.callback_allow.iter().map(ToString::to_string).collect();
+            api.extend(words([("--callback-allow", Path::new(&places.join(",")))]));
+        }
         self.api = Some(Child::start("api", &api, &logs)?);
         for id in &self.nodes {
             let mut agent = self.common("agent");

@@ -8,6 +8,7 @@ use clap::Args;
 use probeops_nats::process::LogFormat;
 use probeops_nats::server::ports::free_port;
 use probeops_nats::vault::CREDENTIAL_LIFETIME;
+use probeops_shared::access::TargetPattern;
 use probeops_shared::settings;
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +66,10 @@ struct Given {
     #[arg(long = "name", env = "PROBEOPS_NAMES", value_delimiter = ',', value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     names: Option<Vec<String>>,
+    /// Where callbacks may go beyond the public internet, as of `probeops api --callback-allow`, such as an n8n here: 127.0.0.0/8
+    #[arg(long, env = "PROBEOPS_CALLBACK_ALLOW", value_delimiter = ',', value_name = "PLACE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    callback_allow: Option<Vec<TargetPattern>>,
     /// The nats-server to use; found or fetched unless given
     #[arg(long, env = "NATS_SERVER", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -86,6 +91,7 @@ pub(super) struct Settings {
     pub(super) http: SocketAddr,
     pub(super) broker: SocketAddr,
     pub(super) names: Vec<String>,
+    pub(super) callback_allow: Vec<TargetPattern>,
     pub(super) nats_server: Option<PathBuf>,
     pub(super) credential_lifetime: Duration,
     pub(super) log_format: Option<LogFormat>,
@@ -115,6 +121,7 @@ impl Given {
             http: self.http.or(file.http),
             broker: self.broker.or(file.broker),
             names: self.names.or(file.names),
+            callback_allow: self.callback_allow.or(file.callback_allow),
             nats_server: self.nats_server.or(file.nats_server),
             credential_lifetime: self.credential_lifetime.or(file.credential_lifetime),
             log_format: self.log_format.or(file.log_format),
@@ -164,8 +171,19 @@ impl Given {
         if data.as_os_str().is_empty() {
             return Err(format!("data: must name a folder, such as {DATA_DEFAULT}"));
         }
-        let (names, nats_server) = (self.names.unwrap_or_default(), self.nats_server);
-        Ok(Settings { data, http, broker, names, nats_server, credential_lifetime, log_format, once, allow_ping })
+        let (names, callback_allow) = (self.names.unwrap_or_default(), self.callback_allow.unwrap_or_default());
+        Ok(Settings {
+            data,
+            http,
+            broker,
+            names,
+            callback_allow,
+            nats_server: self.nats_server,
+            credential_lifetime,
+            log_format,
+            once,
+            allow_ping,
+        })
     }
 }
 

@@ -41,7 +41,12 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
             ];
             internal(publish, role)
         }
-        Role::Provisioner => provisioner_permissions(role, &application_streams()),
+        Role::Provisioner => {
+            let mut permissions = provisioner_permissions(role, &application_streams());
+            let verbs = |name| [broker::consumer_info(storage::CALLBACKS, name), broker::consumer_create_named(storage::CALLBACKS, name)];
+            permissions.publish.extend(storage::DELIVER.into_iter().flat_map(verbs));
+            permissions
+        }
         Role::AuditProvisioner => provisioner_permissions(role, &[storage::AUDIT.to_owned()]),
     };
     Ok(permissions)
@@ -49,8 +54,9 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
 
 /// The names of the streams of the application account, those behind buckets included.
 pub fn application_streams() -> Vec<String> {
-    let buckets = [storage::PRESENCE, storage::REPLICAS, storage::KEYS, storage::NODES, storage::SERVICES];
-    std::iter::once(storage::JOBS.to_owned()).chain(buckets.map(broker::bucket_stream)).collect()
+    let buckets =
+        [storage::PRESENCE, storage::REPLICAS, storage::KEYS, storage::NODES, storage::SERVICES, storage::SECRETS, storage::DELIVERIES];
+    [storage::JOBS, storage::CALLBACKS].map(str::to_owned).into_iter().chain(buckets.map(broker::bucket_stream)).collect()
 }
 
 fn node_permissions(node: &NodeId, region: &Region, tools: &[ToolName]) -> Permissions {
@@ -87,6 +93,10 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     publish.extend([storage::PRESENCE, storage::REPLICAS].into_iter().flat_map(bucket_reading));
     // It says of itself that it is there, and of nobody else.
     publish.push(broker::bucket_key(storage::REPLICAS, caller));
+    publish.extend([subjects::callbacks(), broker::acknowledgements(storage::CALLBACKS)]);
+    let taking = |name| [broker::consumer_info(storage::CALLBACKS, name), broker::consumer_next(storage::CALLBACKS, name)];
+    publish.extend(storage::DELIVER.into_iter().flat_map(taking));
+    publish.extend([storage::SECRETS, storage::DELIVERIES].into_iter().flat_map(bucket_by_key));
     Ok(Permissions {
         publish,
         subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],
@@ -101,6 +111,17 @@ fn bucket_writing(bucket: &str) -> Vec<String> {
     let mut publish = bucket_reading(bucket);
     publish.insert(0, broker::bucket_all(bucket));
     publish
+}
+
+/// What writing a bucket and reading it by key or by the beginning of keys needs, without following it.
+fn bucket_by_key(bucket: &str) -> Vec<String> {
+    let stream = broker::bucket_stream(bucket);
+    vec![
+        broker::bucket_all(bucket),
+        broker::stream_info(&stream),
+        broker::direct_get(&stream),
+        broker::direct_get_last(&stream, broker::bucket_all(bucket)),
+    ]
 }
 
 /// What reading and watching a bucket needs.

@@ -103,6 +103,18 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
             "$JS.API.CONSUMER.DELETE.KV_KEYS.*",
         ]
     );
+    let callbacks: Vec<&String> = permissions.publish.iter().filter(|subject| subject.to_lowercase().contains("callback")).collect();
+    assert_eq!(
+        callbacks,
+        [
+            "callback.v1.>",
+            "$JS.ACK.CALLBACKS.>",
+            "$JS.API.CONSUMER.INFO.CALLBACKS.deliver",
+            "$JS.API.CONSUMER.MSG.NEXT.CALLBACKS.deliver",
+            "$JS.API.CONSUMER.INFO.CALLBACKS.deliver-spare",
+            "$JS.API.CONSUMER.MSG.NEXT.CALLBACKS.deliver-spare",
+        ]
+    );
     assert_eq!(permissions.subscribe, ["_INBOX.api-1.>", "rep.v1.api-1.>", "_INBOX_c.api-1.>"]);
     assert!(!permissions.publish.contains(&"$KV.PRESENCE.>".to_owned()), "only collectors write PRESENCE");
     let of_replicas: Vec<&String> = permissions.publish.iter().filter(|subject| subject.starts_with("$KV.REPLICAS")).collect();
@@ -175,9 +187,10 @@ fn what_nodes_publish_no_node_subscribes_and_no_stream_keeps() {
     let nodes =
         ["n1", "n2"].map(|id| Role::Node { node: id.parse().unwrap(), region: "eu".parse().unwrap(), tools: ToolName::ALL.to_vec() });
     let all = nodes.map(|role| role.permissions().unwrap());
-    let kept = [subjects::jobs(), broker::AUDIT_ALL.to_owned()]
+    let kept = [subjects::jobs(), subjects::callbacks(), broker::AUDIT_ALL.to_owned()]
         .into_iter()
-        .chain([storage::PRESENCE, storage::REPLICAS, storage::KEYS, storage::NODES, storage::SERVICES].map(broker::bucket_all));
+        .chain([storage::PRESENCE, storage::REPLICAS, storage::KEYS, storage::NODES, storage::SERVICES].map(broker::bucket_all))
+        .chain([storage::SECRETS, storage::DELIVERIES].map(broker::bucket_all));
     let kept: Vec<String> = kept.collect();
     for published in all.iter().flat_map(|permissions| &permissions.publish) {
         for subscribed in all.iter().flat_map(|permissions| &permissions.subscribe) {

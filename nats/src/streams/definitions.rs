@@ -21,6 +21,20 @@ const BUCKET_BYTES_MAX: u64 = 64 * MIB;
 const BUCKET_VALUE_BYTES_MAX: u64 = 64 * 1024;
 /// How many values of a key of a register are kept.
 const REGISTER_HISTORY: u32 = 5;
+/// How long a callback may wait to be delivered: longer than any caller may ask for.
+const CALLBACKS_KEPT: Duration = Duration::from_hours(48);
+/// What stream CALLBACKS may take on disk, in bytes; then no more are taken.
+const CALLBACKS_BYTES_MAX: u64 = 512 * MIB;
+/// How long a callback that is queued again is recognised as such.
+const CALLBACKS_DUPLICATES: Duration = Duration::from_mins(2);
+/// How long a replica has for one attempt to deliver; then another makes it.
+const DELIVER_WITHIN: Duration = Duration::from_secs(30);
+/// How many callbacks may wait for their next attempt; those that were put off count.
+const DELIVERIES_WAITING_MAX: u32 = 20_000;
+/// How long what became of a callback is kept.
+const DELIVERIES_KEPT: Duration = Duration::from_hours(7 * 24);
+/// What bucket DELIVERIES may take on disk, in bytes; then the oldest go.
+const DELIVERIES_BYTES_MAX: u64 = 256 * MIB;
 /// How long the mark of an expired key is kept, for watchers that were away.
 const LIMIT_MARKERS_KEPT: Duration = Duration::from_mins(1);
 /// A stream as it should be.
@@ -28,6 +42,17 @@ const LIMIT_MARKERS_KEPT: Duration = Duration::from_mins(1);
 pub struct Definition {
     /// Its name.
     pub name: String,
+    /// Its configuration, in the words of the broker's API.
+    pub config: Map<String, Value>,
+    /// The durable consumers it has. Only the provisioner makes them, so that nobody else needs to be able to.
+    pub consumers: Vec<Consumer>,
+}
+
+/// A durable consumer as it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Consumer {
+    /// Its name, and those it has where the broker cannot use the ones before.
+    pub names: [&'static str; 2],
     /// Its configuration, in the words of the broker's API.
     pub config: Map<String, Value>,
 }
@@ -59,7 +84,37 @@ pub fn application(replicas: u32) -> Vec<Definition> {
         bucket(storage::KEYS, replicas, REGISTER_HISTORY, register()),
         bucket(storage::NODES, replicas, REGISTER_HISTORY, register()),
         bucket(storage::SERVICES, replicas, REGISTER_HISTORY, register()),
+        callbacks(replicas),
+        // A secret that was replaced is not kept.
+        bucket(storage::SECRETS, replicas, 1, register()),
+        bucket(
+            storage::DELIVERIES,
+            replicas,
+            1,
+            json!({"max_age": nanos(DELIVERIES_KEPT), "max_bytes": DELIVERIES_BYTES_MAX, "discard": "old"}),
+        ),
     ]
+}
+
+/// The queue of callbacks: a message is there until its callback is delivered or given up.
+fn callbacks(replicas: u32) -> Definition {
+    let queue = json!({
+        "subjects": [subjects::callbacks()],
+        "retention": "workqueue",
+        "max_age": nanos(CALLBACKS_KEPT),
+        "max_bytes": CALLBACKS_BYTES_MAX,
+        "discard": "new",
+        "duplicate_window": nanos(CALLBACKS_DUPLICATES),
+    });
+    let deliver = json!({
+        "ack_policy": "explicit",
+        "deliver_policy": "all",
+        "ack_wait": nanos(DELIVER_WITHIN),
+        "max_deliver": -1,
+        "max_ack_pending": DELIVERIES_WAITING_MAX,
+    });
+    let consumers = vec![Consumer { names: storage::DELIVER, config: object(deliver) }];
+    Definition { consumers, ..stream(storage::CALLBACKS, replicas, queue) }
 }
 
 /// The stream of the audit trail.
@@ -109,7 +164,7 @@ fn stream(name: &str, replicas: u32, more: Value) -> Definition {
         "max_consumers": -1,
     }));
     config.extend(object(more));
-    Definition { name: name.to_owned(), config }
+    Definition { name: name.to_owned(), config, consumers: Vec::new() }
 }
 
 fn object(value: Value) -> Map<String, Value> {
@@ -136,9 +191,23 @@ mod tests {
             assert_eq!(definition.config.get("allow_direct"), Some(&Value::Bool(true)));
         }
         let names: Vec<&str> = all.iter().map(|definition| definition.name.as_str()).collect();
-        assert_eq!(names, ["JOBS", "KV_PRESENCE", "KV_REPLICAS", "KV_KEYS", "KV_NODES", "KV_SERVICES", "AUDIT"]);
+        let buckets = ["KV_PRESENCE", "KV_REPLICAS", "KV_KEYS", "KV_NODES", "KV_SERVICES", "KV_SECRETS", "KV_DELIVERIES"];
+        let sorted = |mut names: Vec<String>| {
+            names.sort_unstable();
+            names
+        };
+        let expected = ["JOBS", "CALLBACKS", "AUDIT"].into_iter().chain(buckets).map(str::to_owned).collect();
+        assert_eq!(sorted(names.iter().map(ToString::to_string).collect()), sorted(expected));
         let provisioned: Vec<String> = crate::permissions::lists::application_streams();
-        assert_eq!(provisioned, names[..6], "the provisioner may make exactly these");
+        let made = names.iter().filter(|name| **name != "AUDIT").map(ToString::to_string).collect();
+        assert_eq!(sorted(provisioned), sorted(made), "the provisioner may make exactly these");
+    }
+
+    #[test]
+    fn three_of_everything_fit_into_the_account() {
+        let reserved: i64 = application(3).iter().filter_map(|definition| definition.config.get("max_bytes")?.as_i64()).sum();
+        let account = crate::vault::accounts::claims(crate::permissions::AccountName::Application, "", "");
+        assert!(3 * reserved <= account.limits.disk_storage, "{reserved}");
     }
 
     #[test]

@@ -8,8 +8,8 @@ use crate::claims::{Account, AccountLimits, Export, Import, UNLIMITED};
 use crate::permissions::AccountName;
 
 const MIB: i64 = 1024 * 1024;
-/// What the application's streams and buckets may take on disk, in bytes.
-const APPLICATION_DISK_BYTES_MAX: i64 = 4096 * MIB;
+/// What the application's streams and buckets may take on disk, in bytes. What each reserves counts once for each of its replicas.
+const APPLICATION_DISK_BYTES_MAX: i64 = 12 * 1024 * MIB;
 /// What the trail may take on disk, in bytes. With the application's share it is what a server has unless told otherwise: a trail that
 /// grows without measure stops itself, and not the presence of nodes.
 const AUDIT_DISK_BYTES_MAX: i64 = 12 * 1024 * MIB;

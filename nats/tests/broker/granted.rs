@@ -156,6 +156,45 @@ async fn the_api_and_commands_keep_their_registers_and_jobs() {
 }
 
 #[tokio::test]
+async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
+    let mut broker = Broker::start().await;
+    let mut connection = broker.connect(&api()).await;
+    let context = jetstream::new(connection.client.clone());
+    context.publish(subjects::callback("d1"), "callback".into()).await.unwrap().await.unwrap();
+    let queue: jetstream::consumer::PullConsumer = context.get_consumer_from_stream(storage::DELIVER[0], storage::CALLBACKS).await.unwrap();
+    let mut taken = queue.batch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
+    let first = timeout(PATIENCE, taken.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(first.info().unwrap().delivered, 1);
+    first.ack_with(jetstream::AckKind::Nak(Some(std::time::Duration::from_secs(1)))).await.unwrap();
+    connection.client.flush().await.unwrap();
+    // Who waits for it is the broker: its end does not forget it.
+    broker.stop().await;
+    broker.run().await.unwrap();
+    // What the broker sent while nobody listened comes again when its time for an acknowledgement is over, which is 30 s.
+    let deadline = Instant::now() + PATIENCE * 3;
+    let second = loop {
+        assert!(Instant::now() < deadline);
+        let Ok(mut taken) = queue.batch().max_messages(1).expires(std::time::Duration::from_secs(2)).messages().await else { continue };
+        if let Ok(Some(Ok(message))) = timeout(PATIENCE, taken.next()).await {
+            break message;
+        }
+    };
+    assert!(second.info().unwrap().delivered > 1 && second.payload.as_ref() == b"callback");
+    second.double_ack().await.unwrap();
+    let mut rest = queue.batch().max_messages(1).expires(std::time::Duration::from_millis(500)).messages().await.unwrap();
+    assert!(timeout(PATIENCE, rest.next()).await.unwrap().is_none(), "it is gone");
+    for bucket in [storage::SECRETS, storage::DELIVERIES] {
+        let store = context.get_key_value(bucket).await.unwrap();
+        let revision = store.create("o.a", "1".into()).await.unwrap();
+        store.update("o.a", "2".into(), revision).await.unwrap();
+        assert_eq!(store.get("o.a").await.unwrap().unwrap(), "2");
+        store.purge("o.a").await.unwrap();
+        assert_eq!(store.get("o.a").await.unwrap(), None, "{bucket}");
+    }
+    assert!(connection.violations_so_far().is_empty());
+}
+
+#[tokio::test]
 async fn what_is_audited_is_kept_in_the_other_account_and_read_there() {
     let broker = Broker::start().await;
     let asking = broker.connect(&api()).await;

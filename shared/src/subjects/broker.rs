@@ -66,6 +66,16 @@ pub fn consumer_info(stream: impl Display, name: impl Display) -> String {
     format!("$JS.API.CONSUMER.INFO.{stream}.{name}")
 }
 
+/// Asks a pull consumer for its next messages.
+pub fn consumer_next(stream: impl Display, name: impl Display) -> String {
+    format!("$JS.API.CONSUMER.MSG.NEXT.{stream}.{name}")
+}
+
+/// Where messages of a stream's consumers are acknowledged.
+pub fn acknowledgements(stream: impl Display) -> String {
+    format!("$JS.ACK.{stream}.>")
+}
+
 /// Removes a consumer.
 pub fn consumer_delete(stream: impl Display, name: impl Display) -> String {
     format!("$JS.API.CONSUMER.DELETE.{stream}.{name}")

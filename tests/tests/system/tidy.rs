@@ -15,7 +15,7 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// What speaks to the broker: not the tools, the routes, the policy, nor what keys and jobs are.
-const BROKER: [&str; 14] = [
+const BROKER: [&str; 16] = [
     "nats/",
     "agent/src/agent",
     "agent/src/groups.rs",
@@ -25,6 +25,8 @@ const BROKER: [&str; 14] = [
     "agent/src/worker",
     "api/src/audit/",
     "api/src/broker",
+    "api/src/callbacks.rs",
+    "api/src/callbacks/",
     "api/src/collector.rs",
     "api/src/jobs/store.rs",
     "api/src/watch.rs",

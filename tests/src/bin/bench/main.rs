@@ -1,7 +1,7 @@
 //! The benchmarks: ProbeOps beside what it is compared with, in one run, as ratios.
 //!
 //! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `memory`, `size`, `streams`,
-//! `smoke` or `all`; or, as root and with programs to compare with, `testnet` (the tools beside the programs that everybody knows, with their times),
+//! `callbacks`, `smoke` or `all`; or, as root and with programs to compare with, `testnet` (the tools beside the programs that everybody knows, with their times),
 //! `ping`, `traceroute`, `http`, `https`, `dns`, `jobs`, `capacity` for all of these from `ping` on, or `capacity-smoke`.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -19,6 +19,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
+use probeops_tests::crash::{self, Survived};
 use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric, free_port};
 use probeops_tests::testnet::compare::COMPARISONS;
 use probeops_tests::testnet::rtt;
@@ -41,6 +42,8 @@ const ROUND: Duration = Duration::from_secs(4);
 const SMOKE_ROUND: Duration = Duration::from_millis(500);
 /// How long a process is left alone before its memory is read.
 const SETTLED: Duration = Duration::from_secs(12);
+/// How many callbacks wait when everything is killed.
+const CALLBACKS: usize = 1_000;
 /// The longest that the comparison on a network of our own may take.
 const TESTNET_MOST: Duration = Duration::from_mins(5);
 
@@ -53,6 +56,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["memory"] => memory(),
         ["size"] => size(),
         ["streams"] => streams::run(),
+        ["callbacks"] => callbacks(),
         ["smoke"] => {
             throughput(1, SMOKE_ROUND)?;
             latency(1, SMOKE_ROUND)
@@ -80,7 +84,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["respond", broker] => runtime()?.block_on(relay::respond(broker)),
         ["relay", broker, listen] => runtime()?.block_on(relay::serve(broker, listen.parse()?)),
         _ => bail!(
-            "name a benchmark: throughput, latency, memory, size, streams, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
+            "name a benchmark: throughput, latency, memory, size, streams, callbacks, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
             capacity::NAMES
         ),
     }?;
@@ -143,6 +147,15 @@ fn memory() -> anyhow::Result<()> {
     std::thread::sleep(SETTLED);
     let (agent, api) = (resident_mib(ours.agent.process_id())?, resident_mib(ours.api.process_id())?);
     println!("memory, idle, resident\n  agent {agent:.1} MiB (as shipped)\n  API   {api:.1} MiB (the command with everything in it)");
+    Ok(())
+}
+
+/// What is left of callbacks when every process is killed.
+fn callbacks() -> anyhow::Result<()> {
+    let Survived { delivered, ids, told: _, requests, took } = crash::callbacks(CALLBACKS);
+    println!("callbacks, {CALLBACKS} jobs; API, agent, broker, API and API killed with SIGKILL one after the other");
+    println!("  delivered {delivered}, under {ids} ids in {requests} requests, {:.0} s after the first kill", took.as_secs_f64());
+    ensure!(delivered == CALLBACKS && ids == CALLBACKS, "some were lost, or had more than one id");
     Ok(())
 }
 

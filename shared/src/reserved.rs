@@ -1,4 +1,5 @@
-//! Addresses that no tool touches unless the owner says otherwise, and the disguises in which an IPv4 address can come.
+//! Addresses that are not to be touched unless somebody says otherwise, and the disguises in which an IPv4 address can come: what a node's
+//! policy and the destinations of callbacks are judged by.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -8,21 +9,28 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const METADATA_V4: [Ipv4Addr; 3] = [Ipv4Addr::new(100, 100, 100, 200), Ipv4Addr::new(168, 63, 129, 16), Ipv4Addr::new(192, 0, 0, 192)];
 const METADATA_V6: [Ipv6Addr; 2] = [Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254), Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)];
 
-/// Why an address is denied by default.
+/// What an address is that stands for no host, or for one that nobody may be led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Reserved {
+pub enum Reserved {
+    /// No address yet.
     Unspecified,
+    /// This machine.
     Loopback,
+    /// This link only.
     LinkLocal,
+    /// Where a cloud serves credentials.
     Metadata,
+    /// A group.
     Multicast,
+    /// Everybody on this link.
     Broadcast,
+    /// Nobody yet.
     Future,
 }
 
 impl Reserved {
     /// What the address is, if it is reserved. Disguises are not looked into; see [`embedded`].
-    pub(super) fn of(address: IpAddr) -> Option<Self> {
+    pub fn of(address: IpAddr) -> Option<Self> {
         match address {
             IpAddr::V4(address) => Self::of_v4(address),
             IpAddr::V6(address) => Self::of_v6(address),
@@ -71,7 +79,7 @@ impl fmt::Display for Reserved {
 }
 
 /// Every IPv4 address that an IPv6 address may really lead to, and by which mechanism.
-pub(super) fn embedded(address: IpAddr) -> Vec<(Ipv4Addr, &'static str)> {
+pub fn embedded(address: IpAddr) -> Vec<(Ipv4Addr, &'static str)> {
     let IpAddr::V6(address) = address else { return Vec::new() };
     let [_, _, o2, o3, o4, o5, o6, o7, o8, o9, o10, o11, o12, o13, o14, o15] = address.octets();
     let last = Ipv4Addr::new(o12, o13, o14, o15);
@@ -99,4 +107,27 @@ pub(super) fn embedded(address: IpAddr) -> Vec<(Ipv4Addr, &'static str)> {
         found.push((last, "ISATAP"));
     }
     found
+}
+
+/// What a network is that is not part of the public internet, beyond what is [`Reserved`]: private use (RFC 1918, RFC 4193), shared by
+/// carriers (RFC 6598), protocol assignments, documentation, benchmarks. Disguises are not looked into.
+pub fn unroutable(address: IpAddr) -> Option<&'static str> {
+    match address {
+        IpAddr::V4(address) => match address.octets() {
+            [10, ..] | [172, 16..=31, ..] | [192, 168, ..] => Some("a private address"),
+            [100, 64..=127, ..] => Some("an address that carriers share"),
+            [192, 0, 0, _] => Some("an address of a protocol"),
+            [192, 0, 2, _] | [198, 51, 100, _] | [203, 0, 113, _] => Some("an address of documentation"),
+            [198, 18 | 19, ..] => Some("an address of benchmarks"),
+            _ => None,
+        },
+        IpAddr::V6(address) => match address.segments() {
+            [0xfc00..=0xfdff, ..] => Some("a private address"),
+            [0xfec0..=0xfeff, ..] => Some("a site-local address"),
+            [0x100, 0, 0, 0, ..] => Some("an address where everything is discarded"),
+            [0x2001, 0xdb8, ..] | [0x3fff, 0..=0xfff, ..] => Some("an address of documentation"),
+            [0x2001, 2, 0, ..] => Some("an address of benchmarks"),
+            _ => None,
+        },
+    }
 }
