@@ -257,6 +257,7 @@ pub(crate) fn status(code: Code) -> StatusCode {
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::Conflict => StatusCode::CONFLICT,
+        Code::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
         Code::UriTooLong => StatusCode::URI_TOO_LONG,
         Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -298,6 +299,7 @@ fn title(code: Code) -> &'static str {
         Code::RequestTimeout => "The request took too long to arrive",
         Code::RateLimited => "Too many requests",
         Code::Conflict => "Conflict",
+        Code::IdempotencyMismatch => "Idempotency key used for another request",
         Code::Unavailable => "Temporarily unavailable",
         Code::Internal => "Internal error",
     }

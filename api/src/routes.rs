@@ -5,6 +5,7 @@ mod body;
 mod frame;
 mod guard;
 mod health;
+mod idempotency;
 mod jobs;
 mod keys;
 mod nodes;

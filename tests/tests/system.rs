@@ -10,6 +10,7 @@ mod system {
     mod certificates;
     mod direct;
     mod failover;
+    mod idempotency;
     mod lifecycle;
     mod live;
     mod register;

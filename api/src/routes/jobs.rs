@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 
 use crate::App;
 use crate::access::Principal;
-use crate::jobs::{Came, How, JobDocument, JobPage, JobRequest, JobStatus, Selector, Submitted, Wanted, Watcher};
+use crate::jobs::{Came, How, Idempotency, JobDocument, JobPage, JobRequest, JobStatus, Selector, Submitted, Wanted, Watcher};
 use crate::openapi::job_request_schema;
 use crate::problem::{Asked, Problem, success};
 use crate::routes::body::{JsonBody, NoBody};
@@ -30,7 +30,7 @@ use crate::routes::path_id::PathId;
 use crate::routes::prefer::{Form, PREFERENCE_APPLIED, Prefer};
 use crate::routes::query::{PageLimit, Query};
 use crate::routes::stream::From;
-use crate::routes::{frame, prefer, stream};
+use crate::routes::{frame, idempotency, prefer, stream};
 
 /// The fields of a job's request.
 pub(crate) const JOB_FIELDS: [&str; 6] = ["tool", "target", "parameters", "from", "timeout_ms", "cancel_on_disconnect"];
@@ -40,11 +40,21 @@ pub(crate) const SELECTORS_MAX: usize = 100;
 const ASK_AGAIN_S: u64 = 1;
 
 /// How a caller wants his answer.
-pub(super) static HEADERS: [Parameter; 1] =
-    [Parameter::new("Prefer", "How long to wait (RFC 7240): `wait=N` seconds, at most 60, or `respond-async`.", schema::<String>)];
+pub(super) static HEADERS: [Parameter; 2] = [
+    Parameter::new("Prefer", "How long to wait (RFC 7240): `wait=N` seconds, at most 60, or `respond-async`.", schema::<String>),
+    Parameter::new(
+        "Idempotency-Key",
+        "1 to 255 printable characters of your choice. The same key with the same request gives the same job for 24 hours, with \
+         `Idempotent-Replayed: true`, while it goes on and after; with another request it is a mistake (422).",
+        schema::<String>,
+    ),
+];
 /// Where a caller that comes back wants to go on.
 static RESUME: [Parameter; 1] =
     [Parameter::new("Last-Event-ID", "The id of the last event that was seen: only what came after it is told.", schema::<Option<String>>)];
+/// What making a job may end with.
+pub(super) static MAKING: [Code; 6] =
+    [Code::NoSuchRegion, Code::NoSuchNode, Code::NoNodeAvailable, Code::IdempotencyMismatch, Code::RateLimited, Code::Unavailable];
 /// Which jobs are listed.
 static LIST_QUERY: [Parameter; 5] = [
     Parameter::new("status", "Only those that are so now.", schema::<JobStatus>),
@@ -78,7 +88,7 @@ pub(super) fn operations() -> Vec<Operation> {
             headers: &HEADERS,
             body: Some(job_request_schema),
             answers: ran(),
-            problems: &[Code::NoSuchRegion, Code::NoSuchNode, Code::NoNodeAvailable, Code::RateLimited, Code::Unavailable],
+            problems: &MAKING,
         },
         Operation {
             route: Route::get("/v1/jobs", list),
@@ -166,11 +176,13 @@ pub(super) async fn run(
     let form = prefer::form(headers);
     let submitted = async {
         let prefer = Prefer::read(headers)?;
+        let idempotency = idempotency::key(headers)?.map(|key| Idempotency::new(key, &fields));
         let (request, cancel_on_disconnect) = request(&mut fields, headers, form).map_err(Problem::all_invalid)?;
+        let request = JobRequest { idempotency, ..request };
         let how = if form == Form::Json { How::Wait(prefer.wait()) } else { How::Watch { cancel_on_disconnect } };
         Ok((prefer, app.jobs.submit(principal, request, how).await?))
     };
-    let (prefer, Submitted { id, answer, allowance }) = submitted.await.map_err(|problem: Problem| problem.asked(asked))?;
+    let (prefer, Submitted { id, answer, allowance, replayed }) = submitted.await.map_err(|problem: Problem| problem.asked(asked))?;
     let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
     let mut response = match answer {
         Came::Over(document) => (json, document).into_response(),
@@ -188,6 +200,7 @@ pub(super) async fn run(
     if let Some(allowance) = allowance {
         said.extend(allowance.headers());
     }
+    said.extend(replayed.then(idempotency::replayed));
     Ok(response)
 }
 
@@ -243,7 +256,7 @@ fn request(fields: &mut Map<String, Value>, headers: &HeaderMap, form: Form) -> 
     let cancel_on_disconnect = cancel_on_disconnect(fields.get("cancel_on_disconnect"), form);
     match (job::spec(fields), from, timeout, cancel_on_disconnect) {
         (Ok(spec), Ok(from), Ok(timeout), Ok(cancel_on_disconnect)) => {
-            Ok((JobRequest { spec, from, timeout, traceparent: frame::traceparent(headers) }, cancel_on_disconnect))
+            Ok((JobRequest { spec, from, timeout, traceparent: frame::traceparent(headers), idempotency: None }, cancel_on_disconnect))
         }
         (spec, from, timeout, cancel_on_disconnect) => {
             Err([spec.err(), from.err(), timeout.err(), cancel_on_disconnect.err()].into_iter().flatten().collect())

@@ -175,9 +175,10 @@ fn what_nodes_publish_no_node_subscribes_and_no_stream_keeps() {
     let nodes =
         ["n1", "n2"].map(|id| Role::Node { node: id.parse().unwrap(), region: "eu".parse().unwrap(), tools: ToolName::ALL.to_vec() });
     let all = nodes.map(|role| role.permissions().unwrap());
-    let kept = [subjects::jobs(), broker::AUDIT_ALL.to_owned()]
-        .into_iter()
-        .chain([storage::PRESENCE, storage::REPLICAS, storage::KEYS, storage::NODES, storage::SERVICES].map(broker::bucket_all));
+    let kept = [subjects::jobs(), broker::AUDIT_ALL.to_owned()].into_iter().chain(
+        [storage::PRESENCE, storage::REPLICAS, storage::IDEMPOTENCY, storage::KEYS, storage::NODES, storage::SERVICES]
+            .map(broker::bucket_all),
+    );
     let kept: Vec<String> = kept.collect();
     for published in all.iter().flat_map(|permissions| &permissions.publish) {
         for subscribed in all.iter().flat_map(|permissions| &permissions.subscribe) {

@@ -27,7 +27,7 @@ async fn provisioning_again_changes_nothing_and_survives_a_restart() {
     let mut broker = Broker::configured();
     broker.run().await.unwrap();
     let first = broker.provision().await.unwrap();
-    assert_eq!(first.created, ["AUDIT", "JOBS", "KV_PRESENCE", "KV_REPLICAS", "KV_KEYS", "KV_NODES", "KV_SERVICES"]);
+    assert_eq!(first.created, ["AUDIT", "JOBS", "KV_PRESENCE", "KV_REPLICAS", "KV_IDEMPOTENCY", "KV_KEYS", "KV_NODES", "KV_SERVICES"]);
     assert_eq!(first.servers, ["probeops"]);
     let again = broker.provision().await.unwrap();
     assert_eq!((again.created.len(), again.changed.len()), (0, 0));
