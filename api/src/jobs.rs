@@ -103,7 +103,7 @@ pub struct JobDocument {
 
 impl JobDocument {
     /// The document as JSON.
-    fn to_bytes(&self) -> Bytes {
+    pub(crate) fn to_bytes(&self) -> Bytes {
         // Plain data can always be written.
         let mut written = Vec::with_capacity(DOCUMENT_BYTES_USUAL);
         if let Err(error) = serde_json::to_writer(&mut written, self) {

@@ -7,6 +7,7 @@ mod system {
     mod agent;
     mod audit;
     mod bad_input;
+    mod batch;
     mod certificates;
     mod direct;
     mod failover;

@@ -2,7 +2,9 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use probeops_shared::bounded::shown;
+use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
+use serde_json::{Map, Value};
 
 use crate::problem::Problem;
 
@@ -10,7 +12,7 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Says that the job was made by an earlier call.
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// The longest key, in characters.
-pub(super) const KEY_CHARS_MAX: usize = 255;
+pub(crate) const KEY_CHARS_MAX: usize = 255;
 
 /// The key in these headers, if there is one: a string in quotes (RFC 9651), or the bare characters.
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
@@ -27,8 +29,22 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
     read.map(Some).ok_or_else(|| refused(wants))
 }
 
+/// The key of a job: in the headers of its call, or among its fields, which it is taken from.
+pub(super) fn of(headers: &HeaderMap, fields: &mut Map<String, Value>) -> Result<Option<String>, Problem> {
+    let refused = |detail: String| Problem::invalid(Invalid::new("/idempotency_key", detail));
+    match (key(headers)?, fields.remove("idempotency_key")) {
+        (key, None) => Ok(key),
+        (Some(_), Some(_)) => Err(refused("is given in the header Idempotency-Key, too".to_owned())),
+        (None, Some(given)) => {
+            let key = given.as_str().map(str::to_owned).and_then(checked);
+            let wants = || format!("must be a string of 1 to {KEY_CHARS_MAX} printable ASCII characters, not {}", shown(&given));
+            key.map(Some).ok_or_else(|| refused(wants()))
+        }
+    }
+}
+
 /// A key that is one.
-pub(super) fn checked(key: String) -> Option<String> {
+fn checked(key: String) -> Option<String> {
     ((1..=KEY_CHARS_MAX).contains(&key.len()) && key.bytes().all(|byte| (b' '..=b'~').contains(&byte))).then_some(key)
 }
 

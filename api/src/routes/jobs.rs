@@ -33,7 +33,7 @@ use crate::routes::stream::From;
 use crate::routes::{frame, idempotency, prefer, stream};
 
 /// The fields of a job's request.
-pub(crate) const JOB_FIELDS: [&str; 6] = ["tool", "target", "parameters", "from", "timeout_ms", "cancel_on_disconnect"];
+pub(crate) const JOB_FIELDS: [&str; 7] = ["tool", "target", "parameters", "from", "timeout_ms", "cancel_on_disconnect", "idempotency_key"];
 /// From how many places one job may run.
 pub(crate) const SELECTORS_MAX: usize = 100;
 /// When to ask again for a job that goes on, in seconds.
@@ -166,19 +166,12 @@ async fn submit(State(app): State<App>, Who(principal): Who, headers: HeaderMap,
 }
 
 /// Runs the job that is asked for in these fields, and answers in the form that is asked for in these headers.
-pub(super) async fn run(
-    app: &App,
-    principal: &Principal,
-    headers: &HeaderMap,
-    mut fields: Map<String, Value>,
-) -> Result<Response, Problem> {
+pub(super) async fn run(app: &App, principal: &Principal, headers: &HeaderMap, fields: Map<String, Value>) -> Result<Response, Problem> {
     let asked = asked(&fields);
     let form = prefer::form(headers);
     let submitted = async {
         let prefer = Prefer::read(headers)?;
-        let idempotency = idempotency::key(headers)?.map(|key| Idempotency::new(key, &fields));
-        let (request, cancel_on_disconnect) = request(&mut fields, headers, form).map_err(Problem::all_invalid)?;
-        let request = JobRequest { idempotency, ..request };
+        let (request, cancel_on_disconnect) = prepared(fields, headers, form)?;
         let how = if form == Form::Json { How::Wait(prefer.wait()) } else { How::Watch { cancel_on_disconnect } };
         Ok((prefer, app.jobs.submit(principal, request, how).await?))
     };
@@ -244,8 +237,15 @@ fn job_id(id: &str) -> Result<JobId, Problem> {
     id.parse().map_err(|detail: String| Problem::new(Code::NotFound, detail))
 }
 
+/// What these fields and headers ask for, checked, and whether it is to end when nobody follows it.
+pub(super) fn prepared(mut fields: Map<String, Value>, headers: &HeaderMap, form: Form) -> Result<(JobRequest, bool), Problem> {
+    let idempotency = idempotency::of(headers, &mut fields)?.map(|key| Idempotency::new(key, &fields));
+    let (request, cancel_on_disconnect) = request(&mut fields, headers, form).map_err(Problem::all_invalid)?;
+    Ok((JobRequest { idempotency, ..request }, cancel_on_disconnect))
+}
+
 /// The tool and target as far as they can be read, for the audit trail.
-fn asked(fields: &Map<String, Value>) -> Asked {
+pub(super) fn asked(fields: &Map<String, Value>) -> Asked {
     let text = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default().chars().take(256).collect();
     Asked { tool: text("tool"), target: text("target") }
 }
