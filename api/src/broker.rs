@@ -2,6 +2,7 @@
 
 pub(crate) mod backwards;
 mod dispatch;
+mod idempotency;
 pub(crate) mod last;
 mod late;
 mod lease;
@@ -25,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub(crate) use self::dispatch::{Destination, Dispatched, Run, Watched};
+pub(crate) use self::idempotency::{Keys, Used};
 pub(crate) use self::late::LateAnswer;
 pub(crate) use self::lease::Lease;
 use self::replies::Replies;
@@ -73,6 +75,7 @@ struct Inner {
     auditor: jetstream::Context,
     keys: kv::Store,
     nodes: kv::Store,
+    idempotency: Keys,
     lease: Lease,
     replies: Replies,
     /// What nodes say of runs that were over, until somebody reads it.
@@ -107,6 +110,7 @@ impl Broker {
                 .map_err(|error| format!("bucket {name} cannot be used: {error} (was the broker provisioned?)"))
         };
         let (keys, nodes, presence) = (bucket(storage::KEYS).await?, bucket(storage::NODES).await?, bucket(storage::PRESENCE).await?);
+        let idempotency = Keys::new(bucket(storage::IDEMPOTENCY).await?);
         let lease = Lease::take(bucket(storage::REPLICAS).await?, caller.clone(), link.clone()).await;
         let lease = lease.map_err(|error| format!("bucket {} cannot be written: {error}", storage::REPLICAS))?;
         drop(tasks.spawn(lease.clone().keep(stop.clone())));
@@ -120,6 +124,7 @@ impl Broker {
             auditor: jetstream_of(auditing),
             keys,
             nodes: nodes.clone(),
+            idempotency,
             lease,
             replies,
             late_answers: Mutex::new(Some(late_answers)),
@@ -191,6 +196,11 @@ impl Broker {
             let job = std::str::from_utf8(&message.payload).ok()?.parse().ok()?;
             Some((verb.to_owned(), from, job))
         }))
+    }
+
+    /// Which job was asked for by which key.
+    pub(crate) fn idempotency(&self) -> &Keys {
+        &self.0.idempotency
     }
 
     /// That this replica is there, and which others are.

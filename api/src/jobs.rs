@@ -4,6 +4,7 @@ mod admission;
 mod callback;
 mod detachable;
 mod elsewhere;
+mod idempotency;
 mod late;
 mod list;
 mod live;
@@ -41,6 +42,7 @@ use crate::jobs::store::{Open, State, Store, Stored};
 use crate::metrics::Metrics;
 use crate::problem::{Asked, Problem};
 
+pub use idempotency::Idempotency;
 pub use list::{JobPage, JobSummary, Wanted};
 pub use live::{Begun, Ended, EventId, Found, Kind, Next, Told, Watcher};
 pub use selector::Selector;
@@ -72,6 +74,8 @@ pub struct JobRequest {
     pub callback: Option<Callback>,
     /// W3C trace context of the call.
     pub traceparent: Option<String>,
+    /// What makes a call that is made again the same call.
+    pub idempotency: Option<Idempotency>,
 }
 
 /// A job, whether one node ran it or several.
@@ -108,7 +112,7 @@ pub struct JobDocument {
 
 impl JobDocument {
     /// The document as JSON.
-    fn to_bytes(&self) -> Bytes {
+    pub(crate) fn to_bytes(&self) -> Bytes {
         // Plain data can always be written.
         let mut written = Vec::with_capacity(DOCUMENT_BYTES_USUAL);
         if let Err(error) = serde_json::to_writer(&mut written, self) {
@@ -156,6 +160,8 @@ pub struct Submitted {
     pub answer: Came,
     /// What its principal has left of its rate; absent where it has none.
     pub allowance: Option<Allowance>,
+    /// Whether an earlier call with the same key made it.
+    pub replayed: bool,
 }
 
 /// What a caller gets of a job.
@@ -231,6 +237,14 @@ impl Jobs {
 
     /// Checks a request against what the principal may do and what there is, runs it, and answers as the caller wants.
     pub async fn submit(&self, principal: &Principal, request: JobRequest, how: How) -> Result<Submitted, Problem> {
+        match request.idempotency.clone() {
+            None => self.make(principal, request, how, JobId::new()).await,
+            Some(idempotency) => self.submit_once(principal, request, how, &idempotency).await,
+        }
+    }
+
+    /// Makes a job with this id.
+    async fn make(&self, principal: &Principal, request: JobRequest, how: How, id: JobId) -> Result<Submitted, Problem> {
         let destinations = admission::destinations(self.0.broker.roster(), principal, &request)?;
         admission::check_target(principal, &request.spec)?;
         if let Some(callback) = &request.callback {
@@ -241,10 +255,11 @@ impl Jobs {
         // Room before rate: a job that finds no room costs nothing.
         let room = self.room_for(destinations.len())?;
         let allowance = principal.take(destinations.len())?;
-        let document = document(principal, &request);
-        let id = document.id;
+        let document = document(principal, &request, id);
         let runs = runs(principal, &request, &document, destinations, start_within);
-        let waits_to_the_end = request.callback.is_none() && matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait);
+        let waits_to_the_end = matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait)
+            && request.callback.is_none()
+            && request.idempotency.is_none();
         let accepted = accepted(&document, self.0.broker.caller().to_string());
         // The job outlives the call: a caller that hangs up finds it under its id.
         if waits_to_the_end && let [_] = runs.as_slice() {
@@ -255,13 +270,18 @@ impl Jobs {
                 drop((room, counted));
                 finished
             });
-            return Ok(Submitted { id, answer: Came::Over(job.await), allowance });
+            return Ok(Submitted { id, answer: Came::Over(job.await), allowance, replayed: false });
         }
         let replica = Some(self.0.broker.caller().clone());
         let state = State { document: document.clone(), runs: Some(runs.len()), replica, deliver: request.callback };
         let ends_by = document.created_at.plus(start_within + budget + 2 * GRACE);
         let kept = self.0.store.put_now(&state, &Open { id, replica: self.0.broker.caller().clone(), ends_by }).await;
-        let place = kept.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?;
+        let kept = kept.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?;
+        let Some(place) = kept else {
+            // Another call with the same key was faster.
+            let joined = self.join(principal, id, how).await?;
+            return joined.ok_or_else(|| Problem::new(Code::Unavailable, "the job was made by another call and cannot be found"));
+        };
         self.0.audit.record(accepted);
         let only_watched = matches!(how, How::Watch { cancel_on_disconnect: true });
         let live = Live::new(document, runs.len(), only_watched);
@@ -279,7 +299,7 @@ impl Jobs {
                 Err(_elapsed) => Came::SoFar(watcher.so_far().to_bytes()),
             },
         };
-        Ok(Submitted { id, answer, allowance })
+        Ok(Submitted { id, answer, allowance, replayed: false })
     }
 
     /// Gets the one run of a job done that nobody can ask for meanwhile, and keeps what comes of it; the finished document as JSON.
@@ -451,8 +471,7 @@ enum Place {
     Stored(Box<Stored>),
 }
 
-fn document(principal: &Principal, request: &JobRequest) -> JobDocument {
-    let id = JobId::new();
+fn document(principal: &Principal, request: &JobRequest, id: JobId) -> JobDocument {
     JobDocument {
         id,
         tool: request.spec.tool().as_str().to_owned(),

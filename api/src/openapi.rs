@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::jobs::Selector;
 use crate::problem::{PROBLEM_JSON, ProblemDocument, status, success};
 use crate::routes::operation::{Needs, Operation, Parameter, Shape};
-use crate::routes::{SELECTORS_MAX, operations};
+use crate::routes::{KEY_CHARS_MAX, SELECTORS_MAX, operations};
 
 const SCHEMAS: &str = "#/components/schemas";
 const DESCRIPTION: &str = "Ping, resolve or connect to a target from machines inside private networks. Send a credential as \
@@ -67,6 +67,10 @@ fn job_of(tool: ToolName, schemas: &mut SchemaGenerator) -> Value {
             "cancel_on_disconnect": {
                 "description": "Whether a job whose answer is streamed is to end when nobody follows it any more.",
                 "type": "boolean", "default": false,
+            },
+            "idempotency_key": {
+                "description": "The same as the header Idempotency-Key, for one job of several.",
+                "type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX, "pattern": "^[ -~]+$",
             },
             "timeout_ms": {
                 "description": "What waiting for a node and running may take together; at least what the tool itself may take.",

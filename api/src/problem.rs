@@ -129,6 +129,17 @@ impl Problem {
         Self { errors: self.errors.into_iter().map(named).collect(), ..self }
     }
 
+    /// The same of a part of a request.
+    #[must_use]
+    pub fn below(self, pointer: &str) -> Self {
+        let named = |invalid: &Invalid| Invalid { pointer: format!("{pointer}{}", invalid.pointer), ..invalid.clone() };
+        let errors: Vec<Invalid> = self.errors.iter().map(named).collect();
+        if self.code == Code::Invalid && self.detail == Self::all_invalid(self.errors.clone()).detail {
+            return Self { detail: Self::all_invalid(errors.clone()).detail, errors, ..self };
+        }
+        Self { errors, ..self }
+    }
+
     /// Says where one of the errors is.
     #[must_use]
     pub fn at(mut self, invalid: Invalid) -> Self {
@@ -179,23 +190,26 @@ impl Problem {
 
     /// The answer: a whole one once it is known what the client accepts and how the request is called.
     pub(crate) fn answer(&self, accept: Option<&str>, request_id: &str) -> Response {
-        let status = status(self.code);
-        let document = ProblemDocument {
-            kind: format!("urn:probeops:problem:{}", self.code.as_str()),
-            title: title(self.code).to_owned(),
-            status: status.as_u16(),
-            detail: self.detail.clone(),
-            code: self.code,
-            errors: self.errors.clone(),
-            request_id: request_id.to_owned(),
-        };
         // Plain data always serialises.
-        let body = serde_json::to_vec(&document).unwrap_or_default();
-        let mut response = (status, body).into_response();
+        let body = serde_json::to_vec(&self.document(request_id)).unwrap_or_default();
+        let mut response = (status(self.code), body).into_response();
         let content_type = if negotiate::prefers_plain_json(accept) { "application/json" } else { PROBLEM_JSON };
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
         self.add_headers(response.headers_mut());
         response
+    }
+
+    /// What is sent of it.
+    pub(crate) fn document(&self, request_id: &str) -> ProblemDocument {
+        ProblemDocument {
+            kind: format!("urn:probeops:problem:{}", self.code.as_str()),
+            title: title(self.code).to_owned(),
+            status: status(self.code).as_u16(),
+            detail: self.detail.clone(),
+            code: self.code,
+            errors: self.errors.clone(),
+            request_id: request_id.to_owned(),
+        }
     }
 
     fn add_headers(&self, headers: &mut HeaderMap) {
@@ -257,6 +271,7 @@ pub(crate) fn status(code: Code) -> StatusCode {
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::Conflict => StatusCode::CONFLICT,
+        Code::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
         Code::UriTooLong => StatusCode::URI_TOO_LONG,
         Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -298,6 +313,7 @@ fn title(code: Code) -> &'static str {
         Code::RequestTimeout => "The request took too long to arrive",
         Code::RateLimited => "Too many requests",
         Code::Conflict => "Conflict",
+        Code::IdempotencyMismatch => "Idempotency key used for another request",
         Code::Unavailable => "Temporarily unavailable",
         Code::Internal => "Internal error",
     }

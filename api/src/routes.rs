@@ -1,12 +1,14 @@
 //! The routes: one file a resource, and one table of all operations, from which router and document are made.
 
 mod audit;
+mod batch;
 mod body;
 mod deliveries;
 mod docs;
 mod frame;
 mod guard;
 mod health;
+mod idempotency;
 mod jobs;
 mod keys;
 mod metrics;
@@ -33,6 +35,7 @@ use crate::routes::guard::Gate;
 use crate::routes::operation::Operation;
 
 pub(crate) use frame::HEADERS_BYTES_MAX;
+pub(crate) use idempotency::KEY_CHARS_MAX;
 #[cfg(test)]
 pub(crate) use jobs::JOB_FIELDS;
 pub(crate) use jobs::SELECTORS_MAX;
@@ -55,6 +58,7 @@ pub fn router(app: App) -> Router {
 pub(crate) fn operations() -> Vec<Operation> {
     [
         jobs::operations(),
+        batch::operations(),
         run::operations(),
         tools::operations(),
         nodes::operations(),

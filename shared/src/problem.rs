@@ -37,6 +37,8 @@ pub enum Code {
     RateLimited,
     /// Something this request needs already exists or is in another state.
     Conflict,
+    /// The idempotency key was used for another request.
+    IdempotencyMismatch,
     /// The broker cannot be reached, or too much is going on.
     Unavailable,
     /// A fault of ours; `request_id` finds it in the log.
@@ -45,7 +47,7 @@ pub enum Code {
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Invalid,
         Self::Unauthorized,
         Self::Forbidden,
@@ -61,6 +63,7 @@ impl Code {
         Self::RequestTimeout,
         Self::RateLimited,
         Self::Conflict,
+        Self::IdempotencyMismatch,
         Self::Unavailable,
         Self::Internal,
     ];
@@ -83,6 +86,7 @@ impl Code {
             Self::RequestTimeout => "request_timeout",
             Self::RateLimited => "rate_limited",
             Self::Conflict => "conflict",
+            Self::IdempotencyMismatch => "idempotency_mismatch",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }

@@ -39,6 +39,8 @@ pub mod storage {
     pub const SERVICES: &str = "SERVICES";
     /// Bucket of the API's replicas that are there, by name; the broker forgets those that do not say so again.
     pub const REPLICAS: &str = "REPLICAS";
+    /// Bucket of idempotency keys, hashed, and the jobs they became.
+    pub const IDEMPOTENCY: &str = "IDEMPOTENCY";
     /// Bucket of API keys, hashed.
     pub const KEYS: &str = "KEYS";
     /// Stream of callbacks that are to be delivered.

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use nix::sys::signal::Signal;
 use probeops_api::access::keys::{NewKey, mint};
 use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
@@ -391,8 +392,23 @@ impl Fabric {
         minted.key
     }
 
-    /// Writes an entry of a bucket, as the command line does.
-    fn put(&self, bucket: &str, key: &str, value: &Value) {
+    /// Writes an entry of a bucket, as a replica does.
+    pub fn put(&self, bucket: &str, key: &str, value: &Value) {
+        let _revision = self.in_bucket(bucket, async |bucket| bucket.put(key, value.to_string().into()).await.expect("an entry"));
+    }
+
+    /// The only entry of a bucket: its key and its value.
+    pub fn only_entry(&self, bucket: &str) -> (String, Value) {
+        self.in_bucket(bucket, async |bucket| {
+            let keys: Vec<String> = bucket.keys().await.expect("keys").map(|key| key.expect("a key")).collect().await;
+            let [key] = keys.as_slice() else { panic!("{keys:?}") };
+            let value = bucket.get(key).await.expect("an entry").expect("a value");
+            (key.clone(), serde_json::from_slice(&value).expect("JSON"))
+        })
+    }
+
+    /// Does something with a bucket, with a replica's rights.
+    fn in_bucket<T>(&self, bucket: &str, work: impl AsyncFnOnce(async_nats::jetstream::kv::Store) -> T) -> T {
         let caller = CallerName::new_api();
         let role = Role::Api { caller: caller.clone() };
         let creds = self.folder.0.join(format!("{caller}.creds"));
@@ -400,9 +416,8 @@ impl Fabric {
         let link = Link { servers: vec![self.url()], ca: Some(self.ca()), creds };
         self.runtime.block_on(async {
             let (client, _events) = connect(&link, "test", &role.inbox_prefix()).await.expect("the broker");
-            let bucket = async_nats::jetstream::new(client).get_key_value(bucket).await.expect("the bucket");
-            bucket.put(key, value.to_string().into()).await.expect("an entry");
-        });
+            work(async_nats::jetstream::new(client).get_key_value(bucket).await.expect("the bucket")).await
+        })
     }
 }
 

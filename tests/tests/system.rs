@@ -7,10 +7,12 @@ mod system {
     mod agent;
     mod audit;
     mod bad_input;
+    mod batch;
     mod callbacks;
     mod certificates;
     mod direct;
     mod failover;
+    mod idempotency;
     mod lifecycle;
     mod live;
     mod register;

@@ -190,8 +190,8 @@ impl Store {
         }
     }
 
-    /// Writes a job that goes on at `replica`, and waits until it is stored: its place in the stream.
-    pub(crate) async fn put_now(&self, state: &State, open: &Open) -> Result<u64, String> {
+    /// Writes a job that goes on, and waits until it is stored: its place in the stream; none when it is there already.
+    pub(crate) async fn put_now(&self, state: &State, open: &Open) -> Result<Option<u64>, String> {
         let ttl = open.ends_by.since(Timestamp::now()) + OPEN_KEPT;
         let headers = HeaderMap::from_iter([(NATS_MESSAGE_TTL, HeaderValue::from(ttl.as_secs()))]);
         let subject = subjects::job_open(&open.replica, open.id);
@@ -199,8 +199,13 @@ impl Store {
         let sent = self.jetstream.client().publish_with_headers(subject, headers, ends_by.into()).await;
         sent.map_err(|error| error.to_string())?;
         let (subject, payload) = state.message();
-        let sent = self.jetstream.publish(subject, payload).await.map_err(|error| error.to_string())?;
-        sent.await.map(|stored| stored.sequence).map_err(|error| error.to_string())
+        let first = PublishMessage::build().payload(payload).expected_last_subject_sequence(0);
+        let sent = self.jetstream.send_publish(subject, first).await.map_err(|error| error.to_string())?;
+        match sent.await {
+            Ok(stored) => Ok(Some(stored.sequence)),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(None),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     /// Every job that goes on, or did until a little while ago.

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use crate::App;
 use crate::access::Principal;
 use crate::callbacks::Callback;
-use crate::jobs::{Came, How, JobDocument, JobPage, JobRequest, JobStatus, Selector, Submitted, Wanted, Watcher};
+use crate::jobs::{Came, How, Idempotency, JobDocument, JobPage, JobRequest, JobStatus, Selector, Submitted, Wanted, Watcher};
 use crate::openapi::job_request_schema;
 use crate::problem::{Asked, Problem, success};
 use crate::routes::body::{JsonBody, NoBody};
@@ -31,21 +31,32 @@ use crate::routes::path_id::PathId;
 use crate::routes::prefer::{Form, PREFERENCE_APPLIED, Prefer};
 use crate::routes::query::{PageLimit, Query};
 use crate::routes::stream::From;
-use crate::routes::{frame, prefer, stream};
+use crate::routes::{frame, idempotency, prefer, stream};
 
 /// The fields of a job's request.
-pub(crate) const JOB_FIELDS: [&str; 7] = ["tool", "target", "parameters", "from", "timeout_ms", "callback", "cancel_on_disconnect"];
+pub(crate) const JOB_FIELDS: [&str; 8] =
+    ["tool", "target", "parameters", "from", "timeout_ms", "callback", "cancel_on_disconnect", "idempotency_key"];
 /// From how many places one job may run.
 pub(crate) const SELECTORS_MAX: usize = 100;
 /// When to ask again for a job that goes on, in seconds.
 const ASK_AGAIN_S: u64 = 1;
 
 /// How a caller wants his answer.
-pub(super) static HEADERS: [Parameter; 1] =
-    [Parameter::new("Prefer", "How long to wait (RFC 7240): `wait=N` seconds, at most 60, or `respond-async`.", schema::<String>)];
+pub(super) static HEADERS: [Parameter; 2] = [
+    Parameter::new("Prefer", "How long to wait (RFC 7240): `wait=N` seconds, at most 60, or `respond-async`.", schema::<String>),
+    Parameter::new(
+        "Idempotency-Key",
+        "1 to 255 printable characters of your choice. The same key with the same request gives the same job for 24 hours, with \
+         `Idempotent-Replayed: true`, while it goes on and after; with another request it is a mistake (422).",
+        schema::<String>,
+    ),
+];
 /// Where a caller that comes back wants to go on.
 static RESUME: [Parameter; 1] =
     [Parameter::new("Last-Event-ID", "The id of the last event that was seen: only what came after it is told.", schema::<Option<String>>)];
+/// What making a job may end with.
+pub(super) static MAKING: [Code; 6] =
+    [Code::NoSuchRegion, Code::NoSuchNode, Code::NoNodeAvailable, Code::IdempotencyMismatch, Code::RateLimited, Code::Unavailable];
 /// Which jobs are listed.
 static LIST_QUERY: [Parameter; 5] = [
     Parameter::new("status", "Only those that are so now.", schema::<JobStatus>),
@@ -80,7 +91,7 @@ pub(super) fn operations() -> Vec<Operation> {
             headers: &HEADERS,
             body: Some(job_request_schema),
             answers: ran(),
-            problems: &[Code::NoSuchRegion, Code::NoSuchNode, Code::NoNodeAvailable, Code::RateLimited, Code::Unavailable],
+            problems: &MAKING,
         },
         Operation {
             route: Route::get("/v1/jobs", list),
@@ -158,21 +169,16 @@ async fn submit(State(app): State<App>, Who(principal): Who, headers: HeaderMap,
 }
 
 /// Runs the job that is asked for in these fields, and answers in the form that is asked for in these headers.
-pub(super) async fn run(
-    app: &App,
-    principal: &Principal,
-    headers: &HeaderMap,
-    mut fields: Map<String, Value>,
-) -> Result<Response, Problem> {
+pub(super) async fn run(app: &App, principal: &Principal, headers: &HeaderMap, fields: Map<String, Value>) -> Result<Response, Problem> {
     let asked = asked(&fields);
     let form = prefer::form(headers);
     let submitted = async {
         let prefer = Prefer::read(headers)?;
-        let (request, cancel_on_disconnect) = request(&mut fields, headers, form).map_err(Problem::all_invalid)?;
+        let (request, cancel_on_disconnect) = prepared(fields, headers, form)?;
         let how = if form == Form::Json { How::Wait(prefer.wait()) } else { How::Watch { cancel_on_disconnect } };
         Ok((prefer, app.jobs.submit(principal, request, how).await?))
     };
-    let (prefer, Submitted { id, answer, allowance }) = submitted.await.map_err(|problem: Problem| problem.asked(asked))?;
+    let (prefer, Submitted { id, answer, allowance, replayed }) = submitted.await.map_err(|problem: Problem| problem.asked(asked))?;
     let json = [(CONTENT_TYPE, HeaderValue::from_static("application/json"))];
     let mut response = match answer {
         Came::Over(document) => (json, document).into_response(),
@@ -190,6 +196,7 @@ pub(super) async fn run(
     if let Some(allowance) = allowance {
         said.extend(allowance.headers());
     }
+    said.extend(replayed.then(idempotency::replayed));
     Ok(response)
 }
 
@@ -233,8 +240,15 @@ fn job_id(id: &str) -> Result<JobId, Problem> {
     id.parse().map_err(|detail: String| Problem::new(Code::NotFound, detail))
 }
 
+/// What these fields and headers ask for, checked, and whether it is to end when nobody follows it.
+pub(super) fn prepared(mut fields: Map<String, Value>, headers: &HeaderMap, form: Form) -> Result<(JobRequest, bool), Problem> {
+    let idempotency = idempotency::of(headers, &mut fields)?.map(|key| Idempotency::new(key, &fields));
+    let (request, cancel_on_disconnect) = request(&mut fields, headers, form).map_err(Problem::all_invalid)?;
+    Ok((JobRequest { idempotency, ..request }, cancel_on_disconnect))
+}
+
 /// The tool and target as far as they can be read, for the audit trail.
-fn asked(fields: &Map<String, Value>) -> Asked {
+pub(super) fn asked(fields: &Map<String, Value>) -> Asked {
     let text = |name: &str| fields.get(name).and_then(Value::as_str).unwrap_or_default().chars().take(256).collect();
     Asked { tool: text("tool"), target: text("target") }
 }
@@ -245,9 +259,10 @@ fn request(fields: &mut Map<String, Value>, headers: &HeaderMap, form: Form) -> 
     let cancel_on_disconnect = cancel_on_disconnect(fields.get("cancel_on_disconnect"), form);
     let callback = fields.get("callback").map(Callback::parse).transpose();
     match (job::spec(fields), from, timeout, cancel_on_disconnect, callback) {
-        (Ok(spec), Ok(from), Ok(timeout), Ok(cancel_on_disconnect), Ok(callback)) => {
-            Ok((JobRequest { spec, from, timeout, callback, traceparent: frame::traceparent(headers) }, cancel_on_disconnect))
-        }
+        (Ok(spec), Ok(from), Ok(timeout), Ok(cancel_on_disconnect), Ok(callback)) => Ok((
+            JobRequest { spec, from, timeout, callback, traceparent: frame::traceparent(headers), idempotency: None },
+            cancel_on_disconnect,
+        )),
         (spec, from, timeout, cancel_on_disconnect, callback) => {
             let errors = [spec.err(), from.err(), timeout.err(), cancel_on_disconnect.err(), callback.err()];
             Err(errors.into_iter().flatten().collect())

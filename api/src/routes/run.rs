@@ -7,7 +7,6 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use probeops_shared::access::Scope;
 use probeops_shared::invalid::Invalid;
-use probeops_shared::problem::Code;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::option::{Kind, description};
 use serde_json::{Map, Value, json};
@@ -42,7 +41,7 @@ fn operation(tool: ToolName) -> Operation {
         headers: &jobs::HEADERS,
         body: None,
         answers: jobs::ran(),
-        problems: &[Code::NoSuchRegion, Code::NoSuchNode, Code::NoNodeAvailable, Code::RateLimited, Code::Unavailable],
+        problems: &jobs::MAKING,
     }
 }
 

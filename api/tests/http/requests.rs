@@ -163,6 +163,7 @@ async fn what_there_is_can_be_read() {
         "GET /v1/jobs/{id}",
         "DELETE /v1/jobs/{id}",
         "GET /v1/jobs",
+        "POST /v1/jobs/batch",
         "GET /v1/jobs/{id}/events",
         "GET /v1/tools",
         "GET /v1/regions",

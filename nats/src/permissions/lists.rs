@@ -54,8 +54,16 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
 
 /// The names of the streams of the application account, those behind buckets included.
 pub fn application_streams() -> Vec<String> {
-    let buckets =
-        [storage::PRESENCE, storage::REPLICAS, storage::KEYS, storage::NODES, storage::SERVICES, storage::SECRETS, storage::DELIVERIES];
+    let buckets = [
+        storage::PRESENCE,
+        storage::REPLICAS,
+        storage::IDEMPOTENCY,
+        storage::KEYS,
+        storage::NODES,
+        storage::SERVICES,
+        storage::SECRETS,
+        storage::DELIVERIES,
+    ];
     [storage::JOBS, storage::CALLBACKS].map(str::to_owned).into_iter().chain(buckets.map(broker::bucket_stream)).collect()
 }
 
@@ -89,7 +97,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
         broker::FLOW_CONTROL.to_owned(),
     ];
     publish.extend(stream_reading(storage::JOBS, &subjects::jobs()));
-    publish.extend([storage::KEYS, storage::NODES].into_iter().flat_map(bucket_writing));
+    publish.extend([storage::KEYS, storage::NODES, storage::IDEMPOTENCY].into_iter().flat_map(bucket_writing));
     publish.extend([storage::PRESENCE, storage::REPLICAS].into_iter().flat_map(bucket_reading));
     // It says of itself that it is there, and of nobody else.
     publish.push(broker::bucket_key(storage::REPLICAS, caller));

@@ -189,7 +189,10 @@ fn what_nodes_publish_no_node_subscribes_and_no_stream_keeps() {
     let all = nodes.map(|role| role.permissions().unwrap());
     let kept = [subjects::jobs(), subjects::callbacks(), broker::AUDIT_ALL.to_owned()]
         .into_iter()
-        .chain([storage::PRESENCE, storage::REPLICAS, storage::KEYS, storage::NODES, storage::SERVICES].map(broker::bucket_all))
+        .chain(
+            [storage::PRESENCE, storage::REPLICAS, storage::IDEMPOTENCY, storage::KEYS, storage::NODES, storage::SERVICES]
+                .map(broker::bucket_all),
+        )
         .chain([storage::SECRETS, storage::DELIVERIES].map(broker::bucket_all));
     let kept: Vec<String> = kept.collect();
     for published in all.iter().flat_map(|permissions| &permissions.publish) {

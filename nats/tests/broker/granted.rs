@@ -105,7 +105,8 @@ async fn the_api_and_commands_keep_their_registers_and_jobs() {
     let mut command = broker.connect(&registrar()).await;
     let context = jetstream::new(connection.client.clone());
     let command_context = jetstream::new(command.client.clone());
-    let written = [(&context, storage::KEYS), (&context, storage::NODES), (&command_context, storage::SERVICES)];
+    let written =
+        [(&context, storage::KEYS), (&context, storage::NODES), (&context, storage::IDEMPOTENCY), (&command_context, storage::SERVICES)];
     for (context, bucket) in written {
         let store = context.get_key_value(bucket).await.unwrap();
         let revision = store.create("a", "1".into()).await.unwrap();

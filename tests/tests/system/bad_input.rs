@@ -91,7 +91,8 @@ fn fields() -> Vec<Row> {
         row(
             json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "form": 1}),
             "/form",
-            "unknown field `form`; did you mean `from`? the fields are tool, target, parameters, from, timeout_ms, cancel_on_disconnect",
+            "unknown field `form`; did you mean `from`? the fields are tool, target, parameters, from, timeout_ms, callback, \
+             cancel_on_disconnect, idempotency_key",
         ),
     ]
 }
@@ -181,7 +182,8 @@ fn each_mistake_around_a_job_is_named() {
     let json_type = "application/json";
     let (early, not_json) =
         ("the JSON ends too early: EOF while parsing a value at line 1 column 8", "not JSON: expected value at line 1 column 1");
-    let unknown = "unknown field `x`; the fields are tool, target, parameters, from, timeout_ms, cancel_on_disconnect";
+    let unknown =
+        "unknown field `x`; the fields are tool, target, parameters, from, timeout_ms, callback, cancel_on_disconnect, idempotency_key";
     let content_type = |said: &str| format!("{said}; it must be application/json (with curl, add -H 'Content-Type: application/json')");
     let text = content_type("the body's content type is `text/plain`");
     let form = content_type("the body's content type is `application/x-www-form-urlencoded`");
@@ -216,8 +218,8 @@ fn each_mistake_around_a_job_is_named() {
     check(&caller.post_raw("/v1/jobs", "", good.as_bytes(), &[]), 415, "unsupported_media_type", None, &none);
     let nothing = "there is nothing at `/v1/nothing`; /openapi.json says what there is";
     check(&caller.get("/v1/nothing"), 404, "not_found", None, nothing);
-    let wrong_method = caller.get("/v1/jobs");
-    let allowed = "`/v1/jobs` cannot be asked with GET; the header Allow says with what";
+    let wrong_method = caller.get("/v1/jobs/batch");
+    let allowed = "`/v1/jobs/batch` cannot be asked with GET; the header Allow says with what";
     check(&wrong_method, 405, "method_not_allowed", None, allowed);
     assert_eq!(wrong_method.header("allow"), Some("POST"));
     check(&caller.get("/v1/jobs/7"), 404, "not_found", None, "a job id must be a UUID, not the string \"7\"");

@@ -1,0 +1,118 @@
+//! A call that is made again with the same key is the same call: it gets the job that the first one made, in whatever way it asks.
+//!
+//! The key is written before its job, with the id that the job will have. A job that is asked for by a key is kept from its start, and its first
+//! state is stored only if there is none: so of several that come at once, and of one that comes after a crash between key and job, one makes
+//! the job, and the rest find it.
+
+use data_encoding::HEXLOWER;
+use probeops_shared::ids::JobId;
+use probeops_shared::problem::Code;
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+use tokio::time::timeout;
+
+use super::{Came, How, JobRequest, Jobs, Submitted};
+use crate::access::Principal;
+use crate::broker::Used;
+use crate::problem::Problem;
+
+/// The key of a call, and what the call asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Idempotency {
+    key: String,
+    fingerprint: String,
+}
+
+impl Idempotency {
+    /// The key given with these fields of a request. How the answer is wanted is not among them.
+    pub fn new(key: String, fields: &Map<String, Value>) -> Self {
+        let mut normal = Value::Object(fields.clone());
+        normal.sort_all_objects();
+        Self { key, fingerprint: HEXLOWER.encode(&Sha256::digest(normal.to_string())) }
+    }
+
+    /// The key in the bucket: those of different principals are different.
+    fn bucket_key(&self, principal: &str) -> String {
+        let hash = Sha256::new().chain_update(principal).chain_update([0]).chain_update(&self.key).finalize();
+        HEXLOWER.encode(&hash)
+    }
+}
+
+impl Jobs {
+    /// Makes the job of this call, or finds the one that an earlier call with the same key made.
+    pub(super) async fn submit_once(
+        &self,
+        principal: &Principal,
+        request: JobRequest,
+        how: How,
+        idempotency: &Idempotency,
+    ) -> Result<Submitted, Problem> {
+        let unavailable = |error: String| Problem::new(Code::Unavailable, format!("idempotency keys cannot be looked up now: {error}"));
+        let key = idempotency.bucket_key(&principal.name);
+        let wanted = Used { fingerprint: idempotency.fingerprint.clone(), job: JobId::new() };
+        let keys = self.0.broker.idempotency();
+        let Some(used) = keys.use_or_read(&key, &wanted).await.map_err(unavailable)? else {
+            let made = self.make(principal, request, how, wanted.job).await;
+            // What was refused may be asked for again.
+            if made.is_err() && self.0.store.read(wanted.job).await.is_ok_and(|job| job.is_none()) {
+                keys.forget(&key).await.map_err(unavailable)?;
+            }
+            return made;
+        };
+        if used.fingerprint != idempotency.fingerprint {
+            let detail = format!(
+                "this Idempotency-Key was used within the last 24 hours for another request, which is job `{}`; use a new key",
+                used.job
+            );
+            return Err(Problem::new(Code::IdempotencyMismatch, detail));
+        }
+        // A job that is about to begin is waited for, a little; one that never began is begun.
+        match self.join(principal, used.job, how).await? {
+            Some(joined) => Ok(joined),
+            None => self.make(principal, request, how, used.job).await,
+        }
+    }
+
+    /// An answer from a job that there is.
+    pub(super) async fn join(&self, principal: &Principal, id: JobId, how: How) -> Result<Option<Submitted>, Problem> {
+        let mut watcher = match self.watch(principal, id, None).await {
+            Ok(watcher) => watcher,
+            Err(problem) if problem.code() == Code::NotFound => return Ok(None),
+            Err(problem) => return Err(problem),
+        };
+        let answer = match how {
+            How::Watch { .. } => Came::Watched(watcher),
+            How::Wait(wait) => match timeout(wait, watcher.end()).await {
+                Ok(document) => Came::Over(document),
+                Err(_elapsed) => Came::SoFar(self.get(principal, id).await?.to_bytes()),
+            },
+        };
+        Ok(Some(Submitted { id, answer, allowance: None, replayed: true }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn of(key: &str, fields: &Value) -> Idempotency {
+        Idempotency::new(key.to_owned(), fields.as_object().unwrap())
+    }
+
+    #[test]
+    fn the_same_request_has_one_fingerprint_in_whatever_order_it_is_written() {
+        let one = of("k", &json!({"tool": "ping", "parameters": {"count": 1, "timeout": 2}}));
+        assert_eq!(one, of("k", &json!({"parameters": {"timeout": 2, "count": 1}, "tool": "ping"})));
+        assert_ne!(one, of("k", &json!({"tool": "ping", "parameters": {"count": 2, "timeout": 2}})));
+    }
+
+    #[test]
+    fn keys_of_different_principals_are_different() {
+        let [one, other] = ["a", "b"].map(|key| of(key, &json!({})));
+        assert_ne!(one.bucket_key("key:x"), one.bucket_key("key:y"));
+        assert_ne!(one.bucket_key("key:x"), other.bucket_key("key:x"));
+        assert_ne!(of("xa", &json!({})).bucket_key("key:"), one.bucket_key("key:x"));
+    }
+}
