@@ -69,7 +69,16 @@ pub(crate) async fn deliver(callbacks: Callbacks, jobs: Jobs, broker: Broker, ta
                     // What was asked of a broker that is gone is not answered.
                     _ = link.changed() => None,
                 };
-                let (Some(Ok(message)), Ok(place)) = (message, Arc::clone(&room).try_acquire_owned()) else { break };
+                let message = match message {
+                    Some(Ok(message)) => message,
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "the queue of callbacks does not answer; asking again");
+                        sleep(ASK_AGAIN_AFTER).await;
+                        break;
+                    }
+                    None => break,
+                };
+                let Ok(place) = Arc::clone(&room).try_acquire_owned() else { break };
                 let deliverer = deliverer.clone();
                 drop(tasks.spawn(async move {
                     deliverer.handle(message).await;
