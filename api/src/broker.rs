@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::dispatch::{Destination, Dispatched, Run, Watched};
+pub(crate) use self::dispatch::{Destination, Dispatched, Run, Spares, Used, Watched};
 use self::replies::Replies;
 pub(crate) use self::replies::{Heard, Listener};
 use crate::collector::Collector;

@@ -1,10 +1,10 @@
 //! Jobs: from a request to a document, and back from stream JOBS.
 
 mod admission;
+mod choose;
 mod detachable;
 mod elsewhere;
 mod live;
-mod selector;
 mod store;
 
 use std::collections::HashMap;
@@ -18,6 +18,7 @@ use probeops_shared::ids::{JobId, RequestId};
 use probeops_shared::job::{GRACE, Job};
 use probeops_shared::outcome::Outcome;
 use probeops_shared::problem::Code;
+use probeops_shared::selector::Selector;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::Spec;
 use schemars::JsonSchema;
@@ -35,8 +36,8 @@ use crate::jobs::live::Live;
 use crate::jobs::store::{State, Store, Stored};
 use crate::problem::{Asked, Problem};
 
+pub use choose::{Excluded, Explained, Explanation, NotChosen, Why};
 pub use live::{Begun, Ended, EventId, Found, Kind, Next, Told, Watcher};
-pub use selector::Selector;
 
 /// The longest a call waits for its job, and as long as it waits unless it says otherwise.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -56,7 +57,7 @@ const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
 pub struct JobRequest {
     /// The tool, target and options.
     pub spec: Spec,
-    /// From where: one run for each.
+    /// From where.
     pub from: Vec<Selector>,
     /// What grace and budget together may take.
     pub timeout: Option<Duration>,
@@ -86,8 +87,12 @@ pub struct JobDocument {
     /// When its last run ended; absent while it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
-    /// One outcome for each selector, in their order; while it goes on, those there are.
+    /// One outcome for each run, in the order of the selectors; while it goes on, those there are. One that no node gave names the node that
+    /// the run was for, where it was for one.
     pub results: Vec<Outcome>,
+    /// Nodes that the selectors mean and that could not take the job when it was accepted: no run is for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<Excluded>,
 }
 
 impl JobDocument {
@@ -186,16 +191,16 @@ impl Jobs {
 
     /// Checks a request against what the principal may do and what there is, runs it, and answers as the caller wants.
     pub async fn submit(&self, principal: &Principal, request: JobRequest, how: How) -> Result<Submitted, Problem> {
-        let destinations = admission::destinations(self.0.broker.roster(), principal, &request)?;
+        let chosen = choose::choose(self.0.broker.roster(), principal, request.spec.tool(), &request.from)?;
         admission::check_target(principal, &request.spec)?;
         let budget = request.spec.budget();
         let start_within = admission::start_within(request.timeout, budget)?;
         // Room before rate: a job that finds no room costs nothing.
-        let room = self.room_for(destinations.len())?;
-        let allowance = principal.take(destinations.len())?;
-        let document = document(principal, &request);
+        let room = self.room_for(chosen.destinations.len())?;
+        let allowance = principal.take(chosen.destinations.len())?;
+        let document = document(principal, &request, chosen.missing);
         let id = document.id;
-        let runs = runs(principal, &request, &document, destinations, start_within);
+        let runs = runs(principal, &request, &document, chosen.destinations, start_within);
         let waits_to_the_end = matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait);
         let accepted = accepted(&document, self.0.broker.caller().to_string());
         // The job outlives the call: a caller that hangs up finds it under its id.
@@ -231,6 +236,14 @@ impl Jobs {
             },
         };
         Ok(Submitted { id, answer, allowance })
+    }
+
+    /// Says which nodes would be used for a request and why not others; runs nothing and costs nothing.
+    pub fn explain(&self, principal: &Principal, request: &JobRequest) -> Result<Explanation, Problem> {
+        let explanation = choose::explain(self.0.broker.roster(), principal, request.spec.tool(), &request.from)?;
+        admission::check_target(principal, &request.spec)?;
+        admission::start_within(request.timeout, request.spec.budget())?;
+        Ok(explanation)
     }
 
     /// Gets the one run of a job done that nobody can ask for meanwhile, and keeps what comes of it; the finished document as JSON.
@@ -370,7 +383,7 @@ enum Place {
     Stored(Box<Stored>),
 }
 
-fn document(principal: &Principal, request: &JobRequest) -> JobDocument {
+fn document(principal: &Principal, request: &JobRequest, missing: Vec<Excluded>) -> JobDocument {
     JobDocument {
         id: JobId::new(),
         tool: request.spec.tool().as_str().to_owned(),
@@ -382,6 +395,7 @@ fn document(principal: &Principal, request: &JobRequest) -> JobDocument {
         created_at: Timestamp::now(),
         finished_at: None,
         results: Vec::new(),
+        missing,
     }
 }
 
@@ -409,6 +423,7 @@ fn runs(
                 traceparent: request.traceparent.clone(),
                 deadline: document.created_at.plus(start_within),
                 budget: request.spec.budget(),
+                ends_by: request.timeout.map(|timeout| document.created_at.plus(timeout)),
             }
         })
         .collect()

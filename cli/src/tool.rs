@@ -2,19 +2,22 @@
 
 mod options;
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
+use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::job::GRACE;
-use probeops_shared::outcome::{Outcome, Status};
+use probeops_shared::outcome::{NodeRef, Outcome, Status};
+use probeops_shared::selector::{self, Selector};
 use probeops_shared::text::plain;
 use probeops_shared::tools::{Spec, ToolName};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::client::{Client, ClientArgs};
 use crate::exit::{Exit, Failed};
-use crate::terminal::{Form, pretty, say};
+use crate::terminal::{Form, note, pretty, say};
 
 /// The longest the API keeps a call waiting before it says that the job is still running.
 const CALL_MAX: Duration = Duration::from_mins(1);
@@ -31,10 +34,12 @@ pub(crate) fn command(tool: ToolName) -> Command {
     let from = Arg::new("FROM")
         .long("from")
         .value_name("SELECTOR")
-        .help("From where: a region, or node:ID; several with commas")
+        .help("From where: a region, REGION:all, REGION*3, node:ID, *, *:all, *5, or labels such as site=fra,env!=lab; several with commas, labels by naming it again")
         .required(true)
-        .value_delimiter(',')
+        .value_parser(selectors)
         .action(ArgAction::Append);
+    let explain =
+        Arg::new("EXPLAIN").long("explain").help("Only say which nodes would be used, and why not others").action(ArgAction::SetTrue);
     let output = Arg::new("OUTPUT")
         .short('o')
         .long("output")
@@ -43,7 +48,7 @@ pub(crate) fn command(tool: ToolName) -> Command {
         .default_value("text")
         .value_parser(clap::value_parser!(Form));
     let command = Command::new(name)
-        .args([target, from, output])
+        .args([target, from, explain, output])
         .next_help_heading(format!("Options of {name}"))
         .args(options::flags(tool))
         .after_help(format!(
@@ -59,14 +64,24 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
     let parameters = options::given(tool, matches);
     // What the API would refuse is refused here, in the same words, without asking it.
     let spec = Spec::parse(tool, &target, parameters.clone()).map_err(|invalid| Failed::usage(format!("{invalid}")))?;
-    let from: Vec<&String> = matches.get_many("FROM").unwrap_or_default().collect();
+    let from: Vec<&Selector> = matches.get_many::<Vec<Selector>>("FROM").unwrap_or_default().flatten().collect();
     let body = json!({"tool": tool, "target": target, "parameters": parameters, "from": from});
     let client = Client::open(&ClientArgs::from_arg_matches(matches).map_err(|error| Failed::usage(error.to_string()))?)?;
+    let form = matches.get_one::<Form>("OUTPUT").copied().unwrap_or_default();
+    if matches.get_flag("EXPLAIN") {
+        let explanation = client.post("/v1/jobs?explain=true", &body, NETWORK_MARGIN)?.body;
+        return explain(&explanation, form);
+    }
     let document = finished(&client, &body, spec.budget())?;
     let outcomes = outcomes(&document)?;
-    match matches.get_one::<Form>("OUTPUT").copied().unwrap_or_default() {
+    match form {
         Form::Json => say(pretty(&document)),
-        Form::Text => say(text(&outcomes).trim_end()),
+        Form::Text => {
+            say(text(&outcomes).trim_end());
+            for missing in missing(&document)? {
+                note(format!("without {missing}"));
+            }
+        }
     }
     for outcome in &outcomes {
         if !is_good(&spec, outcome)? {
@@ -74,6 +89,75 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// The selectors of an argument.
+fn selectors(argument: &str) -> Result<Vec<Selector>, String> {
+    selector::split_list(argument).into_iter().map(str::parse).collect()
+}
+
+/// A node that a job does not go to, as the API says it.
+#[derive(Deserialize)]
+struct Excluded {
+    node: Option<NodeId>,
+    region: Region,
+    why: String,
+    detail: Option<String>,
+}
+
+impl Display for Excluded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.node {
+            Some(node) => write!(f, "{node} in {}: {}", self.region, plain(&self.why))?,
+            None => write!(f, "region {}: {}", self.region, plain(&self.why))?,
+        }
+        self.detail.as_ref().map_or(Ok(()), |detail| write!(f, " ({})", plain(detail)))
+    }
+}
+
+#[derive(Deserialize)]
+struct Explanation {
+    selectors: Vec<Explained>,
+}
+
+#[derive(Deserialize)]
+struct Explained {
+    selector: Selector,
+    runs: usize,
+    nodes: Vec<NodeRef>,
+    excluded: Vec<Excluded>,
+    problem: Option<NotChosen>,
+}
+
+#[derive(Deserialize)]
+struct NotChosen {
+    detail: String,
+}
+
+/// Prints which nodes would be used; fails if the job would be refused.
+fn explain(body: &Value, form: Form) -> Result<(), Failed> {
+    let explanation: Explanation = serde_json::from_value(body.clone()).map_err(|error| unreadable(&error))?;
+    match form {
+        Form::Json => say(pretty(body)),
+        Form::Text => explanation.selectors.iter().for_each(|explained| {
+            say(format!("{}: {} of", explained.selector, counted(explained.runs)));
+            explained.nodes.iter().for_each(|node| say(format!("  + {} in {}", node.id, node.region)));
+            explained.excluded.iter().for_each(|excluded| say(format!("  - {excluded}")));
+        }),
+    }
+    match explanation.selectors.iter().find_map(|explained| explained.problem.as_ref()) {
+        Some(problem) => Err(Failed::new(Exit::Failed, plain(&problem.detail))),
+        None => Ok(()),
+    }
+}
+
+fn counted(runs: usize) -> String {
+    if runs == 1 { "1 run".to_owned() } else { format!("{runs} runs") }
+}
+
+fn missing(document: &Value) -> Result<Vec<Excluded>, Failed> {
+    let missing = document.get("missing").cloned().unwrap_or_else(|| json!([]));
+    serde_json::from_value(missing).map_err(|error| unreadable(&error))
 }
 
 fn needs_target(tool: ToolName) -> bool {
@@ -146,8 +230,22 @@ mod tests {
             command.clone().debug_assert();
             assert_eq!(command.get_about().map(ToString::to_string).as_deref(), Some(tool.summary()));
             let matches = command.try_get_matches_from([tool.as_str(), tool.example_target(), "--from", "eu,node:a"]).unwrap();
-            assert_eq!(matches.get_many::<String>("FROM").unwrap().collect::<Vec<_>>(), ["eu", "node:a"]);
+            let from: Vec<String> = matches.get_many::<Vec<Selector>>("FROM").unwrap().flatten().map(ToString::to_string).collect();
+            assert_eq!(from, ["eu", "node:a"]);
         }
+    }
+
+    #[test]
+    fn labels_keep_their_commas_and_what_selects_nothing_is_refused() {
+        let from = |from: &str| command(ToolName::Echo).try_get_matches_from(["echo", "--from", from]);
+        let read = |text: &str| {
+            let matches = from(text).unwrap();
+            matches.get_many::<Vec<Selector>>("FROM").unwrap().flatten().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(read("site=fra,env!=lab:all"), ["site=fra,env!=lab:all"]);
+        assert_eq!(read("role in (edge, core)*2"), ["role in (edge,core)*2"]);
+        assert_eq!(read("eu*2,*"), ["eu*2", "*"]);
+        assert!(from("eu*0").unwrap_err().to_string().contains("how many distinct nodes, from 1 to 1000"));
     }
 
     #[test]

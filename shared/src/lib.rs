@@ -7,6 +7,7 @@
 //! - [`subjects`]: every subject of the broker, spelled here and nowhere else.
 //! - [`ids`], [`host`], [`http_url`], [`bounded`], [`timestamp`]: strings and numbers with rules.
 //! - [`json`], [`invalid`]: strict JSON, and what is wrong with it.
+//! - [`selector`]: from where a job is to run.
 //! - [`registry`]: what was granted to nodes and services.
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
 //! - [`problem`]: the closed set of HTTP problem codes.
@@ -26,6 +27,7 @@ pub mod outcome;
 pub mod presence;
 pub mod problem;
 pub mod registry;
+pub mod selector;
 pub mod settings;
 pub mod subjects;
 pub mod text;

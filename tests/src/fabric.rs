@@ -60,6 +60,8 @@ pub struct AgentOptions {
     pub ca: Option<PathBuf>,
     /// The tools it is granted.
     pub tools: Vec<&'static str>,
+    /// The labels it is granted.
+    pub labels: Vec<(&'static str, &'static str)>,
     /// Name servers.
     pub resolvers: Option<String>,
     /// Light slots.
@@ -80,6 +82,7 @@ impl Default for AgentOptions {
             server: None,
             ca: None,
             tools,
+            labels: Vec::new(),
             resolvers: None,
             slots_light: None,
             slots_probe: None,
@@ -293,7 +296,8 @@ impl Fabric {
         let role = Role::Node { node: node.clone(), region: region.clone(), tools: tools.clone() };
         let minted = self.vault.mint_to(&self.layout.node_creds(&node), &role, LIFETIME).expect("a credential");
         let (created_at, expires_at) = (Timestamp::now(), minted.expires_at);
-        let grant = NodeGrant { id: node, region, tools, public_key: minted.public_key, created_at, expires_at, revoked_at: None };
+        let labels = options.labels.iter().map(|(key, value)| (key.parse().expect("a label"), value.parse().expect("a value"))).collect();
+        let grant = NodeGrant { id: node, region, tools, labels, public_key: minted.public_key, created_at, expires_at, revoked_at: None };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
         self.start_agent(id, options)
     }

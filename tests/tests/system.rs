@@ -12,6 +12,7 @@ mod system {
     mod failover;
     mod lifecycle;
     mod live;
+    mod places;
     mod register;
     mod replicas;
     mod tidy;

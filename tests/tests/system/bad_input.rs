@@ -85,13 +85,13 @@ fn fields() -> Vec<Row> {
         row(
             json!({"tool": "ping", "target": "127.0.0.1"}),
             "/from",
-            "`from` is missing: say from where, a region such as \"eu-central\", \"node:\" and a node's id, or a list of these; \
-             /v1/regions lists the regions",
+            "`from` is missing: say from where, a region such as \"eu-central\", \"node:\" and a node's id, labels such as \"site=fra\", \
+             or a list of these; /v1/regions lists the regions",
         ),
         row(
             json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "form": 1}),
             "/form",
-            "unknown field `form`; did you mean `from`? the fields are tool, target, parameters, from, timeout_ms",
+            "unknown field `form`; did you mean `from`? the fields are tool, target, parameters, from, timeout_ms, cancel_on_disconnect",
         ),
     ]
 }
@@ -132,10 +132,24 @@ fn targets() -> Vec<Row> {
 fn places() -> Vec<Row> {
     vec![
         row(from(&json!("eu.central")), "/from", region("eu.central")),
-        row(from(&json!("*")), "/from", region("*")),
         row(from(&json!(">")), "/from", region(">")),
-        row(from(&json!("eu central")), "/from", region("eu central")),
-        row(from(&json!([])), "/from", "must name 1 to 100 places, not 0"),
+        row(
+            from(&json!("eu central")),
+            "/from",
+            "the string \"eu central\" says nothing of a label; write site=fra, env!=lab or role in (edge,core)",
+        ),
+        row(
+            from(&json!("site=Fra:all")),
+            "/from",
+            "the value of a label must be 1 to 63 of a-z, 0-9, `.`, `_`, `/` and `-`, beginning and ending with a letter or a digit, not the \
+             string \"Fra\"",
+        ),
+        row(
+            from(&json!({"region": "eu", "take": "two"})),
+            "/from/take",
+            "must be \"one\", \"all\" or how many distinct nodes, from 1 to 1000, not the string \"two\"",
+        ),
+        row(from(&json!([])), "/from", "must list 1 to 100 selectors, not 0"),
         row(from(&json!(["eu", "EU"])), "/from/1", region("EU")),
         row(
             json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "timeout_ms": 10}),
@@ -181,7 +195,7 @@ fn each_mistake_around_a_job_is_named() {
     let json_type = "application/json";
     let (early, not_json) =
         ("the JSON ends too early: EOF while parsing a value at line 1 column 8", "not JSON: expected value at line 1 column 1");
-    let unknown = "unknown field `x`; the fields are tool, target, parameters, from, timeout_ms";
+    let unknown = "unknown field `x`; the fields are tool, target, parameters, from, timeout_ms, cancel_on_disconnect";
     let content_type = |said: &str| format!("{said}; it must be application/json (with curl, add -H 'Content-Type: application/json')");
     let text = content_type("the body's content type is `text/plain`");
     let form = content_type("the body's content type is `application/x-www-form-urlencoded`");
