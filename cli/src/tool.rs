@@ -1,18 +1,17 @@
 //! One subcommand a tool, made from the catalogue.
 
+mod explain;
 mod options;
 
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::job::GRACE;
-use probeops_shared::outcome::{NodeRef, Outcome, Status};
+use probeops_shared::outcome::{Outcome, Status};
 use probeops_shared::selector::{self, Selector};
 use probeops_shared::text::plain;
 use probeops_shared::tools::{Spec, ToolName};
-use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::client::{Client, ClientArgs};
@@ -70,7 +69,7 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
     let form = matches.get_one::<Form>("OUTPUT").copied().unwrap_or_default();
     if matches.get_flag("EXPLAIN") {
         let explanation = client.post("/v1/jobs?explain=true", &body, NETWORK_MARGIN)?.body;
-        return explain(&explanation, form);
+        return explain::explain(&explanation, form);
     }
     let document = finished(&client, &body, spec.budget())?;
     let outcomes = outcomes(&document)?;
@@ -78,7 +77,7 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
         Form::Json => say(pretty(&document)),
         Form::Text => {
             say(text(&outcomes).trim_end());
-            for missing in missing(&document)? {
+            for missing in explain::missing(&document)? {
                 note(format!("without {missing}"));
             }
         }
@@ -94,70 +93,6 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
 /// The selectors of an argument.
 fn selectors(argument: &str) -> Result<Vec<Selector>, String> {
     selector::split_list(argument).into_iter().map(str::parse).collect()
-}
-
-/// A node that a job does not go to, as the API says it.
-#[derive(Deserialize)]
-struct Excluded {
-    node: Option<NodeId>,
-    region: Region,
-    why: String,
-    detail: Option<String>,
-}
-
-impl Display for Excluded {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.node {
-            Some(node) => write!(f, "{node} in {}: {}", self.region, plain(&self.why))?,
-            None => write!(f, "region {}: {}", self.region, plain(&self.why))?,
-        }
-        self.detail.as_ref().map_or(Ok(()), |detail| write!(f, " ({})", plain(detail)))
-    }
-}
-
-#[derive(Deserialize)]
-struct Explanation {
-    selectors: Vec<Explained>,
-}
-
-#[derive(Deserialize)]
-struct Explained {
-    selector: Selector,
-    runs: usize,
-    nodes: Vec<NodeRef>,
-    excluded: Vec<Excluded>,
-    problem: Option<NotChosen>,
-}
-
-#[derive(Deserialize)]
-struct NotChosen {
-    detail: String,
-}
-
-/// Prints which nodes would be used; fails if the job would be refused.
-fn explain(body: &Value, form: Form) -> Result<(), Failed> {
-    let explanation: Explanation = serde_json::from_value(body.clone()).map_err(|error| unreadable(&error))?;
-    match form {
-        Form::Json => say(pretty(body)),
-        Form::Text => explanation.selectors.iter().for_each(|explained| {
-            say(format!("{}: {} of", explained.selector, counted(explained.runs)));
-            explained.nodes.iter().for_each(|node| say(format!("  + {} in {}", node.id, node.region)));
-            explained.excluded.iter().for_each(|excluded| say(format!("  - {excluded}")));
-        }),
-    }
-    match explanation.selectors.iter().find_map(|explained| explained.problem.as_ref()) {
-        Some(problem) => Err(Failed::new(Exit::Failed, plain(&problem.detail))),
-        None => Ok(()),
-    }
-}
-
-fn counted(runs: usize) -> String {
-    if runs == 1 { "1 run".to_owned() } else { format!("{runs} runs") }
-}
-
-fn missing(document: &Value) -> Result<Vec<Excluded>, Failed> {
-    let missing = document.get("missing").cloned().unwrap_or_else(|| json!([]));
-    serde_json::from_value(missing).map_err(|error| unreadable(&error))
 }
 
 fn needs_target(tool: ToolName) -> bool {
