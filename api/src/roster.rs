@@ -101,7 +101,7 @@ impl Roster {
 
     /// The longest round trip to the control plane of a region's nodes, in milliseconds.
     pub(crate) fn slowest_rtt_ms(&self, region: &Region) -> f64 {
-        self.look(|nodes| nodes.of_region(region).filter_map(|seen| seen.beat?.rtt_ms).fold(0.0, f64::max))
+        self.look(|nodes| nodes.slowest_rtt_ms(region))
     }
 
     /// The nodes of a region that say they can run the tool and take jobs.
@@ -154,13 +154,13 @@ impl Roster {
                     let age = Timestamp::now().since(Timestamp::from_unix_ms(unix_ms(entry.created)).unwrap_or_else(Timestamp::now));
                     let heard = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
                     let heard_at = Timestamp::from_unix_ms(unix_ms(entry.created)).unwrap_or_else(Timestamp::now);
-                    inner.present.insert(beat.node.clone(), Present { beat, heard, heard_at });
+                    inner.hear(Present { beat, heard, heard_at });
                 }
             }
             Change::Gone(entry) => {
                 let node = entry.key.split_once('.').and_then(|(_, node)| node.parse::<NodeId>().ok());
                 if let Some(node) = node {
-                    inner.present.remove(&node);
+                    inner.miss(&node);
                 }
             }
         });

@@ -22,6 +22,8 @@ pub(crate) struct Nodes {
     pub(super) present: BTreeMap<NodeId, Present>,
     /// Who was granted a region, so that a job looks at nobody else.
     by_region: BTreeMap<Region, BTreeSet<NodeId>>,
+    /// The longest round trip of a region's nodes: every job to the region asks for it.
+    slowest_rtt_ms: BTreeMap<Region, f64>,
     /// Who was granted a label, likewise.
     by_label: BTreeMap<(LabelKey, LabelValue), BTreeSet<NodeId>>,
 }
@@ -112,6 +114,37 @@ impl Nodes {
         Seen { grant, beat: self.online(grant).map(|present| &present.beat) }
     }
 
+    /// The longest round trip to the control plane of a region's nodes, in milliseconds.
+    pub(crate) fn slowest_rtt_ms(&self, region: &Region) -> f64 {
+        self.slowest_rtt_ms.get(region).copied().unwrap_or_default()
+    }
+
+    /// A node has said something of itself.
+    pub(super) fn hear(&mut self, present: Present) {
+        let (region, rtt_ms) = (present.beat.region.clone(), present.beat.rtt_ms);
+        let before = self.present.insert(present.beat.node.clone(), present);
+        self.rank(region, before.and_then(|before| before.beat.rtt_ms), rtt_ms);
+    }
+
+    /// A node is gone.
+    pub(super) fn miss(&mut self, node: &NodeId) {
+        if let Some(before) = self.present.remove(node) {
+            self.rank(before.beat.region, before.beat.rtt_ms, None);
+        }
+    }
+
+    /// Keeps the longest round trip; only where it was this node's and is no longer, all of the region are looked at.
+    fn rank(&mut self, region: Region, before_ms: Option<f64>, now_ms: Option<f64>) {
+        let slowest_ms = self.slowest_rtt_ms(&region);
+        if let Some(now_ms) = now_ms.filter(|now_ms| *now_ms >= slowest_ms) {
+            self.slowest_rtt_ms.insert(region, now_ms);
+        } else if before_ms.is_some_and(|before_ms| before_ms >= slowest_ms) {
+            let present = self.by_region.get(&region).into_iter().flatten().filter_map(|id| self.present.get(id));
+            let slowest_ms = present.filter_map(|present| present.beat.rtt_ms).fold(0.0, f64::max);
+            self.slowest_rtt_ms.insert(region, slowest_ms);
+        }
+    }
+
     pub(super) fn grant(&mut self, grant: NodeGrant) {
         self.forget(&grant.id);
         self.by_region.entry(grant.region.clone()).or_default().insert(grant.id.clone());
@@ -156,5 +189,49 @@ fn leave<K: Ord>(index: &mut BTreeMap<K, BTreeSet<NodeId>>, key: &K, id: &NodeId
         if ids.is_empty() {
             index.remove(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn heard(id: &str, rtt_ms: f64) -> Present {
+        let now = Timestamp::now();
+        let beat = Beat {
+            node: id.parse().unwrap(),
+            region: "eu".parse().unwrap(),
+            boot_id: "b".to_owned(),
+            started_at: now,
+            counter: 1,
+            version: "0".to_owned(),
+            tools: Vec::new(),
+            unavailable: Vec::new(),
+            slots: BTreeMap::new(),
+            draining: false,
+            clock_offset_ms: None,
+            rtt_ms: Some(rtt_ms),
+            policy: String::new(),
+        };
+        Present { beat, heard: Instant::now(), heard_at: now }
+    }
+
+    #[test]
+    fn the_longest_round_trip_of_a_region_is_that_of_who_is_there() {
+        let region = "eu".parse().unwrap();
+        let mut nodes = Nodes::default();
+        for id in ["a", "b"] {
+            nodes.by_region.entry("eu".parse().unwrap()).or_default().insert(id.parse().unwrap());
+        }
+        let mut slowest_after = |present: Present| {
+            nodes.hear(present);
+            nodes.slowest_rtt_ms(&region)
+        };
+        let told = [heard("a", 5.0), heard("b", 9.0), heard("b", 7.0), heard("a", 6.0), heard("b", 2.0)].map(&mut slowest_after);
+        assert_eq!(told.map(f64::to_bits), [5.0, 9.0, 7.0, 7.0, 6.0].map(f64::to_bits));
+        nodes.miss(&"a".parse().unwrap());
+        assert_eq!(nodes.slowest_rtt_ms(&region).to_bits(), 2.0_f64.to_bits());
     }
 }
