@@ -25,7 +25,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub(crate) use self::dispatch::{Destination, Dispatched, Run, Watched};
+pub(crate) use self::dispatch::{Destination, Dispatched, Run, Spares, UsedNodes, Watched};
 pub(crate) use self::idempotency::{Keys, Used};
 pub(crate) use self::late::LateAnswer;
 pub(crate) use self::lease::Lease;

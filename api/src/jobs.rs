@@ -2,13 +2,13 @@
 
 mod admission;
 mod callback;
+mod choose;
 mod detachable;
 mod elsewhere;
 mod idempotency;
 mod late;
 mod list;
 mod live;
-mod selector;
 mod store;
 mod takeover;
 
@@ -23,6 +23,7 @@ use probeops_shared::ids::{JobId, RequestId};
 use probeops_shared::job::{GRACE, Job};
 use probeops_shared::outcome::Outcome;
 use probeops_shared::problem::Code;
+use probeops_shared::selector::Selector;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::Spec;
 use schemars::JsonSchema;
@@ -42,10 +43,10 @@ use crate::jobs::store::{Open, State, Store, Stored};
 use crate::metrics::Metrics;
 use crate::problem::{Asked, Problem};
 
+pub use choose::{Excluded, Explained, Explanation, NotChosen, Why};
 pub use idempotency::Idempotency;
 pub use list::{JobPage, JobSummary, Wanted};
 pub use live::{Begun, Ended, EventId, Found, Kind, Next, Told, Watcher};
-pub use selector::Selector;
 pub(crate) use store::owner;
 
 /// The longest a call waits for its job, and as long as it waits unless it says otherwise.
@@ -66,7 +67,7 @@ const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
 pub struct JobRequest {
     /// The tool, target and options.
     pub spec: Spec,
-    /// From where: one run for each.
+    /// From where.
     pub from: Vec<Selector>,
     /// What grace and budget together may take.
     pub timeout: Option<Duration>,
@@ -103,8 +104,12 @@ pub struct JobDocument {
     /// Whom its end is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub callback: Option<CallbackView>,
-    /// One outcome for each selector, in their order; while it goes on, those there are.
+    /// One outcome for each run, in the order of the selectors; while it goes on, those there are. One that no node gave names the node that
+    /// the run was for, where it was for one.
     pub results: Vec<Outcome>,
+    /// Nodes that the selectors mean and that could not take the job when it was accepted: no run is for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<Excluded>,
     /// What nodes found that were thought lost and had been replaced, or given up: it came after the run was over. Absent when nothing did.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub late: Vec<Outcome>,
@@ -245,7 +250,7 @@ impl Jobs {
 
     /// Makes a job with this id.
     async fn make(&self, principal: &Principal, request: JobRequest, how: How, id: JobId) -> Result<Submitted, Problem> {
-        let destinations = admission::destinations(self.0.broker.roster(), principal, &request)?;
+        let chosen = choose::choose(self.0.broker.roster(), principal, request.spec.tool(), &request.from)?;
         admission::check_target(principal, &request.spec)?;
         if let Some(callback) = &request.callback {
             self.0.callbacks.admit(principal, callback).await?;
@@ -253,10 +258,10 @@ impl Jobs {
         let budget = request.spec.budget();
         let start_within = admission::start_within(request.timeout, budget)?;
         // Room before rate: a job that finds no room costs nothing.
-        let room = self.room_for(destinations.len())?;
-        let allowance = principal.take(destinations.len())?;
-        let document = document(principal, &request, id);
-        let runs = runs(principal, &request, &document, destinations, start_within);
+        let room = self.room_for(chosen.destinations.len())?;
+        let allowance = principal.take(chosen.destinations.len())?;
+        let document = document(principal, &request, id, chosen.missing);
+        let runs = runs(principal, &request, &document, chosen.destinations, start_within);
         let waits_to_the_end = matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait)
             && request.callback.is_none()
             && request.idempotency.is_none();
@@ -300,6 +305,14 @@ impl Jobs {
             },
         };
         Ok(Submitted { id, answer, allowance, replayed: false })
+    }
+
+    /// Says which nodes would be used for a request and why not others; runs nothing and costs nothing.
+    pub fn explain(&self, principal: &Principal, request: &JobRequest) -> Result<Explanation, Problem> {
+        let explanation = choose::explain(self.0.broker.roster(), principal, request.spec.tool(), &request.from)?;
+        admission::check_target(principal, &request.spec)?;
+        admission::start_within(request.timeout, request.spec.budget())?;
+        Ok(explanation)
     }
 
     /// Gets the one run of a job done that nobody can ask for meanwhile, and keeps what comes of it; the finished document as JSON.
@@ -471,7 +484,7 @@ enum Place {
     Stored(Box<Stored>),
 }
 
-fn document(principal: &Principal, request: &JobRequest, id: JobId) -> JobDocument {
+fn document(principal: &Principal, request: &JobRequest, id: JobId, missing: Vec<Excluded>) -> JobDocument {
     JobDocument {
         id,
         tool: request.spec.tool().as_str().to_owned(),
@@ -485,6 +498,7 @@ fn document(principal: &Principal, request: &JobRequest, id: JobId) -> JobDocume
         callback: request.callback.as_ref().map(|callback| callback.view(id)),
         results: Vec::new(),
         late: Vec::new(),
+        missing,
     }
 }
 
@@ -512,6 +526,7 @@ fn runs(
                 traceparent: request.traceparent.clone(),
                 deadline: document.created_at.plus(start_within),
                 budget: request.spec.budget(),
+                ends_by: request.timeout.map(|timeout| document.created_at.plus(timeout)),
             }
         })
         .collect()

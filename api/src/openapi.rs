@@ -6,12 +6,12 @@ use std::sync::LazyLock;
 use axum::http::Method;
 use probeops_shared::job::DEADLINE_MAX;
 use probeops_shared::problem::Code;
+use probeops_shared::selector::Selector;
 use probeops_shared::tools::{Spec, ToolName};
 use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
-use crate::jobs::Selector;
 use crate::problem::{PROBLEM_JSON, ProblemDocument, status, success};
 use crate::routes::operation::{Needs, Operation, Parameter, Shape};
 use crate::routes::{KEY_CHARS_MAX, SELECTORS_MAX, operations};
@@ -60,7 +60,7 @@ fn job_of(tool: ToolName, schemas: &mut SchemaGenerator) -> Value {
             "target": target,
             "parameters": parameters,
             "from": {
-                "description": "From where: a region (any one node of it), a node, or a list of these (one run for each).",
+                "description": "From where: a selector, or a list of these. A node that several of them select runs the job once.",
                 "oneOf": [selector, {"type": "array", "items": selector, "minItems": 1, "maxItems": SELECTORS_MAX, "uniqueItems": true}],
             },
             "callback": crate::callbacks::request_schema(),
@@ -73,7 +73,7 @@ fn job_of(tool: ToolName, schemas: &mut SchemaGenerator) -> Value {
                 "type": "string", "minLength": 1, "maxLength": KEY_CHARS_MAX, "pattern": "^[ -~]+$",
             },
             "timeout_ms": {
-                "description": "What waiting for a node and running may take together; at least what the tool itself may take.",
+                "description": "What waiting for nodes and running may take together; at least what the tool itself may take. When it is over, the job ends: what is missing then is reported as failed, with its node named.",
                 "type": "integer", "minimum": 1, "maximum": u64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(u64::MAX),
             },
         },

@@ -1,39 +1,26 @@
 //! The nodes: who was granted what (bucket NODES), and who is there (bucket PRESENCE). Held in memory, kept by watching.
 
-use std::collections::BTreeMap;
+mod nodes;
+
 use std::sync::{Arc, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use probeops_shared::ids::{NodeId, Region};
-use probeops_shared::presence::{BEAT_INTERVAL_MS, BEATS_UNTIL_GONE, Beat};
-use probeops_shared::registry::NodeGrant;
+use probeops_shared::presence::Beat;
+use probeops_shared::registry::{Labels, NodeGrant};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use self::nodes::Present;
+pub(crate) use self::nodes::{Nodes, Seen};
 use crate::watch::Change;
-
-/// A node that has not been heard of for this long is not there, whatever the bucket says.
-const GONE_AFTER: Duration = Duration::from_millis(BEAT_INTERVAL_MS * BEATS_UNTIL_GONE);
 
 /// Who there is.
 #[derive(Clone, Debug, Default)]
-pub struct Roster(Arc<RwLock<Inner>>);
-
-#[derive(Debug, Default)]
-struct Inner {
-    granted: BTreeMap<NodeId, NodeGrant>,
-    present: BTreeMap<NodeId, Present>,
-}
-
-#[derive(Debug)]
-struct Present {
-    beat: Beat,
-    heard: Instant,
-    heard_at: Timestamp,
-}
+pub struct Roster(Arc<RwLock<Nodes>>);
 
 /// A node.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -44,6 +31,9 @@ pub struct Node {
     pub region: Region,
     /// The tools it was granted.
     pub granted: Vec<ToolName>,
+    /// The labels it was granted.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// When its credential ends.
     pub expires_at: Timestamp,
     /// Whether it was revoked.
@@ -81,77 +71,59 @@ pub(crate) struct Candidate {
     pub(crate) id: NodeId,
     /// Free slots of the tool's class when it last spoke.
     pub(crate) free: usize,
-    /// Its round trip to the control plane, in milliseconds.
-    pub(crate) rtt_ms: Option<f64>,
 }
 
 impl Roster {
     /// All nodes, by id.
     pub fn nodes(&self) -> Vec<Node> {
-        self.read(|inner| inner.granted.values().map(|grant| inner.node(grant)).collect())
+        self.look(|inner| inner.granted.values().map(|grant| inner.described(grant)).collect())
     }
 
     /// One node.
     pub fn node(&self, id: &NodeId) -> Option<Node> {
-        self.read(|inner| inner.granted.get(id).map(|grant| inner.node(grant)))
+        self.look(|inner| inner.granted.get(id).map(|grant| inner.described(grant)))
     }
 
     /// All regions, by name.
     pub fn regions(&self) -> Vec<RegionSummary> {
-        self.read(|inner| {
-            let mut regions: BTreeMap<&Region, RegionSummary> = BTreeMap::new();
-            for grant in inner.granted.values().filter(|grant| grant.revoked_at.is_none()) {
-                let summary = regions.entry(&grant.region).or_insert_with(|| RegionSummary {
-                    region: grant.region.clone(),
-                    nodes: 0,
-                    online: 0,
-                    draining: 0,
-                    tools: Vec::new(),
-                });
-                summary.nodes += 1;
-                if let Some(present) = inner.online(grant) {
-                    summary.online += 1;
-                    if present.beat.draining {
-                        summary.draining += 1;
-                    } else {
-                        summary.tools.extend(&present.beat.tools);
-                    }
-                }
-            }
-            regions
-                .into_values()
-                .map(|mut summary| {
-                    summary.tools.sort_unstable();
-                    summary.tools.dedup();
-                    summary
-                })
-                .collect()
-        })
+        self.look(|nodes| nodes.summaries(|_| true))
     }
 
     /// The region that a node was granted.
     pub(crate) fn region(&self, node: &NodeId) -> Option<Region> {
-        self.read(|inner| inner.granted.get(node).map(|grant| grant.region.clone()))
+        self.look(|inner| inner.granted.get(node).map(|grant| grant.region.clone()))
     }
 
-    /// Whether any node was ever granted the region.
-    pub(crate) fn knows_region(&self, region: &Region) -> bool {
-        self.read(|inner| inner.granted.values().any(|grant| grant.region == *region && grant.revoked_at.is_none()))
+    /// A node's round trip to the control plane, in milliseconds.
+    pub(crate) fn rtt_ms(&self, node: &NodeId) -> Option<f64> {
+        self.look(|nodes| nodes.node(node)?.beat?.rtt_ms)
+    }
+
+    /// The longest round trip to the control plane of a region's nodes, in milliseconds.
+    pub(crate) fn slowest_rtt_ms(&self, region: &Region) -> f64 {
+        self.look(|nodes| nodes.slowest_rtt_ms(region))
     }
 
     /// The nodes of a region that say they can run the tool and take jobs.
     pub(crate) fn candidates(&self, region: &Region, tool: ToolName) -> Vec<Candidate> {
-        self.read(|inner| {
-            let grants = inner.granted.values().filter(|grant| grant.region == *region);
-            let online = grants.filter_map(|grant| inner.online(grant));
-            let able = online.filter(|present| present.beat.tools.contains(&tool) && !present.beat.draining);
-            able.map(|present| Candidate {
-                id: present.beat.node.clone(),
-                free: present.beat.slots.get(&tool.class()).map_or(0, |slots| slots.free),
-                rtt_ms: present.beat.rtt_ms,
-            })
-            .collect()
+        self.look(|nodes| {
+            let able = nodes.of_region(region).filter_map(|seen| Some((seen, seen.takes(tool)?)));
+            able.map(|(seen, free)| Candidate { id: seen.grant.id.clone(), free }).collect()
         })
+    }
+
+    /// These nodes; those with an announcement are online.
+    #[cfg(test)]
+    pub(crate) fn of(nodes: Vec<(NodeGrant, Option<Beat>)>) -> Self {
+        let roster = Self::default();
+        roster.write(|inner| {
+            for (grant, beat) in nodes {
+                let present = beat.map(|beat| (grant.id.clone(), Present { beat, heard: Instant::now(), heard_at: Timestamp::now() }));
+                inner.grant(grant);
+                inner.present.extend(present);
+            }
+        });
+        roster
     }
 
     /// Learns what bucket NODES says.
@@ -161,12 +133,12 @@ impl Roster {
             Change::Restart => {}
             Change::Put(entry) => {
                 if let Some(grant) = read::<NodeGrant>(&entry.value, &entry.key) {
-                    inner.granted.insert(grant.id.clone(), grant);
+                    inner.grant(grant);
                 }
             }
             Change::Gone(entry) => {
                 if let Ok(id) = entry.key.parse::<NodeId>() {
-                    inner.granted.remove(&id);
+                    inner.forget(&id);
                 }
             }
         });
@@ -182,45 +154,25 @@ impl Roster {
                     let age = Timestamp::now().since(Timestamp::from_unix_ms(unix_ms(entry.created)).unwrap_or_else(Timestamp::now));
                     let heard = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
                     let heard_at = Timestamp::from_unix_ms(unix_ms(entry.created)).unwrap_or_else(Timestamp::now);
-                    inner.present.insert(beat.node.clone(), Present { beat, heard, heard_at });
+                    inner.hear(Present { beat, heard, heard_at });
                 }
             }
             Change::Gone(entry) => {
                 let node = entry.key.split_once('.').and_then(|(_, node)| node.parse::<NodeId>().ok());
                 if let Some(node) = node {
-                    inner.present.remove(&node);
+                    inner.miss(&node);
                 }
             }
         });
     }
 
-    fn read<T>(&self, reader: impl FnOnce(&Inner) -> T) -> T {
+    /// Looks at the nodes as they are now. Nobody learns anything new meanwhile, and who looks must not look again from within.
+    pub(crate) fn look<T>(&self, reader: impl FnOnce(&Nodes) -> T) -> T {
         reader(&self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner))
     }
 
-    fn write(&self, writer: impl FnOnce(&mut Inner)) {
+    fn write(&self, writer: impl FnOnce(&mut Nodes)) {
         writer(&mut self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner));
-    }
-}
-
-impl Inner {
-    fn online(&self, grant: &NodeGrant) -> Option<&Present> {
-        let present = self.present.get(&grant.id)?;
-        (grant.revoked_at.is_none() && present.beat.region == grant.region && present.heard.elapsed() < GONE_AFTER).then_some(present)
-    }
-
-    fn node(&self, grant: &NodeGrant) -> Node {
-        let online = self.online(grant);
-        Node {
-            id: grant.id.clone(),
-            region: grant.region.clone(),
-            granted: grant.tools.clone(),
-            expires_at: grant.expires_at,
-            revoked: grant.revoked_at.is_some(),
-            online: online.is_some(),
-            last_seen: self.present.get(&grant.id).map(|present| present.heard_at),
-            beat: online.map(|present| present.beat.clone()),
-        }
     }
 }
 

@@ -169,7 +169,8 @@ pub(crate) async fn everything(control: &Control, nodes: &[(NodeId, Region)], li
         if held.is_some() {
             // It may be revoked at this very moment, which must last.
             let renew = |held: &mut NodeGrant| {
-                *held = NodeGrant { created_at: held.created_at, revoked_at: held.revoked_at, ..grant.clone() };
+                let labels = std::mem::take(&mut held.labels);
+                *held = NodeGrant { created_at: held.created_at, revoked_at: held.revoked_at, labels, ..grant.clone() };
             };
             session.change(storage::NODES, id.as_str(), renew).await?;
         } else {

@@ -1,5 +1,6 @@
 //! One subcommand a tool, made from the catalogue.
 
+mod explain;
 mod options;
 
 use std::fmt::Display;
@@ -8,13 +9,14 @@ use std::time::{Duration, Instant};
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use probeops_shared::job::GRACE;
 use probeops_shared::outcome::{Outcome, Status};
+use probeops_shared::selector::{self, Selector};
 use probeops_shared::text::plain;
 use probeops_shared::tools::{Spec, ToolName};
 use serde_json::{Value, json};
 
 use crate::client::{Client, ClientArgs};
 use crate::exit::{Exit, Failed};
-use crate::terminal::{Form, pretty, print, say};
+use crate::terminal::{Form, note, pretty, print, say};
 
 /// The longest the API keeps a call waiting before it says that the job is still running.
 const CALL_MAX: Duration = Duration::from_mins(1);
@@ -31,10 +33,12 @@ pub(crate) fn command(tool: ToolName) -> Command {
     let from = Arg::new("FROM")
         .long("from")
         .value_name("SELECTOR")
-        .help("From where: a region, or node:ID; several with commas")
+        .help("From where: a region, REGION:all, REGION*3, node:ID, *, *:all, *5, or labels such as site=fra,env!=lab; several with commas, labels by naming it again")
         .required(true)
-        .value_delimiter(',')
+        .value_parser(selectors)
         .action(ArgAction::Append);
+    let explain =
+        Arg::new("EXPLAIN").long("explain").help("Only say which nodes would be used, and why not others").action(ArgAction::SetTrue);
     let output = Arg::new("OUTPUT")
         .short('o')
         .long("output")
@@ -43,7 +47,7 @@ pub(crate) fn command(tool: ToolName) -> Command {
         .default_value("text")
         .value_parser(clap::value_parser!(Form));
     let command = Command::new(name)
-        .args([target, from, output])
+        .args([target, from, explain, output])
         .next_help_heading(format!("Options of {name}"))
         .args(options::flags(tool))
         .after_help(format!(
@@ -59,16 +63,27 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
     let parameters = options::given(tool, matches);
     // What the API would refuse is refused here, in the same words, without asking it.
     let spec = Spec::parse(tool, &target, parameters.clone()).map_err(|invalid| Failed::usage(format!("{invalid}")))?;
-    let from: Vec<&String> = matches.get_many("FROM").unwrap_or_default().collect();
+    let from: Vec<&Selector> = matches.get_many::<Vec<Selector>>("FROM").unwrap_or_default().flatten().collect();
     let body = json!({"tool": tool, "target": target, "parameters": parameters, "from": from});
     let client = Client::open(&ClientArgs::from_arg_matches(matches).map_err(|error| Failed::usage(error.to_string()))?)?;
-    let document = match matches.get_one::<Form>("OUTPUT").copied().unwrap_or_default() {
+    let form = matches.get_one::<Form>("OUTPUT").copied().unwrap_or_default();
+    if matches.get_flag("EXPLAIN") {
+        let explanation = client.post("/v1/jobs?explain=true", &body, NETWORK_MARGIN)?.body;
+        return explain::explain(&explanation, form);
+    }
+    let document = match form {
         Form::Json => {
             let document = finished(&client, &body, spec.budget())?;
             say(pretty(&document));
             document
         }
-        Form::Text => printed(&client, body, spec.budget())?,
+        Form::Text => {
+            let document = printed(&client, body, spec.budget())?;
+            for missing in explain::missing(&document)? {
+                note(format!("without {missing}"));
+            }
+            document
+        }
     };
     let outcomes = outcomes(&document)?;
     for outcome in &outcomes {
@@ -77,6 +92,11 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
         }
     }
     Ok(())
+}
+
+/// The selectors of an argument.
+fn selectors(argument: &str) -> Result<Vec<Selector>, String> {
+    selector::split_list(argument).into_iter().map(str::parse).collect()
 }
 
 fn needs_target(tool: ToolName) -> bool {
@@ -160,8 +180,22 @@ mod tests {
             command.clone().debug_assert();
             assert_eq!(command.get_about().map(ToString::to_string).as_deref(), Some(tool.summary()));
             let matches = command.try_get_matches_from([tool.as_str(), tool.example_target(), "--from", "eu,node:a"]).unwrap();
-            assert_eq!(matches.get_many::<String>("FROM").unwrap().collect::<Vec<_>>(), ["eu", "node:a"]);
+            let from: Vec<String> = matches.get_many::<Vec<Selector>>("FROM").unwrap().flatten().map(ToString::to_string).collect();
+            assert_eq!(from, ["eu", "node:a"]);
         }
+    }
+
+    #[test]
+    fn labels_keep_their_commas_and_what_selects_nothing_is_refused() {
+        let from = |from: &str| command(ToolName::Echo).try_get_matches_from(["echo", "--from", from]);
+        let read = |text: &str| {
+            let matches = from(text).unwrap();
+            matches.get_many::<Vec<Selector>>("FROM").unwrap().flatten().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(read("site=fra,env!=lab:all"), ["site=fra,env!=lab:all"]);
+        assert_eq!(read("role in (edge, core)*2"), ["role in (edge,core)*2"]);
+        assert_eq!(read("eu*2,*"), ["eu*2", "*"]);
+        assert!(from("eu*0").unwrap_err().to_string().contains("how many distinct nodes, from 1 to 1000"));
     }
 
     #[test]

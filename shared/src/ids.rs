@@ -10,6 +10,7 @@ use crate::text::{as_text, inline_schema};
 
 const TOKEN_PATTERN: &str = "^[a-z0-9][a-z0-9-]{0,62}$";
 const REQUEST_ID_PATTERN: &str = "^[A-Za-z0-9._-]{1,64}$";
+const LABEL_PATTERN: &str = "^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$";
 
 /// Callers with this prefix are replicas of the API; only they are believed about principals.
 pub const API_CALLER_PREFIX: &str = "api-";
@@ -20,6 +21,14 @@ fn is_token(text: &str) -> bool {
     (1..=63).contains(&bytes.len())
         && bytes.first().is_some_and(|first| plain(*first))
         && bytes.iter().all(|byte| plain(*byte) || *byte == b'-')
+}
+
+fn is_label(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let bytes = text.as_bytes();
+    (1..=63).contains(&bytes.len())
+        && [bytes.first(), bytes.last()].into_iter().flatten().all(|end| plain(*end))
+        && bytes.iter().all(|byte| plain(*byte) || b"._/-".contains(byte))
 }
 
 /// Makes a newtype over a checked string: parse, print, JSON, schema.
@@ -56,6 +65,7 @@ macro_rules! checked_string {
     };
 }
 
+const LABEL_WANTS: &str = "1 to 63 of a-z, 0-9, `.`, `_`, `/` and `-`, beginning and ending with a letter or a digit";
 const TOKEN_WANTS: &str = "1 to 63 of a-z, 0-9 and `-`, not starting with `-`";
 
 checked_string!(
@@ -69,6 +79,14 @@ checked_string!(
 checked_string!(
     /// Who publishes a job: a replica of the API (`api-…`) or a service. The broker attests it.
     Caller, is_token, TOKEN_PATTERN, ("a caller", TOKEN_WANTS)
+);
+checked_string!(
+    /// The name of a label of nodes, such as `site`.
+    LabelKey, is_label, LABEL_PATTERN, ("the name of a label", LABEL_WANTS)
+);
+checked_string!(
+    /// The value of a label, such as `fra`.
+    LabelValue, is_label, LABEL_PATTERN, ("the value of a label", LABEL_WANTS)
 );
 checked_string!(
     /// The id of a request, unique for its caller.
@@ -205,6 +223,19 @@ mod tests {
             "eu.*".parse::<Region>().unwrap_err(),
             "a region must be 1 to 63 of a-z, 0-9 and `-`, not starting with `-`, not the string \"eu.*\""
         );
+    }
+
+    #[test]
+    fn labels_begin_and_end_with_a_letter_or_a_digit() {
+        for good in ["a", "site", "example.com/rack_4", "0", &"x".repeat(63)] {
+            assert!(good.parse::<LabelKey>().is_ok() && good.parse::<LabelValue>().is_ok(), "{good}");
+        }
+        for bad in ["", "-a", "a-", "a/", "Site", "a b", "a=b", "a,b", "a:b", "a*", &"x".repeat(64)] {
+            assert!(bad.parse::<LabelKey>().is_err(), "{bad}");
+        }
+        let detail = "the value of a label must be 1 to 63 of a-z, 0-9, `.`, `_`, `/` and `-`, beginning and ending with a letter or a digit, \
+                      not the string \"Fra\"";
+        assert_eq!("Fra".parse::<LabelValue>().unwrap_err(), detail);
     }
 
     #[test]

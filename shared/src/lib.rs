@@ -7,6 +7,7 @@
 //! - [`subjects`]: every subject of the broker, spelled here and nowhere else.
 //! - [`ids`], [`host`], [`http_url`], [`bounded`], [`timestamp`]: strings and numbers with rules.
 //! - [`json`], [`invalid`]: strict JSON, and what is wrong with it.
+//! - [`selector`]: from where a job is to run.
 //! - [`registry`]: what was granted to nodes and services.
 //! - [`reserved`]: addresses that are not to be touched unless somebody says otherwise.
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
@@ -28,6 +29,7 @@ pub mod presence;
 pub mod problem;
 pub mod registry;
 pub mod reserved;
+pub mod selector;
 pub mod settings;
 pub mod subjects;
 pub mod text;

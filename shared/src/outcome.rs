@@ -28,7 +28,7 @@ pub struct Outcome<R = Value> {
     pub tool: String,
     /// The target as given.
     pub target: String,
-    /// Who ran it; absent when no node did.
+    /// Who ran it, or was to run it and did not; absent when nobody ran it and any node of a region might have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeRef>,
     /// When the node began; absent when it did not.

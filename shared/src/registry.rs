@@ -1,11 +1,19 @@
 //! What was granted to nodes and services: the values of buckets NODES and SERVICES, by id and name.
 
+use std::collections::BTreeMap;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{Caller, NodeId, Region};
+use crate::ids::{Caller, LabelKey, LabelValue, NodeId, Region};
 use crate::timestamp::Timestamp;
 use crate::tools::ToolName;
+
+/// How many labels a node may have.
+pub const LABELS_MAX: usize = 32;
+
+/// What a node was labelled with.
+pub type Labels = BTreeMap<LabelKey, LabelValue>;
 
 /// A node that was given a credential.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -16,6 +24,9 @@ pub struct NodeGrant {
     pub region: Region,
     /// The tools it may serve.
     pub tools: Vec<ToolName>,
+    /// Its labels. They are granted: a node cannot give itself any.
+    #[serde(default, skip_serializing_if = "Labels::is_empty")]
+    pub labels: Labels,
     /// The public half of its key (an nkey, `U…`).
     pub public_key: String,
     /// When it was granted.

@@ -20,8 +20,9 @@ use probeops_nats::vault::Vault;
 use probeops_nats::{process, streams, tls};
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{Caller as CallerName, NodeId, Region};
+use probeops_shared::presence::Beat;
 use probeops_shared::registry::NodeGrant;
-use probeops_shared::subjects::storage;
+use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
@@ -32,6 +33,9 @@ use crate::process::{HANG, LOOK_EVERY, Process};
 
 /// How long the credentials of a test last.
 const LIFETIME: Duration = Duration::from_hours(1);
+
+/// How many entries of a bucket are written at once.
+const PUTS_AT_ONCE: usize = 128;
 
 /// A broker, and everything that is started on it.
 #[derive(Debug)]
@@ -61,6 +65,8 @@ pub struct AgentOptions {
     pub ca: Option<PathBuf>,
     /// The tools it is granted.
     pub tools: Vec<&'static str>,
+    /// The labels it is granted.
+    pub labels: Vec<(&'static str, &'static str)>,
     /// Name servers.
     pub resolvers: Option<String>,
     /// Light slots.
@@ -81,6 +87,7 @@ impl Default for AgentOptions {
             server: None,
             ca: None,
             tools,
+            labels: Vec::new(),
             resolvers: None,
             slots_light: None,
             slots_probe: None,
@@ -309,9 +316,34 @@ impl Fabric {
         let role = Role::Node { node: node.clone(), region: region.clone(), tools: tools.clone() };
         let minted = self.vault.mint_to(&self.layout.node_creds(&node), &role, LIFETIME).expect("a credential");
         let (created_at, expires_at) = (Timestamp::now(), minted.expires_at);
-        let grant = NodeGrant { id: node, region, tools, public_key: minted.public_key, created_at, expires_at, revoked_at: None };
+        let labels = options.labels.iter().map(|(key, value)| (key.parse().expect("a label"), value.parse().expect("a value"))).collect();
+        let grant = NodeGrant { id: node, region, tools, labels, public_key: minted.public_key, created_at, expires_at, revoked_at: None };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
         self.start_agent(id, options)
+    }
+
+    /// Grants these nodes, none of which is there.
+    pub fn grant_all(&self, grants: &[NodeGrant]) {
+        let entries = grants.iter().map(|grant| (grant.id.to_string(), serde_json::to_vec(grant).expect("JSON")));
+        self.put_all(&Role::Api { caller: CallerName::new_api() }, storage::NODES, entries.collect());
+    }
+
+    /// Says of these nodes what they would say themselves. They count as online until they have been silent for three beats.
+    pub fn announce_all(&self, beats: &[Beat]) {
+        let key = |beat: &Beat| subjects::presence_key(&beat.region, &beat.node);
+        let entries = beats.iter().map(|beat| (key(beat), serde_json::to_vec(beat).expect("JSON")));
+        self.put_all(&Role::Collector { name: "collector-crowd".parse().expect("a name") }, storage::PRESENCE, entries.collect());
+    }
+
+    fn put_all(&self, role: &Role, bucket: &str, entries: Vec<(String, Vec<u8>)>) {
+        let link = Link { servers: vec![self.url()], ca: Some(self.ca()), creds: self.credential(role) };
+        self.runtime.block_on(async {
+            let (client, _events) = connect(&link, "test", &role.inbox_prefix()).await.expect("the broker");
+            let bucket = async_nats::jetstream::new(client).get_key_value(bucket).await.expect("the bucket");
+            let bucket = &bucket;
+            let puts = futures_util::stream::iter(entries).map(async |(key, value)| bucket.put(key, value.into()).await.expect("an entry"));
+            puts.buffer_unordered(PUTS_AT_ONCE).for_each(async |_| {}).await;
+        });
     }
 
     /// Starts an agent again that ended.

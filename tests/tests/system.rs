@@ -15,6 +15,7 @@ mod system {
     mod idempotency;
     mod lifecycle;
     mod live;
+    mod places;
     mod register;
     mod replicas;
     mod state;

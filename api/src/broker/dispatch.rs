@@ -3,7 +3,9 @@
 //! Diagnostics only read, so running one twice is harmless; answering twice is not, and does not happen: the first final answer of any
 //! attempt is the outcome, and whatever else was accepted is cancelled.
 
+mod failed;
 mod follow;
+mod spares;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,13 +14,14 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use probeops_shared::ids::{NodeId, Region, RequestId};
 use probeops_shared::job::{Events, SILENCE_MAX, header};
-use probeops_shared::outcome::{Failure, FailureKind, NodeRef, Outcome};
+use probeops_shared::outcome::{FailureKind, NodeRef, Outcome};
 use probeops_shared::subjects;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::spares::{Spares, UsedNodes};
 use super::replies::{Answer, Listener, Waiting, cancel};
 use super::{Broker, LinkState};
 
@@ -40,12 +43,14 @@ const CANCELLED_WITHIN: Duration = Duration::from_millis(800);
 const ANSWERS_MAX: usize = 64;
 
 /// Where a run goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Destination {
     /// Any node of a region.
     Region(Region),
     /// One node.
     Node(NodeId),
+    /// This node, or another that fits.
+    OneOf(NodeId, Arc<Spares>),
 }
 
 /// One node's share of a job.
@@ -71,6 +76,8 @@ pub(crate) struct Run {
     pub(crate) deadline: Timestamp,
     /// The longest the tool may take.
     pub(crate) budget: Duration,
+    /// When the caller waits no more, where he said so.
+    pub(crate) ends_by: Option<Timestamp>,
 }
 
 /// Who follows a run while it goes on.
@@ -104,16 +111,27 @@ impl Broker {
             link: self.link(),
             attempts: Vec::new(),
             tried: Vec::new(),
+            refused: Vec::new(),
             refusal: None,
             nobody_since: None,
             answered: None,
         };
-        let outcome = match watched {
-            None => Some(dispatch.outcome().await),
-            Some(Watched { cancel, .. }) => tokio::select! {
-                outcome = dispatch.outcome() => Some(outcome),
-                () = cancel.cancelled() => None,
-            },
+        let cancelled = async {
+            match watched {
+                Some(watched) => watched.cancel.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
+        let out_of_time = async {
+            match run.ends_by {
+                Some(ends_by) => tokio::time::sleep(ends_by.since(Timestamp::now())).await,
+                None => std::future::pending().await,
+            }
+        };
+        let outcome = tokio::select! {
+            outcome = dispatch.outcome() => Some(outcome),
+            () = cancelled => None,
+            () = out_of_time => Some(dispatch.out_of_time()),
         };
         let Some(outcome) = outcome else { return dispatch.cancelled().await };
         dispatch.cancel_the_rest(&outcome).await;
@@ -149,6 +167,8 @@ struct Dispatch<'a> {
     attempts: Vec<Attempt<'a>>,
     /// Nodes that have refused or fallen silent.
     tried: Vec<NodeId>,
+    /// Those of them that will not do it at any time.
+    refused: Vec<NodeId>,
     /// What the last node that refused said.
     refusal: Option<Outcome>,
     /// Since when the broker has said nothing but that nobody listens.
@@ -160,6 +180,8 @@ struct Dispatch<'a> {
 struct Attempt<'a> {
     /// Answers reach us while it lives.
     waiting: Waiting<'a>,
+    /// The node that was asked, where it was one.
+    asked: Option<NodeId>,
     accepted_by: Option<NodeId>,
     over: bool,
 }
@@ -210,7 +232,11 @@ impl<'a> Dispatch<'a> {
 
     /// The group first, then nodes by name; none when every node has refused.
     fn destination(&self) -> Option<Destination> {
-        let Destination::Region(region) = &self.run.to else { return Some(self.run.to.clone()) };
+        let region = match &self.run.to {
+            Destination::Region(region) => region,
+            Destination::Node(_) => return Some(self.run.to.clone()),
+            Destination::OneOf(first, spares) => return self.one_of(first, spares).map(Destination::Node),
+        };
         let refused_for_good = self.refusal.as_ref().is_some_and(|outcome| is_about_this_node(outcome.failure_kind()));
         if self.attempts.len() < GROUP_ATTEMPTS && !refused_for_good {
             return Some(self.run.to.clone());
@@ -224,6 +250,18 @@ impl<'a> Dispatch<'a> {
         }
     }
 
+    /// The node that was chosen, then others that fit, then again those that may have a slot by now, the one that was asked longest ago first.
+    fn one_of(&self, first: &NodeId, spares: &Spares) -> Option<NodeId> {
+        if self.attempts.is_empty() {
+            return Some(first.clone());
+        }
+        let again = || {
+            let willing = self.tried.iter().filter(|node| !self.refused.contains(node));
+            willing.min_by_key(|node| self.tried.iter().rposition(|tried| tried == *node)).cloned()
+        };
+        spares.take().or_else(again)
+    }
+
     /// Makes one more attempt and returns its number, from 1.
     async fn publish(&mut self, destination: &Destination) -> u32 {
         let broker: &'a Broker = self.broker;
@@ -232,10 +270,14 @@ impl<'a> Dispatch<'a> {
         let (caller, run) = (&broker.0.caller, self.run);
         let subject = match destination {
             Destination::Region(region) => subjects::job(region, run.tool, caller),
-            Destination::Node(node) => subjects::node_job(node, run.tool, caller),
+            Destination::Node(node) | Destination::OneOf(node, _) => subjects::node_job(node, run.tool, caller),
+        };
+        let asked = match destination {
+            Destination::Region(_) => None,
+            Destination::Node(node) | Destination::OneOf(node, _) => Some(node.clone()),
         };
         let reply = subjects::reply(caller, waiting.token(), subjects::NO_RESPONDERS);
-        self.attempts.push(Attempt { waiting, accepted_by: None, over: false });
+        self.attempts.push(Attempt { waiting, asked, accepted_by: None, over: false });
         // What nobody hears is not told.
         let events = if self.listener.is_some() { Events::All } else { Events::SignsOfLife };
         let headers = headers(run, number, events);
@@ -247,40 +289,22 @@ impl<'a> Dispatch<'a> {
     }
 
     fn accept_within(&self) -> Duration {
-        let Destination::Region(region) = &self.run.to else { return ACCEPT_WITHIN };
-        let candidates = self.broker.roster().candidates(region, self.run.tool);
-        let slowest_ms = candidates.iter().filter_map(|candidate| candidate.rtt_ms).fold(0.0_f64, f64::max);
-        ACCEPT_WITHIN.max(Duration::try_from_secs_f64(slowest_ms * 3.0 / 1000.0).unwrap_or(ACCEPT_WITHIN)).min(SILENCE_MAX)
+        let roster = self.broker.roster();
+        let rtt_ms = match (self.attempts.last().and_then(|attempt| attempt.asked.as_ref()), &self.run.to) {
+            (Some(node), _) => roster.rtt_ms(node).unwrap_or_default(),
+            (None, Destination::Region(region)) => roster.slowest_rtt_ms(region),
+            (None, Destination::Node(_) | Destination::OneOf(..)) => 0.0,
+        };
+        ACCEPT_WITHIN.max(Duration::try_from_secs_f64(rtt_ms * 3.0 / 1000.0).unwrap_or(ACCEPT_WITHIN)).min(SILENCE_MAX)
     }
 
     fn attempt(&mut self, number: u32) -> Option<&mut Attempt<'a>> {
         self.attempts.get_mut(usize::try_from(number).ok()?.checked_sub(1)?)
     }
 
-    fn gave_up(&self) -> Outcome {
-        if let Some(refusal) = &self.refusal {
-            return refusal.clone();
-        }
-        let attempts = self.attempts.len();
-        let whom = match &self.run.to {
-            Destination::Region(region) => format!("no node of region {region}"),
-            Destination::Node(node) => format!("node {node} has not"),
-        };
-        let verb = if matches!(self.run.to, Destination::Region(_)) { " took" } else { " taken" };
-        let why = match (self.nobody_since, self.link.borrow().connected) {
-            (_, false) => "the broker could not be reached in time",
-            (Some(_), true) => "nobody is connected who could",
-            (None, true) => "nobody answered in time",
-        };
-        self.failed(Failure::new(FailureKind::Unavailable, format!("{whom}{verb} the job in {attempts} attempts: {why}")))
-    }
-
-    fn failed(&self, failure: Failure) -> Outcome {
-        Outcome::failed(self.run.request_id.clone(), self.run.tool.as_str(), self.run.target.clone(), failure)
-    }
-
     async fn cancel_the_rest(&self, outcome: &Outcome) {
-        let winner = outcome.node.as_ref().map(|node| &node.id);
+        // A failure that we tell ourselves may name a node that is still at it.
+        let winner = outcome.node.as_ref().map(|node| &node.id).filter(|_| self.answered.is_some());
         for attempt in self.attempts.iter().filter(|attempt| !attempt.over) {
             if let Some(node) = attempt.accepted_by.as_ref().filter(|node| Some(*node) != winner) {
                 cancel(&self.broker.0.client, &self.broker.0.caller, node, &self.run.request_id).await;

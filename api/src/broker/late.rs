@@ -107,6 +107,7 @@ mod tests {
             traceparent: None,
             deadline: Timestamp::now(),
             budget: Duration::from_secs(1),
+            ends_by: None,
         });
         let (late, mut answers) = Late::new();
         let tokens: Vec<ReplyToken> = (0..=ATTEMPTS_MAX).map(|_| ReplyToken::new()).collect();

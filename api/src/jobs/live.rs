@@ -598,6 +598,7 @@ mod tests {
             finished_at: None,
             callback: None,
             results: Vec::new(),
+            missing: Vec::new(),
             late: Vec::new(),
         }
     }

@@ -15,13 +15,15 @@ use probeops_shared::invalid::Invalid;
 use probeops_shared::job::{self, DEADLINE_MAX};
 use probeops_shared::json;
 use probeops_shared::problem::Code;
+use probeops_shared::selector::Selector;
 use probeops_shared::tools::ToolName;
+use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value};
 
 use crate::App;
 use crate::access::Principal;
 use crate::callbacks::Callback;
-use crate::jobs::{Came, How, Idempotency, JobDocument, JobPage, JobRequest, JobStatus, Selector, Submitted, Wanted, Watcher};
+use crate::jobs::{Came, Explanation, How, Idempotency, JobDocument, JobPage, JobRequest, JobStatus, Submitted, Wanted, Watcher};
 use crate::openapi::job_request_schema;
 use crate::problem::{Asked, Problem, success};
 use crate::routes::body::{JsonBody, NoBody};
@@ -36,10 +38,16 @@ use crate::routes::{frame, idempotency, prefer, stream};
 /// The fields of a job's request.
 pub(crate) const JOB_FIELDS: [&str; 8] =
     ["tool", "target", "parameters", "from", "timeout_ms", "callback", "cancel_on_disconnect", "idempotency_key"];
-/// From how many places one job may run.
+/// How many selectors a job may have.
 pub(crate) const SELECTORS_MAX: usize = 100;
 /// When to ask again for a job that goes on, in seconds.
 const ASK_AGAIN_S: u64 = 1;
+
+/// The query parameter that only asks what would be done.
+pub(super) const EXPLAIN: &str = "explain";
+/// What it means.
+pub(super) const EXPLAIN_MEANS: &str = "Only say which nodes would be used, and why not others: nothing runs and nothing counts.";
+static EXPLAINS: [Parameter; 1] = [Parameter::new(EXPLAIN, EXPLAIN_MEANS, schema::<bool>)];
 
 /// How a caller wants his answer.
 pub(super) static HEADERS: [Parameter; 2] = [
@@ -82,12 +90,12 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: Needs::Scope(&[Scope::JobsWrite]),
             id: "runJob".into(),
             summary: "Run a tool and wait for what it finds".into(),
-            description: "Runs the tool from every place named in `from` and answers with the finished job. What a tool finds (a dead host, \
+            description: "Runs the tool on every node that `from` selects and answers with the finished job. What a tool finds (a dead host, \
                           a refused port) is a finding in `report`; why a node could not run it is in `failure`. A job that takes longer than \
                           a minute, or than `Prefer: wait=N` allows, is answered with 202 and goes on; ask for it at `Location`. \
                           `Accept: text/event-stream` tells everything as it happens, `Accept: text/plain` prints what the tool prints. \
                           `callback` has its end told to a URL, until that answers with 2xx.",
-            query: Cow::Borrowed(&[]),
+            query: Cow::Borrowed(&EXPLAINS),
             headers: &HEADERS,
             body: Some(job_request_schema),
             answers: ran(),
@@ -158,14 +166,46 @@ pub(super) fn operations() -> Vec<Operation> {
 /// What running a job is answered with.
 pub(super) fn ran() -> Vec<Answer> {
     vec![
-        Answer { also: &FOLLOWED, ..Answer::json(success::DONE, "The finished job, or what it tells.", schema::<JobDocument>) },
+        Answer {
+            also: &FOLLOWED,
+            ..Answer::json(success::DONE, "The finished job, or what it tells; or what it would do.", job_or_explanation)
+        },
         Answer::json(success::ACCEPTED, "The job so far; it goes on and will be at `Location`.", schema::<JobDocument>),
     ]
 }
 
-async fn submit(State(app): State<App>, Who(principal): Who, headers: HeaderMap, JsonBody(body): JsonBody) -> Result<Response, Problem> {
+fn job_or_explanation(schemas: &mut SchemaGenerator) -> Schema {
+    json_schema!({"anyOf": [schemas.subschema_for::<JobDocument>(), schemas.subschema_for::<Explanation>()]})
+}
+
+async fn submit(
+    State(app): State<App>,
+    Who(principal): Who,
+    headers: HeaderMap,
+    query: Query,
+    JsonBody(body): JsonBody,
+) -> Result<Response, Problem> {
+    let explain = explains(&query)?;
     let fields = json::parse_object(&body, &JOB_FIELDS).map_err(Problem::invalid)?;
-    run(&app, &principal, &headers, fields).await
+    if explain { explanation(&app, &principal, &headers, fields) } else { run(&app, &principal, &headers, fields).await }
+}
+
+/// Whether only an explanation is wanted.
+pub(super) fn explains(query: &Query) -> Result<bool, Problem> {
+    Ok(query.read(EXPLAIN, "true or false", |text| text.parse().ok())?.unwrap_or(false))
+}
+
+/// Says what the job that is asked for in these fields would do.
+pub(super) fn explanation(
+    app: &App,
+    principal: &Principal,
+    headers: &HeaderMap,
+    mut fields: Map<String, Value>,
+) -> Result<Response, Problem> {
+    let asked = asked(&fields);
+    let (request, _) = request(&mut fields, headers, prefer::form(headers)).map_err(Problem::all_invalid)?;
+    let explanation = app.jobs.explain(principal, &request).map_err(|problem| problem.asked(asked))?;
+    Ok(Json(explanation).into_response())
 }
 
 /// Runs the job that is asked for in these fields, and answers in the form that is asked for in these headers.
@@ -281,22 +321,18 @@ fn cancel_on_disconnect(given: Option<&Value>, form: Form) -> Result<bool, Inval
 }
 
 fn selectors(given: Option<&Value>) -> Result<Vec<Selector>, Invalid> {
-    let wants = "a region such as \"eu-central\", \"node:\" and a node's id, or a list of these";
-    let one = |pointer: String, value: &Value| match value {
-        Value::String(text) => text.parse::<Selector>().map_err(|detail| Invalid::new(pointer, detail)),
-        other => Err(Invalid::new(pointer, format!("must be {wants}, not {}", shown(other)))),
-    };
+    let wants = "a region such as \"eu-central\", \"node:\" and a node's id, labels such as \"site=fra\", or a list of these";
     let list = match given {
         None => return Err(Invalid::new("/from", format!("`from` is missing: say from where, {wants}; /v1/regions lists the regions"))),
         Some(Value::Array(list)) => list,
-        Some(value) => return Ok(vec![one("/from".to_owned(), value)?]),
+        Some(value) => return Ok(vec![Selector::read(value, "/from")?]),
     };
     if !(1..=SELECTORS_MAX).contains(&list.len()) {
-        return Err(Invalid::new("/from", format!("must name 1 to {SELECTORS_MAX} places, not {}", list.len())));
+        return Err(Invalid::new("/from", format!("must list 1 to {SELECTORS_MAX} selectors, not {}", list.len())));
     }
     let mut selectors: Vec<Selector> = Vec::with_capacity(list.len());
     for (index, value) in list.iter().enumerate() {
-        let selector = one(format!("/from/{index}"), value)?;
+        let selector = Selector::read(value, &format!("/from/{index}"))?;
         if selectors.contains(&selector) {
             return Err(Invalid::new(format!("/from/{index}"), format!("`{selector}` is named twice")));
         }
@@ -333,19 +369,23 @@ mod tests {
     #[test]
     fn one_place_or_several_are_asked_for_in_the_same_way() {
         let one = parse(r#"{"tool":"echo","from":"eu-central"}"#).unwrap();
-        assert_eq!(one.from, [Selector::Region("eu-central".parse().unwrap())]);
+        assert_eq!(one.from, [Selector::region("eu-central".parse().unwrap())]);
         let several = parse(r#"{"tool":"echo","from":["eu-central","node:fra-1"],"timeout_ms":60000}"#).unwrap();
         assert_eq!((several.from.len(), several.timeout), (2, Some(Duration::from_mins(1))));
+        let object = parse(r#"{"tool":"echo","from":[{"region":"*","take":3},{"labels":{"site":"fra"},"take":"all"}]}"#).unwrap();
+        assert_eq!(object.from.iter().map(ToString::to_string).collect::<Vec<_>>(), ["*3", "site=fra:all"]);
     }
 
     #[test]
     fn what_is_wrong_is_named_with_its_place() {
         refuses(r#"{"tool":"echo"}"#, "/from", "`from` is missing");
-        refuses(r#"{"tool":"echo","from":[]}"#, "/from", "must name 1 to 100 places, not 0");
+        refuses(r#"{"tool":"echo","from":[]}"#, "/from", "must list 1 to 100 selectors, not 0");
         refuses(r#"{"tool":"echo","from":["eu","eu"]}"#, "/from/1", "named twice");
         refuses(r#"{"tool":"echo","from":["eu",7]}"#, "/from/1", "not 7");
         refuses(r#"{"tool":"echo","from":null}"#, "/from", "not null");
-        for region in ["eu.central", "*", ">", "eu central", ""] {
+        refuses(r#"{"tool":"echo","from":["*5",{"region":"*","take":5}]}"#, "/from/1", "`*5` is named twice");
+        refuses(r#"{"tool":"echo","from":{"region":"eu","take":"al"}}"#, "/from/take", "must be \"one\", \"all\"");
+        for region in ["eu.central", ">", ""] {
             refuses(&format!(r#"{{"tool":"echo","from":"{region}"}}"#), "/from", "a region must be 1 to 63 of");
         }
         for timeout in ["0", "1.5", "\"5\"", "null", "-1", "3600001"] {

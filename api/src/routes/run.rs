@@ -67,7 +67,14 @@ fn parameters(tool: ToolName) -> Vec<Parameter> {
             !target_is_optional,
             false,
         ),
-        parameter("from", "From where: a region, or `node:` and a node's id; several by naming it again.", places, true, true),
+        parameter(
+            "from",
+            "From where: a region, `node:` and a node's id, labels, or what else `from` may be in `POST /v1/jobs`; several by naming it again.",
+            places,
+            true,
+            true,
+        ),
+        parameter(jobs::EXPLAIN, jobs::EXPLAIN_MEANS, json!({"type": "boolean"}), false, false),
         parameter(
             "timeout_ms",
             "What waiting for a node and running may take together.",
@@ -100,6 +107,9 @@ fn parameters(tool: ToolName) -> Vec<Parameter> {
 
 async fn run(app: &App, principal: &Principal, headers: &HeaderMap, tool: ToolName, query: &Query) -> Result<Response, Problem> {
     let fields = fields(tool, query).map_err(|errors| Problem::all_invalid(errors).in_query())?;
+    if jobs::explains(query)? {
+        return jobs::explanation(app, principal, headers, fields).map_err(Problem::in_query);
+    }
     jobs::run(app, principal, headers, fields).await.map_err(Problem::in_query)
 }
 
@@ -171,7 +181,7 @@ mod tests {
     fn no_option_is_called_like_a_field_and_no_secret_stands_in_a_url() {
         for tool in ToolName::ALL {
             for (name, property, _) in options(*tool) {
-                assert!(!FIELDS.contains(&name.as_str()), "{tool} {name}");
+                assert!(!FIELDS.contains(&name.as_str()) && name != jobs::EXPLAIN, "{tool} {name}");
                 assert!(!property.to_string().contains("\"writeOnly\":true"), "{tool} {name}: {property}");
             }
         }

@@ -187,6 +187,27 @@ async fn nobody_at_all_is_unavailable_and_silence_after_accept_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_ends_with_its_time_and_names_the_node_that_is_still_at_it() {
+    let (fabric, api) = fabric().await;
+    let mut node = Node::start(&fabric, &api, "n-1", (Ears::Group, 8)).await;
+    let body = r#"{"tool":"echo","target":"x","from":"node:n-1","parameters":{"timeout":0.1},"timeout_ms":1500}"#;
+    let script = async {
+        let job = node.hears().await;
+        node.accepts(&job).await;
+        let cancel = node.hears().await;
+        assert!(cancel.subject.starts_with("node.v1.n-1.ctl.cancel.api-"), "{}", cancel.subject);
+    };
+    let begun = std::time::Instant::now();
+    let (answer, ()) = tokio::join!(api.post(&fabric.admin, "/v1/jobs", body), script);
+    assert!((1.4..3.0).contains(&begun.elapsed().as_secs_f64()), "{:?}", begun.elapsed());
+    let outcome = outcome(&answer);
+    assert_eq!((&outcome["failure"]["kind"], &outcome["node"]), (&json!("lost"), &json!({"id": "n-1", "region": "lab"})));
+    assert_eq!(outcome["failure"]["detail"], "node n-1 accepted the job and had not answered when `timeout_ms` was over");
+    drop(node);
+    end(fabric, api).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_accepted_run_outlives_an_outage_of_the_broker() {
     let (mut fabric, api) = fabric().await;
     let admin = fabric.admin.clone();

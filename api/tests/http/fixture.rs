@@ -18,7 +18,7 @@ use probeops_nats::vault::{CREDENTIAL_LIFETIME, Vault};
 use probeops_nats::{process, streams, tls};
 use probeops_shared::access::Scope;
 use probeops_shared::ids::Caller;
-use probeops_shared::registry::NodeGrant;
+use probeops_shared::registry::{Labels, NodeGrant};
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -110,6 +110,7 @@ impl Fabric {
             id: id.parse().unwrap(),
             region: region.parse().unwrap(),
             tools: vec![ToolName::Echo],
+            labels: Labels::new(),
             public_key: "U".to_owned(),
             created_at: Timestamp::now(),
             expires_at: Timestamp::now(),

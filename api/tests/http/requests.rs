@@ -47,7 +47,7 @@ fn bodies() -> Vec<Case> {
             "did you mean `payload_bytes`?",
         ),
         invalid(r#"{"tool":"echo","from":"eu-central","parameters":{"timeout":"4"}}"#, "/parameters/timeout", "not the string \"4\""),
-        invalid(r#"{"tool":"echo","from":"eu.*"}"#, "/from", "a region must be"),
+        invalid(r#"{"tool":"echo","from":"eu.>"}"#, "/from", "a region must be"),
         case(job(&large), 413, "too_large", "", "larger than 65536 bytes"),
         case(Ask { headers: vec![], ..job("{}") }, 415, "unsupported_media_type", "", "-H 'Content-Type: application/json'"),
         case(post("/v1/keys", r#"{"name":"n","scopes":["all"]}"#), 400, "invalid", "/scopes/0", "unknown scope"),

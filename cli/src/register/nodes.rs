@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use probeops_nats::permissions::Role;
 use probeops_nats::vault::CREDENTIAL_LIFETIME;
-use probeops_shared::ids::{NodeId, Region};
-use probeops_shared::registry::NodeGrant;
+use probeops_shared::ids::{LabelKey, LabelValue, NodeId, Region};
+use probeops_shared::registry::{LABELS_MAX, Labels, NodeGrant};
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -21,7 +21,9 @@ use crate::terminal::{note, say};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Nodes {
     /// Make a credential for an agent on another machine
-    #[command(after_help = "Example:\n  probeops nodes add fra-1 --region eu-central --tools echo,ping,dns,tcp")]
+    #[command(
+        after_help = "Example:\n  probeops nodes add fra-1 --region eu-central --tools echo,ping,dns,tcp --label site=fra --label role=edge"
+    )]
     Add(NodeAdd),
     /// List those that were granted
     List(ListArgs),
@@ -40,6 +42,12 @@ pub(crate) struct NodeAdd {
     /// What it may run
     #[arg(long, value_delimiter = ',', required = true, help = format!("What it may run: {}", joined(ToolName::ALL)))]
     tools: Vec<ToolName>,
+    /// A label, such as site=fra, by which jobs can select it; several by naming it again [default with --renew: those it has]
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = label)]
+    labels: Vec<(LabelKey, LabelValue)>,
+    /// Take all its labels away
+    #[arg(long, requires = "renew", conflicts_with = "labels")]
+    no_labels: bool,
     /// Where the credential is written [default: nodes/ID.creds in the data folder]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -66,9 +74,10 @@ pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
         Nodes::List(args) => block_on(async {
             let grants: Vec<NodeGrant> = Control::open(&args.data)?.session().await?.read_all(storage::NODES).await?;
             let rows = |grant: &NodeGrant| {
-                [grant.id.to_string(), grant.region.to_string(), joined(&grant.tools), state(grant.expires_at, grant.revoked_at)]
+                let state = state(grant.expires_at, grant.revoked_at);
+                [grant.id.to_string(), grant.region.to_string(), joined(&grant.tools), shown(&grant.labels), state]
             };
-            list(args.output, ["NODE", "REGION", "TOOLS", "STATE"], &grants, "nodes", rows);
+            list(args.output, ["NODE", "REGION", "TOOLS", "LABELS", "STATE"], &grants, "nodes", rows);
             Ok(())
         }),
         Nodes::Revoke(args) => block_on(async {
@@ -86,21 +95,52 @@ pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
     }
 }
 
+/// Reads a label as it is given.
+fn label(text: &str) -> Result<(LabelKey, LabelValue), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| "a label is written KEY=VALUE, such as site=fra".to_owned())?;
+    Ok((key.parse()?, value.parse()?))
+}
+
+fn shown(labels: &Labels) -> String {
+    let labels: Vec<String> = labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { "-".to_owned() } else { labels.join(",") }
+}
+
+/// The labels given, each once.
+fn given(labels: &[(LabelKey, LabelValue)]) -> Result<Labels, Failed> {
+    let mut unique = Labels::new();
+    for (key, value) in labels {
+        if unique.insert(key.clone(), value.clone()).is_some() {
+            return Err(Failed::usage(format!("label `{key}` is given twice; a node has one value for each")));
+        }
+    }
+    if unique.len() > LABELS_MAX {
+        return Err(Failed::usage(format!("a node has at most {LABELS_MAX} labels, not {}", unique.len())));
+    }
+    Ok(unique)
+}
+
 async fn add_node(args: NodeAdd) -> Result<(), Failed> {
+    let mut labels = given(&args.labels)?;
     let control = Control::open(&args.data)?;
     let session = control.session().await?;
     let held: Option<NodeGrant> = session.read(storage::NODES, args.id.as_str()).await?;
     let held = held.filter(|grant| grant.revoked_at.is_none());
     refuse_second(held.is_some(), args.renew, "node", args.id.as_str())?;
+    if let Some(held) = held.as_ref().filter(|_| labels.is_empty() && !args.no_labels) {
+        labels = held.labels.clone();
+    }
     let path = args.out.unwrap_or_else(|| control.layout.node_creds(&args.id));
     if let Some(held) = &held {
         let same_rights = held.region == args.region && held.tools == args.tools;
         void_what_would_stay(&control, &Held { public_key: &held.public_key, same_rights }, &path).await?;
     }
     let grant = grant_node(&control, &args.id, &args.region, &args.tools, &path, CREDENTIAL_LIFETIME)?;
+    let grant = NodeGrant { labels, ..grant };
     let servers = control.servers_elsewhere()?;
     session.write(storage::NODES, args.id.as_str(), &grant).await?;
-    session.record(args.id.as_str(), format!("node granted: region {}, tools {}", args.region, joined(&args.tools))).await?;
+    let what = format!("node granted: region {}, tools {}, labels {}", args.region, joined(&args.tools), shown(&grant.labels));
+    session.record(args.id.as_str(), what).await?;
     say(format!("{} holds the credential of node {} until {}", path.display(), args.id, grant.expires_at));
     say(format!("Copy it and {} to its machine and start there:", control.layout.ca_certificate().display()));
     say(format!("  probeops-agent --servers {} --ca ca.pem --creds {}.creds", servers.join(","), args.id));
@@ -127,6 +167,7 @@ pub(crate) fn grant_node(
         id: id.clone(),
         region: region.clone(),
         tools: tools.to_vec(),
+        labels: Labels::new(),
         public_key: minted.public_key,
         created_at: Timestamp::now(),
         expires_at: minted.expires_at,

@@ -174,7 +174,6 @@ fn limits_narrow_what_a_key_may_do() {
     for (tool, target, from, words) in [
         ("dns", "a.example.com", "eu", ["/tool", "limited to the tools echo, tcp; `dns` is none of them"]),
         ("tcp", "127.0.0.1", "us", ["/from", "limited to the regions e*; `us` is none of them"]),
-        ("tcp", "127.0.0.1", "node:l-2", ["/from", "limited to the regions e*; `us` is none of them"]),
         ("tcp", "192.0.2.1", "eu", ["/target", "limited to the targets 127.0.0.0/8,*.example.com; `192.0.2.1` is none of them"]),
         ("tcp", "example.com", "eu", ["/target", "limited to the targets 127.0.0.0/8,*.example.com; `example.com` is none of them"]),
     ] {
@@ -183,6 +182,9 @@ fn limits_narrow_what_a_key_may_do() {
         assert_eq!(answer.body["errors"][0]["pointer"], words[0], "{}", answer.text);
         assert!(answer.body["detail"].as_str().unwrap().contains(words[1]), "`{}` is not in {}", words[1], answer.text);
     }
+    // Where a node is that he may not know of, he is not told.
+    let unknown = caller.job("tcp", "127.0.0.1", "node:l-2", &json!({})).expect(404);
+    assert_eq!((&unknown["code"], &unknown["detail"]), (&json!("no_such_node"), &json!("there is no node `l-2`; the nodes are: l-1")));
     let scoped = caller.get("/v1/nodes").expect(403);
     assert!(scoped["detail"].as_str().unwrap().contains("nodes:read"), "{scoped}");
 }

@@ -85,8 +85,8 @@ fn fields() -> Vec<Row> {
         row(
             json!({"tool": "ping", "target": "127.0.0.1"}),
             "/from",
-            "`from` is missing: say from where, a region such as \"eu-central\", \"node:\" and a node's id, or a list of these; \
-             /v1/regions lists the regions",
+            "`from` is missing: say from where, a region such as \"eu-central\", \"node:\" and a node's id, labels such as \"site=fra\", \
+             or a list of these; /v1/regions lists the regions",
         ),
         row(
             json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "form": 1}),
@@ -133,10 +133,24 @@ fn targets() -> Vec<Row> {
 fn places() -> Vec<Row> {
     vec![
         row(from(&json!("eu.central")), "/from", region("eu.central")),
-        row(from(&json!("*")), "/from", region("*")),
         row(from(&json!(">")), "/from", region(">")),
-        row(from(&json!("eu central")), "/from", region("eu central")),
-        row(from(&json!([])), "/from", "must name 1 to 100 places, not 0"),
+        row(
+            from(&json!("eu central")),
+            "/from",
+            "the string \"eu central\" says nothing of a label; write site=fra, env!=lab or role in (edge,core)",
+        ),
+        row(
+            from(&json!("site=Fra:all")),
+            "/from",
+            "the value of a label must be 1 to 63 of a-z, 0-9, `.`, `_`, `/` and `-`, beginning and ending with a letter or a digit, not the \
+             string \"Fra\"",
+        ),
+        row(
+            from(&json!({"region": "eu", "take": "two"})),
+            "/from/take",
+            "must be \"one\", \"all\" or how many distinct nodes, from 1 to 1000, not the string \"two\"",
+        ),
+        row(from(&json!([])), "/from", "must list 1 to 100 selectors, not 0"),
         row(from(&json!(["eu", "EU"])), "/from/1", region("EU")),
         row(
             json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "timeout_ms": 10}),

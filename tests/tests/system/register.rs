@@ -54,7 +54,7 @@ fn a_node_that_was_added_joins_and_one_that_was_revoked_is_cut_off_and_stays_out
     let home = Home::new();
     let mut up = home.up("data", &["--name", "broker.example"]);
     assert_eq!(listed(&home, "nodes").len(), 2);
-    let said = probeops(&home, "nodes add fra-1 --region office --tools echo,tcp");
+    let said = probeops(&home, "nodes add fra-1 --region office --tools echo,tcp --label site=fra --label role=edge");
     assert!(said.contains("fra-1.creds holds the credential of node fra-1 until "), "{said}");
     assert!(said.contains("probeops-agent --servers tls://broker.example:"), "{said}");
     let creds = secret(&home, "data/nodes/fra-1.creds");
@@ -79,8 +79,19 @@ fn a_node_that_was_added_joins_and_one_that_was_revoked_is_cut_off_and_stays_out
             let outcome = caller.job("echo", "hello", "office", &json!({})).outcome();
             assert_eq!((&outcome["status"], &outcome["node"]["id"]), (&json!("success"), &json!("fra-1")), "{outcome}");
             assert_eq!(caller.job("dns", "example.com", "office", &json!({})).status, 503, "it was not granted dns");
+            let labels = json!({"site": "fra", "role": "edge"});
+            assert_eq!(caller.get("/v1/nodes/fra-1").expect(200)["labels"], labels);
+            let by_label = ["site=fra,role in (edge,core)", "site=fra:all,role!=edge"]
+                .map(|from| home.run(&["echo", "hello", "--from", from, "--data", "data"]));
+            assert_eq!(by_label[0].code, Some(0), "{}", by_label[0].err);
+            assert!(by_label[1].err.contains("site=fra:all"), "{}", by_label[1].err);
+            let explained = probeops(&home, "echo hello --from office:all --explain");
+            assert_eq!(explained.lines().take(2).collect::<Vec<_>>(), ["office:all: 1 run of", "  + fra-1 in office"], "{explained}");
+            assert!(explained.contains("  - demo-eu-1 in demo-eu: other_region"), "{explained}");
             let table = probeops(&home, "nodes list");
-            assert!(table.lines().any(|row| row.starts_with("fra-1      office   echo,tcp") && row.contains("until ")), "{table}");
+            let row =
+                |row: &str| row.starts_with("fra-1      office   echo,tcp") && row.contains("role=edge,site=fra") && row.contains("until ");
+            assert!(table.lines().any(row), "{table}");
             // Its live connection is cut: it says why, and ends for good.
             probeops(&home, "nodes revoke fra-1");
             ends.join().unwrap()

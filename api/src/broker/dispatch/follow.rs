@@ -7,7 +7,7 @@ use probeops_shared::ids::NodeId;
 use probeops_shared::job::{Event, GRACE, SILENCE_MAX};
 use probeops_shared::outcome::{Failure, FailureKind, Outcome};
 
-use super::{ATTEMPTS_MAX, CANCELLED_WITHIN, Destination, Dispatch, Dispatched};
+use super::{ATTEMPTS_MAX, CANCELLED_WITHIN, Destination, Dispatch, Dispatched, is_about_this_node};
 use crate::broker::replies::{Answer, cancel};
 
 /// What to do after an answer.
@@ -117,7 +117,8 @@ impl Dispatch<'_> {
     fn give_up_silent(&mut self, running: u32) {
         let node = self.attempt(running).and_then(|attempt| attempt.accepted_by.clone());
         let who = node.as_ref().map_or_else(|| "the node".to_owned(), |node| format!("node {node}"));
-        self.refusal = Some(self.failed(Failure::new(FailureKind::Lost, format!("{who} accepted the job and then fell silent"))));
+        let lost = Failure::new(FailureKind::Lost, format!("{who} accepted the job and then fell silent"));
+        self.refusal = Some(self.failed_at(node.as_ref(), lost));
         self.tried.extend(node);
     }
 
@@ -171,6 +172,9 @@ impl Dispatch<'_> {
                     self.answered = Some((number, answer.seq));
                     return Some(Step::Final(Box::new(outcome)));
                 }
+                if is_about_this_node(outcome.failure_kind()) || outcome.failure_kind() == Some(FailureKind::Draining) {
+                    self.refused.push(node.clone());
+                }
                 self.tried.push(node);
                 self.refusal = Some(outcome);
                 Some(Step::Over(number))
@@ -184,7 +188,7 @@ impl Dispatch<'_> {
 
     /// Whether there is no point in asking another node, or the same one later.
     fn is_final(&self, failure: Option<FailureKind>) -> bool {
-        let any_node = matches!(self.run.to, Destination::Region(_));
+        let any_node = !matches!(self.run.to, Destination::Node(_));
         let Some(failure) = failure else { return true };
         match failure {
             // Cancelled: not by us, who would not listen any more; the agent stops, or it dropped an older attempt of this run.

@@ -1,6 +1,6 @@
 //! The benchmarks: ProbeOps beside what it is compared with, in one run, as ratios.
 //!
-//! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `memory`, `size`, `streams`,
+//! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `roster`, `memory`, `size`, `streams`,
 //! `callbacks`, `smoke` or `all`; or, as root and with programs to compare with, `testnet` (the tools beside the programs that everybody knows, with their times),
 //! `ping`, `traceroute`, `http`, `https`, `dns`, `jobs`, `capacity` for all of these from `ping` on, or `capacity-smoke`.
 
@@ -10,6 +10,7 @@ mod capacity;
 mod cpu;
 mod load;
 mod relay;
+mod roster;
 mod streams;
 
 use std::net::SocketAddr;
@@ -53,13 +54,15 @@ fn main() -> anyhow::Result<ExitCode> {
     match arguments.as_slice() {
         ["throughput"] => throughput(ROUNDS, ROUND),
         ["latency"] => latency(ROUNDS, ROUND),
+        ["roster"] => roster::run(ROUND),
         ["memory"] => memory(),
         ["size"] => size(),
         ["streams"] => streams::run(),
         ["callbacks"] => callbacks(),
         ["smoke"] => {
             throughput(1, SMOKE_ROUND)?;
-            latency(1, SMOKE_ROUND)
+            latency(1, SMOKE_ROUND)?;
+            roster::run(SMOKE_ROUND)
         }
         ["all"] => {
             throughput(ROUNDS, ROUND)?;
@@ -84,7 +87,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["respond", broker] => runtime()?.block_on(relay::respond(broker)),
         ["relay", broker, listen] => runtime()?.block_on(relay::serve(broker, listen.parse()?)),
         _ => bail!(
-            "name a benchmark: throughput, latency, memory, size, streams, callbacks, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
+            "name a benchmark: throughput, latency, roster, memory, size, streams, callbacks, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
             capacity::NAMES
         ),
     }?;

@@ -1,0 +1,209 @@
+//! From where a job runs: every form of selector finds its nodes, says who is missing, and falls over to others where it may.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric};
+use probeops_tests::http::{Answer, Caller};
+use probeops_tests::silent::Silent;
+use serde_json::{Value, json};
+
+/// Two nodes of `eu`, one of `us`, with labels; that one may not ping.
+fn three_nodes() -> (Fabric, Api, [Rc<Agent>; 3]) {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    let labelled = |labels| AgentOptions { labels, ..AgentOptions::default() };
+    let agents = [
+        fabric.agent_with("eu-1", "eu", &labelled(vec![("site", "fra"), ("role", "edge")])),
+        fabric.agent_with("eu-2", "eu", &labelled(vec![("site", "ber"), ("role", "core")])),
+        fabric.agent_with(
+            "us-1",
+            "us",
+            &AgentOptions { tools: vec!["echo", "tcp"], ..labelled(vec![("site", "nyc"), ("role", "edge"), ("env", "lab")]) },
+        ),
+    ];
+    api.wait_for_nodes(3);
+    (fabric, api, agents)
+}
+
+fn echo(caller: &Caller, from: &Value) -> Answer {
+    caller.post("/v1/jobs", &json!({"tool": "echo", "target": "x", "from": from}))
+}
+
+/// The nodes that ran a job, sorted; all did well.
+#[track_caller]
+fn nodes(document: &Value) -> Vec<String> {
+    assert_eq!(document["status"], "finished", "{document}");
+    let results = document["results"].as_array().unwrap();
+    assert!(results.iter().all(|outcome| outcome["status"] == "success"), "{document}");
+    let mut nodes: Vec<String> = results.iter().map(|outcome| outcome["node"]["id"].as_str().unwrap().to_owned()).collect();
+    nodes.sort_unstable();
+    nodes
+}
+
+/// What became of each run: node, and the kind of its failure.
+fn ends(document: &Value) -> Vec<(&str, &str)> {
+    let results = document["results"].as_array().unwrap().iter();
+    let mut ends: Vec<(&str, &str)> = results
+        .map(|outcome| (outcome["node"]["id"].as_str().unwrap_or("nobody"), outcome["failure"]["kind"].as_str().unwrap_or("-")))
+        .collect();
+    ends.sort_unstable();
+    ends
+}
+
+#[test]
+fn every_form_runs_on_its_nodes() {
+    let (_fabric, api, _agents) = three_nodes();
+    let admin = api.admin();
+    let all = vec!["eu-1", "eu-2", "us-1"];
+    for (from, expected) in [
+        (json!("node:eu-2"), vec!["eu-2"]),
+        (json!({"node": "eu-2"}), vec!["eu-2"]),
+        (json!("eu:all"), vec!["eu-1", "eu-2"]),
+        (json!({"region": "eu", "take": "all"}), vec!["eu-1", "eu-2"]),
+        (json!("eu*2"), vec!["eu-1", "eu-2"]),
+        (json!("*:all"), all.clone()),
+        (json!("*3"), all.clone()),
+        (json!({"region": "*", "take": 3}), all.clone()),
+        (json!(["eu:all", "us", "node:eu-1"]), all.clone()),
+        (json!("site=fra"), vec!["eu-1"]),
+        (json!({"labels": {"site": ["fra", "nyc"]}, "take": "all"}), vec!["eu-1", "us-1"]),
+        (json!("role=edge:all"), vec!["eu-1", "us-1"]),
+        (json!("role=edge,env!=lab"), vec!["eu-1"]),
+        (json!("role in (edge,core)*3"), all.clone()),
+        (json!({"labels": "role in (core)"}), vec!["eu-2"]),
+    ] {
+        let document = echo(&admin, &from).expect(200);
+        assert_eq!(nodes(&document), expected, "{from}");
+        assert_eq!(document.get("missing"), None, "{document}");
+    }
+    let everywhere = echo(&admin, &json!("*")).expect(200);
+    let regions: Vec<&Value> = everywhere["results"].as_array().unwrap().iter().map(|outcome| &outcome["node"]["region"]).collect();
+    assert_eq!(regions, [&json!("eu"), &json!("us")]);
+    // Of the regions in turn, so that both are there.
+    assert!(nodes(&echo(&admin, &json!("*2")).expect(200)).contains(&"us-1".to_owned()));
+    let by_url = admin.get("/v1/run/echo?target=x&from=site%3Dfra%2Cenv!%3Dlab&from=us%3Aall").expect(200);
+    assert_eq!((nodes(&by_url), &by_url["from"]), (vec!["eu-1".to_owned(), "us-1".to_owned()], &json!(["site=fra,env!=lab", "us:all"])));
+    let nobody = echo(&admin, &json!("site=muc")).expect(404);
+    assert_eq!((&nobody["code"], &nobody["errors"][0]["pointer"]), (&json!("no_such_node"), &json!("/from")));
+    assert!(nobody["detail"].as_str().unwrap().contains("the labels are: env=lab, role=core, role=edge, site=ber"), "{nobody}");
+}
+
+#[test]
+fn an_explanation_names_every_node_and_runs_nothing() {
+    let (_fabric, api, agents) = three_nodes();
+    agents[1].kill();
+    api.wait_until("it is known to be gone", || api.admin().get("/v1/nodes/eu-2").expect(200)["online"] == json!(false));
+    let key = api.key(&json!({"name": "rare", "scopes": ["jobs:write"], "limits": {"rate": "1/h"}}));
+    let caller = api.caller(&key);
+    let ask = |from: &Value| {
+        let body = json!({"tool": "ping", "target": "127.0.0.1", "from": from, "parameters": {"count": 1}});
+        caller.post("/v1/jobs?explain=true", &body)
+    };
+    let (eu_1, gone) = (json!([{"id": "eu-1", "region": "eu"}]), json!({"node": "eu-2", "region": "eu", "why": "offline"}));
+    let explained = ask(&json!(["eu:all", "role=core", "us"])).expect(200);
+    assert_eq!(explained["runs"], 1);
+    let [all, core, us] = explained["selectors"].as_array().unwrap().as_slice() else { panic!("{explained}") };
+    assert_eq!((&all["selector"], &all["runs"], &all["nodes"]), (&json!("eu:all"), &json!(1), &eu_1));
+    assert_eq!(all["excluded"], json!([gone, {"node": "us-1", "region": "us", "why": "other_region"}]));
+    assert_eq!(
+        (&core["problem"]["code"], &core["excluded"][0]["why"], &core["excluded"][1]),
+        (&json!("no_node_available"), &json!("label_mismatch"), &gone)
+    );
+    assert_eq!(
+        (&us["problem"]["code"], &us["excluded"][2]["why"]),
+        (&json!("no_node_available"), &json!("tool_not_granted")),
+        "{explained}"
+    );
+    let by_url = caller.get("/v1/run/ping?target=127.0.0.1&from=*&explain=true").expect(200);
+    assert_eq!((&by_url["runs"], &by_url["selectors"][0]["nodes"]), (&json!(1), &eu_1), "{by_url}");
+    let wrong = caller.post("/v1/jobs?explain=yes", &json!({"tool": "echo", "from": "eu"})).expect(400);
+    assert!(wrong["detail"].as_str().unwrap().contains("?explain: must be true or false"), "{wrong}");
+    // Nothing counted: the one run of this hour is still there, and a job that goes without a node says so.
+    let document = caller.post("/v1/jobs", &json!({"tool": "echo", "target": "x", "from": "eu:all"})).expect(200);
+    assert_eq!((nodes(&document), &document["missing"]), (vec!["eu-1".to_owned()], &json!([gone])));
+    assert_eq!(echo(&caller, &json!("eu")).status, 429);
+}
+
+#[test]
+fn a_fan_out_with_a_stopped_node_returns_and_names_it() {
+    let (_fabric, api, agents) = three_nodes();
+    let admin = api.admin();
+    agents[2].pause();
+    let begun = Instant::now();
+    let body = |timeout_ms: Option<u64>| {
+        let mut body = json!({"tool": "echo", "target": "x", "from": "*:all", "parameters": {"timeout": 0.5}});
+        if let Some(timeout_ms) = timeout_ms {
+            body["timeout_ms"] = timeout_ms.into();
+        }
+        body
+    };
+    let cut = admin.post("/v1/jobs", &body(Some(1_500))).expect(200);
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert_eq!(ends(&cut), [("eu-1", "-"), ("eu-2", "-"), ("us-1", "unavailable")], "{cut}");
+    let whole = admin.post("/v1/jobs", &body(None)).expect(200);
+    assert_eq!(ends(&whole), [("eu-1", "-"), ("eu-2", "-"), ("us-1", "unavailable")], "{whole}");
+    agents[2].resume();
+
+    // Stopped after it has begun: its silence is noticed.
+    let silent = Silent::start();
+    let asked = {
+        let body = json!({"tool": "tcp", "target": "127.0.0.1", "from": "*:all", "parameters": silent.parameters(500)});
+        let caller = admin.clone();
+        std::thread::spawn(move || caller.post("/v1/jobs", &body))
+    };
+    let connections: Vec<_> = (0..3).map(|_| silent.connected()).collect();
+    std::thread::sleep(Duration::from_millis(200));
+    agents[2].pause();
+    let lost = asked.join().unwrap().expect(200);
+    agents[2].resume();
+    drop(connections);
+    assert_eq!(ends(&lost), [("eu-1", "-"), ("eu-2", "-"), ("us-1", "lost")], "{lost}");
+}
+
+#[test]
+fn of_several_that_fit_others_stand_in_for_one_that_refuses() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    let one_slot = AgentOptions { slots_probe: Some(1), ..AgentOptions::default() };
+    fabric.agent_with("s-1", "eu", &one_slot);
+    fabric.agent_with("s-2", "eu", &one_slot);
+    fabric.agent_with("s-3", "eu", &AgentOptions { allow_loopback: false, ..AgentOptions::default() });
+    api.wait_for_nodes(3);
+    let admin = api.admin();
+    let silent = Silent::start();
+    let ask = |from: &str| {
+        admin.post("/v1/jobs", &json!({"tool": "tcp", "target": "127.0.0.1", "from": from, "parameters": {"port": silent.port()}}))
+    };
+    // The third has most slots free and is asked first; its policy denies the target.
+    for _ in 0..3 {
+        assert_eq!(nodes(&ask("eu*2").expect(200)), ["s-1", "s-2"]);
+    }
+    assert_eq!(ends(&ask("eu*3").expect(200)), [("s-1", "-"), ("s-2", "-"), ("s-3", "denied")]);
+    let busy = {
+        let (caller, body) =
+            (admin.clone(), json!({"tool": "tcp", "target": "127.0.0.1", "from": "node:s-1", "parameters": silent.parameters(5_000)}));
+        std::thread::spawn(move || caller.post("/v1/jobs", &body))
+    };
+    std::thread::sleep(Duration::from_millis(500));
+    let begun = Instant::now();
+    assert_eq!(nodes(&ask("eu*1").expect(200)), ["s-2"]);
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    busy.join().unwrap().expect(200);
+}
+
+#[test]
+fn a_key_with_regions_sees_and_asks_no_others() {
+    let (_fabric, api, _agents) = three_nodes();
+    let key = api.key(&json!({"name": "european", "scopes": ["jobs:write"], "limits": {"regions": ["e*"]}}));
+    let caller = api.caller(&key);
+    for from in ["*", "*:all", "*9", "role in (edge,core):all"] {
+        let document = echo(&caller, &json!(from)).expect(200);
+        assert!(nodes(&document).iter().all(|node| node.starts_with("eu-")), "{from}: {document}");
+        let explained = caller.post("/v1/jobs?explain=true", &json!({"tool": "echo", "target": "x", "from": from})).expect(200);
+        assert!(!explained.to_string().contains("us-1"), "{explained}");
+    }
+    let unknown = echo(&caller, &json!("env=lab")).expect(404);
+    assert!(!unknown["detail"].as_str().unwrap().contains("nyc"), "{unknown}");
+    assert_eq!(echo(&caller, &json!("us:all")).expect(403)["code"], "forbidden");
+}
