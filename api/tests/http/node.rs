@@ -80,7 +80,9 @@ impl Node {
         let mut headers = HeaderMap::new();
         headers.insert(header::EVENT, event);
         self.client.publish_with_headers(format!("{reply}{}", self.id), headers, body.to_string().into()).await.unwrap();
-        self.client.flush().await.unwrap();
+        // The broker has had it once it says that nobody listens to this; what is said after it, by whomever, comes after it.
+        let nobody = subjects::reply("nobody", "token", &self.id);
+        assert!(self.client.request(nobody, "".into()).await.is_err(), "nobody listens there");
     }
 
     /// Tells the control plane records for the trail.
