@@ -207,6 +207,7 @@ fn report(asking: &Asking<'_>, response: Option<DnsResponse>, servers: &Servers,
     let timings = last.map(|last| last.timings.clone()).unwrap_or_default();
     DnsReport {
         question: asking.query.question(),
+        query_wire: asking.query_wire(),
         server: DnsServer { name: servers.name.clone(), address: server.ip(), port: server.port() },
         transport: last.map_or_else(Default::default, |last| last.transport),
         attempts: asking.attempts.clone(),

@@ -106,6 +106,8 @@ pub struct Dns {
     /// Where a proof begins, instead of at the keys of the Internet's root: a DS or DNSKEY record of another root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust_anchor: Option<TrustAnchor>,
+    /// Whether the report has query and answer as they were on the wire too, in base64.
+    pub raw: bool,
     /// What the answer has to be like, at most 20, such as `{"type": "rcode", "one_of": ["NOERROR"]}` or
     /// `{"type": "records", "section": "answer", "all_match": "192\\.0\\.2\\."}`; records may also be such that `some_match`, `none_match` or
     /// `some_differ`. One that does not hold is a finding: the run itself has succeeded.
@@ -140,6 +142,7 @@ impl Default for Dns {
             trace: false,
             validate: false,
             trust_anchor: None,
+            raw: false,
             assertions: DnsAssertions::default(),
         }
     }
