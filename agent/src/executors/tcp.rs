@@ -10,7 +10,7 @@ use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tls::{TlsFailure, TlsFailureCode, TlsSession};
 use probeops_shared::tools::ToolName;
-use probeops_shared::tools::network::{Family, Source, ms};
+use probeops_shared::tools::network::{Family, ms};
 use probeops_shared::tools::tcp::exchange::Exchange;
 use probeops_shared::tools::tcp::report::{PortState, TcpExchange, TcpExpectation, TcpPort, TcpProgress, TcpReport, TcpTls};
 use probeops_shared::tools::tcp::{BANNER_BYTES_MAX, PORT_INTERVAL, REPLY_BYTES_MAX, Tcp};
@@ -29,7 +29,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
     let ports = options.ports();
     let touched: Vec<Option<u16>> = ports.iter().copied().map(Some).collect();
     let source = reach::source(options.source)?;
-    let family = options.source.map_or(options.family, Source::family);
+    let family = options.family.from_source(options.source);
     let reached = context.reach_all(target, &touched, family).await?;
     live.tell(options, target, &TcpProgress::Resolved(reached.resolved()));
     let address = reached.address;

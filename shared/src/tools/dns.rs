@@ -23,7 +23,7 @@ use crate::invalid::Invalid;
 use crate::tls::pem::CertificatesPem;
 use crate::tools::choice::choice;
 use crate::tools::http::assertion::Verdict;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX, Resolved, Source};
 use crate::tools::{Class, Tool};
 
 use assertion::DnsAssertions;
@@ -73,7 +73,7 @@ pub struct Dns {
     /// Whether an answer that does not fit a datagram is asked for again over TCP.
     pub tcp_fallback: bool,
     /// Which kind of address of a server to use where there are both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// From which address of the node to ask; the system's choice unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -128,7 +128,7 @@ impl Default for Dns {
             ca_certificates: None,
             path: HttpPath::default(),
             tcp_fallback: true,
-            family: Family::default(),
+            family: FamilyChoice::default(),
             source: None,
             timeout: Seconds::default(),
             tries: Bounded::default(),

@@ -18,7 +18,7 @@ use crate::invalid::Invalid;
 use crate::tls::TlsVersion;
 use crate::tls::pem::{CertificatesPem, PrivateKeyPem};
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX};
 use crate::tools::{Class, Tool, tls};
 
 use assertion::Assertions;
@@ -63,7 +63,7 @@ pub struct Http {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<Host>,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// User and password, as in `user:password`. Secret: never shown again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub basic_auth: Option<BasicAuth>,
@@ -119,7 +119,7 @@ impl Default for Http {
             resolve: None,
             host_header: None,
             server_name: None,
-            family: Family::default(),
+            family: FamilyChoice::default(),
             basic_auth: None,
             bearer_token: None,
             proxy: None,

@@ -13,7 +13,7 @@ use self::report::{MtrHop, MtrReport};
 use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX, Resolved, Source, check_duration};
 use crate::tools::trace::{TraceEnd, TraceFlow, TraceOptions, TracePayload, TraceProtocol, check_ttls};
 use crate::tools::traceroute::{HOPS_AT_ONCE, LOOKUPS_MAX, PROBES_PER_SECOND};
 use crate::tools::{Class, Tool};
@@ -58,7 +58,7 @@ pub struct Mtr {
     /// has set; unless he has, in Team Cymru's, which is asked of public addresses only and learns them.
     pub asn: bool,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// From which address of the node to send; the system's choice unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,

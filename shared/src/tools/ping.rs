@@ -13,7 +13,7 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX, Resolved, Source, check_duration};
 use crate::tools::{Class, Tool};
 
 /// The port that a TCP ping goes to unless told.
@@ -49,7 +49,7 @@ pub struct Ping {
     #[schemars(with = "Option<u8>", range(min = 0, max = 63))]
     pub dscp: Option<Bounded<0, 63, 0>>,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// From which address of the node to send; the system's choice unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,

@@ -16,7 +16,7 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tls::pem::{CertificatesPem, PrivateKeyPem};
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Source};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX, Source};
 use crate::tools::{Class, Tool, tls};
 
 use dialogue::{Bytes, Pattern};
@@ -44,7 +44,7 @@ pub struct Tcp {
     /// How long each handshake may take, in seconds; that of TLS may take as long again.
     pub timeout: Seconds<100, 30_000, 5_000>,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// From which address of the node to connect; the system's choice unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -224,6 +224,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::tools::network::Family;
     use crate::tools::{Spec, ToolName};
 
     #[track_caller]

@@ -17,7 +17,7 @@ use crate::text::inline_schema;
 use crate::tls::TlsVersion;
 use crate::tls::pem::{CertificatesPem, PrivateKeyPem};
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX};
 use crate::tools::tcp::report::PortState;
 use crate::tools::{Class, Tool};
 
@@ -66,7 +66,7 @@ pub struct Tls {
     /// Whether to report the certificates themselves, PEM.
     pub pem: bool,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// How long each of connecting, STARTTLS and handshake may take, in seconds.
     pub timeout: Seconds<100, 30_000, 5_000>,
 }

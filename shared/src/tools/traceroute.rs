@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
+use crate::tools::network::{BUDGET_SLACK, Family, FamilyChoice, RESOLUTION_MAX, Resolved, Source, check_duration};
 use crate::tools::trace::{
     HANDSHAKE_PATIENCE, TraceEnd, TraceFlow, TraceMethod, TraceOptions, TracePayload, TraceProbe, TraceProtocol, check_ttls,
 };
@@ -67,7 +67,7 @@ pub struct Traceroute {
     /// has set; unless he has, in Team Cymru's, which is asked of public addresses only and learns them.
     pub asn: bool,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// From which address of the node to send; the system's choice unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,

@@ -226,8 +226,8 @@ impl Trace<'_> {
                 }
             }
         }
-        // A node without IPv6 shall not spend its tries on it.
-        permitted.sort_by_key(SocketAddr::is_ipv6);
+        // A node without IPv6 shall not spend its tries on it, unless it is preferred.
+        permitted.sort_by_key(|server| (family.rank(server.ip()), server.is_ipv6()));
         permitted
     }
 

@@ -13,7 +13,7 @@ use probeops_shared::tools::http::report::{
     HeaderField, HttpBody, HttpFailure, HttpFailureCode, HttpPhase, HttpProxy, HttpReport, HttpRequest, HttpTimings,
 };
 use probeops_shared::tools::http::{Http, HttpVersion};
-use probeops_shared::tools::network::{Family, ms};
+use probeops_shared::tools::network::{Family, FamilyChoice, ms};
 use probeops_shared::tools::tcp::report::PortState;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
@@ -124,7 +124,7 @@ impl Hop<'_> {
         };
         let own = SocketAddr::new(reached.address, url.port());
         let Some(proxy) = &options.proxy else { return Ok(Way { to: own, behind: None, dns_ms: reached.resolve_ms }) };
-        let Reached { address, resolve_ms } = context.reach(proxy.host(), Some(proxy.port()), Family::Any).await?;
+        let Reached { address, resolve_ms } = context.reach(proxy.host(), Some(proxy.port()), FamilyChoice::Any).await?;
         let dns_ms =
             [reached.resolve_ms, resolve_ms].into_iter().flatten().reduce(|one, other| ms(Duration::from_secs_f64((one + other) / 1000.0)));
         Ok(Way { to: SocketAddr::new(address, proxy.port()), behind: Some(own), dns_ms })

@@ -22,7 +22,7 @@ pub(super) type Nonce = [u8; NONCE_BYTES];
 pub(super) fn types(family: Family) -> (u8, u8) {
     match family {
         Family::V6 => (128, 129),
-        Family::V4 | Family::Any => (8, 0),
+        Family::V4 => (8, 0),
     }
 }
 

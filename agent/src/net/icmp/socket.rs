@@ -93,12 +93,12 @@ impl IcmpSocket {
         error_queue::enable(&socket, kind.family)?;
         match kind.family {
             Family::V6 => setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?,
-            Family::V4 | Family::Any => setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?,
+            Family::V4 => setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?,
         }
         match (kind.fragments, kind.family) {
             (Fragments::Allowed, _) => {}
             (Fragments::Forbidden, Family::V6) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?,
-            (Fragments::Forbidden, Family::V4 | Family::Any) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?,
+            (Fragments::Forbidden, Family::V4) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?,
         }
         // Not with each packet: an IPv6 datagram socket does not heed that.
         kind.source.map_or(Ok(()), |source| socket.bind(&SocketAddr::new(source, 0).into()))?;

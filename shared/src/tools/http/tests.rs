@@ -5,6 +5,7 @@ use serde_json::json;
 use super::assertion::Evidence;
 use super::report::{HttpBody, HttpRequest, HttpTimings};
 use super::*;
+use crate::tools::network::Family;
 use crate::tools::tcp::report::PortState;
 use crate::tools::{Spec, ToolName};
 

@@ -3,6 +3,7 @@ use serde_json::json;
 use super::report::{judge_loss, limit_rtts};
 use super::*;
 use crate::timestamp::Timestamp;
+use crate::tools::network::Family;
 use crate::tools::trace::{ProbeStatus, TraceEnd, TraceFlow, TraceMethod, TraceProbe};
 use crate::tools::{Spec, ToolName};
 

@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::report::{PacketStatus, PingMethod, PingStats, TcpReply};
 use super::*;
+use crate::tools::network::Family;
 use crate::tools::network::IcmpMessage;
 use crate::tools::{Spec, ToolName};
 
