@@ -84,6 +84,8 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
 fn terms(target: &Host, options: &Tcp) -> Result<Terms, Failure> {
     Ok(Terms {
         trust: Trust::Inspect,
+        min: options.min_version.version(),
+        max: options.max_version.version(),
         authorities: authorities(options.ca_certificates.as_ref())?,
         identity: identity(options.client_certificate.as_ref(), options.client_key.as_ref())?,
         ..Terms::new(options.server_name.as_ref().unwrap_or(target))
