@@ -18,7 +18,7 @@ use probeops_shared::tools::tcp::report::PortState;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Next, Run, request};
+use super::{Next, Run};
 use crate::executors::dial::{Closed, Dialled, dial};
 use crate::executors::reach::Reached;
 use crate::net::Connection;
@@ -167,8 +167,7 @@ impl Hop<'_> {
     async fn pass(&self, stream: &mut TcpStream, way: &Way, done: &mut Done) -> Result<(), HttpFailure> {
         let Some(behind) = way.behind.filter(|_| done.request.proxy.as_ref().is_some_and(|proxy| proxy.tunnel)) else { return Ok(()) };
         let started = Instant::now();
-        let authorization = self.options().proxy_auth.as_ref().map(request::basic);
-        let opened = tunnel::open(stream, behind, authorization.as_deref()).await;
+        let opened = tunnel::open(stream, behind, &self.proxy_lines()).await;
         if opened.is_ok() {
             done.request.timings.proxy_ms = Some(ms(started.elapsed()));
         }
@@ -179,6 +178,8 @@ impl Hop<'_> {
         let (options, url) = (self.options(), &self.next.url);
         let alpn: &[&str] = match options.http_version {
             HttpVersion::Auto => &["h2", "http/1.1"],
+            // Strict servers end a handshake that offers only what they do not know.
+            HttpVersion::V1_0 => &[],
             HttpVersion::V1_1 => &["http/1.1"],
             HttpVersion::V2 => &["h2"],
         };
