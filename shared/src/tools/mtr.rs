@@ -29,8 +29,8 @@ pub struct Mtr {
     pub protocol: TraceProtocol,
     /// To which port; 33434 for UDP and 80 for TCP unless given. ICMP has no ports.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<u16>", range(min = 1, max = 65_535))]
-    pub port: Option<Bounded<1, 65_535, 80>>,
+    #[schemars(with = "Option<u16>", range(min = 0, max = 65_535))]
+    pub port: Option<Bounded<0, 65_535, 80>>,
     /// How many rounds: in each, every hop is sent one packet.
     pub rounds: Bounded<1, 100, 10>,
     /// How long after one round the next begins, in milliseconds. Many routers answer no more than once a second.

@@ -27,8 +27,8 @@ pub struct Ping {
     pub protocol: PingProtocol,
     /// To which port a TCP ping connects; 80 unless given. ICMP has no ports.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<u16>", range(min = 1, max = 65_535))]
-    pub port: Option<Bounded<1, 65_535, 80>>,
+    #[schemars(with = "Option<u16>", range(min = 0, max = 65_535))]
+    pub port: Option<Bounded<0, 65_535, 80>>,
     /// How many requests to send.
     pub count: Bounded<1, 100, 4>,
     /// How long after one request the next is sent, in milliseconds; it does not wait for the reply.

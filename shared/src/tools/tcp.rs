@@ -38,7 +38,7 @@ pub const PORT_INTERVAL: Duration = Duration::from_millis(50);
 #[serde(deny_unknown_fields, default)]
 pub struct Tcp {
     /// Which port.
-    pub port: Bounded<1, 65_535, 443>,
+    pub port: Bounded<0, 65_535, 443>,
     /// Several ports instead of one: numbers and ranges such as `22,80,8000-8010`, at most 20 in all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Ports>,

@@ -38,8 +38,8 @@ pub struct Traceroute {
     pub protocol: TraceProtocol,
     /// To which port; 33434 for UDP and 80 for TCP unless given. ICMP has no ports.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<u16>", range(min = 1, max = 65_535))]
-    pub port: Option<Bounded<1, 65_535, 80>>,
+    #[schemars(with = "Option<u16>", range(min = 0, max = 65_535))]
+    pub port: Option<Bounded<0, 65_535, 80>>,
     /// The first hop to ask.
     pub first_ttl: Bounded<1, 255, 1>,
     /// The last hop to ask.

@@ -198,6 +198,24 @@ async fn a_talk_ends_where_the_server_says_something_else() {
 }
 
 #[tokio::test]
+async fn a_port_may_be_none_that_a_server_can_have() {
+    let context = open_node(&[]);
+    for parameters in [json!({"port": 0}), json!({"ports": "0"})] {
+        let report = finds(&context, "tcp", "127.0.0.1", parameters).await.report;
+        assert_eq!((&report["ports"][0]["port"], &report["ports"][0]["state"]), (&json!(0), &json!("refused")), "{report}");
+    }
+    for (tool, parameters) in [
+        ("ping", json!({"protocol": "tcp", "port": 0, "count": 1})),
+        ("traceroute", json!({"protocol": "tcp", "port": 0, "queries": 1, "max_ttl": 1})),
+        ("mtr", json!({"protocol": "tcp", "port": 0, "rounds": 1, "max_ttl": 1})),
+    ] {
+        let spec = spec(tool, "127.0.0.1", parameters);
+        let found = execute(&context, spec.clone(), &Live::default()).await.unwrap();
+        assert_eq!(spec.is_bad(&found.report), Ok(false), "{tool}: {}", found.report);
+    }
+}
+
+#[tokio::test]
 async fn a_connection_is_from_the_source_that_is_given() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

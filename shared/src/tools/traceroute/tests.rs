@@ -108,6 +108,8 @@ fn what_means_nothing_together_is_refused() {
         assert!(invalid.pointer == pointer && invalid.detail.contains(part), "{invalid}");
     };
     refuses(json!({"port": 80}), "/parameters/port", "ICMP has no ports");
+    refuses(json!({"protocol": "udp", "port": 0}), "/parameters/port", "from 1 to 65535 for UDP");
+    assert!(parse(json!({"protocol": "tcp", "port": 0, "max_ttl": 5})).is_ok());
     refuses(json!({"protocol": "tcp", "payload_bytes": 32}), "/parameters/payload_bytes", "carries nothing");
     refuses(json!({"protocol": "tcp", "flow": "per_probe", "flows": 2}), "/parameters/flows", "a flow of its own");
     refuses(json!({"flow": "per_probe"}), "/parameters/flow", "ICMP has no ports to vary");
