@@ -35,9 +35,9 @@ pub struct Ping {
     pub interval_ms: Bounded<100, 10_000, 500>,
     /// How long to wait for the reply to one request, in seconds; a reply that comes later, while the run goes on, is told as late.
     pub timeout: Seconds<100, 30_000, 2_000>,
-    /// How many bytes each ICMP request carries: 1472 is the most that an Ethernet frame takes without fragments, 8972 a jumbo frame. A TCP
-    /// ping carries none.
-    pub payload_bytes: Bounded<0, 8_972, 56>,
+    /// How many bytes each ICMP request carries: 1472 is the most that an Ethernet frame takes without fragments, 8972 a jumbo frame, 65507
+    /// an IPv4 packet. A TCP ping carries none.
+    pub payload_bytes: Bounded<0, 65_507, 56>,
     /// Whether to forbid fragments: a request that is too big for a link is then answered with its MTU. ICMP only.
     pub dont_fragment: bool,
     /// After how many routers a request is dropped (time to live, hop limit); the node's own default unless given.
