@@ -19,7 +19,7 @@ use probeops_shared::tools::dns::comparison::{DnsCompared, DnsComparison};
 use probeops_shared::tools::dns::report::{AttemptResult, DnsReport, DnsResponse, DnsServer, DnsTimings};
 use probeops_shared::tools::dns::secure::HTTPS_PORT;
 use probeops_shared::tools::dns::{Dns, DnsProgress, Transport};
-use probeops_shared::tools::network::Source;
+use probeops_shared::tools::network::Family;
 
 use crate::executors::tls::authorities;
 use crate::executors::{Context, Live, reach};
@@ -31,7 +31,7 @@ use asking::Asking;
 pub(super) async fn run(context: &Context, target: &DnsName, options: &Dns, live: &Live) -> Result<DnsReport, Failure> {
     context.permit_question(target)?;
     reach::source(options.source)?;
-    let family = options.source.map_or(options.family, Source::family);
+    let family = options.family.from_source(options.source);
     // To copy all of them costs, and seldom is there a need to.
     let asked = if family == options.family { Cow::Borrowed(options) } else { Cow::Owned(Dns { family, ..options.clone() }) };
     let mut report = ask(context, target, &asked, live).await?;
@@ -157,7 +157,7 @@ impl Servers {
         let Some(resolver) = &options.resolver else {
             let way = if options.protocol == Transport::Tcp { Way::Tcp } else { Way::Udp };
             let mut addresses = context.node.resolver.own_servers().await;
-            addresses.retain(|server| options.source.is_none_or(|source| source.family().includes(server.ip())));
+            addresses.retain(|server| options.source.is_none_or(|source| source.family() == Family::of(server.ip())));
             return Ok(Self { addresses, name: None, resolve_ms: None, way });
         };
         Self::named(context, target, options, resolver, live).await
@@ -207,6 +207,7 @@ fn report(asking: &Asking<'_>, response: Option<DnsResponse>, servers: &Servers,
     let timings = last.map(|last| last.timings.clone()).unwrap_or_default();
     DnsReport {
         question: asking.query.question(),
+        query_wire: asking.query_wire(),
         server: DnsServer { name: servers.name.clone(), address: server.ip(), port: server.port() },
         transport: last.map_or_else(Default::default, |last| last.transport),
         attempts: asking.attempts.clone(),

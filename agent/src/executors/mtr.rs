@@ -7,7 +7,7 @@ use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::mtr::report::{MtrHop, MtrReport, forget_rtts, judge_loss, limit_rtts};
 use probeops_shared::tools::mtr::{Mtr, MtrProgress, MtrRound};
-use probeops_shared::tools::network::{Family, Source, ms};
+use probeops_shared::tools::network::{Family, ms};
 use probeops_shared::tools::trace::TraceEnd;
 use tokio::time::Instant;
 
@@ -21,7 +21,7 @@ use crate::net::trace::Course;
 
 pub(super) async fn run(context: &Context, target: &Host, options: &Mtr, live: &Live) -> Result<MtrReport, Failure> {
     let source = reach::source(options.source)?;
-    let family = options.source.map_or(options.family, Source::family);
+    let family = options.family.from_source(options.source);
     let reached = context.reach(target, options.port(), family).await?;
     let course = Course {
         to: reached.address,

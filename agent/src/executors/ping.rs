@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
-use probeops_shared::tools::network::{Family, Source, ms};
+use probeops_shared::tools::network::{Family, ms};
 use probeops_shared::tools::ping::report::{DUPLICATES_TOLD_MAX, IcmpEngine, PingDuplicate, PingMethod, PingPacket, PingReport, PingStats};
 use probeops_shared::tools::ping::{Ping, PingProgress, PingProtocol};
 use tokio::time::{Interval, MissedTickBehavior};
@@ -18,7 +18,7 @@ use crate::executors::{Context, Live};
 
 pub(super) async fn run(context: &Context, target: &Host, options: &Ping, live: &Live) -> Result<PingReport, Failure> {
     let source = reach::source(options.source)?;
-    let family = options.source.map_or(options.family, Source::family);
+    let family = options.family.from_source(options.source);
     let reached = context.reach(target, options.port(), family).await?;
     let run = Run {
         target,

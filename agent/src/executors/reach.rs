@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use probeops_shared::host::{DnsName, Host};
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::dns::DNS_PORT;
-use probeops_shared::tools::network::{Family, RESOLUTION_MAX, Resolved, Source, ms};
+use probeops_shared::tools::network::{Family, FamilyChoice, RESOLUTION_MAX, Resolved, Source, ms};
 
 use crate::executors::{Context, denied};
 use crate::net::{interfaces, words};
@@ -38,31 +38,32 @@ impl Reached {
 
 impl Context {
     /// The address of `host` to touch on `port`.
-    pub(super) async fn reach(&self, host: &Host, port: Option<u16>, family: Family) -> Result<Reached, Failure> {
+    pub(super) async fn reach(&self, host: &Host, port: Option<u16>, family: FamilyChoice) -> Result<Reached, Failure> {
         self.reach_all(host, &[port], family).await
     }
 
     /// The same, as `resolver` finds it, which is a target like any other.
-    pub(super) async fn reach_by(&self, resolver: &Host, host: &Host, port: Option<u16>, family: Family) -> Result<Reached, Failure> {
-        let Reached { address, .. } = self.reach(resolver, Some(DNS_PORT), Family::Any).await?;
+    pub(super) async fn reach_by(&self, resolver: &Host, host: &Host, port: Option<u16>, family: FamilyChoice) -> Result<Reached, Failure> {
+        let Reached { address, .. } = self.reach(resolver, Some(DNS_PORT), FamilyChoice::Any).await?;
         let resolver = Resolver::new(&[SocketAddr::new(address, DNS_PORT)]);
         Box::pin(self.choose(&resolver, host, &[port], family)).await
     }
 
     /// The address of `host` to touch on all these ports: one that is denied denies the run, before any packet leaves.
-    pub(super) async fn reach_all(&self, host: &Host, ports: &[Option<u16>], family: Family) -> Result<Reached, Failure> {
+    pub(super) async fn reach_all(&self, host: &Host, ports: &[Option<u16>], family: FamilyChoice) -> Result<Reached, Failure> {
         // Boxed, so that no run is as large as a look-up for as long as it lasts.
         Box::pin(self.choose(&self.node.resolver, host, ports, family)).await
     }
 
-    async fn choose(&self, resolver: &Resolver, host: &Host, ports: &[Option<u16>], family: Family) -> Result<Reached, Failure> {
+    async fn choose(&self, resolver: &Resolver, host: &Host, ports: &[Option<u16>], family: FamilyChoice) -> Result<Reached, Failure> {
         let look = self.node.lookout.look(&self.node.policy, &self.node.resolver);
         let (surroundings, candidates) = tokio::join!(look, self.candidates(resolver, host, ports));
         let (candidates, resolved_in) = candidates?;
-        let mut wanted = candidates.iter().copied().filter(|address| family.includes(*address)).peekable();
-        if wanted.peek().is_none() {
+        let mut wanted: Vec<IpAddr> = candidates.iter().copied().filter(|address| family.includes(*address)).collect();
+        if wanted.is_empty() {
             return Err(unresolved(host, family, &candidates));
         }
+        wanted.sort_by_key(|address| family.rank(*address));
         let mut denials = Vec::new();
         for address in wanted {
             match ports.iter().try_for_each(|port| self.permit_address(host, address, *port, &surroundings)) {
@@ -157,9 +158,9 @@ pub(super) fn source(source: Option<Source>) -> Result<Option<IpAddr>, Failure> 
     Err(refused(format!("{source} in `source` is not an address of this node; leave `source` out, or give one of its addresses")))
 }
 
-fn unresolved(host: &Host, family: Family, candidates: &[IpAddr]) -> Failure {
+fn unresolved(host: &Host, family: FamilyChoice, candidates: &[IpAddr]) -> Failure {
     let found: Vec<String> = candidates.iter().take(DENIALS_SHOWN_MAX).map(ToString::to_string).collect();
-    let wanted = if family == Family::Any { String::new() } else { format!("IPv{family} ") };
+    let wanted = family.only().map_or_else(String::new, |only| format!("IPv{only} "));
     let has = if found.is_empty() { String::new() } else { format!(", only {}", found.join(", ")) };
     Failure::new(FailureKind::Unresolved, format!("{host} has no {wanted}address{has}"))
 }

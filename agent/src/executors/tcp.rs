@@ -10,7 +10,7 @@ use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tls::{TlsFailure, TlsFailureCode, TlsSession};
 use probeops_shared::tools::ToolName;
-use probeops_shared::tools::network::{Family, Source, ms};
+use probeops_shared::tools::network::{Family, ms};
 use probeops_shared::tools::tcp::exchange::Exchange;
 use probeops_shared::tools::tcp::report::{PortState, TcpExchange, TcpExpectation, TcpPort, TcpProgress, TcpReport, TcpTls};
 use probeops_shared::tools::tcp::{BANNER_BYTES_MAX, PORT_INTERVAL, REPLY_BYTES_MAX, Tcp};
@@ -29,7 +29,7 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
     let ports = options.ports();
     let touched: Vec<Option<u16>> = ports.iter().copied().map(Some).collect();
     let source = reach::source(options.source)?;
-    let family = options.source.map_or(options.family, Source::family);
+    let family = options.family.from_source(options.source);
     let reached = context.reach_all(target, &touched, family).await?;
     live.tell(options, target, &TcpProgress::Resolved(reached.resolved()));
     let address = reached.address;
@@ -84,6 +84,8 @@ pub(super) async fn run(context: &Context, target: &Host, options: &Tcp, live: &
 fn terms(target: &Host, options: &Tcp) -> Result<Terms, Failure> {
     Ok(Terms {
         trust: Trust::Inspect,
+        min: options.min_version.version(),
+        max: options.max_version.version(),
         authorities: authorities(options.ca_certificates.as_ref())?,
         identity: identity(options.client_certificate.as_ref(), options.client_key.as_ref())?,
         ..Terms::new(options.server_name.as_ref().unwrap_or(target))

@@ -272,6 +272,12 @@ async fn names_are_resolved_by_the_servers_that_the_operator_set() {
     assert_eq!((&found.report["ports"][0]["state"], &found.report["address"]), (&json!("open"), &json!("127.0.0.1")), "{}", found.report);
     assert!(found.report["resolve_ms"].is_number());
     fails(run(&context, "tcp", "nowhere.test", json!({})).await, FailureKind::Unresolved, "NXDOMAIN");
+    for (name, family, address) in
+        [("localhost", "prefer_6", "::1"), ("localhost", "prefer_4", "127.0.0.1"), ("local.test", "prefer_6", "127.0.0.1")]
+    {
+        let report = finds(&context, "tcp", name, json!({"family": family, "port": 1})).await.report;
+        assert_eq!((&report["address"], &report["ports"][0]["state"]), (&json!(address), &json!("refused")), "{name} {family}");
+    }
     fails(run(&context, "tcp", "local.test", json!({"family": "6"})).await, FailureKind::Unresolved, "has no IPv6 address, only 127.0.0.1");
     // One of its addresses is forbidden: the other is used, and nothing else.
     fails(

@@ -1,6 +1,6 @@
 //! `tls`: connect, go over to TLS, greet, and show what came back.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,16 +17,17 @@ use rustls::sign::CertifiedKey;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
-use crate::executors::dial::{Closed, Dialled, dial};
-use crate::executors::{Context, Live};
+use crate::executors::dial::{Closed, Dialled, dial_from};
+use crate::executors::{Context, Live, reach};
 use crate::net::tls::{self, Refused, Terms, Trust, hello};
 use crate::net::{starttls, words};
 
 pub(super) async fn run(context: &Context, target: &Host, options: &Tls, live: &Live) -> Result<TlsReport, Failure> {
     let (terms, port, started) = (terms(target, options)?, options.port(), Instant::now());
-    let reached = context.reach(target, Some(port), options.family).await?;
+    let source = reach::source(options.source)?;
+    let reached = context.reach(target, Some(port), options.family.from_source(options.source)).await?;
     live.tell(options, target, &TlsProgress::Resolved(reached.resolved()));
-    let mut run = Run { to: SocketAddr::new(reached.address, port), options, terms: &terms };
+    let mut run = Run { source, to: SocketAddr::new(reached.address, port), options, terms: &terms };
     let mut report = TlsReport {
         address: reached.address,
         family: Family::of(reached.address),
@@ -93,6 +94,7 @@ fn invalid(pointer: &str, detail: &str) -> Failure {
 
 /// Whom to greet, and how.
 struct Run<'a> {
+    source: Option<IpAddr>,
     to: SocketAddr,
     options: &'a Tls,
     terms: &'a Terms,
@@ -208,7 +210,7 @@ impl Run<'_> {
     /// `connected` is told how long that took, before the protocol in clear is spoken.
     async fn connect(&self, connected: impl FnOnce(Duration)) -> Result<Opened, Failure> {
         let patience = self.options.timeout.duration();
-        let (mut stream, connect) = match dial(ToolName::Tls, self.to, patience).await? {
+        let (mut stream, connect) = match dial_from(ToolName::Tls, self.source, self.to, patience).await? {
             Dialled::Open { stream, took } => (stream, took),
             Dialled::Closed(closed) => return Ok(Opened::Closed(closed)),
         };

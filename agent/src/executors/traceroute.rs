@@ -6,7 +6,7 @@ use probeops_shared::bounded::Bounded;
 use probeops_shared::host::Host;
 use probeops_shared::outcome::Failure;
 use probeops_shared::tools::ToolName;
-use probeops_shared::tools::network::{Family, Source, ms};
+use probeops_shared::tools::network::{Family, ms};
 use probeops_shared::tools::trace::{ProbeStatus, TraceEnd, TraceProbe};
 use probeops_shared::tools::traceroute::{AGAIN_MAX, ProbeAnswer, TraceHop, Traceroute, TracerouteProgress, TracerouteReport};
 use tokio::time::Instant;
@@ -24,7 +24,7 @@ const GAP: Duration = Duration::from_millis(10);
 
 pub(super) async fn run(context: &Context, target: &Host, options: &Traceroute, live: &Live) -> Result<TracerouteReport, Failure> {
     let source = reach::source(options.source)?;
-    let family = options.source.map_or(options.family, Source::family);
+    let family = options.family.from_source(options.source);
     let reached = context.reach(target, options.port(), family).await?;
     let course = Course {
         to: reached.address,

@@ -41,7 +41,7 @@ pub(crate) struct QueuedError {
 pub(crate) fn enable(socket: &impl AsFd, family: Family) -> io::Result<()> {
     match family {
         Family::V6 => setsockopt(socket, sockopt::Ipv6RecvErr, &true)?,
-        Family::V4 | Family::Any => setsockopt(socket, sockopt::Ipv4RecvErr, &true)?,
+        Family::V4 => setsockopt(socket, sockopt::Ipv4RecvErr, &true)?,
     }
     Ok(())
 }

@@ -125,6 +125,15 @@ pub(crate) async fn exchange(
     }
 }
 
+/// A name of a header field as it is sent over HTTP/1.
+pub(crate) fn title_case(name: &str) -> String {
+    let part = |part: &str| {
+        let mut letters = part.chars();
+        letters.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + letters.as_str())
+    };
+    name.split('-').map(part).collect::<Vec<_>>().join("-")
+}
+
 fn note_head(response: &hyper::Response<Incoming>, begun: Instant, answer: &mut Answer) {
     answer.first_byte = Some(begun.elapsed());
     let version = format!("{:?}", response.version());

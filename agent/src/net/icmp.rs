@@ -36,8 +36,9 @@ use socket::IcmpSocket;
 use stopwatch::Stopwatch;
 use surge::SurgeSocket;
 
-/// The most that a request may carry: what fits a jumbo frame (9000 bytes) over IPv4.
-pub(crate) const PAYLOAD_BYTES_MAX: usize = 8_972;
+/// How much there is room for at first: what a request carries that fits a jumbo frame (9000 bytes) over IPv4. More is made for those that
+/// carry more, which are cut into fragments as a rule.
+const PAYLOAD_BYTES: usize = 8_972;
 
 /// Room for the replies of a burst of 10,000 small packets, as far as the system lets us have it (`net.core.rmem_max`).
 const RECEIVE_BUFFER_BYTES: usize = 4 * 1024 * 1024;
@@ -85,7 +86,7 @@ pub(crate) trait EchoSocket: fmt::Debug + Send + Sync {
 /// What is one for all packets of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Kind {
-    /// Their family; never `Any`.
+    /// Their family.
     pub(crate) family: Family,
     /// From which address of this machine; the system's choice if none.
     pub(crate) source: Option<IpAddr>,
@@ -114,7 +115,7 @@ pub(crate) struct Request {
     pub(crate) ttl: Option<u8>,
     /// Its differentiated services code point.
     pub(crate) dscp: Option<u8>,
-    /// How much it carries; at most [`PAYLOAD_BYTES_MAX`].
+    /// How much it carries; at most what fits an IP packet.
     pub(crate) payload_bytes: usize,
 }
 

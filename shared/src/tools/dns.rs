@@ -23,7 +23,7 @@ use crate::invalid::Invalid;
 use crate::tls::pem::CertificatesPem;
 use crate::tools::choice::choice;
 use crate::tools::http::assertion::Verdict;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX, Resolved, Source};
 use crate::tools::{Class, Tool};
 
 use assertion::DnsAssertions;
@@ -73,7 +73,7 @@ pub struct Dns {
     /// Whether an answer that does not fit a datagram is asked for again over TCP.
     pub tcp_fallback: bool,
     /// Which kind of address of a server to use where there are both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// From which address of the node to ask; the system's choice unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -106,6 +106,8 @@ pub struct Dns {
     /// Where a proof begins, instead of at the keys of the Internet's root: a DS or DNSKEY record of another root.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub trust_anchor: Option<TrustAnchor>,
+    /// Whether the report has query and answer as they were on the wire too, in base64.
+    pub raw: bool,
     /// What the answer has to be like, at most 20, such as `{"type": "rcode", "one_of": ["NOERROR"]}` or
     /// `{"type": "records", "section": "answer", "all_match": "192\\.0\\.2\\."}`; records may also be such that `some_match`, `none_match` or
     /// `some_differ`. One that does not hold is a finding: the run itself has succeeded.
@@ -126,7 +128,7 @@ impl Default for Dns {
             ca_certificates: None,
             path: HttpPath::default(),
             tcp_fallback: true,
-            family: Family::default(),
+            family: FamilyChoice::default(),
             source: None,
             timeout: Seconds::default(),
             tries: Bounded::default(),
@@ -140,6 +142,7 @@ impl Default for Dns {
             trace: false,
             validate: false,
             trust_anchor: None,
+            raw: false,
             assertions: DnsAssertions::default(),
         }
     }

@@ -18,7 +18,7 @@ use crate::invalid::Invalid;
 use crate::tls::TlsVersion;
 use crate::tls::pem::{CertificatesPem, PrivateKeyPem};
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX};
 use crate::tools::{Class, Tool, tls};
 
 use assertion::Assertions;
@@ -63,7 +63,7 @@ pub struct Http {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<Host>,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// User and password, as in `user:password`. Secret: never shown again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub basic_auth: Option<BasicAuth>,
@@ -77,6 +77,9 @@ pub struct Http {
     /// User and password for the proxy. Secret: never shown again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_auth: Option<BasicAuth>,
+    /// Header lines for the proxy, with CONNECT or a request that it is handed over, such as `X-Route: 2`; at most 128. The server behind a
+    /// tunnel does not get them. Secret are the same as of `headers`.
+    pub proxy_headers: HeaderLines,
     /// Whether to give up when the certificate is not trusted; if not, the report says why it is not.
     pub verify: bool,
     /// The oldest version of TLS to offer; what is older than 1.2 can only be looked at, with the tool `tls`.
@@ -119,11 +122,12 @@ impl Default for Http {
             resolve: None,
             host_header: None,
             server_name: None,
-            family: Family::default(),
+            family: FamilyChoice::default(),
             basic_auth: None,
             bearer_token: None,
             proxy: None,
             proxy_auth: None,
+            proxy_headers: HeaderLines::default(),
             verify: true,
             tls_min_version: MinTls::default(),
             tls_max_version: MaxTls::default(),
@@ -145,6 +149,8 @@ choice! {
         /// The server's choice over TLS, 1.1 in clear.
         #[default]
         Auto = "auto",
+        /// RFC 1945, with a `Host` line all the same; over TLS without ALPN.
+        V1_0 = "1.0",
         /// RFC 9112.
         V1_1 = "1.1",
         /// RFC 9113; in clear without asking first.
@@ -238,6 +244,12 @@ impl Http {
 
     fn check_proxy(&self) -> Result<(), Invalid> {
         match &self.proxy {
+            None if self.proxy_headers.pairs().next().is_some() => {
+                Err(Invalid::new("/parameters/proxy_headers", "they are of no use without `proxy`"))
+            }
+            Some(_) if self.proxy_auth.is_some() && self.proxy_headers.has("proxy-authorization") => {
+                Err(Invalid::new("/parameters/proxy_headers", "there is a Proxy-Authorization line already, from `proxy_auth`"))
+            }
             None if self.proxy_auth.is_some() => Err(Invalid::new("/parameters/proxy_auth", "it is of no use without `proxy`")),
             Some(proxy) if proxy.scheme() == Scheme::Https => {
                 Err(Invalid::new("/parameters/proxy", "proxies are spoken to in clear; give one of scheme http"))
@@ -271,9 +283,11 @@ impl Tool for Http {
                 *secret = parts::CONCEALED.into();
             }
         }
-        for line in parameters.get_mut("headers").and_then(Value::as_array_mut).into_iter().flatten() {
-            if let Some(concealed) = line.as_str().and_then(parts::conceal_line) {
-                *line = concealed.into();
+        for name in ["headers", "proxy_headers"] {
+            for line in parameters.get_mut(name).and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(concealed) = line.as_str().and_then(parts::conceal_line) {
+                    *line = concealed.into();
+                }
             }
         }
     }

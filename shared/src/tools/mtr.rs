@@ -13,10 +13,13 @@ use self::report::{MtrHop, MtrReport};
 use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX, Resolved, Source, check_duration};
 use crate::tools::trace::{TraceEnd, TraceFlow, TraceOptions, TracePayload, TraceProtocol, check_ttls};
 use crate::tools::traceroute::{HOPS_AT_ONCE, LOOKUPS_MAX, PROBES_PER_SECOND};
 use crate::tools::{Class, Tool};
+
+/// How many packets of a run are under way at once.
+pub const WATCHED_AT_ONCE: usize = 128;
 
 /// Find the routers on the way to a host and ask each of them once a round, to see where packets are lost or held up.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -26,8 +29,8 @@ pub struct Mtr {
     pub protocol: TraceProtocol,
     /// To which port; 33434 for UDP and 80 for TCP unless given. ICMP has no ports.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<u16>", range(min = 1, max = 65_535))]
-    pub port: Option<Bounded<1, 65_535, 80>>,
+    #[schemars(with = "Option<u16>", range(min = 0, max = 65_535))]
+    pub port: Option<Bounded<0, 65_535, 80>>,
     /// How many rounds: in each, every hop is sent one packet.
     pub rounds: Bounded<1, 100, 10>,
     /// How long after one round the next begins, in milliseconds. Many routers answer no more than once a second.
@@ -39,7 +42,7 @@ pub struct Mtr {
     /// How many hops are asked behind the last that has answered.
     pub silent_hops: Bounded<1, 255, 5>,
     /// How long to wait for an answer, in seconds.
-    pub timeout: Seconds<100, 10_000, 2_000>,
+    pub timeout: Seconds<100, 60_000, 2_000>,
     /// How many bytes each packet carries; 32 unless given. A TCP handshake carries none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<u16>", range(min = 16, max = 8_972))]
@@ -58,7 +61,7 @@ pub struct Mtr {
     /// has set; unless he has, in Team Cymru's, which is asked of public addresses only and learns them.
     pub asn: bool,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// From which address of the node to send; the system's choice unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -107,15 +110,29 @@ impl Mtr {
         }
     }
 
+    fn hops(&self) -> u64 {
+        self.max_ttl.get().saturating_sub(self.first_ttl.get()) + 1
+    }
+
+    /// The first round finds out, turn by turn, how far the path goes; the last is waited for.
+    fn waiting(&self) -> Duration {
+        let turns = u32::try_from(self.hops().div_ceil(HOPS_AT_ONCE.min(self.silent_hops.get()))).unwrap_or(u32::MAX);
+        self.timeout.duration().saturating_mul(turns.saturating_add(1))
+    }
+
+    /// All rounds, which are held up where more packets are unanswered than may be under way; those are of the hops behind the last that has
+    /// answered, as a rule.
+    fn watching(&self) -> Duration {
+        let at_once = u64::try_from(WATCHED_AT_ONCE).unwrap_or(u64::MAX);
+        let times = u32::try_from((self.hops().min(self.silent_hops.get()) * self.rounds.get()).div_ceil(at_once)).unwrap_or(u32::MAX);
+        let rounds = u32::try_from(self.rounds.get()).unwrap_or(u32::MAX);
+        self.interval_ms.ms().saturating_mul(rounds).max(self.timeout.duration().saturating_mul(times))
+    }
+
     /// From the first packet until the last is given up, where nobody answers.
     fn longest(&self) -> Duration {
-        let hops = self.max_ttl.get().saturating_sub(self.first_ttl.get()) + 1;
-        let turns = u32::try_from(hops.div_ceil(HOPS_AT_ONCE.min(self.silent_hops.get()))).unwrap_or(u32::MAX);
-        let rounds = u32::try_from(self.rounds.get()).unwrap_or(u32::MAX);
-        // The first round finds out, turn by turn, how far the path goes; the last is waited for.
-        let waits = self.timeout.duration().saturating_mul(turns.saturating_add(1));
-        let sending = Duration::from_secs((hops * self.rounds.get()).div_ceil(PROBES_PER_SECOND));
-        waits + self.interval_ms.ms().saturating_mul(rounds) + sending + LOOKUPS_MAX
+        let sending = Duration::from_secs((self.hops() * self.rounds.get()).div_ceil(PROBES_PER_SECOND));
+        self.waiting() + self.watching() + sending + LOOKUPS_MAX
     }
 }
 
@@ -137,6 +154,14 @@ impl Tool for Mtr {
             let (flows, rounds) = (self.flows, self.rounds);
             let detail = format!("{rounds} rounds cannot be spread over {flows} flows; lower `flows`, or raise `rounds`");
             return Err(Invalid::new("/parameters/flows", detail));
+        }
+        let rounds = u32::try_from(self.rounds.get()).unwrap_or(u32::MAX);
+        if self.interval_ms.ms().saturating_mul(rounds) < self.waiting().max(self.watching()) {
+            let timeout_ms = self.timeout.duration().as_millis();
+            let plan = || {
+                format!("waiting {timeout_ms} ms in {} rounds for the hops {} to {} may take", self.rounds, self.first_ttl, self.max_ttl)
+            };
+            return check_duration(self.longest(), "timeout", plan, "`timeout`, `rounds` or `max_ttl`");
         }
         let plan = || format!("{} rounds every {} ms may take", self.rounds, self.interval_ms);
         check_duration(self.longest(), "interval_ms", plan, "`rounds`, `interval_ms` or `timeout`")

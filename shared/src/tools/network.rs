@@ -30,8 +30,19 @@ pub(crate) fn check_duration(longest: Duration, option: &str, plan: impl FnOnce(
 }
 
 choice! {
-    /// A version of the Internet Protocol, or whichever there is.
+    /// A version of the Internet Protocol.
     Family {
+        /// IPv4.
+        #[default]
+        V4 = "4",
+        /// IPv6.
+        V6 = "6",
+    }
+}
+
+choice! {
+    /// Which of the addresses that a name has to use.
+    FamilyChoice {
         /// Whichever address comes first.
         #[default]
         Any = "any",
@@ -39,6 +50,10 @@ choice! {
         V4 = "4",
         /// IPv6 only.
         V6 = "6",
+        /// IPv4, and IPv6 where there is no such address that may be touched.
+        Prefer4 = "prefer_4",
+        /// IPv6, and IPv4 where there is no such address that may be touched.
+        Prefer6 = "prefer_6",
     }
 }
 
@@ -47,22 +62,52 @@ impl Family {
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
     }
+}
+
+impl FamilyChoice {
+    /// The choice for what is sent from this source: its family, where one is given.
+    #[must_use]
+    pub fn from_source(self, source: Option<Source>) -> Self {
+        match source.map(Source::family) {
+            Some(Family::V4) => Self::V4,
+            Some(Family::V6) => Self::V6,
+            None => self,
+        }
+    }
+
+    /// The family outside of which nothing will do.
+    pub fn only(self) -> Option<Family> {
+        match self {
+            Self::V4 => Some(Family::V4),
+            Self::V6 => Some(Family::V6),
+            Self::Any | Self::Prefer4 | Self::Prefer6 => None,
+        }
+    }
 
     /// Refuses a literal address of the other family.
     pub(crate) fn check(self, host: &Host) -> Result<(), Invalid> {
         match host.address() {
             Some(address) if !self.includes(address.to_canonical()) => {
                 let detail =
-                    format!("{address} is an IPv{} address; leave `family` out, or set it to \"any\"", Self::of(address.to_canonical()));
+                    format!("{address} is an IPv{} address; leave `family` out, or set it to \"any\"", Family::of(address.to_canonical()));
                 Err(Invalid::new("/parameters/family", detail))
             }
             Some(_) | None => Ok(()),
         }
     }
 
-    /// Whether the address is of this family.
+    /// Whether the address will do.
     pub fn includes(self, address: IpAddr) -> bool {
-        self == Self::Any || self == Self::of(address)
+        self.only().is_none_or(|only| only == Family::of(address))
+    }
+
+    /// Which place an address has among others by its family: the lower the better.
+    pub fn rank(self, address: IpAddr) -> u8 {
+        match self {
+            Self::Any | Self::V4 | Self::V6 => 0,
+            Self::Prefer4 => u8::from(address.is_ipv6()),
+            Self::Prefer6 => u8::from(address.is_ipv4()),
+        }
     }
 }
 
@@ -82,11 +127,10 @@ impl Source {
     }
 
     /// Refuses a source from which nothing can be sent to the target, or to an address of the family asked for.
-    pub(crate) fn check(self, family: Family, target: &Host) -> Result<(), Invalid> {
-        let (own, wanted) = (self.family(), target.address().map_or(family, |address| Family::of(address.to_canonical())));
-        if wanted == Family::Any || wanted == own {
-            return Ok(());
-        }
+    pub(crate) fn check(self, family: FamilyChoice, target: &Host) -> Result<(), Invalid> {
+        let wanted = target.address().map(|address| Family::of(address.to_canonical())).or(family.only());
+        let own = self.family();
+        let Some(wanted) = wanted.filter(|wanted| *wanted != own) else { return Ok(()) };
         let detail = format!("{} is an IPv{own} address, from which nothing can be sent over IPv{wanted}; give one of IPv{wanted}", self.0);
         Err(Invalid::new("/parameters/source", detail))
     }
@@ -158,7 +202,7 @@ impl IcmpMessage {
     pub fn is_prohibition(&self, family: Family) -> bool {
         match family {
             Family::V6 => self.kind == 1 && matches!(self.code, 1 | 5 | 6),
-            Family::V4 | Family::Any => self.kind == 3 && matches!(self.code, 9 | 10 | 13),
+            Family::V4 => self.kind == 3 && matches!(self.code, 9 | 10 | 13),
         }
     }
 
@@ -172,7 +216,7 @@ impl IcmpMessage {
 fn meaning(family: Family, kind: u8, code: u8) -> String {
     let words = match family {
         Family::V6 => meaning_v6(kind, code),
-        Family::V4 | Family::Any => meaning_v4(kind, code),
+        Family::V4 => meaning_v4(kind, code),
     };
     words.map_or_else(|| format!("ICMP type {kind}, code {code}"), str::to_owned)
 }
@@ -259,9 +303,25 @@ mod tests {
 
     #[test]
     fn a_word_that_is_no_choice_is_refused_with_the_choices() {
-        assert_eq!(serde_json::from_value::<Family>(json!("6")).unwrap(), Family::V6);
-        let error = serde_json::from_value::<Family>(json!(4)).unwrap_err().to_string();
-        assert_eq!(error, "must be one of \"any\", \"4\", \"6\", not 4");
+        assert_eq!(serde_json::from_value::<FamilyChoice>(json!("6")).unwrap(), FamilyChoice::V6);
+        let error = serde_json::from_value::<FamilyChoice>(json!(4)).unwrap_err().to_string();
+        assert_eq!(error, "must be one of \"any\", \"4\", \"6\", \"prefer_4\", \"prefer_6\", not 4");
+    }
+
+    #[test]
+    fn a_preference_orders_addresses_and_excludes_none() {
+        let (v4, v6) = ("192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap());
+        for (choice, order) in [(FamilyChoice::Any, [v4, v6]), (FamilyChoice::Prefer4, [v4, v6]), (FamilyChoice::Prefer6, [v6, v4])] {
+            let mut addresses = [v4, v6];
+            addresses.sort_by_key(|address| choice.rank(*address));
+            assert_eq!(addresses, order, "{choice}");
+            assert!(choice.includes(v4) && choice.includes(v6) && choice.check(&Host::Address(v4)).is_ok(), "{choice}");
+        }
+        assert!(FamilyChoice::V6.includes(v6) && !FamilyChoice::V6.includes(v4) && FamilyChoice::V6.check(&Host::Address(v4)).is_err());
+        let source: Source = serde_json::from_value(json!("192.0.2.9")).unwrap();
+        let to: Host = "example.com".parse().unwrap();
+        assert!(source.check(FamilyChoice::Prefer6, &to).is_ok() && source.check(FamilyChoice::V6, &to).is_err());
+        assert_eq!(FamilyChoice::Prefer6.from_source(Some(source)), FamilyChoice::V4);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX, Resolved, Source, check_duration};
 use crate::tools::{Class, Tool};
 
 /// The port that a TCP ping goes to unless told.
@@ -27,17 +27,17 @@ pub struct Ping {
     pub protocol: PingProtocol,
     /// To which port a TCP ping connects; 80 unless given. ICMP has no ports.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<u16>", range(min = 1, max = 65_535))]
-    pub port: Option<Bounded<1, 65_535, 80>>,
+    #[schemars(with = "Option<u16>", range(min = 0, max = 65_535))]
+    pub port: Option<Bounded<0, 65_535, 80>>,
     /// How many requests to send.
     pub count: Bounded<1, 100, 4>,
     /// How long after one request the next is sent, in milliseconds; it does not wait for the reply.
     pub interval_ms: Bounded<100, 10_000, 500>,
     /// How long to wait for the reply to one request, in seconds; a reply that comes later, while the run goes on, is told as late.
     pub timeout: Seconds<100, 30_000, 2_000>,
-    /// How many bytes each ICMP request carries: 1472 is the most that an Ethernet frame takes without fragments, 8972 a jumbo frame. A TCP
-    /// ping carries none.
-    pub payload_bytes: Bounded<0, 8_972, 56>,
+    /// How many bytes each ICMP request carries: 1472 is the most that an Ethernet frame takes without fragments, 8972 a jumbo frame, 65507
+    /// an IPv4 packet. A TCP ping carries none.
+    pub payload_bytes: Bounded<0, 65_507, 56>,
     /// Whether to forbid fragments: a request that is too big for a link is then answered with its MTU. ICMP only.
     pub dont_fragment: bool,
     /// After how many routers a request is dropped (time to live, hop limit); the node's own default unless given.
@@ -49,7 +49,7 @@ pub struct Ping {
     #[schemars(with = "Option<u8>", range(min = 0, max = 63))]
     pub dscp: Option<Bounded<0, 63, 0>>,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// From which address of the node to send; the system's choice unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,

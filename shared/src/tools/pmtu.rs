@@ -12,7 +12,7 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, IcmpMessage, RESOLUTION_MAX, Resolved};
+use crate::tools::network::{BUDGET_SLACK, Family, FamilyChoice, IcmpMessage, RESOLUTION_MAX, Resolved};
 use crate::tools::{Class, Tool};
 
 /// The smallest packets that every link must carry (RFC 791, RFC 8200); from there a search goes up.
@@ -49,7 +49,7 @@ pub struct Pmtu {
     /// How many times in a row a size must stay unanswered to count as too large.
     pub tries: Bounded<1, 3, 3>,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
 }
 
 choice! {

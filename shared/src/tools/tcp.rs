@@ -16,7 +16,8 @@ use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tls::pem::{CertificatesPem, PrivateKeyPem};
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Source};
+use crate::tools::http::{MaxTls, MinTls};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX, Source};
 use crate::tools::{Class, Tool, tls};
 
 use dialogue::{Bytes, Pattern};
@@ -37,14 +38,14 @@ pub const PORT_INTERVAL: Duration = Duration::from_millis(50);
 #[serde(deny_unknown_fields, default)]
 pub struct Tcp {
     /// Which port.
-    pub port: Bounded<1, 65_535, 443>,
+    pub port: Bounded<0, 65_535, 443>,
     /// Several ports instead of one: numbers and ranges such as `22,80,8000-8010`, at most 20 in all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ports: Option<Ports>,
     /// How long each handshake may take, in seconds; that of TLS may take as long again.
     pub timeout: Seconds<100, 30_000, 5_000>,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// From which address of the node to connect; the system's choice unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -53,6 +54,10 @@ pub struct Tcp {
     /// The name that the certificate must be for, told to the server (SNI); the target unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub server_name: Option<Host>,
+    /// The oldest version of TLS to offer; what is older than 1.2 can only be looked at, with the tool `tls`.
+    pub min_version: MinTls,
+    /// The newest version of TLS to offer.
+    pub max_version: MaxTls,
     /// Certificates (PEM) of authorities to trust besides those of the node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_certificates: Option<CertificatesPem>,
@@ -117,11 +122,17 @@ impl Tcp {
         }
         let of_tls = [
             ("server_name", self.server_name.is_some()),
+            ("min_version", self.min_version != MinTls::default()),
+            ("max_version", self.max_version != MaxTls::default()),
             ("ca_certificates", self.ca_certificates.is_some()),
             ("client_certificate", self.client_certificate.is_some()),
         ];
         if let Some((option, _)) = of_tls.into_iter().find(|(_, given)| *given && begins == 0) {
             return refused(option, "it means something only over TLS; set `tls` or `starttls`");
+        }
+        if self.min_version.version().number() > self.max_version.version().number() {
+            let detail = format!("{} is newer than `max_version`, which is {}", self.min_version, self.max_version);
+            return refused("min_version", &detail);
         }
         tls::check_client(self.client_certificate.as_ref(), self.client_key.as_ref())
     }
@@ -224,6 +235,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::tools::network::Family;
     use crate::tools::{Spec, ToolName};
 
     #[track_caller]
@@ -240,6 +252,11 @@ mod tests {
         refuses(&json!({"ports": 22}), "/parameters/ports", "must be a string, not 22");
         refuses(&json!({"send": "\\q"}), "/parameters/send", "`\\q` means nothing");
         refuses(&json!({"server_name": "example.org"}), "/parameters/server_name", "set `tls`");
+        refuses(&json!({"min_version": "1.3"}), "/parameters/min_version", "set `tls`");
+        refuses(&json!({"max_version": "1.2"}), "/parameters/max_version", "set `tls`");
+        refuses(&json!({"tls": true, "min_version": "1.1"}), "/parameters/min_version", "\"1.2\", \"1.3\"");
+        let none = json!({"tls": true, "min_version": "1.3", "max_version": "1.2"});
+        refuses(&none, "/parameters/min_version", "1.3 is newer than `max_version`, which is 1.2");
         refuses(&json!({"tls": true, "starttls": true}), "/parameters/starttls", "TLS begins once");
         refuses(&json!({"then": [{"starttls": true}, {"starttls": true}]}), "/parameters/then", "TLS begins once");
         refuses(&json!({"then": [{"send": "a", "expect": "a", "expect_regex": "a"}]}), "/parameters/then", "number 1 has not");

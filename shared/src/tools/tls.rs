@@ -17,7 +17,7 @@ use crate::text::inline_schema;
 use crate::tls::TlsVersion;
 use crate::tls::pem::{CertificatesPem, PrivateKeyPem};
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX, Source};
 use crate::tools::tcp::report::PortState;
 use crate::tools::{Class, Tool};
 
@@ -66,7 +66,10 @@ pub struct Tls {
     /// Whether to report the certificates themselves, PEM.
     pub pem: bool,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
+    /// From which address of the node to connect; the system's choice unless given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
     /// How long each of connecting, STARTTLS and handshake may take, in seconds.
     pub timeout: Seconds<100, 30_000, 5_000>,
 }
@@ -185,6 +188,7 @@ impl Tool for Tls {
 
     fn check(&self, target: &Host) -> Result<(), Invalid> {
         self.family.check(target)?;
+        self.source.map_or(Ok(()), |source| source.check(self.family, target))?;
         check_client(self.client_certificate.as_ref(), self.client_key.as_ref())?;
         if self.offered().next().is_none() {
             let (min, max) = (self.min_version.0, self.max_version);

@@ -147,7 +147,7 @@ impl TraceProbe {
 
 impl TraceProtocol {
     /// The port that probes go to.
-    pub(crate) fn port(self, given: Option<Bounded<1, 65_535, 80>>) -> Option<u16> {
+    pub(crate) fn port(self, given: Option<Bounded<0, 65_535, 80>>) -> Option<u16> {
         match self {
             Self::Icmp => None,
             Self::Udp => Some(given.map_or(UDP_PORT, Bounded::get_u16)),
@@ -183,6 +183,9 @@ impl TraceProtocol {
             Self::Icmp if port.is_some() => {
                 refuse("port", "ICMP has no ports; leave `port` out, or set `protocol` to \"udp\" or \"tcp\"".to_owned())
             }
+            Self::Udp if port.is_some_and(|port| port.get() == 0) => {
+                refuse("port", "must be from 1 to 65535 for UDP, not 0: the system sends nothing there".to_owned())
+            }
             Self::Tcp if payload.is_some() => refuse(
                 "payload_bytes",
                 "a TCP handshake carries nothing; leave `payload_bytes` out, or set `protocol` to \"icmp\" or \"udp\"".to_owned(),
@@ -199,7 +202,7 @@ impl TraceProtocol {
 /// The options that not every protocol has.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct TraceOptions {
-    pub(crate) port: Option<Bounded<1, 65_535, 80>>,
+    pub(crate) port: Option<Bounded<0, 65_535, 80>>,
     pub(crate) payload: Option<TracePayload>,
     pub(crate) dont_fragment: bool,
     pub(crate) flows: u64,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::bounded::{Bounded, Seconds};
 use crate::host::Host;
 use crate::invalid::Invalid;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX, Resolved, Source, check_duration};
+use crate::tools::network::{BUDGET_SLACK, Family, FamilyChoice, RESOLUTION_MAX, Resolved, Source, check_duration};
 use crate::tools::trace::{
     HANDSHAKE_PATIENCE, TraceEnd, TraceFlow, TraceMethod, TraceOptions, TracePayload, TraceProbe, TraceProtocol, check_ttls,
 };
@@ -19,6 +19,10 @@ use crate::tools::{Class, Tool};
 
 /// How many hops are asked at once, at least.
 pub const HOPS_AT_ONCE: u64 = 5;
+/// How many packets of a run are under way at once.
+pub const PROBES_AT_ONCE: usize = 32;
+/// How many packets a run may send: an outcome has room for the answers to so many, from the longest addresses.
+const PROBES_MAX: u64 = 2_048;
 /// How long it may take to look up names and origins of the hops.
 pub const LOOKUPS_MAX: Duration = Duration::from_secs(3);
 /// How long hops that seem to limit their answers are asked again.
@@ -34,18 +38,18 @@ pub struct Traceroute {
     pub protocol: TraceProtocol,
     /// To which port; 33434 for UDP and 80 for TCP unless given. ICMP has no ports.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(with = "Option<u16>", range(min = 1, max = 65_535))]
-    pub port: Option<Bounded<1, 65_535, 80>>,
+    #[schemars(with = "Option<u16>", range(min = 0, max = 65_535))]
+    pub port: Option<Bounded<0, 65_535, 80>>,
     /// The first hop to ask.
     pub first_ttl: Bounded<1, 255, 1>,
     /// The last hop to ask.
     pub max_ttl: Bounded<1, 255, 30>,
-    /// How many packets each hop is sent.
-    pub queries: Bounded<1, 16, 3>,
+    /// How many packets each hop is sent; at most 2048 to all hops together.
+    pub queries: Bounded<1, 64, 3>,
     /// After how many hops in a row without an answer to stop.
     pub silent_hops: Bounded<1, 255, 5>,
     /// How long to wait for an answer, in seconds; less long for a hop behind which others have answered.
-    pub timeout: Seconds<100, 10_000, 2_000>,
+    pub timeout: Seconds<100, 60_000, 2_000>,
     /// How many bytes each packet carries; 32 unless given. A TCP handshake carries none.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<u16>", range(min = 16, max = 8_972))]
@@ -57,7 +61,7 @@ pub struct Traceroute {
     #[schemars(with = "Option<u8>", range(min = 0, max = 63))]
     pub dscp: Option<Bounded<0, 63, 0>>,
     /// Over how many flows the queries of a hop are spread: 1 keeps all of them on one of several equal paths, more may show the others.
-    pub flows: Bounded<1, 16, 1>,
+    pub flows: Bounded<1, 64, 1>,
     /// Whether the packets of a flow are alike to routers that choose among equal paths (`constant`), or each has a port of its own
     /// (`per_probe`, UDP and TCP only). Over TCP those that are alike have to go one by one, which takes longer.
     pub flow: TraceFlow,
@@ -67,7 +71,7 @@ pub struct Traceroute {
     /// has set; unless he has, in Team Cymru's, which is asked of public addresses only and learns them.
     pub asn: bool,
     /// Which kind of address to use where the name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
     /// From which address of the node to send; the system's choice unless given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
@@ -180,16 +184,23 @@ impl Traceroute {
         self.protocol.packet_bytes(address, self.payload_bytes())
     }
 
+    fn hops(&self) -> u64 {
+        self.max_ttl.get().saturating_sub(self.first_ttl.get()) + 1
+    }
+
     /// From the first packet until the last is given up, where nobody answers.
     fn longest(&self) -> Duration {
-        let hops = self.max_ttl.get().saturating_sub(self.first_ttl.get()) + 1;
+        let hops = self.hops();
         if self.is_one_by_one() {
             let packets = u32::try_from(hops * self.queries.get()).unwrap_or(u32::MAX);
             return self.timeout.duration().min(HANDSHAKE_PATIENCE).saturating_mul(packets) + LOOKUPS_MAX + AGAIN_MAX;
         }
         let turns = u32::try_from(hops.div_ceil(HOPS_AT_ONCE.min(self.silent_hops.get()))).unwrap_or(u32::MAX);
-        // Once for the first packet of each hop, turn by turn; the others leave together.
-        let waits = self.timeout.duration().saturating_mul(turns.saturating_add(1));
+        // Once for the first packet of each hop, turn by turn; the others leave together, as many as may be under way. Hops before one that has
+        // answered are not waited for as long.
+        let at_once = u64::try_from(PROBES_AT_ONCE).unwrap_or(u64::MAX);
+        let together = u32::try_from((hops.min(self.silent_hops.get()) * self.queries.get()).div_ceil(at_once)).unwrap_or(u32::MAX);
+        let waits = self.timeout.duration().saturating_mul(turns.saturating_add(together));
         waits + Duration::from_secs((hops * self.queries.get()).div_ceil(PROBES_PER_SECOND)) + LOOKUPS_MAX + AGAIN_MAX
     }
 }
@@ -213,9 +224,20 @@ impl Tool for Traceroute {
             let detail = format!("{queries} queries cannot be spread over {flows} flows; lower `flows`, or raise `queries`");
             return Err(Invalid::new("/parameters/flows", detail));
         }
+        let probes = self.hops() * self.queries.get();
+        if probes > PROBES_MAX {
+            let (queries, first, max) = (self.queries, self.first_ttl, self.max_ttl);
+            let detail = format!(
+                "{queries} packets to each of the hops {first} to {max} are {probes}; a run may send {PROBES_MAX}, so lower `queries` or `max_ttl`"
+            );
+            return Err(Invalid::new("/parameters/queries", detail));
+        }
         let plan = || {
             let timeout_ms = self.timeout.duration().as_millis();
-            format!("waiting {timeout_ms} ms for each of the hops {} to {} may take", self.first_ttl, self.max_ttl)
+            format!(
+                "waiting {timeout_ms} ms for {} packets to each of the hops {} to {} may take",
+                self.queries, self.first_ttl, self.max_ttl
+            )
         };
         if self.is_one_by_one() {
             let lower = "`queries` or `max_ttl`, or set `flow` to \"per_probe\"";
@@ -226,7 +248,7 @@ impl Tool for Traceroute {
                 lower,
             );
         }
-        check_duration(self.longest(), "timeout", plan, "`timeout` or `max_ttl`")
+        check_duration(self.longest(), "timeout", plan, "`timeout`, `queries` or `max_ttl`")
     }
 
     fn budget(&self) -> Duration {

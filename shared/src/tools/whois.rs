@@ -15,7 +15,7 @@ use crate::host::Host;
 use crate::invalid::Invalid;
 use crate::tls::pem::CertificatesPem;
 use crate::tools::choice::choice;
-use crate::tools::network::{BUDGET_SLACK, Family, RESOLUTION_MAX};
+use crate::tools::network::{BUDGET_SLACK, FamilyChoice, RESOLUTION_MAX};
 use crate::tools::{Class, Tool};
 
 use registered::Registered;
@@ -55,7 +55,7 @@ pub struct Whois {
     /// How long each server may take, in seconds.
     pub timeout: Seconds<100, 30_000, 10_000>,
     /// Which kind of address of a server to use where its name has both.
-    pub family: Family,
+    pub family: FamilyChoice,
 }
 
 impl Default for Whois {
@@ -68,7 +68,7 @@ impl Default for Whois {
             port: Bounded::default(),
             recursion: true,
             timeout: Seconds::default(),
-            family: Family::default(),
+            family: FamilyChoice::default(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use data_encoding::BASE64;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tls::TlsSession;
 use probeops_shared::tools::dns::report::{AttemptResult, DnsAttempt, DnsResponse, DnsTimings};
@@ -57,6 +58,11 @@ impl<'a> Asking<'a> {
         }
     }
 
+    /// The query as it is on the wire, where that is wanted.
+    pub(super) fn query_wire(&self) -> Option<String> {
+        self.options.raw.then(|| BASE64.encode(self.query.bytes()))
+    }
+
     async fn attempt(&mut self, server: SocketAddr, way: &Way) -> DnsAttempt {
         let transport = way.transport();
         let (asked_at, started) = (Timestamp::now(), Instant::now());
@@ -72,7 +78,8 @@ impl<'a> Asking<'a> {
             Ok((answer, response)) => {
                 let cut = response.flags.tc && transport == Transport::Udp;
                 self.last = Some(Last { server, transport, asked_at, timings: timings(&answer) });
-                self.response = Some(response);
+                let answer_wire = self.options.raw.then(|| BASE64.encode(&answer.bytes));
+                self.response = Some(DnsResponse { answer_wire, ..response });
                 (if cut { AttemptResult::Truncated } else { AttemptResult::Answered }, None, answer.connection)
             }
             Err(NoAnswer { result, detail, connection }) => {

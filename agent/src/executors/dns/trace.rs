@@ -133,6 +133,7 @@ impl Trace<'_> {
             asking.ask(*server, |_, attempt| self.live.tell(self.options, self.target, &DnsProgress::Attempt(attempt.clone()))).await;
             self.queries_left -= u32::try_from(asking.attempts.len() - before).unwrap_or(u32::MAX).min(self.queries_left);
             let Some(step) = self.steps.last_mut() else { break };
+            step.query_wire = asking.query_wire();
             step.attempts.clone_from(&asking.attempts);
             let (Some(response), Some(last)) = (&asking.response, &asking.last) else {
                 self.live.set(self.options, self.target, self.report());
@@ -225,8 +226,8 @@ impl Trace<'_> {
                 }
             }
         }
-        // A node without IPv6 shall not spend its tries on it.
-        permitted.sort_by_key(SocketAddr::is_ipv6);
+        // A node without IPv6 shall not spend its tries on it, unless it is preferred.
+        permitted.sort_by_key(|server| (family.rank(server.ip()), server.is_ipv6()));
         permitted
     }
 
@@ -238,6 +239,7 @@ impl Trace<'_> {
         let (address, port) = attempt.map_or((Ipv4Addr::UNSPECIFIED.into(), DNS_PORT), |attempt| (attempt.address, attempt.port));
         DnsReport {
             question: last.question,
+            query_wire: last.query_wire,
             server: last.server.unwrap_or(DnsServer { name: None, address, port }),
             transport: attempt.map_or(self.options.protocol, |attempt| attempt.transport),
             answered: last.response.is_some(),

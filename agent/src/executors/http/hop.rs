@@ -13,12 +13,12 @@ use probeops_shared::tools::http::report::{
     HeaderField, HttpBody, HttpFailure, HttpFailureCode, HttpPhase, HttpProxy, HttpReport, HttpRequest, HttpTimings,
 };
 use probeops_shared::tools::http::{Http, HttpVersion};
-use probeops_shared::tools::network::{Family, ms};
+use probeops_shared::tools::network::{Family, FamilyChoice, ms};
 use probeops_shared::tools::tcp::report::PortState;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Next, Run, request};
+use super::{Next, Run};
 use crate::executors::dial::{Closed, Dialled, dial};
 use crate::executors::reach::Reached;
 use crate::net::Connection;
@@ -124,7 +124,7 @@ impl Hop<'_> {
         };
         let own = SocketAddr::new(reached.address, url.port());
         let Some(proxy) = &options.proxy else { return Ok(Way { to: own, behind: None, dns_ms: reached.resolve_ms }) };
-        let Reached { address, resolve_ms } = context.reach(proxy.host(), Some(proxy.port()), Family::Any).await?;
+        let Reached { address, resolve_ms } = context.reach(proxy.host(), Some(proxy.port()), FamilyChoice::Any).await?;
         let dns_ms =
             [reached.resolve_ms, resolve_ms].into_iter().flatten().reduce(|one, other| ms(Duration::from_secs_f64((one + other) / 1000.0)));
         Ok(Way { to: SocketAddr::new(address, proxy.port()), behind: Some(own), dns_ms })
@@ -167,8 +167,7 @@ impl Hop<'_> {
     async fn pass(&self, stream: &mut TcpStream, way: &Way, done: &mut Done) -> Result<(), HttpFailure> {
         let Some(behind) = way.behind.filter(|_| done.request.proxy.as_ref().is_some_and(|proxy| proxy.tunnel)) else { return Ok(()) };
         let started = Instant::now();
-        let authorization = self.options().proxy_auth.as_ref().map(request::basic);
-        let opened = tunnel::open(stream, behind, authorization.as_deref()).await;
+        let opened = tunnel::open(stream, behind, &self.proxy_lines()).await;
         if opened.is_ok() {
             done.request.timings.proxy_ms = Some(ms(started.elapsed()));
         }
@@ -179,6 +178,8 @@ impl Hop<'_> {
         let (options, url) = (self.options(), &self.next.url);
         let alpn: &[&str] = match options.http_version {
             HttpVersion::Auto => &["h2", "http/1.1"],
+            // Strict servers end a handshake that offers only what they do not know.
+            HttpVersion::V1_0 => &[],
             HttpVersion::V1_1 => &["http/1.1"],
             HttpVersion::V2 => &["h2"],
         };

@@ -3,13 +3,14 @@
 use bytes::Bytes;
 use data_encoding::BASE64;
 use http_body_util::Full;
-use hyper::Request;
 use hyper::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HOST, HeaderName, HeaderValue, PROXY_AUTHORIZATION, USER_AGENT};
+use hyper::{Request, Version};
+use probeops_shared::tools::http::HttpVersion;
 use probeops_shared::tools::http::parts::{BasicAuth, concealed_value, is_secret};
 use probeops_shared::tools::http::report::{HeaderField, HttpFailure, HttpFailureCode};
 
 use super::hop::{Done, Hop};
-use crate::net::http::Speech;
+use crate::net::http::{Speech, title_case};
 
 impl Hop<'_> {
     /// The request, and its lines as they are shown.
@@ -28,7 +29,8 @@ impl Hop<'_> {
         }
         lines.extend(self.lines(handed_over));
         let body = options.body.clone().filter(|_| self.next.with_body).unwrap_or_default();
-        let mut builder = Request::builder().method(self.next.method.as_str()).uri(uri);
+        let version = if options.http_version == HttpVersion::V1_0 { Version::HTTP_10 } else { Version::default() };
+        let mut builder = Request::builder().version(version).method(self.next.method.as_str()).uri(uri);
         for (name, value) in &lines {
             let value =
                 HeaderValue::from_bytes(value.as_bytes()).map_err(|_| unsent(&format!("{name} has a value that cannot be sent")))?;
@@ -62,9 +64,19 @@ impl Hop<'_> {
         let authorization = options.basic_auth.as_ref().map(basic);
         let authorization = authorization.or_else(|| options.bearer_token.as_ref().map(|token| format!("Bearer {}", token.expose())));
         lines.extend(authorization.filter(|_| own).map(|value| (AUTHORIZATION, value)));
-        lines.extend(options.proxy_auth.as_ref().filter(|_| handed_over).map(|auth| (PROXY_AUTHORIZATION, basic(auth))));
+        if handed_over {
+            lines.extend(self.proxy_lines());
+        }
         lines.extend(given);
         lines
+    }
+
+    /// The header lines for the proxy.
+    pub(super) fn proxy_lines(&self) -> Vec<(HeaderName, String)> {
+        let options = self.options();
+        let given = options.proxy_headers.pairs();
+        let given = given.filter_map(|(name, value)| Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value.to_owned())));
+        options.proxy_auth.as_ref().map(|auth| (PROXY_AUTHORIZATION, basic(auth))).into_iter().chain(given).collect()
     }
 }
 
@@ -73,15 +85,6 @@ fn unsent(detail: &str) -> HttpFailure {
 }
 
 /// RFC 7617.
-pub(super) fn basic(auth: &BasicAuth) -> String {
+fn basic(auth: &BasicAuth) -> String {
     format!("Basic {}", BASE64.encode(auth.expose().as_bytes()))
-}
-
-/// As it is sent over HTTP/1.
-fn title_case(name: &str) -> String {
-    let part = |part: &str| {
-        let mut letters = part.chars();
-        letters.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + letters.as_str())
-    };
-    name.split('-').map(part).collect::<Vec<_>>().join("-")
 }

@@ -1,5 +1,7 @@
 //! `dns`: what an answer has to be like, and where it is asked from.
 
+use data_encoding::BASE64;
+use hickory_proto::op::Message;
 use probeops_shared::outcome::FailureKind;
 use serde_json::{Value, json};
 
@@ -33,6 +35,23 @@ async fn an_answer_is_judged_by_what_it_has_to_be_like() {
     // A code that is wanted is not bad.
     let nowhere = spec("dns", "nowhere.test", json!({"assertions": [{"type": "rcode", "one_of": ["NXDOMAIN"]}]}));
     assert_eq!(nowhere.is_bad(&execute(&context, nowhere.clone(), &Live::default()).await.unwrap().report), Ok(false));
+}
+
+#[tokio::test]
+async fn query_and_answer_are_told_as_they_were_on_the_wire() {
+    let server = DnsServer::start().await;
+    let context = open_node(&[server.address]);
+    for protocol in ["udp", "tcp"] {
+        let report = finds(&context, "dns", "local.test", json!({"raw": true, "protocol": protocol})).await.report;
+        let message = |name: &str| Message::from_vec(&BASE64.decode(report[name].as_str().unwrap().as_bytes()).unwrap()).unwrap();
+        let (query, answer) = (message("query_wire"), message("answer_wire"));
+        assert_eq!(query.queries, answer.queries);
+        assert_eq!((json!(query.metadata.id), json!(answer.metadata.id)), (report["id"].clone(), report["id"].clone()));
+        assert_eq!(answer.answers[0].data.to_string(), report["answer"][0]["value"]);
+        assert_eq!(json!(answer.to_vec().unwrap().len()), report["size_bytes"]);
+    }
+    let plain = finds(&context, "dns", "local.test", json!({})).await.report;
+    assert!(plain.get("query_wire").is_none() && plain.get("answer_wire").is_none(), "{plain}");
 }
 
 #[tokio::test]

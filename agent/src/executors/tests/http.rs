@@ -340,6 +340,23 @@ async fn servers_that_misbehave_are_findings() {
     }
 }
 
+#[tokio::test]
+async fn the_oldest_version_is_spoken_with_servers_that_end_their_answers_by_closing() {
+    let root = Authority::root("Root");
+    for tls in [None, Some(server_config(&root.certify(&["127.0.0.1"]), &[]))] {
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let web = Web::start(tls, |_| b"HTTP/1.0 200 OK\r\nX-A: b\r\n\r\nto the end".to_vec()).await;
+        let url = format!("{scheme}://127.0.0.1:{}/x", web.port());
+        let options = json!({"http_version": "1.0", "method": "POST", "body": "abc", "verify": false});
+        let report = asks(&url, options).await;
+        let request = &report["requests"][0];
+        assert_eq!((&request["protocol"], &request["body"]["text"]), (&json!("HTTP/1.0"), &json!("to the end")), "{report}");
+        let asked = &web.asked()[0];
+        assert!(asked.starts_with("POST /x HTTP/1.0\r\nHost: 127.0.0.1:") && asked.ends_with("\r\n\r\nabc"), "{asked}");
+        assert!(asked.contains("Content-Length: 3\r\n") && !asked.contains("Transfer-Encoding"), "{asked}");
+    }
+}
+
 /// A proxy that makes tunnels; it tells what it was asked for.
 async fn tunnel_proxy(listener: TcpListener) -> String {
     let (mut stream, _) = listener.accept().await.unwrap();
@@ -358,19 +375,24 @@ async fn tunnel_proxy(listener: TcpListener) -> String {
 #[tokio::test]
 async fn a_proxy_is_handed_addresses_and_makes_tunnels_to_what_has_a_name() {
     let proxy = Web::start(None, |_| page("200 OK", &[], b"from the proxy")).await;
-    let options = json!({"proxy": format!("http://127.0.0.1:{}", proxy.port()), "proxy_auth": "user:secret"});
+    let options = json!({"proxy": format!("http://127.0.0.1:{}", proxy.port()), "proxy_auth": "user:secret",
+        "proxy_headers": ["x-route: 2", "X-Api-Key: secret"]});
     let report = asks("http://127.0.0.1:1/x", options).await;
     assert_eq!((&report["status"], &report["requests"][0]["proxy"]["tunnel"]), (&json!(200), &json!(false)), "{report}");
     assert!(proxy.asked()[0].starts_with("GET http://127.0.0.1:1/x HTTP/1.1\r\nHost: 127.0.0.1:1\r\n"), "{:?}", proxy.asked());
-    assert!(proxy.asked()[0].contains("Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\n"));
+    assert!(proxy.asked()[0].contains("Proxy-Authorization: Basic dXNlcjpzZWNyZXQ=\r\nX-Route: 2\r\nX-Api-Key: secret\r\n"));
+    assert!(!report.to_string().contains("secret"), "{report}");
 
     let root = Authority::root("Root");
     let web = Web::start(Some(server_config(&root.certify(&["local.test"]), &[])), |_| page("200 OK", &[], b"through")).await;
     let (server, listener) = (DnsServer::start().await, TcpListener::bind("127.0.0.1:0").await.unwrap());
-    let options = json!({"proxy": format!("http://{}", listener.local_addr().unwrap()), "ca_certificates": root.certificate.pem()});
+    let options = json!({"proxy": format!("http://{}", listener.local_addr().unwrap()), "ca_certificates": root.certificate.pem(),
+        "proxy_headers": ["X-Route: 2"]});
     let (context, url) = (open_node(&[server.address]), format!("https://local.test:{}/", web.port()));
     let (found, asked) = tokio::join!(finds(&context, "http", &url, options), tunnel_proxy(listener));
-    assert!(asked.starts_with(&format!("CONNECT 127.0.0.1:{} HTTP/1.1\r\n", web.port())), "{asked}");
+    let to = format!("127.0.0.1:{}", web.port());
+    assert_eq!(asked, format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\nX-Route: 2\r\n\r\n"));
+    assert!(!web.asked()[0].contains("X-Route"), "{:?}", web.asked());
     let request = &found.report["requests"][0];
     assert_eq!((&request["body"]["text"], &request["tls"]["verified"]), (&json!("through"), &json!(true)), "{request}");
     assert!(

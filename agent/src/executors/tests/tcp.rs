@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::{Context, FailureKind, Found, Live, execute, fails, finds, open_node, policy, run, spec};
-use crate::testing::{self_signed, server_config};
+use crate::testing::{self_signed, serve, server_config};
 
 /// Listens on loopback and answers one connection: greets, and answers the line it is sent.
 async fn talk_to(greeting: &'static [u8], answer: fn(&[u8]) -> Vec<u8>, parameters: Value) -> (Found, Vec<u8>) {
@@ -198,6 +198,24 @@ async fn a_talk_ends_where_the_server_says_something_else() {
 }
 
 #[tokio::test]
+async fn a_port_may_be_none_that_a_server_can_have() {
+    let context = open_node(&[]);
+    for parameters in [json!({"port": 0}), json!({"ports": "0"})] {
+        let report = finds(&context, "tcp", "127.0.0.1", parameters).await.report;
+        assert_eq!((&report["ports"][0]["port"], &report["ports"][0]["state"]), (&json!(0), &json!("refused")), "{report}");
+    }
+    for (tool, parameters) in [
+        ("ping", json!({"protocol": "tcp", "port": 0, "count": 1})),
+        ("traceroute", json!({"protocol": "tcp", "port": 0, "queries": 1, "max_ttl": 1})),
+        ("mtr", json!({"protocol": "tcp", "port": 0, "rounds": 1, "max_ttl": 1})),
+    ] {
+        let spec = spec(tool, "127.0.0.1", parameters);
+        let found = execute(&context, spec.clone(), &Live::default()).await.unwrap();
+        assert_eq!(spec.is_bad(&found.report), Ok(false), "{tool}: {}", found.report);
+    }
+}
+
+#[tokio::test]
 async fn a_connection_is_from_the_source_that_is_given() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -209,6 +227,17 @@ async fn a_connection_is_from_the_source_that_is_given() {
         finds(&context, "tcp", "127.0.0.1", json!({"port": port, "source": "127.0.0.1"}))
     );
     assert_eq!(found.report["ports"][0]["state"], "open");
+}
+
+#[tokio::test]
+async fn only_the_versions_of_tls_that_are_wanted_are_offered() {
+    let port = serve(server_config(&self_signed(&["a.test"]), &[])).await.port();
+    for (range, version) in [(json!({}), "1.3"), (json!({"max_version": "1.2"}), "1.2"), (json!({"min_version": "1.3"}), "1.3")] {
+        let mut parameters = json!({"port": port, "tls": true, "server_name": "a.test"});
+        parameters.as_object_mut().unwrap().extend(range.as_object().unwrap().clone());
+        let found = finds(&open_node(&[]), "tcp", "127.0.0.1", parameters).await;
+        assert_eq!(found.report["ports"][0]["tls"]["version"], version, "{}", found.report);
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use super::{Context, FailureKind, Live, News, execute, fails, finds, open_node, policy, run, spec};
+use super::{Context, FailureKind, LOCAL, Live, News, execute, fails, finds, open_node, policy, run, spec};
 use crate::testing::{Authority, serve, server_config, valid};
 
 /// The options for a server of ours.
@@ -40,6 +40,30 @@ async fn a_chain_is_shown_with_every_reason_not_to_trust_it() {
         assert!(found.output.contains(part), "{part}\n{}", found.output);
     }
     assert!(found.output.ends_with("---\nDONE\n"), "{}", found.output);
+}
+
+#[tokio::test]
+async fn every_connection_is_from_the_source_that_is_given() {
+    let (context, listener) = (open_node(&[]), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let port = listener.local_addr().unwrap().port();
+    let refused = run(&context, "tls", "127.0.0.1", json!({"port": port, "source": "192.0.2.9"})).await;
+    fails(refused, FailureKind::Invalid, "is not an address of this node");
+    // One that the system would not choose by itself, where there is one.
+    let own = crate::net::interfaces::read().unwrap().addresses;
+    let source = own.into_iter().find(|own| own.is_ipv4() && !own.is_loopback()).unwrap_or(LOCAL[0]);
+    // The server ends each: that of the handshake, the one by hand, and those of the versions.
+    let serve = async {
+        loop {
+            let (stream, from) = listener.accept().await.unwrap();
+            assert_eq!(from.ip(), source);
+            drop(stream);
+        }
+    };
+    let parameters = json!({"port": port, "source": source, "versions": true});
+    tokio::select! {
+        found = finds(&context, "tls", "127.0.0.1", parameters) => assert_eq!(found.report["state"], "open", "{}", found.report),
+        () = serve => {}
+    }
 }
 
 #[tokio::test]

@@ -2,14 +2,16 @@
 
 use std::time::Duration;
 
+use probeops_shared::tools::mtr::WATCHED_AT_ONCE;
 use probeops_shared::tools::trace::{ProbeStatus, TraceProbe};
+use probeops_shared::tools::traceroute::PROBES_AT_ONCE;
 use tokio::time::Instant;
 
 use crate::net::beat::BEAT;
 
 /// How many probes of one run are under way at once; where hops are watched, those of several rounds are.
-const UNDER_WAY_MAX_HASTY: usize = 32;
-const UNDER_WAY_MAX_STEADY: usize = 128;
+const UNDER_WAY_MAX_HASTY: usize = PROBES_AT_ONCE;
+const UNDER_WAY_MAX_STEADY: usize = WATCHED_AT_ONCE;
 /// How long an answer that has arrived may wait to be read, on a node that is busy, before its probe is given up.
 const READ_WITHIN: Duration = Duration::from_millis(10);
 /// An answer is given up after so many times as long as that of a hop behind took (traceroute(8) has ten), but never before this.

@@ -174,6 +174,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<DnsResponse, String> {
         authority,
         additional,
         size_bytes: bytes.len(),
+        answer_wire: None,
     })
 }
 

@@ -27,7 +27,7 @@ pub(super) fn attach(socket: &impl AsFd, family: Family, identifier: u16) -> io:
     // A raw IPv6 socket sees no IP header.
     let (index, byte, pair) = match family {
         Family::V6 => (None, LOAD_BYTE_AT, LOAD_PAIR_AT),
-        Family::V4 | Family::Any => (Some(SockFilter::new(INDEX_IPV4_HEADER, 0, 0, 0)), LOAD_BYTE_AFTER, LOAD_PAIR_AFTER),
+        Family::V4 => (Some(SockFilter::new(INDEX_IPV4_HEADER, 0, 0, 0)), LOAD_BYTE_AFTER, LOAD_PAIR_AFTER),
     };
     let (_, reply) = packet::types(family);
     let program: Vec<SockFilter> = index

@@ -2,8 +2,6 @@
 
 use probeops_shared::tools::network::Family;
 
-use crate::net::icmp::PAYLOAD_BYTES_MAX;
-
 /// Type, code, checksum, identifier, number.
 pub(super) const HEADER_BYTES: usize = 8;
 /// What a request carries first, by chance: whoever has not seen it cannot answer it.
@@ -12,8 +10,8 @@ const NONCE_BYTES: usize = 8;
 const BALANCE_BYTES: usize = 2;
 /// An IPv4 header with all options.
 pub(super) const IPV4_HEADER_BYTES_MAX: usize = 60;
-/// The largest packet that can be for us: the payload, its header, and that of IPv4, which a raw socket shows too.
-pub(super) const PACKET_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + HEADER_BYTES + IPV4_HEADER_BYTES_MAX;
+/// All that may come before the payload: its header, and that of IPv4, which a raw socket shows too.
+pub(super) const HEADERS_BYTES_MAX: usize = HEADER_BYTES + IPV4_HEADER_BYTES_MAX;
 
 /// What is drawn for each request.
 pub(super) type Nonce = [u8; NONCE_BYTES];
@@ -22,7 +20,7 @@ pub(super) type Nonce = [u8; NONCE_BYTES];
 pub(super) fn types(family: Family) -> (u8, u8) {
     match family {
         Family::V6 => (128, 129),
-        Family::V4 | Family::Any => (8, 0),
+        Family::V4 => (8, 0),
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,9 +20,9 @@ use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::packet::{self, Nonce, PACKET_BYTES_MAX};
+use super::packet::{self, HEADERS_BYTES_MAX, Nonce};
 use super::sequence::Sequence;
-use super::{Answer, EchoSocket, Fragments, Heard, Kind, RECEIVE_BUFFER_BYTES, Request, SEND_ATTEMPTS, filter, open};
+use super::{Answer, EchoSocket, Fragments, Heard, Kind, PAYLOAD_BYTES, RECEIVE_BUFFER_BYTES, Request, SEND_ATTEMPTS, filter, open};
 use crate::net::beat::{self, BEAT};
 use crate::net::{arrival, error_queue};
 
@@ -46,6 +47,8 @@ struct Wire {
     method: PingMethod,
     /// On a raw socket; the system chooses that of a datagram socket.
     identifier: u16,
+    /// The largest packet that can be for us.
+    largest: AtomicUsize,
     waiting: Mutex<Waiting>,
 }
 
@@ -93,12 +96,12 @@ impl IcmpSocket {
         error_queue::enable(&socket, kind.family)?;
         match kind.family {
             Family::V6 => setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?,
-            Family::V4 | Family::Any => setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?,
+            Family::V4 => setsockopt(&socket, sockopt::Ipv4RecvTtl, &true)?,
         }
         match (kind.fragments, kind.family) {
             (Fragments::Allowed, _) => {}
             (Fragments::Forbidden, Family::V6) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?,
-            (Fragments::Forbidden, Family::V4 | Family::Any) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?,
+            (Fragments::Forbidden, Family::V4) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?,
         }
         // Not with each packet: an IPv6 datagram socket does not heed that.
         kind.source.map_or(Ok(()), |source| socket.bind(&SocketAddr::new(source, 0).into()))?;
@@ -112,7 +115,8 @@ impl IcmpSocket {
         let waiting = Mutex::new(Waiting { sequence, requests: HashMap::new(), set: Set::default() });
         // What is granted is told twice as large (socket(7)).
         let pause = if socket.recv_buffer_size()? < 2 * RECEIVE_BUFFER_BYTES { Some(PAUSE_SHORT) } else { None };
-        let wire = Arc::new(Wire { socket, kind, method, identifier, waiting });
+        let wire =
+            Arc::new(Wire { socket, kind, method, identifier, largest: AtomicUsize::new(PAYLOAD_BYTES + HEADERS_BYTES_MAX), waiting });
         // To the runtime every datagram socket is one of UDP.
         let waited_for = UdpSocket::from_std(wire.socket.try_clone()?.into())?;
         let reader = AbortOnDropHandle::new(tokio::spawn(listen(Arc::clone(&wire), waited_for, pause)));
@@ -151,6 +155,7 @@ impl Wire {
         let number = sequence.unused(|number| requests.contains_key(&number))?;
         let nonce = rand::random();
         let bytes = packet::request(self.kind.family, self.identifier, number, nonce, request.payload_bytes);
+        self.largest.fetch_max(request.payload_bytes + HEADERS_BYTES_MAX, Ordering::Relaxed);
         let mut attempts = 0;
         let at = loop {
             match self.put(request, &bytes, set) {
@@ -180,7 +185,7 @@ impl Wire {
     }
 
     /// Reads what is there, errors first, of each at most [`BATCH`]; how many there were, and whether that was all.
-    fn drain(&self, buffer: &mut [u8]) -> io::Result<(usize, bool)> {
+    fn drain(&self, buffer: &mut Vec<u8>) -> io::Result<(usize, bool)> {
         let mut errors = 0;
         while errors < BATCH
             && let Some(error) = error_queue::take(&self.socket)?
@@ -205,7 +210,11 @@ impl Wire {
         Ok((errors + BATCH, false))
     }
 
-    fn receive(&self, buffer: &mut [u8]) -> Result<(), Errno> {
+    fn receive(&self, buffer: &mut Vec<u8>) -> Result<(), Errno> {
+        let largest = self.largest.load(Ordering::Relaxed);
+        if buffer.len() < largest {
+            buffer.resize(largest, 0);
+        }
         let mut control = nix::cmsg_space!(TimeSpec, i32);
         let mut slices = [IoSliceMut::new(buffer)];
         let message = recvmsg::<SockaddrStorage>(self.socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::MSG_DONTWAIT)?;
@@ -251,7 +260,7 @@ async fn listen(wire: Arc<Wire>, waited_for: UdpSocket, pause: Option<Duration>)
 }
 
 async fn read(wire: &Wire, mut waited_for: UdpSocket, pause: Option<Duration>) -> io::Result<()> {
-    let mut buffer = vec![0; PACKET_BYTES_MAX];
+    let mut buffer = Vec::new();
     let interest = Interest::READABLE | Interest::ERROR;
     loop {
         let mut before: Option<Instant> = None;

@@ -37,6 +37,20 @@ async fn this_machine_replies_and_its_kernel_tells_the_time_to_live() {
 }
 
 #[tokio::test]
+async fn the_largest_packets_come_back_whole() {
+    let icmp = Icmp::default();
+    for (to, family) in [(IpAddr::from(Ipv4Addr::LOCALHOST), Family::V4), (IpAddr::from(Ipv6Addr::LOCALHOST), Family::V6)] {
+        let (socket, mut conversation) = (socket(&icmp, Kind { family, ..KIND }), Conversation::new());
+        // The first is heard by a reader that has no room for the second yet.
+        for (tag, payload_bytes) in [(1, 56), (2, 65_507)] {
+            conversation.send(&socket, tag, &Request { payload_bytes, ..request(to) }).await.unwrap();
+            let heard = next(&mut conversation).await;
+            assert_eq!((heard.tag, &heard.answer), (tag, &Answer::Reply { ttl: Some(64), bytes: payload_bytes + 8, from: to }));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_burst_to_one_host_is_answered_whole_whoever_sent_it() {
     const EACH: u64 = 200;
     let icmp = Icmp::default();

@@ -68,7 +68,7 @@ impl UdpFlow {
         match (course.fragments, family) {
             (Fragments::Allowed, _) => {}
             (Fragments::Forbidden, Family::V6) => set_ipv6_mtu_discover(&socket, Ipv6PathMtuDiscovery::PROBE)?,
-            (Fragments::Forbidden, Family::V4 | Family::Any) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?,
+            (Fragments::Forbidden, Family::V4) => set_ip_mtu_discover(&socket, Ipv4PathMtuDiscovery::PROBE)?,
         }
         let any = if family == Family::V6 { IpAddr::from(Ipv6Addr::UNSPECIFIED) } else { IpAddr::from(Ipv4Addr::UNSPECIFIED) };
         socket.bind(&SocketAddr::new(course.source.unwrap_or(any), 0).into())?;
@@ -125,9 +125,7 @@ impl Wire {
             Family::V6 => {
                 [ControlMessage::Ipv6HopLimit(&ttl)].into_iter().chain(class_v6.as_ref().map(ControlMessage::Ipv6TClass)).collect()
             }
-            Family::V4 | Family::Any => {
-                [ControlMessage::Ipv4Ttl(&ttl)].into_iter().chain(self.class.as_ref().map(ControlMessage::Ipv4Tos)).collect()
-            }
+            Family::V4 => [ControlMessage::Ipv4Ttl(&ttl)].into_iter().chain(self.class.as_ref().map(ControlMessage::Ipv4Tos)).collect(),
         };
         sendmsg::<()>(self.socket.as_raw_fd(), &[IoSlice::new(bytes)], &control, MsgFlags::MSG_DONTWAIT, None).map(drop)
     }

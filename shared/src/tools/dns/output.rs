@@ -235,6 +235,7 @@ mod tests {
     fn report(response: Option<DnsResponse>, attempts: Vec<DnsAttempt>) -> DnsReport {
         DnsReport {
             question: DnsQuestion { name: "example.com.".to_owned(), class: "IN".to_owned(), kind: "A".to_owned() },
+            query_wire: None,
             server: DnsServer { name: None, address: "192.0.2.53".parse().unwrap(), port: 53 },
             transport: Transport::Udp,
             attempts,

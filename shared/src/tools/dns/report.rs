@@ -42,6 +42,9 @@ choice! {
 pub struct DnsReport {
     /// What was asked.
     pub question: DnsQuestion,
+    /// With `raw`, the query as it was sent, a DNS message in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_wire: Option<String>,
     /// Who was asked last.
     pub server: DnsServer,
     /// What carried the last query.
@@ -163,6 +166,9 @@ pub struct DnsResponse {
     pub additional: Vec<DnsRecord>,
     /// The size of the answer.
     pub size_bytes: usize,
+    /// With `raw`, the answer as it came, a DNS message (RFC 1035, 4.1) in base64 (RFC 4648, 4).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer_wire: Option<String>,
 }
 
 /// A code and its name.
@@ -243,6 +249,7 @@ mod tests {
     fn a_report_without_an_answer_has_no_fields_of_one() {
         let report = DnsReport {
             question: DnsQuestion { name: "a.".to_owned(), class: "IN".to_owned(), kind: "A".to_owned() },
+            query_wire: None,
             server: DnsServer { name: None, address: "192.0.2.53".parse().unwrap(), port: 53 },
             transport: Transport::Udp,
             attempts: Vec::new(),

@@ -72,6 +72,9 @@ pub struct DnsTraceStep {
     pub zone: String,
     /// What they are asked.
     pub question: DnsQuestion,
+    /// With `raw`, the query as it was sent, a DNS message in base64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub query_wire: Option<String>,
     /// Where the answer leads.
     pub result: StepResult,
     /// The servers of the zone, as its parent lists them.

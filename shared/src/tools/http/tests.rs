@@ -5,6 +5,7 @@ use serde_json::json;
 use super::assertion::Evidence;
 use super::report::{HttpBody, HttpRequest, HttpTimings};
 use super::*;
+use crate::tools::network::Family;
 use crate::tools::tcp::report::PortState;
 use crate::tools::{Spec, ToolName};
 
@@ -33,6 +34,10 @@ fn what_means_nothing_or_would_break_the_message_is_refused() {
     refuses(json!({"bearer_token": "c", "headers": ["Authorization: x y"]}), "/parameters/headers", "already");
     refuses(json!({"proxy": "https://proxy.example"}), "/parameters/proxy", "scheme http");
     refuses(json!({"proxy_auth": "a:b"}), "/parameters/proxy_auth", "without `proxy`");
+    refuses(json!({"proxy_headers": ["A: b"]}), "/parameters/proxy_headers", "without `proxy`");
+    let twice = json!({"proxy": "http://p/", "proxy_auth": "a:b", "proxy_headers": ["Proxy-Authorization: x"]});
+    refuses(twice, "/parameters/proxy_headers", "from `proxy_auth`");
+    refuses(json!({"http_version": "0.9"}), "/parameters/http_version", "\"1.0\", \"1.1\", \"2\"");
     refuses(json!({"tls_max_version": "1.1"}), "/parameters/tls_max_version", "must be one of");
     refuses(json!({"tls_min_version": "1.3", "tls_max_version": "1.2"}), "/parameters/tls_min_version", "newer than");
     refuses(json!({"assertions": [{"type": "body", "matches": "("}]}), "/parameters/assertions", "no regular expression");
@@ -53,6 +58,7 @@ fn what_means_nothing_or_would_break_the_message_is_refused() {
 #[test]
 fn secrets_are_not_shown_again() {
     let given = json!({"headers": ["Cookie: id=secret; b=secret", "X: shown"], "proxy": "http://p/", "proxy_auth": "user:secret",
+        "proxy_headers": ["X-Api-Key: secret"],
         "client_certificate": "-----BEGIN CERTIFICATE-----", "client_key": "-----BEGIN PRIVATE KEY-----secret", "basic_auth": "user:secret"});
     let spec = check("https://example.com/", given).unwrap();
     let shown = Value::Object(spec.shown_parameters()).to_string();

@@ -3,6 +3,7 @@ use serde_json::json;
 use super::report::{judge_loss, limit_rtts};
 use super::*;
 use crate::timestamp::Timestamp;
+use crate::tools::network::Family;
 use crate::tools::trace::{ProbeStatus, TraceEnd, TraceFlow, TraceMethod, TraceProbe};
 use crate::tools::{Spec, ToolName};
 
@@ -118,6 +119,12 @@ fn the_budget_covers_every_round_and_a_run_without_end_is_refused() {
     let budget = parse(json!({"rounds": 100})).unwrap().budget();
     assert!((Duration::from_secs(110)..Duration::from_secs(140)).contains(&budget), "{budget:?}");
     refuses(json!({"rounds": 100, "interval_ms": 10_000}), "/parameters/interval_ms", "a run may take at most 300 s");
+    refuses(json!({"timeout": 60}), "/parameters/timeout", "waiting 60000 ms in 10 rounds for the hops 1 to 30 may take");
+    refuses(json!({"timeout": 61, "max_ttl": 5}), "/parameters/timeout", "from 0.1 to 60");
+    assert!(parse(json!({"rounds": 100, "max_ttl": 255})).is_ok());
+    // Five silent hops are 500 packets, of which 128 are under way at once: four times half a minute, and twice for the first and the last round.
+    let held_up = parse(json!({"timeout": 30, "max_ttl": 5, "rounds": 100})).unwrap().budget();
+    assert!(held_up >= Duration::from_secs(4 * 30 + 2 * 30), "{held_up:?}");
     refuses(json!({"protocol": "tcp", "flows": 2}), "/parameters/flows", "a flow of its own");
     refuses(json!({"rounds": 3, "flows": 4}), "/parameters/flows", "3 rounds cannot be spread over 4 flows");
     refuses(json!({"port": 80}), "/parameters/port", "ICMP has no ports");

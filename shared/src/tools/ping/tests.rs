@@ -4,6 +4,7 @@ use serde_json::json;
 
 use super::report::{PacketStatus, PingMethod, PingStats, TcpReply};
 use super::*;
+use crate::tools::network::Family;
 use crate::tools::network::IcmpMessage;
 use crate::tools::{Spec, ToolName};
 
@@ -149,5 +150,5 @@ fn what_means_nothing_together_is_refused() {
     refuses("2001:db8::1", json!({"source": "10.0.0.1"}), "/parameters/source", "over IPv6");
     refuses("example.com", json!({"source": "eth0"}), "/parameters/source", "must be an address of the node");
     refuses("example.com", json!({"dscp": 64}), "/parameters/dscp", "0 to 63");
-    refuses("example.com", json!({"payload_bytes": 8973}), "/parameters/payload_bytes", "0 to 8972");
+    refuses("example.com", json!({"payload_bytes": 65_508}), "/parameters/payload_bytes", "0 to 65507");
 }

@@ -48,10 +48,10 @@ impl FromStr for Ports {
     }
 }
 
-const WANTS: &str = "write numbers from 1 to 65535 and ranges of them, such as 22,80,8000-8010";
+const WANTS: &str = "write numbers from 0 to 65535 and ranges of them, such as 22,80,8000-8010";
 
 fn port(text: &str) -> Option<u16> {
-    text.trim().parse().ok().filter(|port| *port > 0)
+    text.trim().parse().ok()
 }
 
 /// Neighbours are drawn together to ranges.
@@ -97,14 +97,14 @@ mod tests {
         assert_eq!(ports.as_slice(), [443, 80, 8000, 8001, 8002, 81]);
         assert_eq!(ports.to_string(), "443,80,8000-8002,81");
         assert_eq!("1-20".parse::<Ports>().unwrap().as_slice().len(), PORTS_MAX);
-        assert_eq!("65535".parse::<Ports>().unwrap().to_string(), "65535");
+        assert_eq!("0,65535".parse::<Ports>().unwrap().as_slice(), [0, 65_535]);
     }
 
     #[test]
     fn what_is_no_port_is_refused_with_its_part() {
         let refused = |text: &str| text.parse::<Ports>().unwrap_err();
         assert!(refused("22,ssh").starts_with("the string \"22,ssh\" has the string \"ssh\" in it, which is no port"));
-        assert!(refused("0-3").contains("which is no port") && refused("70000").contains("from 1 to 65535"));
+        assert!(refused("-1").contains("which is no port") && refused("70000").contains("from 0 to 65535"));
         assert!(refused("").contains("which is no port") && refused("22,").contains("which is no port"));
         assert_eq!(refused("90-80"), "the range 90-80 runs backwards; write 80-90");
         assert!(refused("1-65535").contains("more than 20 ports"));

@@ -23,6 +23,7 @@ fn what_means_nothing_is_refused() {
     refuses(json!({"client_key": "-----BEGIN PRIVATE KEY-----"}), "/parameters/client_key", "without `client_certificate`");
     refuses(json!({"client_certificate": "-----BEGIN CERTIFICATE-----"}), "/parameters/client_certificate", "without `client_key`");
     refuses(json!({"alpn": ["a b"]}), "/parameters/alpn", "such as [\"h2\"");
+    refuses(json!({"source": "192.0.2.9", "family": "6"}), "/parameters/source", "192.0.2.9 is an IPv4 address");
     refuses(json!({"alpn": "h2"}), "/parameters/alpn", "must be a list");
     assert!(check(json!({"alpn": ["h2"], "starttls": "smtp", "versions": true})).is_ok());
 }

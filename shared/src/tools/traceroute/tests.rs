@@ -86,6 +86,21 @@ fn errors_have_the_marks_of_traceroute() {
 }
 
 #[test]
+fn the_most_answers_there_may_be_fit_an_outcome() {
+    let probe = answer("2001:db8:1234:5678:9abc:def0:1234:5678", 59_999.999);
+    let hops: Vec<TraceHop> = (1..=32).map(|ttl| hop(ttl, vec![probe.clone(); 64])).collect();
+    assert_eq!(hops.iter().map(|hop| hop.probes.len()).sum::<usize>(), usize::try_from(PROBES_MAX).unwrap());
+    assert!(serde_json::to_vec(&hops).unwrap().len() < crate::outcome::OUTCOME_BYTES_MAX * 3 / 4);
+}
+
+#[test]
+fn a_run_has_the_time_that_waiting_for_all_its_packets_takes() {
+    let longest = |parameters: serde_json::Value| serde_json::from_value::<Traceroute>(parameters).unwrap().longest();
+    // Five silent hops are 320 packets, of which 32 are under way at once: ten times two seconds instead of one.
+    assert!(longest(json!({"queries": 64})) >= longest(json!({})) + Duration::from_secs(9 * 2));
+}
+
+#[test]
 fn what_means_nothing_together_is_refused() {
     let parse = |parameters: serde_json::Value| Spec::parse(ToolName::Traceroute, "example.com", parameters.as_object().unwrap().clone());
     let refuses = |parameters: serde_json::Value, pointer: &str, part: &str| {
@@ -93,11 +108,21 @@ fn what_means_nothing_together_is_refused() {
         assert!(invalid.pointer == pointer && invalid.detail.contains(part), "{invalid}");
     };
     refuses(json!({"port": 80}), "/parameters/port", "ICMP has no ports");
+    refuses(json!({"protocol": "udp", "port": 0}), "/parameters/port", "from 1 to 65535 for UDP");
+    assert!(parse(json!({"protocol": "tcp", "port": 0, "max_ttl": 5})).is_ok());
     refuses(json!({"protocol": "tcp", "payload_bytes": 32}), "/parameters/payload_bytes", "carries nothing");
     refuses(json!({"protocol": "tcp", "flow": "per_probe", "flows": 2}), "/parameters/flows", "a flow of its own");
     refuses(json!({"flow": "per_probe"}), "/parameters/flow", "ICMP has no ports to vary");
     refuses(json!({"protocol": "tcp", "queries": 16}), "/parameters/queries", "set `flow` to \"per_probe\"");
     refuses(json!({"first_ttl": 5, "max_ttl": 4}), "/parameters/first_ttl", "the first hop (5) lies behind the last (4)");
+    refuses(
+        json!({"queries": 64, "max_ttl": 33}),
+        "/parameters/queries",
+        "64 packets to each of the hops 1 to 33 are 2112; a run may send 2048",
+    );
+    refuses(json!({"queries": 65}), "/parameters/queries", "from 1 to 64");
+    refuses(json!({"timeout": 60}), "/parameters/timeout", "60000 ms for 3 packets to each of the hops 1 to 30 may take");
+    assert!(parse(json!({"timeout": 60, "max_ttl": 10})).is_ok() && parse(json!({"queries": 64, "flows": 64})).is_ok());
     refuses(json!({"flows": 4}), "/parameters/flows", "3 queries cannot be spread over 4 flows");
     refuses(json!({"max_ttl": 255, "timeout": 10}), "/parameters/timeout", "a run may take at most 300 s");
     assert!(parse(json!({"max_ttl": 255})).unwrap().budget() < Duration::from_mins(6));

@@ -84,6 +84,20 @@ fn replies_and_errors_read_as_ping_prints_them_over_datagram_and_raw() {
 }
 
 #[test]
+fn the_largest_requests_go_and_come_in_fragments() {
+    let network = Network::new();
+    for groups in ["0 2147483647", "1 0"] {
+        network.ping_groups(groups);
+        for target in ["10.9.1.2", "fd09:1::2"] {
+            let real = theirs(&network, "ping", &["-n", "-i", "0.2", "-c", "3", "-W", "2", "-s", "65507", target]);
+            let found = ours(&network, "ping", target, json!({"count": 3, "interval_ms": 200, "payload_bytes": 65_507}));
+            assert_eq!(comparable(&found.output), comparable(&real), "{}", found.output);
+            assert_eq!(found.report["stats"]["received"], 3, "{}", found.report);
+        }
+    }
+}
+
+#[test]
 fn the_method_is_what_the_machine_grants() {
     let network = Network::new();
     for (groups, method) in [("0 2147483647", "icmp_datagram"), ("1 0", "icmp_raw")] {
