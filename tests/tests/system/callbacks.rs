@@ -298,6 +298,30 @@ fn an_operator_sees_and_replays_from_the_command_line() {
 }
 
 #[test]
+fn a_job_whose_api_is_killed_while_it_runs_has_its_callback_from_another() {
+    let fabric = Fabric::start();
+    let (owner, other) = (fabric.api_with(&open()), fabric.api_with(&open()));
+    fabric.agent("c-1", "eu");
+    owner.wait_for_nodes(1);
+    let (silent, receiver) = (Silent::start(), Receiver::start(|_, _| Reply::status(204)));
+    let callback = json!({"url": receiver.url("/lost")});
+    let job = json!({"tool": "tcp", "target": "127.0.0.1", "from": "eu", "parameters": silent.parameters(10_000), "callback": callback});
+    let asked = owner.admin().post_raw("/v1/jobs", "application/json", job.to_string().as_bytes(), &[("prefer", "respond-async")]);
+    let job = asked.expect(202);
+    let _held = silent.connected();
+    owner.kill();
+    let told = receiver.wait_for("/lost", 1).remove(0);
+    assert_eq!(told.header("webhook-id"), job["callback"]["delivery"].as_str());
+    let data = &told.json()["data"];
+    assert_eq!(
+        (&data["id"], &data["status"], &data["results"][0]["failure"]["kind"]),
+        (&job["id"], &json!("finished"), &json!("lost")),
+        "{data}"
+    );
+    assert_eq!(delivery(&other, &job)["status"], "delivered");
+}
+
+#[test]
 fn whatever_is_killed_every_callback_is_delivered_under_one_id() {
     let survived = crash::callbacks(100);
     assert_eq!((survived.delivered, survived.ids, survived.told), (100, 100, 100), "{survived:?}");
