@@ -1,8 +1,8 @@
 //! Callbacks: a job's end told to whom its caller named, by Standard Webhooks.
 //!
-//! What is to be delivered waits in stream CALLBACKS, where a delay of its next attempt survives the end of any process; [`deliver`] takes it from
-//! there. [`guard`] says whom it may be told, [`client`] tells it, [`schedule`] says when again, [`sign`] and [`secrets`] prove who says it,
-//! [`deliveries`] is what became of it. The query of a callback's URL and the value of its header are secrets of the caller: they are stored, sent,
+//! What is to be delivered waits in stream CALLBACKS, where a delay of its next attempt survives the end of any process; `deliver` takes it from
+//! there. `guard` says whom it may be told, `client` tells it, `schedule` says when again, `sign` and `secrets` prove who says it,
+//! `deliveries` is what became of it. The query of a callback's URL and the value of its header are secrets of the caller: they are stored, sent,
 //! and shown nowhere.
 
 mod client;
@@ -41,6 +41,7 @@ use crate::problem::Problem;
 
 pub(crate) use request::schema as request_schema;
 pub use url::CallbackUrl;
+pub(crate) use url::origin_of;
 
 /// The longest that a callback may be tried, and as long as it is unless the caller says otherwise.
 pub(crate) const MAX_AGE: Duration = Duration::from_hours(24);

@@ -36,7 +36,8 @@ use tokio_util::task::TaskTracker;
 use crate::access::{Allowance, Principal};
 use crate::audit::Audit;
 use crate::broker::{Broker, Destination, Dispatched, Run, Watched};
-use crate::callbacks::{Callback, CallbackView, Callbacks};
+use crate::callbacks::{Callback, CallbackView, Callbacks, origin_of};
+use crate::jobs::callback::Patience;
 use crate::jobs::detachable::Detachable;
 use crate::jobs::live::Live;
 use crate::jobs::store::{Open, State, Store, Stored};
@@ -277,26 +278,19 @@ impl Jobs {
             });
             return Ok(Submitted { id, answer: Came::Over(job.await), allowance, replayed: false });
         }
-        let replica = Some(self.0.broker.caller().clone());
-        let state = State { document: document.clone(), runs: Some(runs.len()), replica, deliver: request.callback };
         let ends_by = document.created_at.plus(start_within + budget + 2 * GRACE);
-        let kept = self.0.store.put_now(&state, &Open { id, replica: self.0.broker.caller().clone(), ends_by }).await;
-        let kept = kept.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?;
-        let Some(place) = kept else {
+        let state = State { document, runs: Some(runs.len()), replica: Some(self.0.broker.caller().clone()), deliver: request.callback };
+        let only_watched = matches!(how, How::Watch { cancel_on_disconnect: true });
+        let jobs = self.clone();
+        // What is stored is begun, though its caller hang up meanwhile.
+        let begun = self.0.tasks.spawn(async move { jobs.begin(state, runs, ends_by, only_watched, (room, accepted)).await });
+        let begun = begun.await.unwrap_or_else(|_| Err("it met a fault of this API".to_owned()));
+        let Some(mut watcher) = begun.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?
+        else {
             // Another call with the same key was faster.
             let joined = self.join(principal, id, how).await?;
             return joined.ok_or_else(|| Problem::new(Code::Unavailable, "the job was made by another call and cannot be found"));
         };
-        self.0.audit.record(accepted);
-        let only_watched = matches!(how, How::Watch { cancel_on_disconnect: true });
-        let live = Live::new(document, runs.len(), only_watched);
-        drop(self.live().insert(id, Arc::clone(&live)));
-        let mut watcher = live.watch(None);
-        let jobs = self.clone();
-        drop(self.0.tasks.spawn(async move {
-            jobs.run_watched(&live, &runs, place, state.deliver).await;
-            drop((jobs.live().remove(&id), room));
-        }));
         let answer = match how {
             How::Watch { .. } => Came::Watched(watcher),
             How::Wait(wait) => match tokio::time::timeout(wait, watcher.end()).await {
@@ -305,6 +299,31 @@ impl Jobs {
             },
         };
         Ok(Submitted { id, answer, allowance, replayed: false })
+    }
+
+    /// Stores a job and begins with its runs; somebody who watches it, or none when it is there already.
+    async fn begin(
+        &self,
+        state: State,
+        runs: Vec<Run>,
+        ends_by: Timestamp,
+        only_watched: bool,
+        (room, accepted): (OwnedSemaphorePermit, Record),
+    ) -> Result<Option<Watcher>, String> {
+        let id = state.document.id;
+        let open = Open { id, replica: self.0.broker.caller().clone(), ends_by };
+        let Some(place) = self.0.store.put_now(&state, &open).await? else { return Ok(None) };
+        self.0.audit.record(accepted);
+        let live = Live::new(state.document, runs.len(), only_watched);
+        drop(self.live().insert(id, Arc::clone(&live)));
+        let watcher = live.watch(None);
+        let jobs = self.clone();
+        drop(self.0.tasks.spawn(async move {
+            let _here = Here { jobs: &jobs, live: &live };
+            jobs.run_watched(&live, &runs, place, state.deliver).await;
+            drop(room);
+        }));
+        Ok(Some(watcher))
     }
 
     /// Says which nodes would be used for a request and why not others; runs nothing and costs nothing.
@@ -332,7 +351,7 @@ impl Jobs {
             let end = live.conclude(index, dispatched);
             // What was told before it is in the stream before it.
             self.write_events(live);
-            self.0.store.put_run(&live.document, index, &end);
+            self.0.store.put_run(&live.document, index, &end).await;
         }));
         tokio::select! {
             _ = every => {}
@@ -350,7 +369,7 @@ impl Jobs {
         }
         let document = JobDocument { results: Vec::new(), late: Vec::new(), ..document };
         let end = State { document, runs: Some(runs.len()), replica: None, deliver };
-        if !self.call_back(&end).await {
+        if !self.call_back(&end, Patience::AllThereIs).await {
             // Another replica ends it, with its callback.
             return live.finish(written);
         }
@@ -475,6 +494,19 @@ impl Jobs {
     }
 }
 
+/// A job that goes on here, however it ends: whoever watches one that ended without a word looks again.
+struct Here<'a> {
+    jobs: &'a Jobs,
+    live: &'a Live,
+}
+
+impl Drop for Here<'_> {
+    fn drop(&mut self) {
+        drop(self.jobs.live().remove(&self.live.document.id));
+        self.live.leave_off();
+    }
+}
+
 /// Where a job is.
 #[derive(Debug)]
 enum Place {
@@ -534,7 +566,7 @@ fn runs(
 
 fn accepted(document: &JobDocument, caller: String) -> Record {
     let from: Vec<String> = document.from.iter().map(ToString::to_string).collect();
-    let calls_back = document.callback.as_ref().map_or_else(String::new, |callback| format!(", callback to {}", callback.url));
+    let calls_back = document.callback.as_ref().map_or_else(String::new, |callback| format!(", callback to {}", origin_of(&callback.url)));
     Record {
         time: document.created_at,
         verdict: Verdict::Accepted,

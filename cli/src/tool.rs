@@ -86,6 +86,9 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
         }
     };
     let outcomes = outcomes(&document)?;
+    if outcomes.is_empty() {
+        return Err(Failed::new(Exit::Failed, "the job has no outcome"));
+    }
     for outcome in &outcomes {
         if !is_good(&spec, outcome)? {
             return Err(Failed::new(Exit::Failed, ""));
@@ -129,7 +132,15 @@ fn printed(client: &Client, mut body: Value, budget: Duration) -> Result<Value, 
         drop(body.insert("cancel_on_disconnect".to_owned(), true.into()));
     }
     let location = client.post_for_text("/v1/jobs", &body, budget + GRACE + GRACE + NETWORK_MARGIN, |text| print(&plain(text)))?;
-    Ok(client.get(&location, &[], NETWORK_MARGIN)?.body)
+    // Another replica may have to wait for its end to be stored.
+    let begun = Instant::now();
+    loop {
+        let document = client.get(&location, &[], NETWORK_MARGIN)?.body;
+        if document.get("status").and_then(Value::as_str) != Some("running") || begun.elapsed() > NETWORK_MARGIN {
+            return Ok(document);
+        }
+        std::thread::sleep(POLL_EVERY);
+    }
 }
 
 /// The outcomes of a job's document.

@@ -215,7 +215,8 @@ impl<'a> Dispatch<'a> {
         let open = self.attempts.iter().zip(1..).filter(|(attempt, _)| !attempt.over);
         let mut run = None;
         for (attempt, number) in open {
-            let run = run.get_or_insert_with(|| Arc::new(self.run.clone()));
+            // Not with what it was asked: that may be long, and secret.
+            let run = run.get_or_insert_with(|| Arc::new(Run { message: Bytes::new(), ..self.run.clone() }));
             self.broker.0.replies.late.remember(attempt.waiting.token(), number, run);
         }
     }

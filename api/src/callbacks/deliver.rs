@@ -191,7 +191,7 @@ impl Deliverer {
             Next::Again(delay) => (DeliveryStatus::Pending, Some(delay)),
         };
         let (answered, error) = (answer.as_ref().ok().map(|answer| answer.status), answer.as_ref().err().cloned());
-        tracing::info!(delivery = delivery.id, url = %due.callback.url, attempt = number, status = answered, error, next = ?next, "a callback was tried");
+        tracing::info!(delivery = delivery.id, origin = due.callback.url.origin(), attempt = number, status = answered, error, next = ?next, "a callback was tried");
         let next_at = next.map(|delay| Timestamp::now().plus(delay));
         delivery.add(Attempt { at: started_at, status: answered, error, took_ms: took.as_secs_f64() * 1_000.0, next_at });
         match next {

@@ -5,17 +5,21 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use probeops_shared::access::TargetPattern;
 use probeops_shared::host::Host;
 use probeops_shared::http_url::{HttpUrl, Scheme};
 use probeops_shared::reserved::{self, Reserved};
 use tokio::net::lookup_host;
+use tokio::time::timeout;
 
 use super::url::CallbackUrl;
 
 /// How many addresses of a name are judged and tried.
 const ADDRESSES_MAX: usize = 16;
+/// How long a name may take to resolve: an attempt must be over before the broker hands it to another replica.
+const RESOLVED_WITHIN: Duration = Duration::from_secs(3);
 /// What every refusal ends with.
 const SETTING: &str = "the operator can allow it with --callback-allow (PROBEOPS_CALLBACK_ALLOW, `callback_allow` in the file)";
 
@@ -154,7 +158,9 @@ fn is_here(address: IpAddr) -> bool {
 }
 
 async fn resolved(name: &str, port: u16) -> Result<Vec<IpAddr>, String> {
-    let found = lookup_host((name, port)).await.map_err(|_error| "its name cannot be resolved".to_owned())?;
+    let found =
+        timeout(RESOLVED_WITHIN, lookup_host((name, port))).await.map_err(|_elapsed| "its name is not resolved in time".to_owned())?;
+    let found = found.map_err(|_error| "its name cannot be resolved".to_owned())?;
     let addresses: BTreeSet<IpAddr> = found.map(|address| address.ip()).collect();
     match addresses.len() {
         0 => Err("its name has no address".to_owned()),

@@ -114,6 +114,11 @@ impl<'de> Deserialize<'de> for CallbackUrl {
     }
 }
 
+/// Scheme, host and port of a URL as it is shown: what may be logged of it, for the path of a webhook is often its secret.
+pub(crate) fn origin_of(shown: &str) -> String {
+    shown.split('/').take(3).collect::<Vec<_>>().join("/")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,15 @@ use super::Jobs;
 use super::store::{State, Stored};
 use crate::callbacks::Due;
 
+/// How long to try to queue a callback.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Until it is, or this API stops.
+    AllThereIs,
+    /// A few times: somebody will come by again.
+    Little,
+}
+
 impl Jobs {
     /// A job as it lies in the stream.
     pub(crate) async fn stored(&self, id: JobId) -> Result<Option<Stored>, String> {
@@ -15,7 +24,7 @@ impl Jobs {
 
     /// Puts the callback of a job with this end into the queue, if it has one, with its outcomes in the stream before it; the end itself must only be
     /// written afterwards, so that a job that is seen to be over has its callback. False when it could not, and must not be written.
-    pub(super) async fn call_back(&self, end: &State) -> bool {
+    pub(super) async fn call_back(&self, end: &State, patience: Patience) -> bool {
         let Some(callback) = &end.deliver else { return true };
         if let Err(error) = self.0.store.settle(&end.document).await {
             tracing::error!(job.id = %end.document.id, %error, "a job's outcomes could not be kept, so its callback must wait");
@@ -31,6 +40,6 @@ impl Jobs {
             expires_at: finished_at.plus(std::time::Duration::from_millis(callback.max_age_ms)),
             replay: 0,
         };
-        self.0.callbacks.queue(&due, || self.0.tasks.is_closed()).await
+        self.0.callbacks.queue(&due, || patience == Patience::Little || self.0.tasks.is_closed()).await
     }
 }

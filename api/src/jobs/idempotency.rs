@@ -54,8 +54,9 @@ impl Jobs {
         let Some(used) = keys.use_or_read(&key, &wanted).await.map_err(unavailable)? else {
             let made = self.make(principal, request, how, wanted.job).await;
             // What was refused may be asked for again.
-            if made.is_err() && self.0.store.read(wanted.job).await.is_ok_and(|job| job.is_none()) {
-                keys.forget(&key).await.map_err(unavailable)?;
+            let refused = made.is_err() && self.0.store.read(wanted.job).await.is_ok_and(|job| job.is_none());
+            if refused && let Err(error) = keys.forget(&key).await {
+                tracing::warn!(%error, "an idempotency key of a job that was refused stays taken");
             }
             return made;
         };

@@ -24,6 +24,8 @@ use crate::broker::{Dispatched, Heard, Listener};
 const EVENTS_MAX: usize = 2_048;
 /// How many bytes of them.
 const EVENTS_BYTES_MAX: usize = 1024 * 1024;
+/// How many bytes of one job's events are written to the stream, which all jobs share; then only its outcomes.
+const WRITTEN_BYTES_MAX: usize = 4 * 1024 * 1024;
 /// How many bytes of all jobs' events are kept; beyond that only the last few of each.
 const ALL_BYTES_MAX: usize = 128 * 1024 * 1024;
 /// How many are kept of each job in any case.
@@ -180,6 +182,8 @@ struct Ring {
     unwritten: BytesMut,
     /// How many batches of them are.
     batches: u64,
+    /// How many bytes of them.
+    written: usize,
     /// The job's document, once it is over.
     end: Option<Bytes>,
     /// Nothing more will be known.
@@ -239,7 +243,7 @@ impl Live {
         let so_far = ring.runs.get_mut(run);
         let told = so_far.as_ref().and_then(|so_far| so_far.last);
         // What no node said follows what the last one had said.
-        let (attempt, seq) = answered.unwrap_or_else(|| told.map_or((0, 0), |(attempt, seq)| (attempt, seq + 1)));
+        let (attempt, seq) = answered.unwrap_or_else(|| told.map_or((0, 0), |(attempt, seq)| (attempt, seq.saturating_add(1))));
         if let Some(so_far) = so_far {
             so_far.outcome = Some(outcome.clone());
         }
@@ -422,9 +426,10 @@ impl Ring {
     }
 
     fn write(&mut self, told: &Told) {
-        if self.unwritten.len() + told.data.len() > UNWRITTEN_BYTES_MAX {
+        if self.unwritten.len() + told.data.len() > UNWRITTEN_BYTES_MAX || self.written > WRITTEN_BYTES_MAX {
             return;
         }
+        self.written += told.data.len();
         let line = format!("{{\"id\":\"{}\",\"event\":\"{}\",\"data\":", told.id, told.kind.as_str());
         self.unwritten.extend_from_slice(line.as_bytes());
         self.unwritten.extend_from_slice(&told.data);
@@ -514,9 +519,16 @@ impl Watcher {
     pub(crate) async fn end(&mut self) -> Bytes {
         loop {
             self.changed.mark_unchanged();
-            let end = self.live.ring().end.clone();
+            let (end, left_off) = {
+                let ring = self.live.ring();
+                (ring.end.clone(), ring.left_off)
+            };
             if let Some(end) = end {
                 return end;
+            }
+            // It has ended somewhere else; the job so far is all that is known here.
+            if left_off {
+                return self.live.so_far().to_bytes();
             }
             // The job itself holds the other end.
             drop(self.changed.changed().await);

@@ -45,8 +45,8 @@ const ON_ITS_WAY: Duration = Duration::from_secs(2);
 /// When to look for one again; twice as long after each time, for an id may also be made up.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
-/// How long after its job's last moment it is kept that the job goes on: long enough for several looks at what is left.
-const OPEN_KEPT: Duration = Duration::from_mins(3);
+/// How long after its job's last moment it is kept that the job goes on: an API that was away for less ends what it left.
+const OPEN_KEPT: Duration = Duration::from_hours(1);
 /// How many jobs that go on are asked for at once.
 const OPEN_AT_ONCE: usize = 500;
 
@@ -140,7 +140,7 @@ impl Store {
     pub(crate) async fn put_end(&self, state: &State, after: u64) -> Result<bool, String> {
         let (sender, stored) = oneshot::channel();
         let (subject, payload) = state.message();
-        self.put(Entry { subject, payload, after: Some(after), stored: Some(sender) });
+        self.put_in_turn(Entry { subject, payload, after: Some(after), stored: Some(sender) }).await;
         match stored.await {
             Ok(true) => Ok(true),
             // Its acknowledgement may have been lost, and then it stood in its own way.
@@ -158,15 +158,16 @@ impl Store {
         let (sender, stored) = oneshot::channel();
         // A batch without events: it is stored after all the others.
         let subject = subjects::job_events(owner(&document.caller), document.id, "end");
-        self.put(Entry { subject, payload: Bytes::new(), after: None, stored: Some(sender) });
+        self.put_in_turn(Entry { subject, payload: Bytes::new(), after: None, stored: Some(sender) }).await;
         stored.await.map(drop).map_err(|_| "they could not be stored".to_owned())
     }
 
-    /// Writes what came of one of a job's runs soon, beside its state.
-    pub(crate) fn put_run(&self, document: &JobDocument, index: usize, end: &RunEnd) {
+    /// Writes what came of one of a job's runs soon, beside its state; waits for room.
+    pub(crate) async fn put_run(&self, document: &JobDocument, index: usize, end: &RunEnd) {
         let subject = subjects::job_run(owner(&document.caller), document.id, index);
         // The first counts: a replica whose job was ended for it may still come to one of its own.
-        self.put(Entry { subject, payload: serde_json::to_vec(end).unwrap_or_default().into(), after: Some(0), stored: None });
+        let payload = serde_json::to_vec(end).unwrap_or_default().into();
+        self.put_in_turn(Entry { subject, payload, after: Some(0), stored: None }).await;
     }
 
     /// Writes an outcome that came after its run was over soon; which run, and which attempt of it.
@@ -179,6 +180,13 @@ impl Store {
     pub(crate) fn put_events(&self, document: &JobDocument, batch: u64, events: Bytes) {
         let subject = subjects::job_events(owner(&document.caller), document.id, batch);
         self.put(Entry { subject, payload: events, after: None, stored: None });
+    }
+
+    /// Waits for room: it must not be lost. Nothing is written any more once the API has stopped.
+    async fn put_in_turn(&self, entry: Entry) {
+        if self.queue.send(entry).await.is_err() {
+            tracing::error!("an outcome could not be kept: the API has stopped");
+        }
     }
 
     fn put(&self, entry: Entry) {
@@ -196,8 +204,12 @@ impl Store {
         let headers = HeaderMap::from_iter([(NATS_MESSAGE_TTL, HeaderValue::from(ttl.as_secs()))]);
         let subject = subjects::job_open(&open.replica, open.id);
         let ends_by = open.ends_by.unix_ms().to_string();
-        let sent = self.jetstream.client().publish_with_headers(subject, headers, ends_by.into()).await;
-        sent.map_err(|error| error.to_string())?;
+        let mut marker = PublishMessage::build().payload(ends_by.into());
+        for (name, values) in headers.iter() {
+            marker = values.iter().fold(marker, |marker, value| marker.header(name.clone(), value.clone()));
+        }
+        let sent = self.jetstream.send_publish(subject, marker).await.map_err(|error| error.to_string())?;
+        sent.await.map_err(|error| error.to_string())?;
         let (subject, payload) = state.message();
         let first = PublishMessage::build().payload(payload).expected_last_subject_sequence(0);
         let sent = self.jetstream.send_publish(subject, first).await.map_err(|error| error.to_string())?;
@@ -283,9 +295,15 @@ impl Store {
 
     /// Reads a job as it lies there now.
     pub(crate) async fn read(&self, id: JobId) -> Result<Option<Stored>, String> {
-        let of_job = [subjects::job_state(ANY, id), subjects::job_run(ANY, id, ANY), subjects::job_late(ANY, id, ANY)];
+        let of_job = [subjects::job_state(ANY, id), subjects::job_run(ANY, id, ANY)];
         let (mut state, mut sequence, mut runs, mut late) = (None, 0, Vec::new(), Vec::new());
-        for message in last_of_each(&self.jetstream.client(), storage::JOBS, &of_job).await? {
+        let mut messages = last_of_each(&self.jetstream.client(), storage::JOBS, &of_job).await?;
+        // Apart, for together they may be more than one request reads; a job is known without them.
+        match last_of_each(&self.jetstream.client(), storage::JOBS, &[subjects::job_late(ANY, id, ANY)]).await {
+            Ok(found) => messages.extend(found),
+            Err(error) => tracing::warn!(job.id = %id, %error, "what came too late cannot be read"),
+        }
+        for message in messages {
             match subjects::parse_job(&message.subject) {
                 Some((_, _, OfJob::State)) => {
                     let read = serde_json::from_slice::<State>(&message.payload);

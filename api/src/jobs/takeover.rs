@@ -15,11 +15,14 @@ use probeops_shared::timestamp::Timestamp;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval};
 
+use super::callback::Patience;
 use super::store::{RunEnd, State};
 use super::{JobDocument, JobStatus, Jobs};
 
 /// How often all jobs that go on are looked at.
 const LOOK_EVERY: Duration = Duration::from_mins(1);
+/// How much longer than it should a job of a replica that is there may take: its clock is another, and storing its end may be slow.
+const SLACK: Duration = Duration::from_mins(1);
 
 impl Jobs {
     /// Ends what replicas leave behind that are gone, as soon as they are, and looks now and then whether anything else was left.
@@ -60,12 +63,15 @@ impl Jobs {
                 is_there
             };
             // Even a replica that is there may have lost one.
-            if (!is_there || open.ends_by < Timestamp::now()) && !self.live().contains_key(&open.id) {
+            if (!is_there || open.ends_by.plus(SLACK) < Timestamp::now()) && !self.live().contains_key(&open.id) {
                 left.insert(open.id);
             }
         }
         for id in self.0.store.running(left.into_iter().collect()).await? {
-            self.end_for_another(id, FailureKind::Lost).await?;
+            // One that cannot be ended must not keep the others going on.
+            if let Err(error) = self.end_for_another(id, FailureKind::Lost).await {
+                tracing::warn!(job.id = %id, %error, "a job that was left cannot be ended now");
+            }
         }
         Ok(())
     }
@@ -83,12 +89,12 @@ impl Jobs {
                 format!("the API's replica {replica}, where the job went on, is gone, and what became of this run with it"),
             );
             let outcome = Outcome::failed(request_id, document.tool.clone(), document.target.clone(), failure);
-            self.0.store.put_run(&document, index, &RunEnd { attempt: 0, seq: 0, outcome });
+            self.0.store.put_run(&document, index, &RunEnd { attempt: 0, seq: 0, outcome }).await;
         }
         let status = if kind == FailureKind::Cancelled { JobStatus::Cancelled } else { JobStatus::Finished };
         let document = JobDocument { status, finished_at: Some(Timestamp::now()), ..document };
         let end = State { document, runs, replica: None, deliver };
-        if self.call_back(&end).await && self.0.store.put_end(&end, stored.sequence).await? {
+        if self.call_back(&end, Patience::Little).await && self.0.store.put_end(&end, stored.sequence).await? {
             tracing::warn!(job.id = %id, %replica, "a job was ended whose replica is gone");
         }
         Ok(())

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::App;
 use crate::callbacks::deliveries::{Delivery, DeliveryStatus, Filter};
+use crate::callbacks::origin_of;
 use crate::problem::{Problem, success};
 use crate::routes::body::NoBody;
 use crate::routes::frame::CurrentRequest;
@@ -108,6 +109,6 @@ async fn replay(
     NoBody: NoBody,
 ) -> Result<Json<Delivery>, Problem> {
     let delivery = app.callbacks.replay(&principal, &id, &app.jobs).await?;
-    app.audit.changed(&principal.name, &current.0, format!("delivery:{id}"), format!("asked for again, to {}", delivery.url));
+    app.audit.changed(&principal.name, &current.0, format!("delivery:{id}"), format!("asked for again, to {}", origin_of(&delivery.url)));
     Ok(Json(delivery))
 }

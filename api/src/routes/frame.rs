@@ -74,8 +74,10 @@ pub(super) async fn frame(State((audit, metrics)): State<(Audit, Metrics)>, mut 
     if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::try_from(text).ok()) {
         headers.insert(TRACEPARENT, traceparent);
     }
-    // What is not in the table has no name of its own: anybody could make up any number of them.
-    let (route, method_name) = route.as_ref().map_or(("", "other"), |route| (route.as_str(), method.as_str()));
+    // What is not in the table, path or method, has no name of its own: anybody could make up any number of them.
+    let route = route.as_ref().map_or("", MatchedPath::as_str);
+    let known = [Method::GET, Method::HEAD, Method::POST, Method::DELETE].contains(&method);
+    let method_name = if known && !route.is_empty() { method.as_str() } else { "other" };
     metrics.answered(method_name, route, response.status().as_u16(), began.elapsed());
     tracing::debug!(request.id = %id, status = response.status().as_u16(), elapsed_ms = began.elapsed().as_secs_f64() * 1000.0, "{method} {}", uri.path());
     response

@@ -83,7 +83,7 @@ pub(super) fn text(watcher: Watcher) -> Response {
             script.gap();
             String::new()
         }
-        Next::End(_) => script.end(),
+        Next::End(document) => script.end_with(&document),
     });
     let pieces = pieces.filter(|piece| future::ready(!piece.is_empty())).map(|piece| Ok::<_, Infallible>(Bytes::from(piece)));
     let headers = [

@@ -9,7 +9,7 @@ use probeops_shared::outcome::Outcome;
 use probeops_shared::text::plain;
 use serde::de::DeserializeOwned;
 
-use crate::jobs::{Begun, Ended, Found, Kind, Told};
+use crate::jobs::{Begun, Ended, Found, JobDocument, Kind, Told};
 
 /// What was printed of each run.
 #[derive(Debug)]
@@ -24,6 +24,8 @@ struct Printed {
     text: String,
     /// Something of it was missed.
     broken: bool,
+    /// Its outcome was told.
+    over: bool,
     /// The end of it, as long as it is no whole line.
     rest: String,
 }
@@ -54,6 +56,7 @@ impl Script {
     pub(super) fn outcome(&mut self, run: usize, outcome: &Outcome) -> String {
         let several = self.runs.len() > 1;
         let Some(printed) = self.runs.get_mut(run) else { return String::new() };
+        printed.over = true;
         printed.node = outcome.node.as_ref().map_or_else(|| "no node".to_owned(), |node| node.id.to_string());
         let known = if printed.broken { None } else { outcome.output.strip_prefix(printed.text.as_str()) };
         let mut added = String::new();
@@ -67,6 +70,17 @@ impl Script {
             }
         }
         added + &printed.end(several)
+    }
+
+    /// What is left when the job is over with this document: outcomes that were not told, too.
+    pub(super) fn end_with(&mut self, document: &[u8]) -> String {
+        let document: Option<JobDocument> = serde_json::from_slice(document).ok();
+        let outcomes = document.map(|document| document.results).unwrap_or_default();
+        // Only of a job that is over are there as many as runs.
+        let untold: Vec<usize> =
+            (0..self.runs.len().min(outcomes.len())).filter(|run| self.runs.get(*run).is_some_and(|printed| !printed.over)).collect();
+        let told: String = untold.into_iter().filter_map(|run| Some(self.outcome(run, outcomes.get(run)?))).collect();
+        told + &self.end()
     }
 
     /// What is left when the job is over.
