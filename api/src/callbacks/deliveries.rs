@@ -1,6 +1,7 @@
 //! What became of callbacks, in bucket DELIVERIES.
 
 use std::fmt;
+use std::time::Duration;
 
 use probeops_shared::ids::JobId;
 use probeops_shared::problem::Code;
@@ -8,17 +9,22 @@ use probeops_shared::subjects::{ANY, REST, broker, storage};
 use probeops_shared::timestamp::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
 
 use super::{Callbacks, Due, delivery_id};
 use crate::access::Principal;
 use crate::broker::last::{last_of_each, next_of};
-use crate::jobs::{Jobs, owner};
+use crate::jobs::{JobStatus, Jobs, owner};
 use crate::problem::{Asked, Problem};
 
 /// How many attempts are kept of a delivery.
 const ATTEMPTS_MAX: usize = 20;
 /// How many entries are read at once.
 const READ_AT_ONCE: usize = 256;
+/// How long the end of a job whose callback was delivered may take to be stored.
+const STORED_WITHIN: Duration = Duration::from_secs(2);
+/// When to look again whether it is.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_millis(20);
 
 /// A callback, and what became of it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -220,7 +226,16 @@ impl Callbacks {
             return Err(Problem::new(Code::Conflict, format!("delivery `{id}` is still tried; it can be asked for again when it is over")));
         }
         let gone = || Problem::new(Code::Conflict, format!("the job of delivery `{id}` is no longer kept, so there is nothing to deliver"));
-        let stored = jobs.stored(delivery.job).await.map_err(|error| unavailable(&error))?.ok_or_else(gone)?;
+        let mut stored = jobs.stored(delivery.job).await.map_err(|error| unavailable(&error))?.ok_or_else(gone)?;
+        // A callback is queued before its job's end is stored, and may be delivered before it is.
+        let begun = Instant::now();
+        while stored.state.document.status == JobStatus::Running {
+            if begun.elapsed() > STORED_WITHIN {
+                return Err(unavailable(&"the end of its job is not stored yet"));
+            }
+            sleep(LOOK_AGAIN_AFTER).await;
+            stored = jobs.stored(delivery.job).await.map_err(|error| unavailable(&error))?.ok_or_else(gone)?;
+        }
         let callback = stored.state.deliver.clone().ok_or_else(gone)?;
         let due = Due {
             job: delivery.job,
@@ -249,7 +264,6 @@ fn unavailable(error: &dyn fmt::Display) -> Problem {
 mod tests {
     use super::*;
     use crate::callbacks::Callback;
-    use crate::jobs::JobStatus;
 
     #[test]
     fn a_delivery_keeps_its_last_attempts_and_begins_anew_when_replayed() {
