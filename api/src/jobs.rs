@@ -293,6 +293,8 @@ impl Jobs {
         };
         let answer = match how {
             How::Watch { .. } => Came::Watched(watcher),
+            // Who does not wait is told the same whether it was quick or not: that it was accepted.
+            How::Wait(Duration::ZERO) => Came::SoFar(watcher.so_far().to_bytes()),
             How::Wait(wait) => match tokio::time::timeout(wait, watcher.end()).await {
                 Ok(document) => Came::Over(document),
                 Err(_elapsed) => Came::SoFar(watcher.so_far().to_bytes()),
