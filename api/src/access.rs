@@ -65,7 +65,7 @@ impl Access {
                 "the bearer credential is neither an API key (pk_…) nor a JWT (three parts with dots between them)",
             ));
         };
-        Ok(Principal::new(identity))
+        Ok(Principal::of(identity))
     }
 }
 

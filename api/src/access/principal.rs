@@ -33,7 +33,7 @@ impl std::ops::Deref for Principal {
 }
 
 impl Principal {
-    pub(crate) fn new(identity: Arc<Identity>) -> Self {
+    pub(crate) fn of(identity: Arc<Identity>) -> Self {
         Self(identity)
     }
 
@@ -88,7 +88,7 @@ mod tests {
 
     fn principal(scopes: &[Scope], limits: &str) -> Principal {
         let identity = Identity { name: "key:k".to_owned(), scopes: scopes.to_vec(), limits: serde_json::from_str(limits).unwrap() };
-        Principal::new(Arc::new(identity))
+        Principal::of(Arc::new(identity))
     }
 
     #[test]

@@ -228,7 +228,7 @@ mod tests {
 
     fn maker(scopes: &[Scope], limits: &str) -> Principal {
         let identity = Identity { name: "key:maker".to_owned(), scopes: scopes.to_vec(), limits: serde_json::from_str(limits).unwrap() };
-        Principal::new(Arc::new(identity))
+        Principal::of(Arc::new(identity))
     }
 
     #[track_caller]
