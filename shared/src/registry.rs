@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::access::Targets;
 use crate::ids::{Caller, LabelKey, LabelValue, NodeId, Region};
 use crate::timestamp::Timestamp;
 use crate::tools::ToolName;
@@ -49,6 +50,9 @@ pub struct ServiceGrant {
     pub tools: Vec<ToolName>,
     /// The nodes it may ask by id.
     pub nodes: Vec<NodeId>,
+    /// Only these targets. Such a service has its jobs run at the front door of the API, and publishes none itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Targets>,
     /// The public half of its key (an nkey, `U…`).
     pub public_key: String,
     /// When it was granted.
@@ -58,4 +62,11 @@ pub struct ServiceGrant {
     /// When it was revoked; absent while it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+}
+
+impl ServiceGrant {
+    /// Whether it may publish jobs itself: not with limits that only the API can hold.
+    pub fn direct(&self) -> bool {
+        self.targets.is_none()
+    }
 }

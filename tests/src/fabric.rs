@@ -273,6 +273,7 @@ impl Fabric {
             ("api", Role::Api { caller }),
             ("collector", Role::Collector { name: collector }),
             ("acknowledger", Role::Acknowledger),
+            ("frontdoor", Role::FrontDoor),
             ("auditor", Role::Auditor),
         ] {
             self.vault.mint_to(&creds.join(format!("{file}.creds")), &role, LIFETIME).expect("a credential");
@@ -384,6 +385,7 @@ impl Fabric {
             regions: regions.iter().map(|region| region.parse().expect("a region")).collect(),
             tools: tools.iter().map(|tool| tool.parse().expect("a tool")).collect(),
             nodes: nodes.iter().map(|node| node.parse().expect("a node")).collect(),
+            direct: true,
         };
         self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
         Service { name: name.to_owned(), creds }
