@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::access::Targets;
+use crate::access::{AtOnce, Rate, Targets};
 use crate::ids::{Caller, LabelKey, LabelValue, NodeId, Region};
 use crate::timestamp::Timestamp;
 use crate::tools::ToolName;
@@ -28,6 +28,12 @@ pub struct NodeGrant {
     /// Its labels. They are granted: a node cannot give itself any.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// At most so many runs of all callers together in so long: `10/s`, `60/m`, `1000/h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// At most so many runs of all callers together at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<AtOnce>,
     /// The public half of its key (an nkey, `U…`).
     pub public_key: String,
     /// When it was granted.
@@ -53,6 +59,12 @@ pub struct ServiceGrant {
     /// Only these targets. Such a service has its jobs run at the front door of the API, and publishes none itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<Targets>,
+    /// At most so many runs in so long, over all nodes: `10/s`, `60/m`, `1000/h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// At most so many runs at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<AtOnce>,
     /// The public half of its key (an nkey, `U…`).
     pub public_key: String,
     /// When it was granted.
