@@ -423,6 +423,20 @@ impl Fabric {
         })
     }
 
+    /// The same, with the inbox of its own that the credential has.
+    pub fn connect_in(&self, creds: &Path, inbox_prefix: &str) -> async_nats::Client {
+        self.block_on(async {
+            let options = async_nats::ConnectOptions::with_credentials_file(creds).await.expect("a credential");
+            let options = options.custom_inbox_prefix(inbox_prefix).add_root_certificates(self.ca()).require_tls(true);
+            options.connect(self.url()).await.expect("the broker")
+        })
+    }
+
+    /// Begins what is asynchronous; it goes on by itself.
+    pub fn spawn<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+        self.runtime.spawn(future)
+    }
+
     /// Runs what is asynchronous to its end.
     pub fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
