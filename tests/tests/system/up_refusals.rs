@@ -90,7 +90,7 @@ fn half_written_data_is_mended_or_named_with_its_cure() {
     }
     secrets.retain(|path| path.file_name().is_some_and(|name| name != "lock"));
     secrets.push(home.path("data/tls/ca.pem"));
-    assert_eq!(secrets.len(), 9 + 4 + 4 + 2 + 1, "{secrets:?}");
+    assert_eq!(secrets.len(), 9 + 4 + 5 + 2 + 1, "{secrets:?}");
     for path in secrets {
         let whole = std::fs::read(&path).unwrap();
         cut(&path);
