@@ -36,7 +36,7 @@ pub(crate) use self::replies::{Heard, Listener};
 use crate::collector::Collector;
 use crate::problem::Problem;
 use crate::roster::Roster;
-use crate::watch::watch;
+use crate::watch::{Change, watch};
 
 /// How long the broker may take to answer a JetStream request.
 const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -84,6 +84,8 @@ struct Inner {
     /// What nodes say of runs that were over, until somebody reads it.
     late_answers: Mutex<Option<mpsc::Receiver<LateAnswer>>>,
     roster: Roster,
+    /// Whether the roster has been told of all who were granted, and of all who are there.
+    told: [CancellationToken; 2],
     link: watch::Receiver<LinkState>,
     links: Links,
 }
@@ -134,15 +136,18 @@ impl Broker {
             replies,
             late_answers: Mutex::new(Some(late_answers)),
             roster: roster.clone(),
+            told: [CancellationToken::new(), CancellationToken::new()],
             link: link.clone(),
             links,
         }));
         let mux = broker.clone();
         drop(tasks.spawn(async move { mux.0.replies.deliver(answers, &mux.0.caller, &mux.0.client).await }));
+        let [granted_told, present_told] = broker.0.told.clone();
         let (granted, stopped) = (roster.clone(), stop.clone());
-        drop(tasks.spawn(watch(nodes, link.clone(), stopped, move |change| granted.learn_grant(change))));
-        let stopped = stop.clone();
-        drop(tasks.spawn(watch(presence, link, stopped, move |change| roster.learn_presence(change))));
+        let learn_grant = and_then(granted_told, move |change| granted.learn_grant(change));
+        drop(tasks.spawn(watch(nodes, link.clone(), stopped, learn_grant)));
+        let learn_presence = and_then(present_told, move |change| roster.learn_presence(change));
+        drop(tasks.spawn(watch(presence, link, stop.clone(), learn_presence)));
         let collector_name = broker.0.links.name_of("collector")?;
         let collector = Collector::new(collecting, collector_name, acknowledger)
             .await
@@ -156,6 +161,12 @@ impl Broker {
             }
         }));
         Ok(broker)
+    }
+
+    /// Waits until the roster has been told of every node there was. Where there is none it is never told so: not longer than `at_most`.
+    pub(crate) async fn roster_told(&self, at_most: Duration) {
+        let [granted, present] = &self.0.told;
+        drop(tokio::time::timeout(at_most, async { tokio::join!(granted.cancelled(), present.cancelled()) }).await);
     }
 
     /// Whether jobs can be taken now, or why not.
@@ -333,6 +344,17 @@ impl Links {
                 }
                 Err(error) => return Err(format!("{role}: {error}")),
             }
+        }
+    }
+}
+
+/// Learns a change, and says when it was the last of those that were there.
+fn and_then(told: CancellationToken, learn: impl Fn(Change)) -> impl Fn(Change) {
+    move |change| {
+        let last = change.is_last();
+        learn(change);
+        if last {
+            told.cancel();
         }
     }
 }
