@@ -174,7 +174,7 @@ impl Inside {
         let Submitted { id: _, answer, allowance, replayed } = submitted.map_err(|problem| problem.asked(about))?;
         let mut said = http::HeaderMap::new();
         said.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-        said.extend(allowance.iter().flat_map(crate::access::Allowance::headers));
+        said.extend(allowance.iter().flat_map(crate::limits::Allowance::headers));
         said.extend(replayed.then(knock::replayed));
         let document = match (answer, events, &message.reply) {
             (Came::Watched(watcher), Some(events), Some(reply)) => self.tell(watcher, events, reply).await,
