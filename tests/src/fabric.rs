@@ -67,6 +67,10 @@ pub struct AgentOptions {
     pub tools: Vec<&'static str>,
     /// The labels it is granted.
     pub labels: Vec<(&'static str, &'static str)>,
+    /// The rate that all its callers share.
+    pub rate: Option<&'static str>,
+    /// How many runs all its callers may have at once.
+    pub at_once: Option<&'static str>,
     /// Name servers.
     pub resolvers: Option<String>,
     /// Light slots.
@@ -88,6 +92,8 @@ impl Default for AgentOptions {
             ca: None,
             tools,
             labels: Vec::new(),
+            rate: None,
+            at_once: None,
             resolvers: None,
             slots_light: None,
             slots_probe: None,
@@ -317,7 +323,18 @@ impl Fabric {
         let minted = self.vault.mint_to(&self.layout.node_creds(&node), &role, LIFETIME).expect("a credential");
         let (created_at, expires_at) = (Timestamp::now(), minted.expires_at);
         let labels = options.labels.iter().map(|(key, value)| (key.parse().expect("a label"), value.parse().expect("a value"))).collect();
-        let grant = NodeGrant { id: node, region, tools, labels, public_key: minted.public_key, created_at, expires_at, revoked_at: None };
+        let grant = NodeGrant {
+            id: node,
+            region,
+            tools,
+            labels,
+            rate: options.rate.map(|rate| rate.parse().expect("a rate")),
+            at_once: options.at_once.map(|at_once| at_once.parse().expect("a number")),
+            public_key: minted.public_key,
+            created_at,
+            expires_at,
+            revoked_at: None,
+        };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
         self.start_agent(id, options)
     }
