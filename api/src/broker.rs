@@ -17,6 +17,8 @@ use async_nats::jetstream::{self, kv};
 use async_nats::{Client, HeaderMap};
 use futures_util::{Stream, StreamExt};
 use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
+use probeops_nats::permissions::Role;
+use probeops_nats::vault::credentials::Credentials;
 use probeops_shared::ids::{Caller, JobId, NodeId, RequestId};
 use probeops_shared::job::Verb;
 use probeops_shared::problem::Code;
@@ -48,7 +50,7 @@ pub struct Links {
     pub servers: Vec<String>,
     /// The authority that signed its certificate.
     pub ca: Option<PathBuf>,
-    /// The folder with `api.creds`, `collector.creds`, `acknowledger.creds` and `auditor.creds`.
+    /// The folder with `api.creds`, `collector.creds`, `acknowledger.creds`, `frontdoor.creds` and `auditor.creds`.
     pub creds: PathBuf,
     /// The data folder with the keys that may revoke; without it this API cannot.
     pub vault: Option<PathBuf>,
@@ -75,6 +77,7 @@ struct Inner {
     auditor: jetstream::Context,
     keys: kv::Store,
     nodes: kv::Store,
+    services: kv::Store,
     idempotency: Keys,
     lease: Lease,
     replies: Replies,
@@ -110,6 +113,7 @@ impl Broker {
                 .map_err(|error| format!("bucket {name} cannot be used: {error} (was the broker provisioned?)"))
         };
         let (keys, nodes, presence) = (bucket(storage::KEYS).await?, bucket(storage::NODES).await?, bucket(storage::PRESENCE).await?);
+        let services = bucket(storage::SERVICES).await?;
         let idempotency = Keys::new(bucket(storage::IDEMPOTENCY).await?);
         let lease = Lease::take(bucket(storage::REPLICAS).await?, caller.clone(), link.clone()).await;
         let lease = lease.map_err(|error| format!("bucket {} cannot be written: {error}", storage::REPLICAS))?;
@@ -124,6 +128,7 @@ impl Broker {
             auditor: jetstream_of(auditing),
             keys,
             nodes: nodes.clone(),
+            services,
             idempotency,
             lease,
             replies,
@@ -176,6 +181,16 @@ impl Broker {
     /// Bucket KEYS.
     pub fn keys(&self) -> kv::Store {
         self.0.keys.clone()
+    }
+
+    /// Bucket SERVICES.
+    pub fn services(&self) -> kv::Store {
+        self.0.services.clone()
+    }
+
+    /// Where the broker is and who we are.
+    pub(crate) fn links(&self) -> &Links {
+        &self.0.links
     }
 
     /// JetStream of the application account.
@@ -251,13 +266,21 @@ impl Broker {
         }
     }
 
+    /// Makes the credential of a service.
+    pub(crate) async fn mint_service(&self, role: Role, lifetime: Duration) -> Result<Credentials, Problem> {
+        crate::revoke::mint(crate::revoke::keys(&self.0.links, "probeops services add")?, role, lifetime).await
+    }
+
+    /// Revokes the credential of a service on every server.
+    pub(crate) async fn revoke_service(&self, name: &Caller, public_key: &str) -> Result<(), Problem> {
+        let data = crate::revoke::keys(&self.0.links, "probeops services revoke")?;
+        let revoked = crate::revoke::revoke(data, &self.0.links, public_key).await;
+        revoked.map_err(|error| Problem::new(Code::Unavailable, format!("service {name} could not be revoked: {error}")))
+    }
+
     /// Revokes a node's credential on every server and marks it so.
     pub async fn revoke_node(&self, id: &NodeId) -> Result<(), Problem> {
-        let Some(data) = &self.0.links.vault else {
-            let detail =
-                "this API was started without the keys that may revoke (setting `vault`); run `probeops nodes revoke` where they are";
-            return Err(Problem::new(Code::Unavailable, detail));
-        };
+        let data = crate::revoke::keys(&self.0.links, "probeops nodes revoke")?;
         let internal = |error: String| Problem::new(Code::Unavailable, format!("node {id} could not be revoked: {error}"));
         let entry = self.0.nodes.entry(id.as_str()).await.map_err(|error| internal(error.to_string()))?;
         let grant = entry
@@ -288,7 +311,12 @@ impl Links {
     }
 
     /// Connects a role, however long it takes.
-    async fn connected(&self, role: &str, title: &str, stop: &CancellationToken) -> Result<(Client, mpsc::Receiver<LinkEvent>), String> {
+    pub(crate) async fn connected(
+        &self,
+        role: &str,
+        title: &str,
+        stop: &CancellationToken,
+    ) -> Result<(Client, mpsc::Receiver<LinkEvent>), String> {
         let link = self.link(role);
         let inbox = subjects::client_inbox(self.name_of(role)?);
         let mut attempt = 1;
@@ -327,7 +355,7 @@ async fn follow(mut events: mpsc::Receiver<LinkEvent>, state: watch::Sender<Link
     }
 }
 
-async fn log_events(name: &'static str, mut events: mpsc::Receiver<LinkEvent>) {
+pub(crate) async fn log_events(name: &'static str, mut events: mpsc::Receiver<LinkEvent>) {
     while let Some(event) = events.recv().await {
         log_event(name, &event);
     }

@@ -11,6 +11,7 @@ mod health;
 mod idempotency;
 mod jobs;
 mod keys;
+pub(crate) mod knock;
 mod metrics;
 mod nodes;
 pub(crate) mod operation;
@@ -19,6 +20,7 @@ mod prefer;
 mod query;
 mod run;
 mod secrets;
+mod services;
 mod stream;
 mod tools;
 
@@ -63,6 +65,7 @@ pub(crate) fn operations() -> Vec<Operation> {
         tools::operations(),
         nodes::operations(),
         keys::operations(),
+        services::operations(),
         secrets::operations(),
         deliveries::operations(),
         audit::operations(),

@@ -279,6 +279,7 @@ impl Fabric {
             ("api", Role::Api { caller }),
             ("collector", Role::Collector { name: collector }),
             ("acknowledger", Role::Acknowledger),
+            ("frontdoor", Role::FrontDoor),
             ("auditor", Role::Auditor),
         ] {
             self.vault.mint_to(&creds.join(format!("{file}.creds")), &role, LIFETIME).expect("a credential");
@@ -401,6 +402,7 @@ impl Fabric {
             regions: regions.iter().map(|region| region.parse().expect("a region")).collect(),
             tools: tools.iter().map(|tool| tool.parse().expect("a tool")).collect(),
             nodes: nodes.iter().map(|node| node.parse().expect("a node")).collect(),
+            direct: true,
         };
         self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
         Service { name: name.to_owned(), creds }
@@ -419,6 +421,20 @@ impl Fabric {
             let options = async_nats::ConnectOptions::with_credentials_file(creds).await.expect("a credential");
             options.add_root_certificates(self.ca()).require_tls(true).connect(self.url()).await.expect("the broker")
         })
+    }
+
+    /// The same, with the inbox of its own that the credential has.
+    pub fn connect_in(&self, creds: &Path, inbox_prefix: &str) -> async_nats::Client {
+        self.block_on(async {
+            let options = async_nats::ConnectOptions::with_credentials_file(creds).await.expect("a credential");
+            let options = options.custom_inbox_prefix(inbox_prefix).add_root_certificates(self.ca()).require_tls(true);
+            options.connect(self.url()).await.expect("the broker")
+        })
+    }
+
+    /// Begins what is asynchronous; it goes on by itself.
+    pub fn spawn<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+        self.runtime.spawn(future)
     }
 
     /// Runs what is asynchronous to its end.
