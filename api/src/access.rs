@@ -69,6 +69,11 @@ impl Access {
         Ok(Principal::new(self.0.services.identify(caller).await?, Arc::clone(&self.0.rates)))
     }
 
+    /// Who this is, with what is left of its rate here.
+    pub(crate) fn principal_of(&self, identity: Arc<Identity>) -> Principal {
+        Principal::new(identity, Arc::clone(&self.0.rates))
+    }
+
     /// Who sent these headers.
     pub async fn principal(&self, headers: &HeaderMap) -> Result<Principal, Problem> {
         let credential = bearer(headers)?;

@@ -5,6 +5,7 @@
 //! - [`access`]: who asks and what he may. [`problem`]: the only file that picks a status.
 //! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
 //! - `door`: the same for services that ask over NATS.
+//! - `later`: what is done when nobody waits for it any more.
 //! - [`callbacks`]: telling the end of jobs to whom their callers name.
 //! - [`audit`]: the trail. [`metrics`]: what is counted. `watch`: buckets held in memory. `revoke`: taking a credential back.
 
@@ -16,6 +17,7 @@ mod collector;
 pub mod config;
 mod door;
 pub mod jobs;
+pub(crate) mod later;
 pub mod metrics;
 pub mod openapi;
 pub mod problem;

@@ -103,7 +103,7 @@ pub(crate) async fn present(access: &Access, who: &PrincipalRef) -> Result<Princ
         }
         PrincipalRef::Jwt { name, scopes, limits, expires_at } => {
             let (name, scopes, limits) = (name.clone(), scopes.clone(), limits.clone());
-            Arc::new(Identity { name, scopes, limits, expires_at: Some(*expires_at) })
+            Arc::new(Identity { name, scopes, limits, nodes: Vec::new(), expires_at: Some(*expires_at) })
         }
     };
     identity.check_scope(Scope::JobsWrite).map_err(|problem| Refused::Never(problem.detail().to_owned()))?;
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     fn identity(name: &str, expires_at: Option<Timestamp>) -> Identity {
-        Identity { name: name.to_owned(), scopes: vec![Scope::JobsWrite], limits: Limits::default(), expires_at }
+        Identity { name: name.to_owned(), scopes: vec![Scope::JobsWrite], limits: Limits::default(), nodes: Vec::new(), expires_at }
     }
 
     #[test]
