@@ -62,7 +62,6 @@ impl PrincipalRef {
     }
 
     /// A principal whose rights can be found out at any time, which is an API key.
-    #[expect(dead_code, reason = "schedules are made with it")]
     pub(crate) fn lasting(identity: &Identity) -> Result<Self, Problem> {
         match Self::of(identity)? {
             key @ Self::Key(_) => Ok(key),
