@@ -20,6 +20,7 @@ mod system {
     mod places;
     mod register;
     mod replicas;
+    mod schedules;
     mod state;
     mod takeover;
     mod tidy;
