@@ -146,10 +146,10 @@ pub(crate) fn run(command: &Schedules) -> Result<(), Failed> {
         }
         Schedules::Show(args) => one(&args.shown, &Client::open(&args.shown.client)?.get(&path(args, ""), &[], PATIENCE)?.body),
         Schedules::Pause(args) => {
-            one(&args.shown, &Client::open(&args.shown.client)?.post(&path(args, "/pause"), &json!({}), PATIENCE)?.body)
+            one(&args.shown, &Client::open(&args.shown.client)?.post(&path(args, "/pause"), &json!({}), PATIENCE)?.body);
         }
         Schedules::Resume(args) => {
-            one(&args.shown, &Client::open(&args.shown.client)?.post(&path(args, "/resume"), &json!({}), PATIENCE)?.body)
+            one(&args.shown, &Client::open(&args.shown.client)?.post(&path(args, "/resume"), &json!({}), PATIENCE)?.body);
         }
         Schedules::Delete(args) => one(&args.shown, &Client::open(&args.shown.client)?.delete(&path(args, ""), PATIENCE)?.body),
         Schedules::Results { id, limit, shown } => {

@@ -142,21 +142,20 @@ impl Firings {
     /// Makes a firing what it becomes. An error passes by itself: it is to be taken again.
     async fn fire(&self, reminder: &Reminder) -> Result<(), Problem> {
         let Some((schedule, revision)) = self.schedules.entry(&reminder.owner, &reminder.id).await? else { return Ok(()) };
-        let mut before = None;
-        let schedule = if schedule.next_due == Some(reminder.due) {
+        let (schedule, before) = if schedule.next_due == Some(reminder.due) {
             let now = Timestamp::now();
             let Decided { became, missed, next_due } = decide(&schedule, reminder.due, now);
-            before = schedule.last.clone();
+            let before = schedule.last.clone();
             let decided = Schedule { next_due, last: Some(became), last_reminded: Some(reminder.due), ..schedule };
             self.schedules.update(&decided, revision).await?;
             for due in missed {
                 let skipped = Last { due, fired_at: now, job: None, skipped: Some(Skipped::Overdue), refused: None };
                 self.kept(&decided, &skipped).await?;
             }
-            decided
+            (decided, before)
         } else if schedule.last_reminded == Some(reminder.due) {
             // Somebody took it before, and did not come to its end.
-            schedule
+            (schedule, None)
         } else {
             return Ok(());
         };

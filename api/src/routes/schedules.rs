@@ -49,18 +49,6 @@ static RESULTS: [Parameter; 2] = [
 ];
 
 pub(super) fn operations() -> Vec<Operation> {
-    let operation = |route, needs, id: &'static str, summary: &'static str, description| Operation {
-        route,
-        needs,
-        id: id.into(),
-        summary: summary.into(),
-        description,
-        query: Cow::Borrowed(&[]),
-        headers: &[],
-        body: None,
-        answers: vec![Answer::json(success::DONE, "The schedule.", schema::<ScheduleView>)],
-        problems: &[Code::NotFound, Code::Unavailable],
-    };
     vec![
         Operation {
             body: Some(request_schema),
@@ -70,13 +58,15 @@ pub(super) fn operations() -> Vec<Operation> {
                 Route::post("/v1/schedules", create),
                 WRITES,
                 "createSchedule",
-                "Run a job at a time, or again and again",
-                "The fields of a job, and when: exactly one of `at`, `every` and `cron`. Each firing becomes an ordinary job, with what your API \
+                (
+                    "Run a job at a time, or again and again",
+                    "The fields of a job, and when: exactly one of `at`, `every` and `cron`. Each firing becomes an ordinary job, with what your API \
                  key may do then; one that is not allowed any more is refused, and a schedule whose key was revoked is suspended. A time that \
                  the clock of `time_zone` passes over comes at the end of the gap; one that it has twice comes the first time only, unless the \
                  hour is `*` or a step. Of several firings that nobody could take, as while the broker was away, only the last is run, and with \
                  `\"overdue\":\"drop\"` not even that when it is more than `overdue_after_ms` late. Needs an API key: what a JWT allows cannot be \
                  looked up later. A schedule that is over is deleted after 24 hours.",
+                ),
             )
         },
         Operation {
@@ -87,37 +77,32 @@ pub(super) fn operations() -> Vec<Operation> {
                 Route::get("/v1/schedules", list),
                 READS,
                 "listSchedules",
-                "List your schedules",
-                "All of yours, paused and suspended ones too; an admin sees everybody's.",
+                ("List your schedules", "All of yours, paused and suspended ones too; an admin sees everybody's."),
             )
         },
         operation(
             Route::get("/v1/schedules/{id}", read),
             READS,
             "readSchedule",
-            "Read one of your schedules",
-            "When it is due, and what became of it last.",
+            ("Read one of your schedules", "When it is due, and what became of it last."),
         ),
         operation(
             Route::delete("/v1/schedules/{id}", delete),
             WRITES,
             "deleteSchedule",
-            "Delete a schedule",
-            "It makes no more jobs; those that it made go on.",
+            ("Delete a schedule", "It makes no more jobs; those that it made go on."),
         ),
         operation(
             Route::post("/v1/schedules/{id}/pause", pause),
             WRITES,
             "pauseSchedule",
-            "Pause a schedule",
-            "It makes no jobs until it is resumed. Pausing it again changes nothing.",
+            ("Pause a schedule", "It makes no jobs until it is resumed. Pausing it again changes nothing."),
         ),
         operation(
             Route::post("/v1/schedules/{id}/resume", resume),
             WRITES,
             "resumeSchedule",
-            "Resume a schedule",
-            "Lets one go on that was paused or suspended. What was due meanwhile is not made up for.",
+            ("Resume a schedule", "Lets one go on that was paused or suspended. What was due meanwhile is not made up for."),
         ),
         Operation {
             query: Cow::Borrowed(&RESULTS),
@@ -126,11 +111,29 @@ pub(super) fn operations() -> Vec<Operation> {
                 Route::get("/v1/schedules/{id}/results", results),
                 READS,
                 "listScheduleResults",
-                "Read what became of a schedule's firings",
-                "Each became a job, or was skipped, or was refused. They are kept as jobs are: for 24 hours.",
+                (
+                    "Read what became of a schedule's firings",
+                    "Each became a job, or was skipped, or was refused. They are kept as jobs are: for 24 hours.",
+                ),
             )
         },
     ]
+}
+
+/// One that answers with a schedule.
+fn operation(route: Route, needs: Needs, id: &'static str, (summary, description): (&'static str, &'static str)) -> Operation {
+    Operation {
+        route,
+        needs,
+        id: id.into(),
+        summary: summary.into(),
+        description,
+        query: Cow::Borrowed(&[]),
+        headers: &[],
+        body: None,
+        answers: vec![Answer::json(success::DONE, "The schedule.", schema::<ScheduleView>)],
+        problems: &[Code::NotFound, Code::Unavailable],
+    }
 }
 
 /// A page of schedules.
