@@ -85,6 +85,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let jobs =
         Jobs::start(broker.clone(), audit.clone(), (callbacks.clone(), metrics.clone()), Ending { tasks: &writers, stop: &ended }).await?;
     drop(writers.spawn(callbacks::deliver::deliver(callbacks.clone(), jobs.clone(), broker.clone(), writers.clone(), ended.clone())));
+    drop(writers.spawn(jobs.clone().take_queued(access.clone(), stop.child_token())));
     let Some(door) = stop.run_until_cancelled(Box::pin(Door::open(&broker, &tasks, &ended))).await else { return Ok(()) };
     let door = door?;
     let app = App { broker, roster, jobs: jobs.clone(), callbacks, access, audit, metrics };

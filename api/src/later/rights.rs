@@ -57,16 +57,15 @@ impl PrincipalRef {
                 let (name, scopes, limits) = (identity.name.clone(), identity.scopes.clone(), identity.limits.clone());
                 Ok(Self::Jwt { name, scopes, limits, expires_at })
             }
-            None => Err(use_a_key(format!("what `{}` may later cannot be looked up", identity.name))),
+            None => Err(use_a_key(&format!("what `{}` may later cannot be looked up", identity.name))),
         }
     }
 
     /// A principal whose rights can be found out at any time, which is an API key.
-    #[expect(dead_code, reason = "schedules are made with it")]
     pub(crate) fn lasting(identity: &Identity) -> Result<Self, Problem> {
         match Self::of(identity)? {
             key @ Self::Key(_) => Ok(key),
-            Self::Jwt { .. } => Err(use_a_key("a JWT ends, and what its owner may afterwards cannot be looked up".to_owned())),
+            Self::Jwt { .. } => Err(use_a_key("a JWT ends, and what its owner may afterwards cannot be looked up")),
         }
     }
 
@@ -87,7 +86,7 @@ impl PrincipalRef {
     }
 }
 
-fn use_a_key(why: String) -> Problem {
+fn use_a_key(why: &str) -> Problem {
     Problem::new(Code::Forbidden, format!("{why}; use an API key"))
 }
 
