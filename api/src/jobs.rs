@@ -41,7 +41,7 @@ use crate::callbacks::{Callback, CallbackView, Callbacks, origin_of};
 use crate::jobs::callback::Patience;
 use crate::jobs::detachable::Detachable;
 use crate::jobs::live::Live;
-use crate::jobs::store::{Open, State, Store, Stored};
+use crate::jobs::store::{Open, State, Store};
 use crate::metrics::Metrics;
 use crate::problem::{Asked, Problem};
 
@@ -50,7 +50,7 @@ pub use idempotency::Idempotency;
 pub use list::{JobPage, JobSummary, Wanted};
 pub use live::{Begun, Ended, EventId, Found, Kind, Next, Told, Watcher};
 pub(crate) use queue::{EXPIRES_IN, EXPIRES_IN_MAX};
-pub(crate) use store::owner;
+pub(crate) use store::{Stored, owner};
 
 /// The longest a call waits for its job, and as long as it waits unless it says otherwise.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -82,6 +82,8 @@ pub struct JobRequest {
     pub idempotency: Option<Idempotency>,
     /// How long it waits for a node; absent where it does not.
     pub expires_in: Option<Duration>,
+    /// The schedule that asks for it.
+    pub schedule: Option<String>,
 }
 
 /// A job, whether one node ran it or several.
@@ -99,6 +101,9 @@ pub struct JobDocument {
     pub from: Vec<Selector>,
     /// On whose behalf.
     pub caller: String,
+    /// The schedule that made it; absent where somebody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
     /// Whether it goes on.
     pub status: JobStatus,
     /// When it was accepted.
@@ -268,6 +273,31 @@ impl Jobs {
         match request.idempotency.clone() {
             None => self.make(principal, request, how, JobId::new()).await,
             Some(idempotency) => self.submit_once(principal, request, how, &idempotency).await,
+        }
+    }
+
+    /// Makes the job with this id, which goes on by itself; when it is there already, that is all.
+    pub(crate) async fn submit_as(&self, principal: &Principal, request: JobRequest, id: JobId) -> Result<(), Problem> {
+        // It is looked for first: what it may take from the rate it has taken.
+        let there =
+            self.0.store.read(id).await.map_err(|error| Problem::new(Code::Unavailable, format!("jobs cannot be read now: {error}")))?;
+        if there.is_some() {
+            return Ok(());
+        }
+        self.make(principal, request, How::Wait(Duration::ZERO), id).await.map(drop)
+    }
+
+    /// Refuses a request that is for later and could not be run now by what the principal may do and what there is; nodes need not be there.
+    pub(crate) async fn admit(&self, principal: &Principal, request: &JobRequest) -> Result<(), Problem> {
+        match choose::choose(self.0.broker.roster(), principal, request.spec.tool(), &request.from) {
+            Err(problem) if problem.code() != Code::NoNodeAvailable => return Err(problem),
+            Ok(_) | Err(_) => {}
+        }
+        admission::check_target(principal, &request.spec)?;
+        admission::start_within(request.timeout, request.spec.budget())?;
+        match &request.callback {
+            Some(callback) => self.0.callbacks.admit(principal, callback).await,
+            None => Ok(()),
         }
     }
 
@@ -560,6 +590,7 @@ fn document(principal: &Principal, request: &JobRequest, id: JobId, missing: Vec
         parameters: request.spec.shown_parameters(),
         from: request.from.clone(),
         caller: principal.name.clone(),
+        schedule: request.schedule.clone(),
         status: JobStatus::Running,
         created_at: Timestamp::now(),
         expires_at: None,
@@ -604,6 +635,7 @@ fn runs(
 fn accepted(document: &JobDocument, caller: String) -> Record {
     let from: Vec<String> = document.from.iter().map(ToString::to_string).collect();
     let calls_back = document.callback.as_ref().map_or_else(String::new, |callback| format!(", callback to {}", origin_of(&callback.url)));
+    let scheduled = document.schedule.as_ref().map_or_else(String::new, |schedule| format!(", schedule {schedule}"));
     Record {
         time: document.created_at,
         verdict: Verdict::Accepted,
@@ -614,7 +646,7 @@ fn accepted(document: &JobDocument, caller: String) -> Record {
         tool: document.tool.clone(),
         target: document.target.clone(),
         request_id: document.id.to_string(),
-        detail: format!("from {}{calls_back}", from.join(", ")),
+        detail: format!("from {}{calls_back}{scheduled}", from.join(", ")),
         duration_ms: None,
     }
 }

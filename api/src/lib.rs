@@ -41,6 +41,8 @@ use crate::callbacks::guard::Guard;
 use crate::config::Settings;
 use crate::door::Door;
 use crate::jobs::{Ending, Jobs};
+use crate::later::firing::Firings;
+use crate::later::schedules::Schedules;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
 
@@ -55,6 +57,8 @@ pub struct App {
     pub jobs: Jobs,
     /// Callbacks.
     pub callbacks: Callbacks,
+    /// Schedules.
+    pub(crate) schedules: Schedules,
     /// Who may what.
     pub access: Access,
     /// The trail.
@@ -86,9 +90,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
         Jobs::start(broker.clone(), audit.clone(), (callbacks.clone(), metrics.clone()), Ending { tasks: &writers, stop: &ended }).await?;
     drop(writers.spawn(callbacks::deliver::deliver(callbacks.clone(), jobs.clone(), broker.clone(), writers.clone(), ended.clone())));
     drop(writers.spawn(jobs.clone().take_queued(access.clone(), stop.child_token())));
+    let schedules = Schedules::start(&broker).await?;
+    let firings = Firings { schedules: schedules.clone(), jobs: jobs.clone(), access: access.clone(), audit: audit.clone() };
+    firings.start(&broker, Ending { tasks: &writers, stop: &ended }).await?;
     let Some(door) = stop.run_until_cancelled(Box::pin(Door::open(&broker, &tasks, &ended))).await else { return Ok(()) };
     let door = door?;
-    let app = App { broker, roster, jobs: jobs.clone(), callbacks, access, audit, metrics };
+    let app = App { broker, roster, jobs: jobs.clone(), callbacks, schedules, access, audit, metrics };
     let closing = stop.child_token();
     let door = tokio::spawn(door.serve(app.clone(), closing.clone()));
     let served = listener.serve(routes::router(app), stop).await;

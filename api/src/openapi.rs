@@ -30,10 +30,16 @@ pub fn document() -> &'static str {
 
 /// The schema of a job's request: one alternative a tool.
 pub(crate) fn job_request_schema(schemas: &mut SchemaGenerator) -> Schema {
+    tool_job_schema(schemas, "Job", |_| ())
+}
+
+/// The schema of what is made of a job's request by `change`: one alternative a tool, called by the tool's name and `suffix`.
+pub(crate) fn tool_job_schema(schemas: &mut SchemaGenerator, suffix: &str, change: impl Fn(&mut Value)) -> Schema {
     let alternatives: Vec<(ToolName, String)> =
-        ToolName::ALL.iter().map(|tool| (*tool, format!("{}Job", capitalised(tool.as_str())))).collect();
+        ToolName::ALL.iter().map(|tool| (*tool, format!("{}{suffix}", capitalised(tool.as_str())))).collect();
     for (tool, name) in &alternatives {
-        let schema = job_of(*tool, schemas);
+        let mut schema = job_of(*tool, schemas);
+        change(&mut schema);
         schemas.definitions_mut().insert(name.clone(), schema);
     }
     let reference = |name: &String| format!("{SCHEMAS}/{name}");

@@ -154,6 +154,11 @@ pub fn job_open(replica: impl Display, job: impl Display) -> String {
     format!("jobs.v1.{replica}.{job}.open")
 }
 
+/// What became of a schedule's firing, in stream JOBS. `due` is a token made of when it was due.
+pub fn job_firing(owner: impl Display, schedule: impl Display, due: impl Display) -> String {
+    format!("jobs.v1.{owner}.{schedule}.fired.{due}")
+}
+
 /// All of one job, in stream JOBS.
 pub fn job_all(owner: impl Display, job: impl Display) -> String {
     format!("jobs.v1.{owner}.{job}.{REST}")

@@ -21,6 +21,7 @@ mod system {
     mod queued;
     mod register;
     mod replicas;
+    mod schedules;
     mod state;
     mod takeover;
     mod tidy;

@@ -606,6 +606,7 @@ mod tests {
             parameters: Map::new(),
             from: Vec::new(),
             caller: "key:a".to_owned(),
+            schedule: None,
             status: JobStatus::Running,
             created_at: Timestamp::now(),
             expires_at: None,

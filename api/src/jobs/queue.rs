@@ -105,6 +105,7 @@ impl Waiting {
             traceparent: self.traceparent.clone(),
             idempotency: None,
             expires_in: None,
+            schedule: self.state.document.schedule.clone(),
         })
     }
 }
@@ -145,15 +146,7 @@ impl Jobs {
         (id, expires_in): (JobId, Duration),
     ) -> Result<Submitted, Problem> {
         let who = PrincipalRef::of(principal)?;
-        match choose::choose(self.0.broker.roster(), principal, request.spec.tool(), &request.from) {
-            Err(problem) if problem.code() != Code::NoNodeAvailable => return Err(problem),
-            Ok(_) | Err(_) => {}
-        }
-        admission::check_target(principal, &request.spec)?;
-        if let Some(callback) = &request.callback {
-            self.0.callbacks.admit(principal, callback).await?;
-        }
-        let _start_within = admission::start_within(request.timeout, request.spec.budget())?;
+        self.admit(principal, &request).await?;
         if self.0.metrics.queued() >= QUEUED_MAX {
             let detail = format!("{QUEUED_MAX} jobs wait for nodes already, and no more are taken for the moment");
             return Err(Problem::new(Code::Unavailable, detail).retry_after(AGAIN_AFTER));

@@ -301,14 +301,23 @@ pub(super) fn asked(fields: &Map<String, Value>) -> Asked {
 }
 
 /// Checks a request, and whether it is to end when nobody follows it; says everything that is wrong with it at once.
-fn request(fields: &mut Map<String, Value>, headers: &HeaderMap, form: Form) -> Result<(JobRequest, bool), Vec<Invalid>> {
+pub(super) fn request(fields: &mut Map<String, Value>, headers: &HeaderMap, form: Form) -> Result<(JobRequest, bool), Vec<Invalid>> {
     let (from, timeout) = (selectors(fields.get("from")), timeout(fields.get("timeout_ms")));
     let cancel_on_disconnect = cancel_on_disconnect(fields.get("cancel_on_disconnect"), form);
     let callback = fields.get("callback").map(Callback::parse).transpose();
     let expires_in = expires_in(fields);
     match (job::spec(fields), from, timeout, cancel_on_disconnect, callback, expires_in) {
         (Ok(spec), Ok(from), Ok(timeout), Ok(cancel_on_disconnect), Ok(callback), Ok(expires_in)) => Ok((
-            JobRequest { spec, from, timeout, callback, traceparent: frame::traceparent(headers), idempotency: None, expires_in },
+            JobRequest {
+                spec,
+                from,
+                timeout,
+                callback,
+                traceparent: frame::traceparent(headers),
+                idempotency: None,
+                expires_in,
+                schedule: None,
+            },
             cancel_on_disconnect,
         )),
         (spec, from, timeout, cancel_on_disconnect, callback, expires_in) => {
