@@ -89,6 +89,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let jobs =
         Jobs::start(broker.clone(), audit.clone(), (callbacks.clone(), metrics.clone()), Ending { tasks: &writers, stop: &ended }).await?;
     drop(writers.spawn(callbacks::deliver::deliver(callbacks.clone(), jobs.clone(), broker.clone(), writers.clone(), ended.clone())));
+    drop(writers.spawn(jobs.clone().take_queued(access.clone(), stop.child_token())));
     let schedules = Schedules::start(&broker).await?;
     let firings = Firings { schedules: schedules.clone(), jobs: jobs.clone(), access: access.clone(), audit: audit.clone() };
     firings.start(&broker, Ending { tasks: &writers, stop: &ended }).await?;

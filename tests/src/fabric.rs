@@ -475,6 +475,14 @@ impl Fabric {
         })
     }
 
+    /// The value of an entry of a bucket.
+    pub fn entry(&self, bucket: &str, key: &str) -> Value {
+        self.in_bucket(bucket, async |bucket| {
+            let value = bucket.get(key).await.expect("an entry").expect("a value");
+            serde_json::from_slice(&value).expect("JSON")
+        })
+    }
+
     /// Does something with a bucket, with a replica's rights.
     fn in_bucket<T>(&self, bucket: &str, work: impl AsyncFnOnce(async_nats::jetstream::kv::Store) -> T) -> T {
         let caller = CallerName::new_api();

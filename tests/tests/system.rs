@@ -18,6 +18,7 @@ mod system {
     mod lifecycle;
     mod live;
     mod places;
+    mod queued;
     mod register;
     mod replicas;
     mod schedules;

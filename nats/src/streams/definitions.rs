@@ -42,7 +42,7 @@ const DUE_WITHIN: Duration = Duration::from_secs(30);
 /// How many that are due may wait at once for a replica, those that were put off included.
 const DUE_WAITING_MAX: u32 = 20_000;
 /// How long a replica has to say that it still holds a job that waits for a node.
-const ONLINE_WITHIN: Duration = Duration::from_secs(60);
+const ONLINE_WITHIN: Duration = Duration::from_secs(30);
 /// How many jobs that wait for a node replicas may hold at once, those that were put off included.
 const ONLINE_WAITING_MAX: u32 = 100_000;
 /// How long the mark of an expired key is kept, for watchers that were away.
