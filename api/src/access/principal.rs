@@ -35,7 +35,7 @@ impl std::ops::Deref for Principal {
 }
 
 impl Principal {
-    pub(crate) fn new(identity: Arc<Identity>) -> Self {
+    pub(crate) fn of(identity: Arc<Identity>) -> Self {
         Self(identity)
     }
 
@@ -100,7 +100,7 @@ mod tests {
             limits: serde_json::from_str(limits).unwrap(),
             nodes: Vec::new(),
         };
-        Principal::new(Arc::new(identity))
+        Principal::of(Arc::new(identity))
     }
 
     #[test]

@@ -46,13 +46,19 @@ impl Told {
     /// What this node is to know, if it does not know it.
     pub(crate) fn news(&self, node: &NodeId, known: &str) -> Option<Shares> {
         let told = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        told.get(node).filter(|shares| shares.digest != known).map(|shares| Shares::clone(shares))
+        // Who knows nothing yet need not be told that there is nothing.
+        let shares = told.get(node).filter(|shares| !(known.is_empty() && shares.callers.is_empty()));
+        shares.filter(|shares| shares.digest != known).map(|shares| Shares::clone(shares))
     }
 
     /// Learns what all are to know; those that do not know it yet.
     fn change(&self, all: HashMap<NodeId, Arc<Shares>>) -> Vec<(NodeId, Arc<Shares>)> {
         let mut told = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let changed = all.iter().filter(|(node, shares)| told.get(*node).is_none_or(|before| before.digest != shares.digest));
+        let is_new = |node: &NodeId, shares: &Shares| match told.get(node) {
+            Some(before) => before.digest != shares.digest,
+            None => !shares.callers.is_empty(),
+        };
+        let changed = all.iter().filter(|(node, shares)| is_new(node, shares));
         let changed = changed.map(|(node, shares)| (node.clone(), Arc::clone(shares))).collect();
         *told = all;
         changed
@@ -193,7 +199,7 @@ mod tests {
         assert_eq!([count("a"), count("b"), count("c"), count("d")], [Some(11), Some(10), None, Some(10)]);
         assert_eq!(told[&"d".parse::<NodeId>().unwrap()].callers[&"free".parse::<Caller>().unwrap()], Share::default());
         let table = Told::default();
-        assert_eq!(table.change(told.clone()).len(), 4);
+        assert_eq!(table.change(told.clone()).len(), 3, "nothing is not told");
         assert_eq!(table.change(told.clone()).len(), 0, "nothing has changed");
         let a: NodeId = "a".parse().unwrap();
         assert_eq!(table.news(&a, ""), Some(Shares::clone(&told[&a])));

@@ -233,7 +233,7 @@ mod tests {
             limits: serde_json::from_str(limits).unwrap(),
             nodes: Vec::new(),
         };
-        Principal::new(Arc::new(identity))
+        Principal::of(Arc::new(identity))
     }
 
     #[track_caller]
