@@ -7,6 +7,8 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use probeops_shared::access::Scope;
 use probeops_shared::invalid::Invalid;
+use probeops_shared::job::DEADLINE_MAX;
+use probeops_shared::selector::Selector;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::option::{Kind, description};
 use serde_json::{Map, Value, json};
@@ -58,15 +60,11 @@ fn parameters(tool: ToolName) -> Vec<Parameter> {
         Parameter { name, description, shape: Shape::Given(schema), required, repeats }
     };
     let target_is_optional = probeops_shared::tools::Spec::parse(tool, "", Map::new()).is_ok();
-    let places = json!({"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": SELECTORS_MAX});
+    let places = json!({"type": "array", "items": Selector::text_schema(), "minItems": 1, "maxItems": SELECTORS_MAX, "uniqueItems": true});
+    let mut target = tool.target_schema(&mut schemars::SchemaGenerator::default());
+    target.insert("examples".to_owned(), json!([tool.example_target()]));
     let mut parameters = vec![
-        parameter(
-            "target",
-            "Whom to point it at.",
-            json!({"type": "string", "examples": [tool.example_target()]}),
-            !target_is_optional,
-            false,
-        ),
+        parameter("target", "Whom to point it at.", target.to_value(), !target_is_optional, false),
         parameter(
             "from",
             "From where: a region, `node:` and a node's id, labels, or what else `from` may be in `POST /v1/jobs`; several by naming it again.",
@@ -78,7 +76,7 @@ fn parameters(tool: ToolName) -> Vec<Parameter> {
         parameter(
             "timeout_ms",
             "What waiting for a node and running may take together.",
-            json!({"type": "integer", "minimum": 1}),
+            json!({"type": "integer", "minimum": 1, "maximum": u64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(u64::MAX)}),
             false,
             false,
         ),

@@ -1,0 +1,118 @@
+"""Whether the API is what /openapi.json says, asked of `up` with live agents: a client generated from it runs one job, and schemathesis sends
+every operation data that fit its schema and data that do not, with all of its checks.
+
+Arguments: the program `probeops`, an empty folder, the folder of the built client. Needs schemathesis in this Python's environment, `node`,
+and root: all of it runs in a network of its own, in which there is only the loopback, since whom jobs are pointed at is made up.
+"""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import urllib.request
+
+import schemathesis
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE.parent / "python"))
+
+from readme import HANG_S, Reader, succeeded  # noqa: E402
+
+# How many requests every operation gets at the least.
+CASES_MIN = 100
+# Only a hang takes this long, in seconds.
+FUZZING_MAX_S = 600
+# Nodes to be drained and to be revoked while others do the work.
+SPARES = ["spare-1", "spare-2"]
+SCOPES = ["jobs:read", "jobs:write", "nodes:read", "nodes:write", "keys:write", "audit:read", "metrics:read", "admin"]
+
+
+def alone():
+    """Goes on in a network of its own."""
+    if os.environ.get("PROBEOPS_ALONE") != "1":
+        command = ["unshare", "--net", "sh", "-ec", 'ip link set lo up; exec "$@"', "sh", sys.executable, *sys.argv]
+        os.execvpe(command[0], command, {**os.environ, "PROBEOPS_ALONE": "1"})
+
+
+class Api:
+    """Whoever has a key of `up`."""
+
+    def __init__(self, reader):
+        self.url = f"http://{reader.http}"
+        self.key = (reader.folder / ".probeops" / "admin.key").read_text().strip()
+
+    def ask(self, method, path, body=None):
+        request = urllib.request.Request(self.url + path, None if body is None else json.dumps(body).encode(), method=method)
+        request.add_header("authorization", f"Bearer {self.key}")
+        request.add_header("content-type", "application/json")
+        with urllib.request.urlopen(request, timeout=HANG_S) as answer:
+            return json.load(answer)
+
+
+def client(reader, api, folder):
+    """A client whose types come from the document runs one job."""
+    environment = {**reader.environment, "PROBEOPS_URL": api.url, "PROBEOPS_TOKEN": api.key}
+    command = ["node", str(pathlib.Path(folder).resolve() / "job.js")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=HANG_S, check=False)
+    print(succeeded(done))
+
+
+def fuzz(reader, api):
+    """All operations, all checks, both kinds of data."""
+    created = api.ask("POST", "/v1/keys", {"name": "fuzz", "scopes": SCOPES})
+    counts = reader.folder / "counts.json"
+    environment = {**reader.environment, "PYTHONPATH": str(HERE), "SCHEMATHESIS_HOOKS": "hooks", "FUZZ_URL": api.url,
+                   "FUZZ_ADMIN_KEY": api.key, "FUZZ_KEY_ID": created["id"], "FUZZ_COUNTS": str(counts)}
+    program = pathlib.Path(sys.executable).parent / "schemathesis"
+    command = [str(program), "--config-file", str(HERE / "schemathesis.toml"), "run", f"{api.url}/openapi.json", "--checks", "all",
+               "--mode", "all", "--max-examples", str(CASES_MIN), "-H", f"Authorization: Bearer {created['key']}", *sys.argv[4:]]
+    done = subprocess.run(command, cwd=reader.folder, env=environment, timeout=FUZZING_MAX_S, check=False)
+    counted = json.loads(counts.read_text())
+    few = repeat(api, created["key"], counted)
+    print(f"{'operation':20}{'positive':>9}{'negative':>9}{'repeated':>9}  answers")
+    for name, count in sorted(counted.items()):
+        modes = "".join(f"{count['modes'].get(mode, 0):9}" for mode in ("positive", "negative", "repeated"))
+        print(f"{name:20}{modes}  {', '.join(f'{status} × {times}' for status, times in sorted(count['statuses'].items()))}")
+    assert done.returncode == 0, "what is above is not as /openapi.json says"
+    assert not few, f"fewer than {CASES_MIN} requests for {few}"
+
+
+def repeat(api, key, counted):
+    """Asks operations that take nothing as often as the others: there is only one request that fits. Names those that had too few and are no such."""
+    few = []
+    for result in schemathesis.openapi.from_url(f"{api.url}/openapi.json").get_all_operations():
+        operation = result.ok()
+        raw = operation.definition.raw
+        count = counted.setdefault(raw["operationId"], {"modes": {}, "statuses": {}})
+        missing = CASES_MIN - sum(count["modes"].values())
+        if missing > 0 and (raw["parameters"] or "requestBody" in raw):
+            few.append(raw["operationId"])
+            continue
+        for _ in range(missing):
+            response = operation.Case().call_and_validate(headers={"authorization": f"Bearer {key}"})
+            status = str(response.status_code)
+            count["statuses"][status] = count["statuses"].get(status, 0) + 1
+            count["modes"]["repeated"] = count["modes"].get("repeated", 0) + 1
+    return few
+
+
+def main(program, folder, built_client, *_):
+    alone()
+    reader = Reader(program, folder)
+    try:
+        reader.start()
+        for spare in SPARES:
+            succeeded(reader.shell(f"probeops nodes add {spare} --region {spare} --tools echo"))
+        # Nodes that are granted while `up` runs are run by it from its next start on.
+        reader.stop()
+        reader.start()
+        api = Api(reader)
+        client(reader, api, built_client)
+        fuzz(reader, api)
+    finally:
+        reader.stop()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
