@@ -10,6 +10,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 import urllib.request
 
 import schemathesis
@@ -25,6 +26,8 @@ CASES_MIN = 100
 FUZZING_MAX_S = 600
 # Nodes to be drained and to be revoked while others do the work.
 SPARES = ["spare-1", "spare-2"]
+# In a network of its own, any port is free.
+BROKER = "127.0.0.1:4222"
 SCOPES = ["jobs:read", "jobs:write", "nodes:read", "nodes:write", "keys:write", "audit:read", "metrics:read", "admin"]
 
 
@@ -38,9 +41,9 @@ def alone():
 class Api:
     """Whoever has a key of `up`."""
 
-    def __init__(self, reader):
+    def __init__(self, reader, key=None):
         self.url = f"http://{reader.http}"
-        self.key = (reader.folder / ".probeops" / "admin.key").read_text().strip()
+        self.key = key or (reader.folder / ".probeops" / "admin.key").read_text().strip()
 
     def ask(self, method, path, body=None):
         request = urllib.request.Request(self.url + path, None if body is None else json.dumps(body).encode(), method=method)
@@ -61,15 +64,23 @@ def client(reader, api, folder):
 def fuzz(reader, api):
     """All operations, all checks, both kinds of data."""
     created = api.ask("POST", "/v1/keys", {"name": "fuzz", "scopes": SCOPES})
+    caller = Api(reader, created["key"])
+    # Nobody has this name: the delivery is there, and is tried for as long as all of this takes.
+    caller.ask("POST", "/v1/jobs", {"tool": "echo", "from": "demo-eu", "callback": {"url": "https://callback.invalid/"}})
+    started = time.monotonic()
+    while not (deliveries := caller.ask("GET", "/v1/deliveries")["deliveries"]):
+        assert time.monotonic() - started < HANG_S, "the callback of a job has become nothing"
+        time.sleep(0.1)
     counts = reader.folder / "counts.json"
     environment = {**reader.environment, "PYTHONPATH": str(HERE), "SCHEMATHESIS_HOOKS": "hooks", "FUZZ_URL": api.url,
-                   "FUZZ_ADMIN_KEY": api.key, "FUZZ_KEY_ID": created["id"], "FUZZ_COUNTS": str(counts)}
+                   "FUZZ_ADMIN_KEY": api.key, "FUZZ_KEY_ID": created["id"], "FUZZ_DELIVERY_ID": deliveries[0]["id"],
+                   "FUZZ_COUNTS": str(counts)}
     program = pathlib.Path(sys.executable).parent / "schemathesis"
     command = [str(program), "--config-file", str(HERE / "schemathesis.toml"), "run", f"{api.url}/openapi.json", "--checks", "all",
-               "--mode", "all", "--max-examples", str(CASES_MIN), "-H", f"Authorization: Bearer {created['key']}", *sys.argv[4:]]
+               "--mode", "all", "--max-examples", str(CASES_MIN), "-H", f"Authorization: Bearer {caller.key}", *sys.argv[4:]]
     done = subprocess.run(command, cwd=reader.folder, env=environment, timeout=FUZZING_MAX_S, check=False)
     counted = json.loads(counts.read_text())
-    few = repeat(api, created["key"], counted)
+    few = repeat(caller, counted)
     print(f"{'operation':20}{'positive':>9}{'negative':>9}{'repeated':>9}  answers")
     for name, count in sorted(counted.items()):
         modes = "".join(f"{count['modes'].get(mode, 0):9}" for mode in ("positive", "negative", "repeated"))
@@ -78,10 +89,10 @@ def fuzz(reader, api):
     assert not few, f"fewer than {CASES_MIN} requests for {few}"
 
 
-def repeat(api, key, counted):
+def repeat(caller, counted):
     """Asks operations that take nothing as often as the others: there is only one request that fits. Names those that had too few and are no such."""
     few = []
-    for result in schemathesis.openapi.from_url(f"{api.url}/openapi.json").get_all_operations():
+    for result in schemathesis.openapi.from_url(f"{caller.url}/openapi.json").get_all_operations():
         operation = result.ok()
         raw = operation.definition.raw
         count = counted.setdefault(raw["operationId"], {"modes": {}, "statuses": {}})
@@ -90,27 +101,34 @@ def repeat(api, key, counted):
             few.append(raw["operationId"])
             continue
         for _ in range(missing):
-            response = operation.Case().call_and_validate(headers={"authorization": f"Bearer {key}"})
+            response = operation.Case(headers={"Authorization": f"Bearer {caller.key}"}).call_and_validate()
             status = str(response.status_code)
             count["statuses"][status] = count["statuses"].get(status, 0) + 1
             count["modes"]["repeated"] = count["modes"].get("repeated", 0) + 1
     return few
 
 
+def agent(node):
+    """How a node is run that `up` does not run itself."""
+    return ["probeops", "agent", "--servers", f"tls://{BROKER}", "--ca", ".probeops/tls/ca.pem", "--creds", f".probeops/nodes/{node}.creds"]
+
+
 def main(program, folder, built_client, *_):
     alone()
-    reader = Reader(program, folder)
+    reader, spares = Reader(program, folder), []
+    reader.environment["PROBEOPS_BROKER"] = BROKER
     try:
         reader.start()
+        api = Api(reader)
         for spare in SPARES:
             succeeded(reader.shell(f"probeops nodes add {spare} --region {spare} --tools echo"))
-        # Nodes that are granted while `up` runs are run by it from its next start on.
-        reader.stop()
-        reader.start()
-        api = Api(reader)
+            spares.append(subprocess.Popen(agent(spare), cwd=reader.folder, env=reader.environment, stderr=subprocess.DEVNULL))
         client(reader, api, built_client)
         fuzz(reader, api)
     finally:
+        for spare in spares:
+            spare.terminate()
+            spare.wait(HANG_S)
         reader.stop()
 
 

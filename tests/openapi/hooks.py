@@ -14,6 +14,7 @@ import urllib.request
 import schemathesis
 
 URL, ADMIN_KEY, OWN_KEY_ID = os.environ["FUZZ_URL"], os.environ["FUZZ_ADMIN_KEY"], os.environ["FUZZ_KEY_ID"]
+DELIVERY_ID = os.environ["FUZZ_DELIVERY_ID"]
 REGION, SPARES = "demo-eu", {"drainNode": "spare-1", "revokeNode": "spare-2"}
 TARGETS = {"http": "http://127.0.0.1:1/", "whois": "example.com", "dns": "localhost"}
 
@@ -52,6 +53,8 @@ def before_call(context, case, kwargs):
         case.path_parameters["id"] = SPARES[operation]
     if not positive or not every_other:
         return
+    if operation in ("readDelivery", "replayDelivery"):
+        case.path_parameters["id"] = DELIVERY_ID
     if operation == "readNode":
         case.path_parameters["id"] = "demo-eu-1"
     if operation == "runJob" and isinstance(case.body, dict):
@@ -59,7 +62,8 @@ def before_call(context, case, kwargs):
         case.headers["Prefer"] = "wait=1"
     if operation == "runJobs" and isinstance(case.body, dict):
         for job in case.body["jobs"]:
-            aim(job)
+            if isinstance(job, dict):
+                aim(job)
     if operation.startswith("run") and "from" in (case.query or {}):
         tool = operation.removeprefix("run").lower()
         case.query["from"] = [REGION]
