@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::App;
 use crate::access::Principal;
 use crate::problem::Problem;
+use crate::routes::frame::HEADERS_BYTES_MAX;
 use crate::routes::guard::Who;
 use crate::routes::jobs::{self, SELECTORS_MAX};
 use crate::routes::operation::{Needs, Operation, Parameter, Route, Shape};
@@ -38,7 +39,7 @@ fn operation(tool: ToolName) -> Operation {
         id: format!("run{}", crate::openapi::capitalised(tool.as_str())).into(),
         summary: format!("{} (by a URL)", tool.summary()).into(),
         description: "The same as `POST /v1/jobs`, with the tool's options as query parameters; lists are given one by one. Secrets have no \
-                      place in a URL: options that are one are only in the body of `POST /v1/jobs`.",
+                      place in a URL, nor has what is long: such options are only in the body of `POST /v1/jobs`.",
         query: parameters(tool).into(),
         headers: &jobs::HEADERS,
         body: None,
@@ -51,7 +52,12 @@ fn operation(tool: ToolName) -> Operation {
 fn options(tool: ToolName) -> Vec<(String, Value, Kind)> {
     let properties = tool.option_properties().into_iter();
     let kinds = properties.filter_map(|(name, property)| Some((name, Kind::of(&property)?, property)));
-    kinds.filter(|(_, kind, _)| *kind != Kind::TextOrFile).map(|(name, kind, property)| (name, property, kind)).collect()
+    // What may be as long as all headers together does not pass as a URL.
+    let long = |property: &Value| property["maxLength"].as_u64().is_some_and(|most| most >= HEADERS_BYTES_MAX as u64);
+    kinds
+        .filter(|(_, kind, property)| *kind != Kind::TextOrFile && !long(property))
+        .map(|(name, kind, property)| (name, property, kind))
+        .collect()
 }
 
 fn parameters(tool: ToolName) -> Vec<Parameter> {
