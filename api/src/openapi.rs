@@ -18,14 +18,21 @@ use crate::routes::operation::{Needs, Operation, Parameter, Shape};
 use crate::routes::{KEY_CHARS_MAX, SELECTORS_MAX, operations};
 
 const SCHEMAS: &str = "#/components/schemas";
+const EVENT_STREAM: &str = "text/event-stream";
 const DESCRIPTION: &str = "Ping, resolve or connect to a target from machines inside private networks. Send a credential as \
     `Authorization: Bearer <API key or JWT>`. Errors are RFC 9457 problems; `code` is one of a closed set.";
 
-static DOCUMENT: LazyLock<String> = LazyLock::new(|| made(&operations()).to_string());
+static TREE: LazyLock<Value> = LazyLock::new(|| made(&operations()));
+static DOCUMENT: LazyLock<String> = LazyLock::new(|| TREE.to_string());
 
 /// The document.
 pub fn document() -> &'static str {
     &DOCUMENT
+}
+
+/// The same, to look things up.
+pub(crate) fn tree() -> &'static Value {
+    &TREE
 }
 
 /// The schema of a job's request: one alternative a tool.
@@ -166,7 +173,9 @@ fn described(operation: &Operation, problem: &Schema, schemas: &mut SchemaGenera
         let mut content: Map<String, Value> =
             answer.schema.iter().map(|schema| ("application/json".to_owned(), json!({"schema": schema(schemas)}))).collect();
         for (content_type, description) in answer.also {
-            content.insert((*content_type).to_owned(), json!({"schema": {"type": "string", "description": description}}));
+            let schema =
+                if *content_type == EVENT_STREAM { event(description) } else { json!({"type": "string", "description": description}) };
+            content.insert((*content_type).to_owned(), json!({"schema": schema}));
         }
         let mut described = json!({"description": answer.description, "headers": headers});
         if !content.is_empty() {
@@ -186,6 +195,19 @@ fn described(operation: &Operation, problem: &Schema, schemas: &mut SchemaGenera
         described["requestBody"] = json!({"required": true, "content": {"application/json": {"schema": body(schemas)}}});
     }
     described
+}
+
+/// One event of a stream of them: OpenAPI 3.1 has no word for the stream itself.
+fn event(description: &str) -> Value {
+    json!({
+        "description": description, "type": "object", "required": ["event", "data"], "additionalProperties": false,
+        "properties": {
+            "event": {"enum": ["job", "accepted", "progress", "outcome", "gap"]},
+            "id": {"description": "Give it back as `Last-Event-ID` to go on after it.", "type": "string"},
+            "retry": {"description": "How soon to come back when the connection is lost, in milliseconds.", "type": "integer", "minimum": 0},
+            "data": {"type": "string", "contentMediaType": "application/json"},
+        },
+    })
 }
 
 fn parameter_of(parameter: &Parameter, place: &str, schemas: &mut SchemaGenerator) -> Value {
@@ -222,6 +244,9 @@ fn problems(operation: &Operation) -> BTreeMap<u16, Vec<Code>> {
     if operation.body.is_some() {
         codes.push(Code::UnsupportedMediaType);
     }
+    if operation.body.is_some() || !operation.query.is_empty() || !operation.headers.is_empty() {
+        codes.push(Code::Unprocessable);
+    }
     let mut by_status: BTreeMap<u16, Vec<Code>> = BTreeMap::new();
     for code in codes {
         let same = by_status.entry(status(code).as_u16()).or_default();
@@ -243,6 +268,10 @@ fn refused(status: u16, codes: &[Code], problem: &Schema) -> Value {
     }
     if status == 401 {
         headers["WWW-Authenticate"] = header("Challenge");
+    }
+    // Of what is twice too long the listener hangs up before anybody could say it in our words.
+    if matches!(status, 414 | 431) {
+        return json!({"description": format!("{}; or without a body, where it is much too long", words.join(", "))});
     }
     let content = json!({PROBLEM_JSON: {"schema": problem}, "application/json": {"schema": problem}});
     json!({"description": words.join(", "), "headers": headers, "content": content})
@@ -286,6 +315,21 @@ mod tests {
             Value::Array(items) => items.iter().for_each(|item| visit(item, seen)),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
+    }
+
+    #[test]
+    fn the_committed_document_is_this_one() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json");
+        let mut made = serde_json::to_string_pretty(tree()).unwrap();
+        made.push('\n');
+        if std::env::var_os("RENEW_OPENAPI").is_some() {
+            std::fs::write(path, &made).unwrap();
+        }
+        let committed = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(
+            committed == made,
+            "api/openapi.json is not what the operations say; renew it: RENEW_OPENAPI=1 cargo test -p probeops-api openapi"
+        );
     }
 
     #[test]

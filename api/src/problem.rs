@@ -129,6 +129,12 @@ impl Problem {
         Self { errors: self.errors.into_iter().map(named).collect(), ..self }
     }
 
+    /// The same of a request that has the right form and cannot be all the same.
+    #[must_use]
+    pub(crate) fn of_what_cannot_be(self) -> Self {
+        Self { code: Code::Unprocessable, ..self }
+    }
+
     /// The same of a part of a request.
     #[must_use]
     pub fn below(self, pointer: &str) -> Self {
@@ -272,7 +278,7 @@ pub(crate) fn status(code: Code) -> StatusCode {
         Code::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
         Code::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
         Code::Conflict => StatusCode::CONFLICT,
-        Code::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
+        Code::Unprocessable | Code::IdempotencyMismatch => StatusCode::UNPROCESSABLE_ENTITY,
         Code::UriTooLong => StatusCode::URI_TOO_LONG,
         Code::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Code::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
@@ -314,6 +320,7 @@ fn title(code: Code) -> &'static str {
         Code::RequestTimeout => "The request took too long to arrive",
         Code::RateLimited => "Too many requests",
         Code::Conflict => "Conflict",
+        Code::Unprocessable => "The request cannot be carried out",
         Code::IdempotencyMismatch => "Idempotency key used for another request",
         Code::Unavailable => "Temporarily unavailable",
         Code::Internal => "Internal error",

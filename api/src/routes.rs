@@ -5,6 +5,7 @@ mod batch;
 mod body;
 mod deliveries;
 mod docs;
+mod fit;
 mod frame;
 mod guard;
 mod health;
@@ -35,6 +36,7 @@ use probeops_shared::problem::Code;
 
 use crate::App;
 use crate::problem::Problem;
+use crate::routes::fit::Fit;
 use crate::routes::guard::Gate;
 use crate::routes::operation::Operation;
 
@@ -49,7 +51,8 @@ pub(crate) use schedules::scheduled_job;
 pub fn router(app: App) -> Router {
     let mut router = Router::new();
     for operation in operations() {
-        let gate = Arc::new(Gate { app: app.clone(), needs: operation.needs, query: operation.query });
+        let fit = Fit::of(&operation);
+        let gate = Arc::new(Gate { app: app.clone(), needs: operation.needs, query: operation.query, fit });
         router = router.route(&operation.route.path, operation.route.handler.layer(from_fn_with_state(gate, guard::guard)));
     }
     docs::add(router)

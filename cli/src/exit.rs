@@ -36,9 +36,13 @@ impl Exit {
         match code {
             Code::Unauthorized | Code::Forbidden => Self::Access,
             Code::NoSuchRegion | Code::NoSuchNode | Code::NoNodeAvailable => Self::NoNode,
-            Code::Invalid | Code::NotFound | Code::Conflict | Code::IdempotencyMismatch | Code::UriTooLong | Code::HeadersTooLarge => {
-                Self::Usage
-            }
+            Code::Invalid
+            | Code::Unprocessable
+            | Code::NotFound
+            | Code::Conflict
+            | Code::IdempotencyMismatch
+            | Code::UriTooLong
+            | Code::HeadersTooLarge => Self::Usage,
             Code::MethodNotAllowed
             | Code::TooLarge
             | Code::UnsupportedMediaType

@@ -9,6 +9,10 @@ use crate::text::as_text;
 
 /// The longest name DNS can carry, without the final dot (RFC 1035, 2.3.4).
 const NAME_LENGTH_MAX: usize = 253;
+/// What may stand in a host; what is beyond ASCII, IDNA knows alone.
+const HOST_PATTERN: &str = "^[A-Za-z0-9_:.][A-Za-z0-9_:.-]*$|[^\\x00-\\x7f]";
+/// The same of a name to ask for.
+const DNS_NAME_PATTERN: &str = "^[A-Za-z0-9_:.*/][A-Za-z0-9_:.*/-]*$|[^\\x00-\\x7f]";
 /// The longest label (RFC 1035, 2.3.4).
 const LABEL_LENGTH_MAX: usize = 63;
 
@@ -173,11 +177,12 @@ fn ascii_name(text: &str, others: &[char]) -> Result<String, String> {
     Ok(name)
 }
 
-as_text!(Host, {"type": "string", "minLength": 1, "maxLength": 254, "description": "An IPv4 or IPv6 address, or a host name."});
+as_text!(Host, {"type": "string", "minLength": 1, "maxLength": 254, "pattern": HOST_PATTERN, "description": "An IPv4 or IPv6 address, or a host name."});
 as_text!(DnsName, {
     "type": "string",
     "minLength": 1,
     "maxLength": 254,
+    "pattern": DNS_NAME_PATTERN,
     "description": "A name to ask the DNS for (`.` is the root), or an address to ask for by its reverse name."
 });
 

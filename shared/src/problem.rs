@@ -37,6 +37,9 @@ pub enum Code {
     RateLimited,
     /// Something this request needs already exists or is in another state.
     Conflict,
+    /// The request has the form that it should have and cannot be all the same: fields contradict each other, or a text is not what it should be
+    /// inside; `errors` says where.
+    Unprocessable,
     /// The idempotency key was used for another request.
     IdempotencyMismatch,
     /// The broker cannot be reached, or too much is going on.
@@ -47,7 +50,7 @@ pub enum Code {
 
 impl Code {
     /// All codes.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Invalid,
         Self::Unauthorized,
         Self::Forbidden,
@@ -63,6 +66,7 @@ impl Code {
         Self::RequestTimeout,
         Self::RateLimited,
         Self::Conflict,
+        Self::Unprocessable,
         Self::IdempotencyMismatch,
         Self::Unavailable,
         Self::Internal,
@@ -86,6 +90,7 @@ impl Code {
             Self::RequestTimeout => "request_timeout",
             Self::RateLimited => "rate_limited",
             Self::Conflict => "conflict",
+            Self::Unprocessable => "unprocessable",
             Self::IdempotencyMismatch => "idempotency_mismatch",
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",

@@ -94,19 +94,22 @@ pub(crate) fn schema() -> Value {
         "url",
         json!({
             "description": "Where to: https, or what the operator allows. Its query is sent as it is and shown nowhere.",
-            "type": "string", "format": "uri", "maxLength": URL_LENGTH_MAX, "examples": ["https://n8n.example/webhook/1"],
+            "type": "string", "format": "uri", "pattern": "^[Hh][Tt][Tt][Pp][Ss]?://", "maxLength": URL_LENGTH_MAX, "examples": ["https://n8n.example/webhook/1"],
         }),
     );
     field(
         "secret_id",
-        json!({"description": "The secret that signs it (Standard Webhooks).", "type": "string", "maxLength": SECRET_ID_LENGTH_MAX}),
+        json!({"description": "The secret that signs it (Standard Webhooks).", "type": "string", "maxLength": SECRET_ID_LENGTH_MAX, "pattern": "^[A-Za-z0-9_]*$"}),
     );
     field(
         "header",
         json!({
             "description": "A header that is sent with it; its value is shown nowhere.",
             "type": "object", "required": HEADER_FIELDS, "additionalProperties": false,
-            "properties": {"name": {"type": "string"}, "value": {"type": "string", "maxLength": HEADER_VALUE_LENGTH_MAX}},
+            "properties": {
+                "name": {"type": "string", "pattern": "^[!#$%&'*+.^_`|~0-9A-Za-z-]+$"},
+                "value": {"type": "string", "maxLength": HEADER_VALUE_LENGTH_MAX, "pattern": "^([!-~]([ -~]*[!-~])?)?$"},
+            },
         }),
     );
     field(

@@ -1,6 +1,7 @@
 //! Many jobs in one call: each is taken or refused for itself.
 
 use std::borrow::Cow;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use axum::Json;
@@ -27,6 +28,7 @@ use crate::limits::Allowance;
 use crate::openapi::job_request_schema;
 use crate::problem::{Problem, ProblemDocument, success};
 use crate::routes::body::JsonBody;
+use crate::routes::fit::Fit;
 use crate::routes::frame::CurrentRequest;
 use crate::routes::guard::Who;
 use crate::routes::idempotency;
@@ -88,7 +90,9 @@ pub(super) fn operations() -> Vec<Operation> {
 
 fn batch_schema(schemas: &mut SchemaGenerator) -> Schema {
     let job = job_request_schema(schemas);
-    let jobs = serde_json::json!({"type": "array", "minItems": 1, "maxItems": JOBS_MAX, "items": job});
+    // One that is wrong is told so in its place: it does not make the whole malformed.
+    let other = serde_json::json!({"description": "What is no job is refused in its place.", "type": ["array", "boolean", "null", "number", "object", "string"]});
+    let jobs = serde_json::json!({"type": "array", "minItems": 1, "maxItems": JOBS_MAX, "items": {"anyOf": [job, other]}});
     let schema = serde_json::json!({"type": "object", "required": ["jobs"], "additionalProperties": false, "properties": {"jobs": jobs}});
     Schema::try_from(schema).unwrap_or_default()
 }
@@ -108,7 +112,8 @@ async fn submit(
     let prefer = Prefer::read(&headers)?;
     let wait = if prefer.applied().is_some() { prefer.wait() } else { Duration::ZERO };
     let each = jobs.into_iter().enumerate().map(async |(index, job)| {
-        let done = one(&app, &principal, &headers, job, wait).await.map_err(|problem| problem.below(&format!("/jobs/{index}")));
+        let done = one(&app, &principal, &headers, job, wait).await;
+        let done = done.map_err(|problem| judged(problem, &body, index).below(&format!("/jobs/{index}")));
         if let Err(problem) = &done {
             app.audit.refused(&Refusal { principal: Some(&principal.name), request_id: &id, request: &format!("POST {PATH}"), problem });
         }
@@ -132,6 +137,17 @@ fn jobs(body: &[u8]) -> Result<Vec<Value>, Invalid> {
         Some(Value::Array(jobs)) => Err(Invalid::new("/jobs", format!("must hold 1 to {JOBS_MAX} jobs, not {}", jobs.len()))),
         Some(other) => Err(Invalid::new("/jobs", format!("must be a list of jobs, not {}", shown(&other)))),
         None => Err(Invalid::new("/jobs", "`jobs` is missing: a list of jobs")),
+    }
+}
+
+/// A problem of one of the jobs in this body, as if it had been posted alone.
+fn judged(problem: Problem, body: &[u8], index: usize) -> Problem {
+    static ALONE: LazyLock<Option<Fit>> =
+        LazyLock::new(|| super::jobs::operations().iter().find(|operation| operation.id == "runJob").map(Fit::of));
+    let job = jobs(body).ok().and_then(|jobs| jobs.into_iter().nth(index));
+    match (&*ALONE, job) {
+        (Some(alone), Some(job)) => alone.judged_body(problem, &job),
+        _ => problem,
     }
 }
 

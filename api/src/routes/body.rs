@@ -12,6 +12,7 @@ use probeops_shared::job::JOB_BYTES_MAX;
 use probeops_shared::problem::Code;
 
 use crate::problem::Problem;
+use crate::routes::fit::Seen;
 
 /// The largest body, in bytes.
 pub(super) const BODY_BYTES_MAX: usize = JOB_BYTES_MAX;
@@ -28,6 +29,7 @@ impl<S: Sync> FromRequest<S> for JsonBody {
     async fn from_request(request: Request, _: &S) -> Result<Self, Problem> {
         let (parts, body) = request.into_parts();
         let read = read(body, &parts.headers).await?;
+        parts.extensions.get::<Seen>().into_iter().for_each(|seen| seen.keep(&read));
         check_type(&parts.headers)?;
         Ok(Self(read))
     }

@@ -28,7 +28,7 @@ static LISTING: [Parameter; 4] = [
     Parameter::new("job", "Only that of this job.", schema::<JobId>),
     Parameter::new("status", "Only those of which this became.", schema::<DeliveryStatus>),
     Parameter::new("limit", "How many entries at most.", schema::<PageLimit>),
-    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<String>),
+    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<u64>),
 ];
 
 pub(super) fn operations() -> Vec<Operation> {

@@ -11,7 +11,8 @@ use probeops_shared::problem::Code;
 
 use crate::App;
 use crate::access::Principal;
-use crate::problem::Problem;
+use crate::problem::{Problem, Raised};
+use crate::routes::fit::Fit;
 use crate::routes::operation::{Needs, Parameter};
 use crate::routes::query::Query;
 
@@ -21,6 +22,7 @@ pub(super) struct Gate {
     pub(super) app: App,
     pub(super) needs: Needs,
     pub(super) query: Cow<'static, [Parameter]>,
+    pub(super) fit: Fit,
 }
 
 /// Who asks: in the request for handlers, and in the answer for the audit trail.
@@ -42,10 +44,14 @@ pub(super) async fn guard(State(gate): State<Arc<Gate>>, mut request: Request, n
             Err(problem) => return problem.into_response(),
         },
     };
+    let looked_at = gate.fit.look_at(&mut request);
     let mut response = match admit(&gate, who.as_ref(), &mut request) {
         Ok(()) => next.run(request).await,
         Err(problem) => problem.into_response(),
     };
+    if let Some(Raised(problem)) = response.extensions().get::<Raised>().filter(|Raised(problem)| problem.code() == Code::Invalid) {
+        response = gate.fit.judged(Problem::clone(problem), &looked_at).into_response();
+    }
     if let Some(who) = who {
         response.extensions_mut().insert(who);
     }

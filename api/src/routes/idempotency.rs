@@ -4,6 +4,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use probeops_shared::bounded::shown;
 use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
+use schemars::{Schema, SchemaGenerator, json_schema};
 use serde_json::{Map, Value};
 
 use crate::problem::Problem;
@@ -13,6 +14,11 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 /// The longest key, in characters.
 pub(crate) const KEY_CHARS_MAX: usize = 255;
+
+/// What a key looks like in a header.
+pub(super) fn schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "minLength": 1, "pattern": "^[ -~]+$"})
+}
 
 /// The key in these headers, if there is one: a string in quotes (RFC 9651), or the bare characters.
 pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {

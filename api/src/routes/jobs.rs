@@ -59,12 +59,12 @@ pub(super) static HEADERS: [Parameter; 2] = [
         "Idempotency-Key",
         "1 to 255 printable characters of your choice. The same key with the same request gives the same job for 24 hours, with \
          `Idempotent-Replayed: true`, while it goes on and after; with another request it is a mistake (422).",
-        schema::<String>,
+        idempotency::schema,
     ),
 ];
 /// Where a caller that comes back wants to go on.
 static RESUME: [Parameter; 1] =
-    [Parameter::new("Last-Event-ID", "The id of the last event that was seen: only what came after it is told.", schema::<Option<String>>)];
+    [Parameter::new("Last-Event-ID", "The id of the last event that was seen: only what came after it is told.", schema::<String>)];
 /// What making a job may end with.
 pub(super) static MAKING: [Code; 6] =
     [Code::NoSuchRegion, Code::NoSuchNode, Code::NoNodeAvailable, Code::IdempotencyMismatch, Code::RateLimited, Code::Unavailable];
@@ -200,14 +200,11 @@ pub(super) fn explains(query: &Query) -> Result<bool, Problem> {
 }
 
 /// Says what the job that is asked for in these fields would do.
-pub(super) fn explanation(
-    app: &App,
-    principal: &Principal,
-    headers: &HeaderMap,
-    mut fields: Map<String, Value>,
-) -> Result<Response, Problem> {
+pub(super) fn explanation(app: &App, principal: &Principal, headers: &HeaderMap, fields: Map<String, Value>) -> Result<Response, Problem> {
     let asked = asked(&fields);
-    let (request, _) = request(&mut fields, headers, prefer::form(headers)).map_err(Problem::all_invalid)?;
+    // What would be refused is refused here, too, though neither matters for what is said.
+    Prefer::read(headers)?;
+    let (request, _) = prepared(fields, headers, prefer::form(headers))?;
     let explanation = app.jobs.explain(principal, &request).map_err(|problem| problem.asked(asked))?;
     Ok(Json(explanation).into_response())
 }

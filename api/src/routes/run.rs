@@ -7,6 +7,8 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use probeops_shared::access::Scope;
 use probeops_shared::invalid::Invalid;
+use probeops_shared::job::DEADLINE_MAX;
+use probeops_shared::selector::Selector;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::option::{Kind, description};
 use serde_json::{Map, Value, json};
@@ -14,6 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::App;
 use crate::access::Principal;
 use crate::problem::Problem;
+use crate::routes::frame::HEADERS_BYTES_MAX;
 use crate::routes::guard::Who;
 use crate::routes::jobs::{self, SELECTORS_MAX};
 use crate::routes::operation::{Needs, Operation, Parameter, Route, Shape};
@@ -36,7 +39,7 @@ fn operation(tool: ToolName) -> Operation {
         id: format!("run{}", crate::openapi::capitalised(tool.as_str())).into(),
         summary: format!("{} (by a URL)", tool.summary()).into(),
         description: "The same as `POST /v1/jobs`, with the tool's options as query parameters; lists are given one by one. Secrets have no \
-                      place in a URL: options that are one are only in the body of `POST /v1/jobs`.",
+                      place in a URL, nor has what is long: such options are only in the body of `POST /v1/jobs`.",
         query: parameters(tool).into(),
         headers: &jobs::HEADERS,
         body: None,
@@ -49,7 +52,12 @@ fn operation(tool: ToolName) -> Operation {
 fn options(tool: ToolName) -> Vec<(String, Value, Kind)> {
     let properties = tool.option_properties().into_iter();
     let kinds = properties.filter_map(|(name, property)| Some((name, Kind::of(&property)?, property)));
-    kinds.filter(|(_, kind, _)| *kind != Kind::TextOrFile).map(|(name, kind, property)| (name, property, kind)).collect()
+    // What may be as long as all headers together does not pass as a URL.
+    let long = |property: &Value| property["maxLength"].as_u64().is_some_and(|most| most >= HEADERS_BYTES_MAX as u64);
+    kinds
+        .filter(|(_, kind, property)| *kind != Kind::TextOrFile && !long(property))
+        .map(|(name, kind, property)| (name, property, kind))
+        .collect()
 }
 
 fn parameters(tool: ToolName) -> Vec<Parameter> {
@@ -58,15 +66,11 @@ fn parameters(tool: ToolName) -> Vec<Parameter> {
         Parameter { name, description, shape: Shape::Given(schema), required, repeats }
     };
     let target_is_optional = probeops_shared::tools::Spec::parse(tool, "", Map::new()).is_ok();
-    let places = json!({"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": SELECTORS_MAX});
+    let places = json!({"type": "array", "items": Selector::text_schema(), "minItems": 1, "maxItems": SELECTORS_MAX, "uniqueItems": true});
+    let mut target = tool.target_schema(&mut schemars::SchemaGenerator::default());
+    target.insert("examples".to_owned(), json!([tool.example_target()]));
     let mut parameters = vec![
-        parameter(
-            "target",
-            "Whom to point it at.",
-            json!({"type": "string", "examples": [tool.example_target()]}),
-            !target_is_optional,
-            false,
-        ),
+        parameter("target", "Whom to point it at.", target.to_value(), !target_is_optional, false),
         parameter(
             "from",
             "From where: a region, `node:` and a node's id, labels, or what else `from` may be in `POST /v1/jobs`; several by naming it again.",
@@ -78,7 +82,7 @@ fn parameters(tool: ToolName) -> Vec<Parameter> {
         parameter(
             "timeout_ms",
             "What waiting for a node and running may take together.",
-            json!({"type": "integer", "minimum": 1}),
+            json!({"type": "integer", "minimum": 1, "maximum": u64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(u64::MAX)}),
             false,
             false,
         ),

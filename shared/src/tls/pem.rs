@@ -68,7 +68,7 @@ macro_rules! pem {
             }
         }
 
-        inline_schema!($name, {"type": "string", "minLength": 1, "maxLength": PEM_BYTES_MAX, "contentMediaType": "application/x-pem-file"});
+        inline_schema!($name, {"type": "string", "minLength": 1, "maxLength": PEM_BYTES_MAX, "pattern": concat!("-----BEGIN [\\s\\S]*", $label), "contentMediaType": "application/x-pem-file"});
     };
 }
 pem!(CertificatesPem, "CERTIFICATE-----", "certificate");

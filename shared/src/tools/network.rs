@@ -152,7 +152,7 @@ impl<'de> Deserialize<'de> for Source {
     }
 }
 
-inline_schema!(Source, {"type": "string", "format": "ip"});
+inline_schema!(Source, {"type": "string", "pattern": "^[0-9A-Fa-f:.]+$", "examples": ["192.0.2.1", "2001:db8::1"]});
 
 /// An ICMP message that somebody on the way, or the target, answered with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -148,7 +148,7 @@ impl<'de> Deserialize<'de> for Alpn {
     }
 }
 
-inline_schema!(Alpn, {"type": "array", "maxItems": ALPN_MAX, "items": {"type": "string", "minLength": 1, "maxLength": 255}});
+inline_schema!(Alpn, {"type": "array", "maxItems": ALPN_MAX, "items": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"}});
 
 impl fmt::Display for Alpn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -22,6 +22,11 @@ fn row(body: Value, pointer: &'static str, words: impl Into<String>) -> Row {
     Row { body, status: 400, code: "invalid", pointer, words: words.into() }
 }
 
+/// What has the right form and cannot be all the same.
+fn cannot_be(body: Value, pointer: &'static str, words: impl Into<String>) -> Row {
+    Row { status: 422, code: "unprocessable", ..row(body, pointer, words) }
+}
+
 fn ping(parameters: &Value) -> Value {
     json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "parameters": parameters})
 }
@@ -56,7 +61,7 @@ fn check(answer: &probeops_tests::http::Answer, status: u16, code: &str, pointer
     if let Some(pointer) = pointer {
         assert_eq!(answer.body["errors"][0]["pointer"], pointer, "{shown}");
     }
-    let said = if code == "invalid" { &answer.body["errors"][0]["detail"] } else { &answer.body["detail"] };
+    let said = if matches!(code, "invalid" | "unprocessable") { &answer.body["errors"][0]["detail"] } else { &answer.body["detail"] };
     assert_eq!(said, words, "{shown}");
 }
 
@@ -113,14 +118,14 @@ fn targets() -> Vec<Row> {
             "/target",
             format!("the string \"fe80::1%eth0\" has a zone id, which means something only on one machine; {WANTS}"),
         ),
-        row(
+        cannot_be(
             target("xn--a.\u{e9}\u{301}\u{200d}"),
             "/target",
             "the string \"xn--a.\u{e9}\u{301}\u{200d}\" is not a valid internationalised name (IDNA, UTS 46)",
         ),
-        row(target(&"a".repeat(254)), "/target", "a name is at most 253 characters long, this one has 254"),
+        cannot_be(target(&"a".repeat(254)), "/target", "a name is at most 253 characters long, this one has 254"),
         row(target("-c"), "/target", format!("the string \"-c\" starts with `-`; {WANTS}")),
-        row(
+        cannot_be(
             target("2130706433"),
             "/target",
             "the string \"2130706433\" is not a host name but a number form of an address; write it as four decimal numbers, such as 192.0.2.1",
@@ -152,7 +157,7 @@ fn places() -> Vec<Row> {
         ),
         row(from(&json!([])), "/from", "must list 1 to 100 selectors, not 0"),
         row(from(&json!(["eu", "EU"])), "/from/1", region("EU")),
-        row(
+        cannot_be(
             json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "timeout_ms": 10}),
             "/timeout_ms",
             "10 ms is too short: this tool with these parameters may take 9000 ms (lower `timeout`, `count` or `interval_ms`, \

@@ -76,5 +76,5 @@ fn jobs_of_a_batch_are_begun_counted_and_known_again_each() {
         json!({"jobs": [job(0)]}).to_string().as_bytes(),
         &[("idempotency-key", "a")],
     );
-    assert!(named.expect(400)["detail"].as_str().unwrap().contains("cannot name several jobs"));
+    assert!(named.expect(422)["detail"].as_str().unwrap().contains("cannot name several jobs"));
 }

@@ -78,7 +78,7 @@ fn a_callback_is_signed_and_has_the_job_and_the_url_as_it_was_given() {
     assert_eq!(refused["errors"][0]["pointer"], "/callback/secret_id", "{refused}");
     let other = api.key(&json!({"name": "other", "scopes": ["jobs:write"]}));
     let stranger = api.caller(&other);
-    stranger.post("/v1/jobs", &body(&json!({"url": receiver.url("/"), "secret_id": id}))).expect(400);
+    stranger.post("/v1/jobs", &body(&json!({"url": receiver.url("/"), "secret_id": id}))).expect(422);
     stranger.post(&replayed, &json!({})).expect(404);
     assert_eq!(stranger.get("/v1/deliveries").expect(200)["deliveries"], json!([]));
     assert_eq!(stranger.get("/v1/secrets").expect(200)["secrets"], json!([]));
@@ -193,8 +193,10 @@ fn a_destination_that_must_not_be_reached_is_refused_and_the_setting_named() {
     }
     let clear = closed.admin().post("/v1/jobs", &body(&json!({"url": "http://n8n.example/"}))).expect(403);
     assert!(clear["detail"].as_str().unwrap().contains("must be https"), "{clear}");
-    for url in ["https://u:p@n8n.example/", "https://n8n.example/#f", "ftp://n8n.example/", "n8n.example"] {
-        closed.admin().post("/v1/jobs", &body(&json!({"url": url}))).expect(400);
+    for (url, status) in
+        [("https://u:p@n8n.example/", 422), ("https://n8n.example/#f", 422), ("ftp://n8n.example/", 400), ("n8n.example", 400)]
+    {
+        closed.admin().post("/v1/jobs", &body(&json!({"url": url}))).expect(status);
     }
     // A name is judged by where it leads when it is connected to; our own servers are never a destination.
     let named = ApiOptions { callback_allow: Some("10.99.0.0/16,127.0.0.0/30".to_owned()), ..ApiOptions::default() };
@@ -293,7 +295,7 @@ fn an_operator_sees_and_replays_from_the_command_line() {
     assert_eq!(receiver.wait_for("/x?TOPSECRET", 2)[1].signatures_by(made["secret"].as_str().unwrap()), 1);
     assert!(says(&["secrets", "rotate", id]).contains("whsec_"));
     assert!(says(&["secrets", "remove", id]).contains(id) && !says(&["secrets", "list"]).contains(id));
-    api.admin().post("/v1/jobs", &body(&json!({"url": receiver.url("/y"), "secret_id": id}))).expect(400);
+    api.admin().post("/v1/jobs", &body(&json!({"url": receiver.url("/y"), "secret_id": id}))).expect(422);
     // What it was to sign is not sent unsigned.
     api.wait_until("it is asked for again", || api.admin().post(&format!("/v1/deliveries/{delivery}/replay"), &json!({})).status == 200);
     api.wait_until("it has failed", || says(&["deliveries", "list", "--status", "failed"]).contains(&delivery));

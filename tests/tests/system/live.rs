@@ -142,7 +142,7 @@ fn a_caller_says_how_long_it_waits() {
     drop(silent.connected());
     let quick = admin.post_raw("/v1/jobs", "application/json", ping(1).to_string().as_bytes(), &[("prefer", "wait=30")]);
     assert_eq!((quick.status, quick.body["results"][0]["status"].as_str()), (200, Some("success")), "{}", quick.text);
-    assert!(ask("wait=soon").expect(400)["detail"].as_str().unwrap().contains("header Prefer: `wait` must be a whole number"));
+    assert!(ask("wait=soon").expect(422)["detail"].as_str().unwrap().contains("header Prefer: `wait` must be a whole number"));
 }
 
 #[test]
@@ -195,7 +195,7 @@ fn a_job_that_is_only_watched_ends_with_its_last_watcher_if_asked_so() {
     assert_eq!(words(&[live.event().unwrap(), live.event().unwrap()]), ["job", "accepted"]);
     drop(live);
     api.wait_until("it is cancelled", || admin.get(&path).expect(200)["status"] == "cancelled");
-    let refused = admin.post("/v1/jobs", &body).expect(400);
+    let refused = admin.post("/v1/jobs", &body).expect(422);
     assert!(refused["detail"].as_str().unwrap().starts_with("/cancel_on_disconnect: needs an answer that is streamed"), "{refused}");
     // Otherwise it goes on.
     let mut live = admin.stream("POST", "/v1/jobs", &waiting(&silent, "eu"), &[EVENTS]);
