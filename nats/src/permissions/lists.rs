@@ -97,14 +97,14 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
         broker::FLOW_CONTROL.to_owned(),
     ];
     publish.extend(stream_reading(storage::JOBS, &subjects::jobs()));
-    publish.extend([storage::KEYS, storage::NODES, storage::IDEMPOTENCY].into_iter().flat_map(bucket_writing));
+    publish.extend([storage::KEYS, storage::NODES].into_iter().flat_map(bucket_writing));
     publish.extend([storage::PRESENCE, storage::REPLICAS].into_iter().flat_map(bucket_reading));
     // It says of itself that it is there, and of nobody else.
     publish.push(broker::bucket_key(storage::REPLICAS, caller));
-    publish.extend([subjects::callbacks(), broker::acknowledgements(storage::CALLBACKS)]);
+    publish.extend([subjects::callbacks(), broker::acknowledgements(storage::CALLBACKS), broker::stream_info(storage::CALLBACKS)]);
     let taking = |name| [broker::consumer_info(storage::CALLBACKS, name), broker::consumer_next(storage::CALLBACKS, name)];
     publish.extend(storage::DELIVER.into_iter().flat_map(taking));
-    publish.extend([storage::SECRETS, storage::DELIVERIES].into_iter().flat_map(bucket_by_key));
+    publish.extend([storage::SECRETS, storage::DELIVERIES, storage::IDEMPOTENCY].into_iter().flat_map(bucket_by_key));
     Ok(Permissions {
         publish,
         subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],
