@@ -39,6 +39,7 @@ use crate::broker::{Broker, Destination, Dispatched, Run, Watched};
 use crate::callbacks::{Callback, CallbackView, Callbacks, origin_of};
 use crate::jobs::callback::Patience;
 use crate::jobs::detachable::Detachable;
+use crate::jobs::idempotency::Promise;
 use crate::jobs::live::Live;
 use crate::jobs::store::{Open, State, Store, Stored};
 use crate::metrics::Metrics;
@@ -157,6 +158,15 @@ pub enum How {
     },
 }
 
+/// The id of a job that is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Id {
+    /// None yet.
+    New,
+    /// That to which its call's key belongs.
+    Promised(JobId),
+}
+
 /// A job that was accepted.
 #[derive(Debug)]
 pub struct Submitted {
@@ -244,13 +254,13 @@ impl Jobs {
     /// Checks a request against what the principal may do and what there is, runs it, and answers as the caller wants.
     pub async fn submit(&self, principal: &Principal, request: JobRequest, how: How) -> Result<Submitted, Problem> {
         match request.idempotency.clone() {
-            None => self.make(principal, request, how, JobId::new()).await,
+            None => self.make(principal, request, how, Id::New).await,
             Some(idempotency) => self.submit_once(principal, request, how, &idempotency).await,
         }
     }
 
-    /// Makes a job with this id.
-    async fn make(&self, principal: &Principal, request: JobRequest, how: How, id: JobId) -> Result<Submitted, Problem> {
+    /// Makes a job.
+    async fn make(&self, principal: &Principal, request: JobRequest, how: How, id: Id) -> Result<Submitted, Problem> {
         let chosen = choose::choose(self.0.broker.roster(), principal, request.spec.tool(), &request.from)?;
         admission::check_target(principal, &request.spec)?;
         if let Some(callback) = &request.callback {
@@ -261,6 +271,18 @@ impl Jobs {
         // Room before rate: a job that finds no room costs nothing.
         let room = self.room_for(chosen.destinations.len())?;
         let allowance = principal.take(chosen.destinations.len())?;
+        let id = match (id, &request.idempotency) {
+            (Id::Promised(id), _) => id,
+            (Id::New, None) => JobId::new(),
+            // What is refused is refused before, and leaves no key behind.
+            (Id::New, Some(idempotency)) => match self.promise(principal, idempotency).await? {
+                Promise::Given(id) => id,
+                Promise::GivenBefore(id) => {
+                    drop(room);
+                    return self.join_made(principal, id, how).await;
+                }
+            },
+        };
         let document = document(principal, &request, id, chosen.missing);
         let runs = runs(principal, &request, &document, chosen.destinations, start_within);
         let waits_to_the_end = matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait)
@@ -288,16 +310,15 @@ impl Jobs {
         let Some(mut watcher) = begun.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?
         else {
             // Another call with the same key was faster.
-            let joined = self.join(principal, id, how).await?;
-            return joined.ok_or_else(|| Problem::new(Code::Unavailable, "the job was made by another call and cannot be found"));
+            return self.join_made(principal, id, how).await;
         };
         let answer = match how {
             How::Watch { .. } => Came::Watched(watcher),
             // Who does not wait is told the same whether it was quick or not: that it was accepted.
             How::Wait(Duration::ZERO) => Came::SoFar(watcher.so_far().to_bytes()),
             How::Wait(wait) => match tokio::time::timeout(wait, watcher.end()).await {
-                Ok(document) => Came::Over(document),
-                Err(_elapsed) => Came::SoFar(watcher.so_far().to_bytes()),
+                Ok(Some(document)) => Came::Over(document),
+                Ok(None) | Err(_) => Came::SoFar(watcher.so_far().to_bytes()),
             },
         };
         Ok(Submitted { id, answer, allowance, replayed: false })
@@ -322,14 +343,14 @@ impl Jobs {
         let jobs = self.clone();
         drop(self.0.tasks.spawn(async move {
             let _here = Here { jobs: &jobs, live: &live };
-            jobs.run_watched(&live, &runs, place, state.deliver).await;
-            drop(room);
+            jobs.run_watched(&live, &runs, (place, room), state.deliver).await;
         }));
         Ok(Some(watcher))
     }
 
-    /// Says which nodes would be used for a request and why not others; runs nothing and costs nothing.
+    /// Says which nodes would be used for a request and why not others; runs nothing and costs as much as one run.
     pub fn explain(&self, principal: &Principal, request: &JobRequest) -> Result<Explanation, Problem> {
+        principal.take(1)?;
         let explanation = choose::explain(self.0.broker.roster(), principal, request.spec.tool(), &request.from)?;
         admission::check_target(principal, &request.spec)?;
         admission::start_within(request.timeout, request.spec.budget())?;
@@ -346,7 +367,7 @@ impl Jobs {
     }
 
     /// Gets every run of a job done whose state is at `place` in the stream, and keeps and tells what comes of it as it comes.
-    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run], place: u64, deliver: Option<Callback>) {
+    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run], (place, room): (u64, OwnedSemaphorePermit), deliver: Option<Callback>) {
         let every = join_all(runs.iter().enumerate().map(async |(index, run)| {
             let watched = Watched { listener: live.listener(index), cancel: live.cancel.clone() };
             let dispatched = self.dispatch(run, Some(&watched)).await;
@@ -363,20 +384,16 @@ impl Jobs {
         let status = if live.cancel.is_cancelled() { JobStatus::Cancelled } else { JobStatus::Finished };
         let document = JobDocument { status, finished_at: Some(Timestamp::now()), ..live.so_far() };
         let written = document.to_bytes();
-        // While nobody can think that this replica is gone, nobody else ends its jobs; until it is stored, who asks for it here is answered from
-        // memory.
-        let ours = self.0.broker.lease().is_held();
-        if ours {
-            live.finish(written.clone());
-        }
+        // Its nodes are free; what follows may wait for the broker.
+        drop(room);
         let document = JobDocument { results: Vec::new(), late: Vec::new(), ..document };
         let end = State { document, runs: Some(runs.len()), replica: None, deliver };
         if !self.call_back(&end, Patience::AllThereIs).await {
             // Another replica ends it, with its callback.
-            return live.finish(written);
+            return live.leave_off();
         }
+        // Nobody is told an end that another replica, or this one after a crash, could still replace.
         match self.0.store.put_end(&end, place).await {
-            Ok(true) if ours => {}
             Ok(true) => live.finish(written),
             Ok(false) => {
                 tracing::warn!(job.id = %live.document.id, "another replica has ended the job while this one was thought gone");
@@ -384,7 +401,7 @@ impl Jobs {
             }
             Err(error) => {
                 tracing::error!(job.id = %live.document.id, %error, "a job's end could not be kept");
-                live.finish(written);
+                live.leave_off();
             }
         }
     }

@@ -46,7 +46,8 @@ const ASK_AGAIN_S: u64 = 1;
 /// The query parameter that only asks what would be done.
 pub(super) const EXPLAIN: &str = "explain";
 /// What it means.
-pub(super) const EXPLAIN_MEANS: &str = "Only say which nodes would be used, and why not others: nothing runs and nothing counts.";
+pub(super) const EXPLAIN_MEANS: &str =
+    "Only say which nodes would be used, and why not others: nothing runs. It counts as one run of your rate.";
 static EXPLAINS: [Parameter; 1] = [Parameter::new(EXPLAIN, EXPLAIN_MEANS, schema::<bool>)];
 
 /// How a caller wants his answer.
@@ -132,11 +133,15 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: Needs::Scope(&[Scope::JobsWrite]),
             id: "cancelJob".into(),
             summary: "End one of your jobs before its time".into(),
-            description: "Tells its nodes to stop, and answers with the job and what was found until then. A job that is over already is a conflict.",
+            description: "Tells its nodes to stop, and answers with the job and what was found until then; with 202 when it has not ended within 2 s. A \
+                          job that is over already is a conflict.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: None,
-            answers: vec![Answer::json(success::DONE, "The job, cancelled.", schema::<JobDocument>)],
+            answers: vec![
+                Answer::json(success::DONE, "The job, cancelled.", schema::<JobDocument>),
+                Answer::json(success::ACCEPTED, "The job, which is about to end.", schema::<JobDocument>),
+            ],
             problems: &[Code::NotFound, Code::Conflict, Code::Unavailable],
         },
         Operation {
@@ -262,8 +267,10 @@ async fn read(State(app): State<App>, Who(principal): Who, PathId(id): PathId) -
     app.jobs.get(&principal, job_id(&id)?).await.map(Json)
 }
 
-async fn cancel(State(app): State<App>, Who(principal): Who, PathId(id): PathId, NoBody: NoBody) -> Result<Json<JobDocument>, Problem> {
-    app.jobs.cancel(&principal, job_id(&id)?).await.map(Json)
+async fn cancel(State(app): State<App>, Who(principal): Who, PathId(id): PathId, NoBody: NoBody) -> Result<Response, Problem> {
+    let job = app.jobs.cancel(&principal, job_id(&id)?).await?;
+    let status = if job.status == JobStatus::Running { success::ACCEPTED } else { success::DONE };
+    Ok((status, Json(job)).into_response())
 }
 
 async fn follow(State(app): State<App>, Who(principal): Who, PathId(id): PathId, headers: HeaderMap) -> Result<Response, Problem> {
