@@ -96,7 +96,7 @@ fn a_key_whose_replica_died_before_the_job_began_makes_it_later() {
     let body = json!({"tool": "echo", "target": "x", "from": "eu"});
     let made = ask(&first.admin(), "kept", &body, "wait=10").expect(200);
     let bucket = "IDEMPOTENCY";
-    let entry = fabric.only_entry(bucket);
+    let entry = fabric.oldest_entry(bucket);
     let begun_never = json!({"fingerprint": entry.1["fingerprint"], "job": "01927f6e-0000-7000-8000-000000000000"});
     fabric.put(bucket, &entry.0, &begun_never);
     first.kill();
