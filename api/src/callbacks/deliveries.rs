@@ -224,7 +224,7 @@ impl Callbacks {
 
     /// Delivers one again that is over, under the same id.
     pub(crate) async fn replay(&self, principal: &Principal, id: &str, jobs: &Jobs) -> Result<Delivery, Problem> {
-        principal.take(1)?;
+        jobs.charge(principal).await?;
         let (delivery, revision) = self.found(principal, id).await?;
         if delivery.status == DeliveryStatus::Pending {
             return Err(Problem::new(Code::Conflict, format!("delivery `{id}` is still tried; it can be asked for again when it is over")));

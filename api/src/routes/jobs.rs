@@ -133,8 +133,7 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: Needs::Scope(&[Scope::JobsWrite]),
             id: "cancelJob".into(),
             summary: "End one of your jobs before its time".into(),
-            description: "Tells its nodes to stop, and answers with the job and what was found until then; with 202 when it has not ended within 2 s. A \
-                          job that is over already is a conflict.",
+            description: "Tells its nodes to stop, and answers with the job so far; with 202 when it takes longer than 2 s. One that is over is a conflict.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: None,
@@ -192,7 +191,7 @@ async fn submit(
 ) -> Result<Response, Problem> {
     let explain = explains(&query)?;
     let fields = json::parse_object(&body, &JOB_FIELDS).map_err(Problem::invalid)?;
-    if explain { explanation(&app, &principal, &headers, fields) } else { run(&app, &principal, &headers, fields).await }
+    if explain { explanation(&app, &principal, &headers, fields).await } else { run(&app, &principal, &headers, fields).await }
 }
 
 /// Whether only an explanation is wanted.
@@ -201,7 +200,7 @@ pub(super) fn explains(query: &Query) -> Result<bool, Problem> {
 }
 
 /// Says what the job that is asked for in these fields would do.
-pub(super) fn explanation(
+pub(super) async fn explanation(
     app: &App,
     principal: &Principal,
     headers: &HeaderMap,
@@ -209,7 +208,7 @@ pub(super) fn explanation(
 ) -> Result<Response, Problem> {
     let asked = asked(&fields);
     let (request, _) = request(&mut fields, headers, prefer::form(headers)).map_err(Problem::all_invalid)?;
-    let explanation = app.jobs.explain(principal, &request).map_err(|problem| problem.asked(asked))?;
+    let explanation = app.jobs.explain(principal, &request).await.map_err(|problem| problem.asked(asked))?;
     Ok(Json(explanation).into_response())
 }
 
