@@ -26,17 +26,18 @@ use async_nats::jetstream::{Context, kv};
 use probeops_shared::ids::JobId;
 use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
-use probeops_shared::subjects::{self, storage};
+use probeops_shared::subjects::{self, ANY, broker, storage};
 use probeops_shared::timestamp::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::access::Principal;
 use crate::broker::Broker;
 use crate::callbacks::guard::Guard;
 use crate::callbacks::secrets::Secrets;
-use crate::jobs::JobStatus;
+use crate::jobs::{JobStatus, owner};
 use crate::problem::Problem;
 
 pub(crate) use request::schema as request_schema;
@@ -49,6 +50,10 @@ pub(crate) const MAX_AGE: Duration = Duration::from_hours(24);
 const HIDDEN: &str = "***";
 /// When to try again to queue a callback.
 const QUEUE_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// How many callbacks of one principal may wait.
+const WAITING_MAX: u64 = 2_000;
+/// When there may be room for more.
+const ROOM_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// How long an API that stops goes on trying.
 const QUEUED_WITHIN: Duration = Duration::from_secs(10);
 
@@ -150,6 +155,26 @@ pub(crate) struct Due {
     pub(crate) replay: u32,
 }
 
+/// What the broker says of the queue.
+#[derive(Deserialize)]
+struct Info {
+    config: Bound,
+    state: Held,
+    /// How many subjects match the filter.
+    #[serde(default)]
+    total: u64,
+}
+
+#[derive(Deserialize)]
+struct Bound {
+    max_bytes: u64,
+}
+
+#[derive(Deserialize)]
+struct Held {
+    bytes: u64,
+}
+
 /// What delivers callbacks.
 #[derive(Clone, Debug)]
 pub struct Callbacks(Arc<Inner>);
@@ -194,6 +219,7 @@ impl Callbacks {
             Problem::new(Code::Forbidden, invalid.to_string()).at(invalid)
         };
         self.0.guard.check_form(&callback.url).map_err(|detail| refused("/callback/url", detail))?;
+        self.check_room(&principal.name).await?;
         let Some(id) = &callback.secret_id else { return Ok(()) };
         let secret = self.0.secrets.find(&principal.name, id).await?;
         let Some(secret) = secret else {
@@ -203,6 +229,30 @@ impl Callbacks {
         if secret.origin != callback.url.origin() {
             let detail = format!("secret `{id}` signs only what goes to {}", secret.origin);
             return Err(refused("/callback/secret_id", detail));
+        }
+        Ok(())
+    }
+
+    /// Refuses one more callback where too many of this principal wait already, so that who calls back to where nobody answers holds up nobody else,
+    /// and where the queue is about to be full, so that the end of a job does not have to wait for room.
+    async fn check_room(&self, principal: &str) -> Result<(), Problem> {
+        let unknown =
+            |error: &dyn fmt::Display| Problem::new(Code::Unavailable, format!("the queue of callbacks cannot be looked at now: {error}"));
+        // Beyond the last of them: how many there are is told all the same.
+        let request = json!({"subjects_filter": subjects::callback(owner(principal), ANY), "offset": u32::MAX});
+        let client = self.0.jetstream.client();
+        let asked =
+            client.request(broker::stream_info(storage::CALLBACKS), request.to_string().into()).await.map_err(|error| unknown(&error))?;
+        let info: Info = serde_json::from_slice(&asked.payload).map_err(|error| unknown(&error))?;
+        if info.total >= WAITING_MAX {
+            let detail = format!(
+                "{WAITING_MAX} callbacks of yours wait to be delivered, and no more are taken until some are; /v1/deliveries?status=pending lists them"
+            );
+            return Err(Problem::new(Code::RateLimited, detail).retry_after(ROOM_AGAIN_AFTER));
+        }
+        if info.state.bytes >= info.config.max_bytes / 10 * 9 {
+            let detail = "the queue of callbacks is almost full; jobs without one are taken";
+            return Err(Problem::new(Code::Unavailable, detail).retry_after(ROOM_AGAIN_AFTER));
         }
         Ok(())
     }
@@ -225,7 +275,8 @@ impl Callbacks {
         let id = delivery_id(due.job);
         let payload = serde_json::to_vec(due).map_err(|error| error.to_string())?;
         let message = PublishMessage::build().message_id(format!("{id}.{}", due.replay)).payload(payload.into());
-        let sent = self.0.jetstream.send_publish(subjects::callback(&id), message).await.map_err(|error| error.to_string())?;
+        let sent =
+            self.0.jetstream.send_publish(subjects::callback(owner(&due.caller), &id), message).await.map_err(|error| error.to_string())?;
         sent.await.map_err(|error| error.to_string())?;
         if due.replay == 0 {
             self.announce(due).await;

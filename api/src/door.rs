@@ -178,7 +178,7 @@ impl Inside {
         said.extend(replayed.then(knock::replayed));
         let document = match (answer, events, &message.reply) {
             (Came::Watched(watcher), Some(events), Some(reply)) => self.tell(watcher, events, reply).await,
-            (Came::Watched(mut watcher), _, _) => watcher.end().await,
+            (Came::Watched(mut watcher), _, _) => watcher.end().await.unwrap_or_else(|| watcher.so_far().to_bytes()),
             (Came::Over(document) | Came::SoFar(document), ..) => {
                 said.extend(applied.map(|applied| (http::HeaderName::from_static("preference-applied"), applied)));
                 document

@@ -40,6 +40,7 @@ use crate::broker::{Broker, Destination, Dispatched, Run, Watched};
 use crate::callbacks::{Callback, CallbackView, Callbacks, origin_of};
 use crate::jobs::callback::Patience;
 use crate::jobs::detachable::Detachable;
+use crate::jobs::idempotency::Promise;
 use crate::jobs::live::Live;
 use crate::jobs::store::{Open, State, Store};
 use crate::limits::{Admitted, Allowance, Held, Limits, LimitsDocument};
@@ -185,6 +186,15 @@ pub enum How {
     },
 }
 
+/// The id of a job that is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Id {
+    /// None yet.
+    New,
+    /// That to which its call's key belongs.
+    Promised(JobId),
+}
+
 /// A job that was accepted.
 #[derive(Debug)]
 pub struct Submitted {
@@ -284,7 +294,7 @@ impl Jobs {
     /// Checks a request against what the principal may do and what there is, runs it, and answers as the caller wants.
     pub async fn submit(&self, principal: &Principal, request: JobRequest, how: How) -> Result<Submitted, Problem> {
         match request.idempotency.clone() {
-            None => self.make(principal, request, how, JobId::new()).await,
+            None => self.make(principal, request, how, Id::New).await,
             Some(idempotency) => self.submit_once(principal, request, how, &idempotency).await,
         }
     }
@@ -297,7 +307,7 @@ impl Jobs {
         if there.is_some() {
             return Ok(());
         }
-        self.make(principal, request, How::Wait(Duration::ZERO), id).await.map(drop)
+        self.make(principal, request, How::Wait(Duration::ZERO), Id::Promised(id)).await.map(drop)
     }
 
     /// Refuses a request that is for later and could not be run now by what the principal may do and what there is; nodes need not be there.
@@ -314,8 +324,8 @@ impl Jobs {
         }
     }
 
-    /// Makes a job with this id.
-    async fn make(&self, principal: &Principal, request: JobRequest, how: How, id: JobId) -> Result<Submitted, Problem> {
+    /// Makes a job.
+    async fn make(&self, principal: &Principal, request: JobRequest, how: How, id: Id) -> Result<Submitted, Problem> {
         if let Some(expires_in) = request.expires_in {
             return self.queue(principal, request, how, (id, expires_in)).await;
         }
@@ -331,6 +341,14 @@ impl Jobs {
         let admitted = self.0.limits.admit(principal, request.spec.tool(), chosen.destinations, 0).await?;
         let Admitted { destinations, allowance, held } = admitted;
         let room = Room { _free: free, _held: held };
+        // What is refused is refused before, and leaves no key behind.
+        let id = match self.promised(principal, id, request.idempotency.as_ref()).await? {
+            Promise::Given(id) => id,
+            Promise::GivenBefore(id) => {
+                drop(room);
+                return self.join_made(principal, id, how).await;
+            }
+        };
         let document = document(principal, &request, id, chosen.missing);
         let runs = runs(principal, &request, &document, destinations, start_within);
         let waits_to_the_end = matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait)
@@ -359,16 +377,15 @@ impl Jobs {
         let Some(mut watcher) = begun.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?
         else {
             // Another call with the same key was faster.
-            let joined = self.join(principal, id, how).await?;
-            return joined.ok_or_else(|| Problem::new(Code::Unavailable, "the job was made by another call and cannot be found"));
+            return self.join_made(principal, id, how).await;
         };
         let answer = match how {
             How::Watch { .. } => Came::Watched(watcher),
             // Who does not wait is told the same whether it was quick or not: that it was accepted.
             How::Wait(Duration::ZERO) => Came::SoFar(watcher.so_far().to_bytes()),
             How::Wait(wait) => match tokio::time::timeout(wait, watcher.end()).await {
-                Ok(document) => Came::Over(document),
-                Err(_elapsed) => Came::SoFar(watcher.so_far().to_bytes()),
+                Ok(Some(document)) => Came::Over(document),
+                Ok(None) | Err(_) => Came::SoFar(watcher.so_far().to_bytes()),
             },
         };
         Ok(Submitted { id, answer, allowance, replayed: false })
@@ -396,8 +413,7 @@ impl Jobs {
         let jobs = self.clone();
         drop(self.0.tasks.spawn(async move {
             let _here = Here { jobs: &jobs, live: &live };
-            jobs.run_watched(&live, &runs, place, (state.deliver, state.refreshed)).await;
-            drop(room);
+            jobs.run_watched(&live, &runs, (place, room), (state.deliver, state.refreshed)).await;
         }));
         Ok(Some(watcher))
     }
@@ -407,8 +423,14 @@ impl Jobs {
         self.0.limits.look(principal).await
     }
 
-    /// Says which nodes would be used for a request and why not others; runs nothing and costs nothing.
-    pub fn explain(&self, principal: &Principal, request: &JobRequest) -> Result<Explanation, Problem> {
+    /// Takes one run of this principal's rate for what costs something and runs nothing.
+    pub(crate) async fn charge(&self, principal: &Principal) -> Result<(), Problem> {
+        self.0.limits.pay(principal, 1).await.map(drop)
+    }
+
+    /// Says which nodes would be used for a request and why not others; runs nothing and costs as much as one run.
+    pub async fn explain(&self, principal: &Principal, request: &JobRequest) -> Result<Explanation, Problem> {
+        self.charge(principal).await?;
         let explanation = choose::explain(self.0.broker.roster(), principal, request.spec.tool(), &request.from)?;
         admission::check_target(principal, &request.spec)?;
         admission::start_within(request.timeout, request.spec.budget())?;
@@ -425,7 +447,13 @@ impl Jobs {
     }
 
     /// Gets every run of a job done whose state is at `place` in the stream, and keeps and tells what comes of it as it comes.
-    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run], place: u64, (deliver, refreshed): (Option<Callback>, u32)) {
+    async fn run_watched(
+        &self,
+        live: &Arc<Live>,
+        runs: &[Run],
+        (place, room): (u64, Room),
+        (deliver, refreshed): (Option<Callback>, u32),
+    ) {
         let every = join_all(runs.iter().enumerate().map(async |(index, run)| {
             let watched = Watched { listener: live.listener(index), cancel: live.cancel.clone() };
             let dispatched = self.dispatch(run, Some(&watched)).await;
@@ -442,20 +470,16 @@ impl Jobs {
         let status = if live.cancel.is_cancelled() { JobStatus::Cancelled } else { JobStatus::Finished };
         let document = JobDocument { status, finished_at: Some(Timestamp::now()), ..live.so_far() };
         let written = document.to_bytes();
-        // While nobody can think that this replica is gone, nobody else ends its jobs; until it is stored, who asks for it here is answered from
-        // memory.
-        let ours = self.0.broker.lease().is_held();
-        if ours {
-            live.finish(written.clone());
-        }
+        // Its nodes are free; what follows may wait for the broker.
+        drop(room);
         let document = JobDocument { results: Vec::new(), late: Vec::new(), ..document };
         let end = State { document, runs: Some(runs.len()), replica: None, deliver, refreshed };
         if !self.call_back(&end, Patience::AllThereIs).await {
             // Another replica ends it, with its callback.
-            return live.finish(written);
+            return live.leave_off();
         }
+        // Nobody is told an end that another replica, or this one after a crash, could still replace.
         match self.0.store.put_end(&end, place).await {
-            Ok(true) if ours => {}
             Ok(true) => live.finish(written),
             Ok(false) => {
                 tracing::warn!(job.id = %live.document.id, "another replica has ended the job while this one was thought gone");
@@ -463,7 +487,7 @@ impl Jobs {
             }
             Err(error) => {
                 tracing::error!(job.id = %live.document.id, %error, "a job's end could not be kept");
-                live.finish(written);
+                live.leave_off();
             }
         }
     }

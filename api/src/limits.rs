@@ -236,6 +236,7 @@ impl Limits {
         Ok((taken, allowance))
     }
 
+    /// Takes so many runs of the principal's rate, where he has one; what is left.
     async fn take_rate(&self, principal: &Principal, runs: u32, takings: &mut Takings) -> Result<Option<Allowance>, Problem> {
         let Some(rate) = principal.limits.rate else { return Ok(None) };
         let shared = self.rate_of(&of_principal(principal));

@@ -199,14 +199,14 @@ pub fn jobs() -> String {
     "jobs.v1.>".to_owned()
 }
 
-/// A callback that is to be delivered, in stream CALLBACKS.
-pub fn callback(delivery: impl Display) -> String {
-    format!("callback.v1.{delivery}")
+/// A callback that is to be delivered, in stream CALLBACKS. `owner` is a token made of its principal's name.
+pub fn callback(owner: impl Display, delivery: impl Display) -> String {
+    format!("callback.v1.{owner}.{delivery}")
 }
 
 /// All of stream CALLBACKS.
 pub fn callbacks() -> String {
-    callback(REST)
+    "callback.v1.>".to_owned()
 }
 
 /// A schedule that is due, in stream LATER; the broker's scheduler puts it there.

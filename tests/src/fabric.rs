@@ -8,7 +8,6 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
 use nix::sys::signal::Signal;
 use probeops_api::access::keys::{NewKey, mint};
 use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
@@ -500,13 +499,12 @@ impl Fabric {
         });
     }
 
-    /// The only entry of a bucket: its key and its value.
-    pub fn only_entry(&self, bucket: &str) -> (String, Value) {
+    /// The oldest entry of a bucket: its key and its value. A replica reads without following, which is all that it may with some buckets.
+    pub fn oldest_entry(&self, bucket: &str) -> (String, Value) {
         self.in_bucket(bucket, async |bucket| {
-            let keys: Vec<String> = bucket.keys().await.expect("keys").map(|key| key.expect("a key")).collect().await;
-            let [key] = keys.as_slice() else { panic!("{keys:?}") };
-            let value = bucket.get(key).await.expect("an entry").expect("a value");
-            (key.clone(), serde_json::from_slice(&value).expect("JSON"))
+            let entry = bucket.stream.direct_get_next_for_subject(format!("{}>", bucket.prefix), Some(1)).await.expect("an entry");
+            let key = entry.subject.strip_prefix(&bucket.prefix).expect("a key of the bucket").to_owned();
+            (key, serde_json::from_slice(&entry.payload).expect("JSON"))
         })
     }
 

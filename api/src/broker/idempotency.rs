@@ -1,11 +1,8 @@
 //! Which job was asked for by which key (bucket IDEMPOTENCY): whoever writes an entry first decides.
 
-use async_nats::jetstream::kv::{CreateErrorKind, Operation, Store};
+use async_nats::jetstream::kv::{CreateErrorKind, Store};
 use probeops_shared::ids::JobId;
 use serde::{Deserialize, Serialize};
-
-/// How often to look again at an entry that changes while it is looked at.
-const TRIES_MAX: usize = 5;
 
 /// A key as it was used first.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -29,22 +26,18 @@ impl Keys {
     /// Uses a key, unless it was used before: then how it was.
     pub(crate) async fn use_or_read(&self, key: &str, used: &Used) -> Result<Option<Used>, String> {
         let value = serde_json::to_vec(used).map_err(|error| error.to_string())?;
-        for _ in 0..TRIES_MAX {
-            match self.0.create(key, value.clone().into()).await {
-                Ok(_) => return Ok(None),
-                Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {}
-                Err(error) => return Err(error.to_string()),
+        match self.0.create(key, value.into()).await {
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == CreateErrorKind::AlreadyExists => {
+                self.read(key).await?.map(Some).ok_or_else(|| "an entry comes and goes".to_owned())
             }
-            let entry = self.0.entry(key).await.map_err(|error| error.to_string())?;
-            if let Some(entry) = entry.filter(|entry| entry.operation == Operation::Put) {
-                return serde_json::from_slice(&entry.value).map(Some).map_err(|error| format!("an entry cannot be read: {error}"));
-            }
+            Err(error) => Err(error.to_string()),
         }
-        Err("an entry comes and goes".to_owned())
     }
 
-    /// Forgets a key whose job was refused.
-    pub(crate) async fn forget(&self, key: &str) -> Result<(), String> {
-        self.0.delete(key).await.map_err(|error| error.to_string())
+    /// How a key was used.
+    pub(crate) async fn read(&self, key: &str) -> Result<Option<Used>, String> {
+        let value = self.0.get(key).await.map_err(|error| error.to_string())?;
+        value.map(|value| serde_json::from_slice(&value).map_err(|error| format!("an entry cannot be read: {error}"))).transpose()
     }
 }

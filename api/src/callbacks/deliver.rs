@@ -11,7 +11,7 @@ use futures_util::StreamExt;
 use probeops_shared::timestamp::Timestamp;
 use serde::Serialize;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -24,7 +24,15 @@ use crate::broker::Broker;
 use crate::jobs::{JobDocument, Jobs};
 
 /// How many attempts go on at once.
-const AT_ONCE_MAX: usize = 64;
+const AT_ONCE_MAX: usize = 128;
+/// How many of them to one destination: one that is dead or slow holds up no other.
+const OF_HOST_MAX: usize = 8;
+/// How many of them for one caller: who calls back to many that are holds up nobody else.
+const OF_CALLER_MAX: usize = 32;
+/// When to come back to a destination that has enough to do.
+const HOST_BUSY_FOR: Duration = Duration::from_millis(500);
+/// When to come back to a caller who has: he may have thousands waiting, and each that comes too early costs something.
+const CALLER_BUSY_FOR: Duration = Duration::from_secs(5);
 /// How long the broker holds a request for callbacks while there is none.
 const ASK_FOR: Duration = Duration::from_secs(5);
 /// When to ask again after the broker did not take the request.
@@ -33,6 +41,10 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long after its end a job's outcomes are waited for; then it is told with those there are.
 const OUTCOMES_WITHIN: Duration = Duration::from_mins(1);
+/// How long an attempt may take with everything that belongs to it: after 30 s the queue hands it to another replica.
+const HANDLED_WITHIN: Duration = Duration::from_secs(25);
+/// How long of that its name may take to be resolved, and the destination to answer.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(20);
 /// How long an attempt goes on when its replica is told to stop; then it is another's.
 const STOPPED_WITHIN: Duration = Duration::from_secs(5);
 /// The largest body that is sent whole; what nodes found is left out of a larger one.
@@ -44,13 +56,22 @@ struct Deliverer {
     callbacks: Callbacks,
     jobs: Jobs,
     client: Client,
+    /// The destinations, and the callers.
     hosts: Hosts,
+    callers: Hosts,
     stop: CancellationToken,
 }
 
 /// Delivers until told to stop; attempts that go on then end in `tasks`.
 pub(crate) async fn deliver(callbacks: Callbacks, jobs: Jobs, broker: Broker, tasks: TaskTracker, stop: CancellationToken) {
-    let deliverer = Deliverer { callbacks, jobs, client: Client::new(), hosts: Hosts::default(), stop: stop.clone() };
+    let deliverer = Deliverer {
+        callbacks,
+        jobs,
+        client: Client::new(),
+        hosts: Hosts::new(OF_HOST_MAX, HOST_BUSY_FOR),
+        callers: Hosts::new(OF_CALLER_MAX, CALLER_BUSY_FOR),
+        stop: stop.clone(),
+    };
     let room = Arc::new(Semaphore::new(AT_ONCE_MAX));
     let taking = async {
         let mut link = broker.link();
@@ -127,6 +148,7 @@ impl Deliverer {
         let kind = tokio::select! {
             kind = self.attempt(&due, delivered) => kind,
             () = stopped => AckKind::Nak(None),
+            () = sleep(HANDLED_WITHIN) => later("it took too long altogether"),
         };
         self.acknowledge(&message, kind).await;
     }
@@ -146,6 +168,11 @@ impl Deliverer {
 
     /// Makes an attempt, and says what the queue is to do.
     async fn attempt(&self, due: &Due, delivered: u32) -> AckKind {
+        let busy = |busy_for: Duration| AckKind::Nak(Some(busy_for.mul_f64(0.5 + rand::random::<f64>())));
+        let _callers_place = match self.callers.enter(&due.caller) {
+            Ok(place) => place,
+            Err(busy_for) => return busy(busy_for),
+        };
         let known = match self.callbacks.known(due).await {
             Ok(known) => known.map(|known| known.replayed(due)),
             Err(error) => return later(&error),
@@ -163,7 +190,7 @@ impl Deliverer {
         }
         let place = match self.hosts.enter(&due.callback.url.origin()) {
             Ok(place) => place,
-            Err(busy_for) => return AckKind::Nak(Some(busy_for.mul_f64(0.5 + rand::random::<f64>()))),
+            Err(busy_for) => return busy(busy_for),
         };
         let (body, headers) = match self.prepared(due, &delivery.id, started_at).await {
             Ok(prepared) => prepared,
@@ -174,10 +201,11 @@ impl Deliverer {
             }
         };
         let started = Instant::now();
-        let answer = match self.callbacks.0.guard.addresses(&due.callback.url).await {
-            Ok(addresses) => self.client.post(&due.callback.url, &addresses, headers, body).await,
-            Err(why) => Err(why),
-        };
+        let answer = timeout(ANSWERED_WITHIN, async {
+            let addresses = self.callbacks.0.guard.addresses(&due.callback.url).await?;
+            self.client.post(&due.callback.url, &addresses, headers, body).await
+        });
+        let answer = answer.await.unwrap_or_else(|_elapsed| Err(format!("no answer within {} s", ANSWERED_WITHIN.as_secs())));
         let took = started.elapsed();
         note(&place, &answer);
         drop(place);

@@ -21,6 +21,8 @@ use crate::problem::{Asked, Problem};
 const ATTEMPTS_MAX: usize = 20;
 /// How many entries are read at once.
 const READ_AT_ONCE: usize = 256;
+/// How often a page is read on for; one that has found little until then is short, and says where to go on.
+const READS_MAX: usize = 20;
 /// How long the end of a job whose callback was delivered may take to be stored.
 const STORED_WITHIN: Duration = Duration::from_secs(2);
 /// When to look again whether it is.
@@ -179,7 +181,7 @@ impl Callbacks {
         let subject = broker::bucket_key(storage::DELIVERIES, format!("{of}.{one}"));
         let (client, stream) = (self.0.jetstream.client(), broker::bucket_stream(storage::DELIVERIES));
         let (mut found, mut after) = (Vec::new(), filter.cursor);
-        loop {
+        for _ in 0..READS_MAX {
             let (read, _more) = next_of(&client, &stream, &subject, after + 1, READ_AT_ONCE).await.map_err(|error| unavailable(&error))?;
             let Some(last) = read.last() else { return Ok((found, None)) };
             let end = last.sequence;
@@ -195,6 +197,7 @@ impl Callbacks {
             }
             after = end;
         }
+        Ok((found, Some(after)))
     }
 
     /// One of a principal's.
@@ -221,6 +224,7 @@ impl Callbacks {
 
     /// Delivers one again that is over, under the same id.
     pub(crate) async fn replay(&self, principal: &Principal, id: &str, jobs: &Jobs) -> Result<Delivery, Problem> {
+        jobs.charge(principal).await?;
         let (delivery, revision) = self.found(principal, id).await?;
         if delivery.status == DeliveryStatus::Pending {
             return Err(Problem::new(Code::Conflict, format!("delivery `{id}` is still tried; it can be asked for again when it is over")));
@@ -246,6 +250,7 @@ impl Callbacks {
             replay: delivery.replays + 1,
             callback,
         };
+        self.check_room(&due.caller).await?;
         self.publish(&due).await.map_err(|error| unavailable(&error))?;
         let delivery = delivery.replayed(&due);
         let value = serde_json::to_vec(&delivery).unwrap_or_default();

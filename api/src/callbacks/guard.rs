@@ -4,9 +4,11 @@
 //! the broker and this API never. Nothing else of the destination is known: an answer shows its status only.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
 use probeops_shared::access::TargetPattern;
 use probeops_shared::host::Host;
 use probeops_shared::http_url::{HttpUrl, Scheme};
@@ -105,6 +107,7 @@ impl Guard {
                 Some(reserved) => reserved.to_string(),
                 None => match reserved::unroutable(address) {
                     Some(what) => what.to_owned(),
+                    None if is_here(address) => "an address of this API's own machine".to_owned(),
                     None => continue,
                 },
             };
@@ -154,7 +157,15 @@ impl Own {
 
 /// Whether what is sent there arrives at this machine.
 fn is_here(address: IpAddr) -> bool {
-    address.is_unspecified() || address.is_loopback() || UdpSocket::bind((address, 0)).is_ok()
+    let ip = |socket: &SockaddrStorage| {
+        let v4 = socket.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+        v4.or_else(|| socket.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+    };
+    let address = address.to_canonical();
+    // Looked at each time, for they come and go; where they cannot be read, what is not known to be elsewhere is here.
+    address.is_unspecified()
+        || address.is_loopback()
+        || getifaddrs().map_or(true, |mut all| all.any(|interface| interface.address.as_ref().and_then(ip) == Some(address)))
 }
 
 async fn resolved(name: &str, port: u16) -> Result<Vec<IpAddr>, String> {
@@ -278,6 +289,19 @@ mod tests {
         assert!(refused.contains("this API itself"), "{refused}");
         let found = open.addresses(&"http://127.0.0.1:5678/".parse().unwrap()).await.unwrap();
         assert_eq!(found, ["127.0.0.1:5678".parse().unwrap()]);
+    }
+
+    #[test]
+    fn what_arrives_at_this_machine_is_here_and_nothing_else_is() {
+        // The address from which this machine would leave.
+        let outward = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        if outward.connect("192.0.1.1:9").is_ok() {
+            let own = outward.local_addr().unwrap().ip();
+            assert!(is_here(own), "{own}");
+            assert!(guard(&[]).check_form(&format!("https://{own}/").parse().unwrap()).is_err(), "{own}");
+        }
+        assert!(is_here("127.0.0.9".parse().unwrap()) && is_here("::ffff:127.0.0.1".parse().unwrap()));
+        assert!(!is_here("192.0.1.1".parse().unwrap()) && !is_here("2606:4700::1".parse().unwrap()));
     }
 
     #[tokio::test]

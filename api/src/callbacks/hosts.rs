@@ -1,23 +1,25 @@
-//! How much goes on to each destination at once: one that is dead or slow holds nobody else up.
+//! How much goes on to each destination, or for each caller, at once: one that is dead or slow holds nobody else up.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// How many attempts go on to one destination at once.
-const AT_ONCE_MAX: usize = 8;
 /// How many in a row must have failed until only one goes on at once.
 const FAILURES_MAX: u32 = 8;
-/// When to come back to a destination that has enough to do.
-const BUSY_FOR: Duration = Duration::from_millis(500);
 /// When at the latest.
 const BUSY_FOR_MAX: Duration = Duration::from_mins(1);
 /// How many destinations are remembered.
 const HOSTS_MAX: usize = 10_000;
 
 /// The destinations.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Hosts(Arc<Mutex<HashMap<String, Host>>>);
+#[derive(Clone, Debug)]
+pub(super) struct Hosts {
+    known: Arc<Mutex<HashMap<String, Host>>>,
+    /// How many attempts go on to one at once.
+    at_once_max: usize,
+    /// When to come back to one that has enough to do.
+    busy_for: Duration,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Host {
@@ -34,6 +36,11 @@ pub(super) struct Place {
 }
 
 impl Hosts {
+    /// With so many places each; when to come back while none is free.
+    pub(super) fn new(at_once_max: usize, busy_for: Duration) -> Self {
+        Self { known: Arc::default(), at_once_max, busy_for }
+    }
+
     /// A place at a destination, or when to come back.
     pub(super) fn enter(&self, name: &str) -> Result<Place, Duration> {
         let mut hosts = self.lock();
@@ -41,17 +48,17 @@ impl Hosts {
             hosts.retain(|_, host| host.at_once > 0);
         }
         let host = hosts.entry(name.to_owned()).or_default();
-        let limit = if host.failures < FAILURES_MAX { AT_ONCE_MAX } else { 1 };
+        let limit = if host.failures < FAILURES_MAX { self.at_once_max } else { 1 };
         if host.at_once >= limit {
             // The longer it does not answer, the later.
-            return Err(BUSY_FOR.saturating_mul(2_u32.saturating_pow(host.failures / FAILURES_MAX)).min(BUSY_FOR_MAX));
+            return Err(self.busy_for.saturating_mul(2_u32.saturating_pow(host.failures / FAILURES_MAX)).min(BUSY_FOR_MAX));
         }
         host.at_once += 1;
         Ok(Place { hosts: self.clone(), name: name.to_owned() })
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Host>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -89,10 +96,12 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
+    const BUSY_FOR: Duration = Duration::from_millis(500);
+
     #[test]
     fn a_destination_has_so_many_places_and_others_have_theirs() {
-        let hosts = Hosts::default();
-        let held: Vec<Place> = (0..AT_ONCE_MAX).map(|_| hosts.enter("a").unwrap()).collect();
+        let hosts = Hosts::new(8, BUSY_FOR);
+        let held: Vec<Place> = (0..8).map(|_| hosts.enter("a").unwrap()).collect();
         assert_eq!(hosts.enter("a").unwrap_err(), BUSY_FOR);
         assert!(hosts.enter("b").is_ok());
         drop(held);
@@ -101,7 +110,7 @@ mod tests {
 
     #[test]
     fn one_that_does_not_answer_is_asked_less() {
-        let hosts = Hosts::default();
+        let hosts = Hosts::new(8, BUSY_FOR);
         let place = hosts.enter("a").unwrap();
         for _ in 0..FAILURES_MAX {
             place.unanswered();

@@ -17,6 +17,8 @@ use crate::broker::last::last_of_each;
 use crate::jobs::owner;
 use crate::problem::Problem;
 
+/// How long the mark of a secret that was deleted is kept.
+const DELETED_KEPT: Duration = Duration::from_mins(1);
 /// How long a secret that was replaced still signs.
 const OLD_SIGNS_FOR: Duration = Duration::from_hours(24);
 /// How many secrets one id may have at once, old ones included.
@@ -177,7 +179,7 @@ impl Secrets {
     /// Deletes one; callbacks that it was to sign are not sent any more. None when there is no such one.
     pub(crate) async fn delete(&self, principal: &str, id: &str) -> Result<Option<SecretRecord>, Problem> {
         let Some((record, _)) = self.entry(principal, id).await? else { return Ok(None) };
-        self.bucket.purge(key(principal, id)).await.map_err(|error| unavailable(&error))?;
+        self.bucket.purge_with_ttl(key(principal, id), DELETED_KEPT).await.map_err(|error| unavailable(&error))?;
         Ok(Some(record))
     }
 

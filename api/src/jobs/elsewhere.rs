@@ -101,7 +101,7 @@ impl Jobs {
         let mut within = CANCELLED_WITHIN;
         loop {
             self.0.broker.tell_replica(replica, CANCEL, id).await.map_err(unavailable)?;
-            if timeout(within, watcher.end()).await.is_ok() {
+            if matches!(timeout(within, watcher.end()).await, Ok(Some(_))) {
                 return Ok(live.document_now());
             }
             within = ASK_AGAIN_AFTER;

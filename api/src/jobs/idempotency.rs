@@ -1,8 +1,8 @@
 //! A call that is made again with the same key is the same call: it gets the job that the first one made, in whatever way it asks.
 //!
-//! The key is written before its job, with the id that the job will have. A job that is asked for by a key is kept from its start, and its first
-//! state is stored only if there is none: so of several that come at once, and of one that comes after a crash between key and job, one makes
-//! the job, and the rest find it.
+//! The key is written before its job, with the id that the job will have, and after everything that could refuse it; it is never taken back. A
+//! job that is asked for by a key is kept from its start, and its first state is stored only if there is none: so of several that come at once,
+//! and of one that comes after a crash between key and job, one makes the job, and the rest find it.
 
 use data_encoding::HEXLOWER;
 use probeops_shared::ids::JobId;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
-use super::{Came, How, JobRequest, Jobs, Submitted};
+use super::{Came, How, Id, JobRequest, Jobs, Submitted};
 use crate::access::Principal;
 use crate::broker::Used;
 use crate::problem::Problem;
@@ -36,6 +36,31 @@ impl Idempotency {
         let hash = Sha256::new().chain_update(principal).chain_update([0]).chain_update(&self.key).finalize();
         HEXLOWER.encode(&hash)
     }
+
+    /// Refuses a key that was used for something else.
+    fn check(&self, used: &Used) -> Result<(), Problem> {
+        if used.fingerprint == self.fingerprint {
+            return Ok(());
+        }
+        let detail = format!(
+            "this Idempotency-Key was used within the last 24 hours for another request, which is job `{}`; use a new key",
+            used.job
+        );
+        Err(Problem::new(Code::IdempotencyMismatch, detail))
+    }
+}
+
+fn unavailable(error: impl std::fmt::Display) -> Problem {
+    Problem::new(Code::Unavailable, format!("idempotency keys cannot be looked up now: {error}"))
+}
+
+/// Which job a key belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Promise {
+    /// The one that is about to be made.
+    Given(JobId),
+    /// One that another call makes, or has made.
+    GivenBefore(JobId),
 }
 
 impl Jobs {
@@ -47,31 +72,46 @@ impl Jobs {
         how: How,
         idempotency: &Idempotency,
     ) -> Result<Submitted, Problem> {
-        let unavailable = |error: String| Problem::new(Code::Unavailable, format!("idempotency keys cannot be looked up now: {error}"));
         let key = idempotency.bucket_key(&principal.name);
-        let wanted = Used { fingerprint: idempotency.fingerprint.clone(), job: JobId::new() };
-        let keys = self.0.broker.idempotency();
-        let Some(used) = keys.use_or_read(&key, &wanted).await.map_err(unavailable)? else {
-            let made = self.make(principal, request, how, wanted.job).await;
-            // What was refused may be asked for again.
-            let refused = made.is_err() && self.0.store.read(wanted.job).await.is_ok_and(|job| job.is_none());
-            if refused && let Err(error) = keys.forget(&key).await {
-                tracing::warn!(%error, "an idempotency key of a job that was refused stays taken");
-            }
-            return made;
+        let used = self.0.broker.idempotency().read(&key).await;
+        let Some(used) = used.map_err(unavailable)? else {
+            let made = self.make(principal, request, how, Id::New).await;
+            // A twin of this call may have been there first, and what it took may be what this one lacked.
+            let twin = if made.is_err() { self.0.broker.idempotency().read(&key).await.ok().flatten() } else { None };
+            let Some(twin) = twin else { return made };
+            idempotency.check(&twin)?;
+            return self.join(principal, twin.job, how).await?.map_or(made, Ok);
         };
-        if used.fingerprint != idempotency.fingerprint {
-            let detail = format!(
-                "this Idempotency-Key was used within the last 24 hours for another request, which is job `{}`; use a new key",
-                used.job
-            );
-            return Err(Problem::new(Code::IdempotencyMismatch, detail));
-        }
+        idempotency.check(&used)?;
         // A job that is about to begin is waited for, a little; one that never began is begun.
         match self.join(principal, used.job, how).await? {
             Some(joined) => Ok(joined),
-            None => self.make(principal, request, how, used.job).await,
+            None => self.make(principal, request, how, Id::Promised(used.job)).await,
         }
+    }
+
+    /// The id of a job that nothing refuses any more.
+    pub(super) async fn promised(&self, principal: &Principal, id: Id, idempotency: Option<&Idempotency>) -> Result<Promise, Problem> {
+        match (id, idempotency) {
+            (Id::Promised(id), _) => Ok(Promise::Given(id)),
+            (Id::New, None) => Ok(Promise::Given(JobId::new())),
+            (Id::New, Some(idempotency)) => self.promise(principal, idempotency).await,
+        }
+    }
+
+    /// Writes that the key belongs to a new job, unless it belongs to one already. From here on nothing refuses the job.
+    async fn promise(&self, principal: &Principal, idempotency: &Idempotency) -> Result<Promise, Problem> {
+        let wanted = Used { fingerprint: idempotency.fingerprint.clone(), job: JobId::new() };
+        match self.0.broker.idempotency().use_or_read(&idempotency.bucket_key(&principal.name), &wanted).await.map_err(unavailable)? {
+            None => Ok(Promise::Given(wanted.job)),
+            Some(used) => idempotency.check(&used).map(|()| Promise::GivenBefore(used.job)),
+        }
+    }
+
+    /// An answer from a job that another call has just made.
+    pub(super) async fn join_made(&self, principal: &Principal, id: JobId, how: How) -> Result<Submitted, Problem> {
+        let joined = self.join(principal, id, how).await?;
+        joined.ok_or_else(|| Problem::new(Code::Unavailable, "the job was made by another call and cannot be found"))
     }
 
     /// An answer from a job that there is.
@@ -84,8 +124,8 @@ impl Jobs {
         let answer = match how {
             How::Watch { .. } => Came::Watched(watcher),
             How::Wait(wait) => match timeout(wait, watcher.end()).await {
-                Ok(document) => Came::Over(document),
-                Err(_elapsed) => Came::SoFar(self.get(principal, id).await?.to_bytes()),
+                Ok(Some(document)) => Came::Over(document),
+                Ok(None) | Err(_) => Came::SoFar(self.get(principal, id).await?.to_bytes()),
             },
         };
         Ok(Some(Submitted { id, answer, allowance: None, replayed: true }))

@@ -515,20 +515,16 @@ impl Watcher {
         }
     }
 
-    /// Waits for the end of the job; its document.
-    pub(crate) async fn end(&mut self) -> Bytes {
+    /// Waits for the end of the job; its document, or none when it ends somewhere else.
+    pub(crate) async fn end(&mut self) -> Option<Bytes> {
         loop {
             self.changed.mark_unchanged();
             let (end, left_off) = {
                 let ring = self.live.ring();
                 (ring.end.clone(), ring.left_off)
             };
-            if let Some(end) = end {
+            if end.is_some() || left_off {
                 return end;
-            }
-            // It has ended somewhere else; the job so far is all that is known here.
-            if left_off {
-                return self.live.so_far().to_bytes();
             }
             // The job itself holds the other end.
             drop(self.changed.changed().await);

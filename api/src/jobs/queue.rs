@@ -31,7 +31,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::callback::Patience;
 use super::store::{Open, State, Stored};
-use super::{Came, How, JobDocument, JobRequest, JobStatus, Jobs, Room, Submitted, accepted, admission, choose, document, runs};
+use super::idempotency::Promise;
+use super::{Came, How, Id, JobDocument, JobRequest, JobStatus, Jobs, Room, Submitted, accepted, admission, choose, document, runs};
 use crate::access::{Access, Identity, Principal};
 use crate::later::rights::{self, PrincipalRef, Refused};
 use crate::limits::Admitted;
@@ -144,7 +145,7 @@ impl Jobs {
         principal: &Principal,
         request: JobRequest,
         how: How,
-        (id, expires_in): (JobId, Duration),
+        (id, expires_in): (Id, Duration),
     ) -> Result<Submitted, Problem> {
         let who = PrincipalRef::of(principal)?;
         self.admit(principal, &request).await?;
@@ -154,6 +155,10 @@ impl Jobs {
         }
         // What it takes beyond the first run is known when it begins.
         let allowance = self.0.limits.pay(principal, 1).await?;
+        let id = match self.promised(principal, id, request.idempotency.as_ref()).await? {
+            Promise::Given(id) => id,
+            Promise::GivenBefore(id) => return self.join_made(principal, id, how).await,
+        };
         let document = document(principal, &request, id, Vec::new());
         let expires_at = document.created_at.plus(expires_in);
         let expires_at = who.expires_at().map_or(expires_at, |ends| ends.min(expires_at));
@@ -169,8 +174,7 @@ impl Jobs {
         let unavailable = |error: String| Problem::new(Code::Unavailable, format!("the job could not be queued: {error}"));
         let Some(sequence) = stored.map_err(unavailable)? else {
             // Another call with the same key was faster.
-            let joined = self.join(principal, id, how).await?;
-            return joined.ok_or_else(|| Problem::new(Code::Unavailable, "the job was made by another call and cannot be found"));
+            return self.join_made(principal, id, how).await;
         };
         if how == How::Wait(Duration::ZERO) {
             return Ok(Submitted { id, answer: Came::SoFar(state.document.to_bytes()), allowance, replayed: false });
@@ -179,8 +183,8 @@ impl Jobs {
         let answer = match how {
             How::Watch { .. } => Came::Watched(watcher),
             How::Wait(wait) => match timeout(wait, watcher.end()).await {
-                Ok(document) => Came::Over(document),
-                Err(_elapsed) => Came::SoFar(self.get(principal, id).await?.to_bytes()),
+                Ok(Some(document)) => Came::Over(document),
+                Ok(None) | Err(_) => Came::SoFar(self.get(principal, id).await?.to_bytes()),
             },
         };
         Ok(Submitted { id, answer, allowance, replayed: false })

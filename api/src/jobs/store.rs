@@ -23,7 +23,8 @@ use probeops_shared::subjects::{self, ANY, OfJob, storage};
 use probeops_shared::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -34,12 +35,18 @@ use crate::callbacks::Callback;
 
 /// How many documents wait to be written; more are dropped and counted.
 const QUEUE_MAX: usize = 8_192;
+/// What they may take together, in bytes.
+const QUEUE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How many are written before one asks for its acknowledgement.
 const BATCH_MAX: usize = 256;
 /// How long the first document of a batch waits for company: many small writes cost the broker far more than a few large ones.
 const BATCH_WITHIN: Duration = Duration::from_millis(20);
-/// How often a batch whose last write was not acknowledged asks again.
-const TRIES_MAX: u32 = 3;
+/// How long an API that stops goes on writing a batch that is not acknowledged.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(10);
+/// What headers may add to a message, in bytes.
+const HEADERS_BYTES_MAX: usize = 1024;
+/// When to write it again.
+const WRITE_AGAIN_AFTER: Duration = Duration::from_millis(250);
 /// A document this young may still be on its way to the stream.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
 /// When to look for one again; twice as long after each time, for an id may also be made up.
@@ -59,9 +66,17 @@ struct Entry {
     after: Option<u64>,
     /// Told whether it was stored, or something else came before.
     stored: Option<oneshot::Sender<bool>>,
+    /// What the broker has said of that.
+    told: Option<bool>,
+    /// Its part of what waits.
+    room: Option<OwnedSemaphorePermit>,
 }
 
 impl Entry {
+    fn new(subject: String, payload: Bytes) -> Self {
+        Self { subject, payload, after: None, stored: None, told: None, room: None }
+    }
+
     fn message(&self) -> PublishMessage {
         let message = PublishMessage::build().payload(self.payload.clone());
         self.after.map_or(message.clone(), |after| message.expected_last_subject_sequence(after))
@@ -126,6 +141,7 @@ pub(crate) fn owner(principal: &str) -> String {
 pub(crate) struct Store {
     jetstream: Context,
     queue: mpsc::Sender<Entry>,
+    room: Arc<Semaphore>,
     dropped: Arc<AtomicU64>,
 }
 
@@ -134,13 +150,13 @@ impl Store {
     pub(crate) fn start(jetstream: Context, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
         let (queue, entries) = mpsc::channel(QUEUE_MAX);
         drop(tasks.spawn(write(jetstream.clone(), entries, stop.clone())));
-        Self { jetstream, queue, dropped: Arc::default() }
+        Self { jetstream, queue, room: Arc::new(Semaphore::new(QUEUE_BYTES_MAX)), dropped: Arc::default() }
     }
 
     /// Writes a finished job that has its outcome inside soon; `written` is all of it as JSON.
     pub(crate) fn put_whole(&self, document: &JobDocument, written: &Bytes) {
         let subject = subjects::job_state(owner(&document.caller), document.id);
-        self.put(Entry { subject, payload: written.clone(), after: None, stored: None });
+        self.put(Entry::new(subject, written.clone()));
     }
 
     /// Writes the end of a job whose outcomes lie beside it in place of its state at `after`, and waits until it is stored with them. They are
@@ -148,7 +164,7 @@ impl Store {
     pub(crate) async fn put_end(&self, state: &State, after: u64) -> Result<bool, String> {
         let (sender, stored) = oneshot::channel();
         let (subject, payload) = state.message();
-        self.put_in_turn(Entry { subject, payload, after: Some(after), stored: Some(sender) }).await;
+        self.put_in_turn(Entry { after: Some(after), stored: Some(sender), ..Entry::new(subject, payload) }).await;
         match stored.await {
             Ok(true) => Ok(true),
             // Its acknowledgement may have been lost, and then it stood in its own way.
@@ -166,7 +182,7 @@ impl Store {
         let (sender, stored) = oneshot::channel();
         // A batch without events: it is stored after all the others.
         let subject = subjects::job_events(owner(&document.caller), document.id, "end");
-        self.put_in_turn(Entry { subject, payload: Bytes::new(), after: None, stored: Some(sender) }).await;
+        self.put_in_turn(Entry { stored: Some(sender), ..Entry::new(subject, Bytes::new()) }).await;
         stored.await.map(drop).map_err(|_| "they could not be stored".to_owned())
     }
 
@@ -175,30 +191,32 @@ impl Store {
         let subject = subjects::job_run(owner(&document.caller), document.id, index);
         // The first counts: a replica whose job was ended for it may still come to one of its own.
         let payload = serde_json::to_vec(end).unwrap_or_default().into();
-        self.put_in_turn(Entry { subject, payload, after: Some(0), stored: None }).await;
+        self.put_in_turn(Entry { after: Some(0), ..Entry::new(subject, payload) }).await;
     }
 
     /// Writes an outcome that came after its run was over soon; which run, and which attempt of it.
     pub(crate) fn put_late(&self, (principal, id): (&str, JobId), (index, attempt): (usize, u32), outcome: &Outcome) {
         let subject = subjects::job_late(owner(principal), id, format_args!("{index}-{attempt}"));
-        self.put(Entry { subject, payload: serde_json::to_vec(outcome).unwrap_or_default().into(), after: None, stored: None });
+        self.put(Entry::new(subject, serde_json::to_vec(outcome).unwrap_or_default().into()));
     }
 
     /// Writes what nodes have told soon.
     pub(crate) fn put_events(&self, document: &JobDocument, batch: u64, events: Bytes) {
         let subject = subjects::job_events(owner(&document.caller), document.id, batch);
-        self.put(Entry { subject, payload: events, after: None, stored: None });
+        self.put(Entry::new(subject, events));
     }
 
     /// Waits for room: it must not be lost. Nothing is written any more once the API has stopped.
-    async fn put_in_turn(&self, entry: Entry) {
+    async fn put_in_turn(&self, mut entry: Entry) {
+        entry.room = Arc::clone(&self.room).acquire_many_owned(bytes_of(&entry)).await.ok();
         if self.queue.send(entry).await.is_err() {
             tracing::error!("an outcome could not be kept: the API has stopped");
         }
     }
 
-    fn put(&self, entry: Entry) {
-        if self.queue.try_send(entry).is_err() {
+    fn put(&self, mut entry: Entry) {
+        entry.room = Arc::clone(&self.room).try_acquire_many_owned(bytes_of(&entry)).ok();
+        if entry.room.is_none() || self.queue.try_send(entry).is_err() {
             let dropped = self.dropped.fetch_add(1, Ordering::Relaxed) + 1;
             if dropped.is_power_of_two() {
                 tracing::error!(dropped, "finished jobs could not be kept: the broker stores them more slowly than they finish");
@@ -403,6 +421,12 @@ impl State {
     }
 }
 
+/// What a message takes of the room.
+fn bytes_of(entry: &Entry) -> u32 {
+    let bytes = entry.subject.len() + entry.payload.len();
+    u32::try_from(bytes.min(QUEUE_BYTES_MAX)).unwrap_or(u32::MAX)
+}
+
 async fn write(jetstream: Context, mut entries: mpsc::Receiver<Entry>, stop: CancellationToken) {
     let mut batch = Vec::with_capacity(BATCH_MAX);
     loop {
@@ -419,16 +443,16 @@ async fn write(jetstream: Context, mut entries: mpsc::Receiver<Entry>, stop: Can
             () = tokio::time::sleep(BATCH_WITHIN) => {}
             () = stop.cancelled() => {}
         }
-        if let Err(error) = write_batch(&jetstream, &mut batch).await {
+        if let Err(error) = write_batch(&jetstream, &mut batch, &stop).await {
             tracing::error!(messages = batch.len(), %error, "finished jobs could not be kept");
         }
         batch.clear();
     }
 }
 
-/// Adds what comes until the batch is full.
+/// Adds what comes until the batch is full, or somebody waits for it.
 async fn fill(entries: &mut mpsc::Receiver<Entry>, batch: &mut Vec<Entry>) {
-    while batch.len() < BATCH_MAX {
+    while batch.len() < BATCH_MAX && batch.iter().all(|entry| entry.stored.is_none()) {
         let room = BATCH_MAX - batch.len();
         if entries.recv_many(batch, room).await == 0 {
             return;
@@ -436,44 +460,74 @@ async fn fill(entries: &mut mpsc::Receiver<Entry>, batch: &mut Vec<Entry>) {
     }
 }
 
-/// Writes a batch, again as a whole when its end is not acknowledged: the last message of a subject is the one that counts. Those that somebody
-/// waits for are acknowledged each, and once.
-async fn write_batch(jetstream: &Context, batch: &mut [Entry]) -> Result<(), String> {
-    let Some(last) = batch.len().checked_sub(1) else { return Ok(()) };
-    let mut failed = String::new();
-    for _ in 0..TRIES_MAX {
-        let mut asked = Vec::new();
-        for (index, entry) in batch.iter().enumerate() {
-            if index == last || entry.stored.is_some() {
-                asked.push((index, jetstream.send_publish(entry.subject.clone(), entry.message()).await));
-                continue;
+/// Writes a batch, again as a whole until its end is acknowledged, for what comes after it may say that it is there: the last message of a subject
+/// is the one that counts. Those that somebody waits for are acknowledged each, and once. An API that stops gives up after a while.
+async fn write_batch(jetstream: &Context, batch: &mut Vec<Entry>, stop: &CancellationToken) -> Result<(), String> {
+    let client = jetstream.client();
+    let connections = || client.statistics().connects.load(Ordering::Relaxed);
+    let (mut tries, mut gives_up) = (0_u32, None);
+    loop {
+        // Larger than the broker takes, one would hold up all others for ever; whoever waits for it is told by its end.
+        batch.retain(|entry| {
+            let fits = entry.payload.len() <= client.server_info().max_payload.saturating_sub(HEADERS_BYTES_MAX);
+            if !fits {
+                tracing::error!(subject = entry.subject, bytes = entry.payload.len(), "a document is larger than the broker takes");
             }
-            let headers = entry.after.map(|after| HeaderMap::from_iter([(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(after))]));
-            let (subject, payload) = (entry.subject.clone(), entry.payload.clone());
-            let sent = jetstream.client().publish_with_headers(subject, headers.unwrap_or_default(), payload).await;
-            sent.map_err(|error| error.to_string())?;
-        }
-        let mut complete = true;
-        for (index, sent) in asked {
-            let stored = match sent {
-                Ok(sent) => sent.await.map(|_| true),
-                Err(error) => Err(error),
-            };
-            let stored = stored.or_else(|error| if error.kind() == PublishErrorKind::WrongLastSequence { Ok(false) } else { Err(error) });
-            match (stored, batch.get_mut(index)) {
-                (Ok(stored), Some(entry)) => {
+            fits
+        });
+        let connection = connections();
+        let Some(failed) = write_once(jetstream, batch).await.err().or_else(|| {
+            // What was written to a connection that was lost may be lost though what followed on the next was stored.
+            (connections() != connection).then(|| "the connection to the broker was lost meanwhile".to_owned())
+        }) else {
+            for entry in batch {
+                if let (Some(waiting), Some(told)) = (entry.stored.take(), entry.told) {
                     // Whoever has gone waits no more.
-                    let _gone = entry.stored.take().map(|waiting| waiting.send(stored));
+                    let _gone = waiting.send(told);
                 }
-                (Ok(_), None) => {}
-                (Err(error), _) => (complete, failed) = (false, error.to_string()),
             }
-        }
-        if complete {
             return Ok(());
+        };
+        if stop.is_cancelled() && Instant::now() > *gives_up.get_or_insert_with(|| Instant::now() + WRITTEN_WITHIN) {
+            return Err(failed);
+        }
+        tries += 1;
+        if tries.is_power_of_two() {
+            tracing::warn!(messages = batch.len(), tries, error = failed, "finished jobs could not be kept yet; trying again");
+        }
+        tokio::time::sleep(WRITE_AGAIN_AFTER).await;
+    }
+}
+
+async fn write_once(jetstream: &Context, batch: &mut [Entry]) -> Result<(), String> {
+    let Some(last) = batch.len().checked_sub(1) else { return Ok(()) };
+    let mut asked = Vec::new();
+    for (index, entry) in batch.iter().enumerate() {
+        if index == last || (entry.stored.is_some() && entry.told.is_none()) {
+            asked.push((index, jetstream.send_publish(entry.subject.clone(), entry.message()).await));
+            continue;
+        }
+        let headers = entry.after.map(|after| HeaderMap::from_iter([(NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(after))]));
+        let (subject, payload) = (entry.subject.clone(), entry.payload.clone());
+        let sent = jetstream.client().publish_with_headers(subject, headers.unwrap_or_default(), payload).await;
+        sent.map_err(|error| error.to_string())?;
+    }
+    let mut complete = Ok(());
+    for (index, sent) in asked {
+        let stored = match sent {
+            Ok(sent) => sent.await.map(|_| true),
+            Err(error) => Err(error),
+        };
+        let stored = stored.or_else(|error| if error.kind() == PublishErrorKind::WrongLastSequence { Ok(false) } else { Err(error) });
+        match (stored, batch.get_mut(index)) {
+            (Ok(stored), Some(entry)) => {
+                entry.told.get_or_insert(stored);
+            }
+            (Ok(_), None) => {}
+            (Err(error), _) => complete = Err(error.to_string()),
         }
     }
-    Err(failed)
+    complete
 }
 
 #[cfg(test)]

@@ -76,7 +76,8 @@ impl Jobs {
         Ok(())
     }
 
-    /// Ends a job that goes on at a replica that is gone: what has no outcome fails so. Nothing happens if it has ended meanwhile.
+    /// Ends a job in the place of the replica at which it goes on, which is gone or has lost it: what has no outcome fails so. Nothing happens if it
+    /// has ended meanwhile.
     pub(super) async fn end_for_another(&self, id: JobId, kind: FailureKind) -> Result<(), String> {
         let Some(stored) = self.0.store.read(id).await? else { return Ok(()) };
         let State { document, runs, replica, deliver, refreshed } = stored.state;
@@ -86,7 +87,7 @@ impl Jobs {
             let request_id = if count > 1 { RequestId::of_run(id, index) } else { id.into() };
             let failure = Failure::new(
                 kind,
-                format!("the API's replica {replica}, where the job went on, is gone, and what became of this run with it"),
+                format!("the API's replica {replica}, where the job went on, did not say in time what became of this run"),
             );
             let outcome = Outcome::failed(request_id, document.tool.clone(), document.target.clone(), failure);
             self.0.store.put_run(&document, index, &RunEnd { attempt: 0, seq: 0, outcome }).await;
@@ -95,7 +96,7 @@ impl Jobs {
         let document = JobDocument { status, finished_at: Some(Timestamp::now()), ..document };
         let end = State { document, runs, replica: None, deliver, refreshed };
         if self.call_back(&end, Patience::Little).await && self.0.store.put_end(&end, stored.sequence).await? {
-            tracing::warn!(job.id = %id, %replica, "a job was ended whose replica is gone");
+            tracing::warn!(job.id = %id, %replica, "a job was ended in the place of its replica");
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ pub(super) fn operations() -> Vec<Operation> {
             id: "listDeliveries".into(),
             summary: "List your deliveries".into(),
             description: "What became of the callbacks of your jobs, with their last attempts; those that changed last are at the end. They are \
-                          kept for seven days.",
+                          kept for seven days. A page that looked at much and found little is short or empty and still says `next`.",
             query: Cow::Borrowed(&LISTING),
             headers: &[],
             body: None,
@@ -64,12 +64,12 @@ pub(super) fn operations() -> Vec<Operation> {
             id: "replayDelivery".into(),
             summary: "Deliver a callback again".into(),
             description: "Tries a callback anew that is over, under the same `webhook-id`. One that is still tried is a conflict, and so is one \
-                          whose job is no longer kept.",
+                          whose job is no longer kept. It counts as one run of your rate.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: None,
             answers: vec![Answer::json(success::DONE, "The delivery, pending.", schema::<Delivery>)],
-            problems: &[Code::NotFound, Code::Conflict, Code::Unavailable],
+            problems: &[Code::NotFound, Code::Conflict, Code::RateLimited, Code::Unavailable],
         },
     ]
 }

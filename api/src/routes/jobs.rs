@@ -49,7 +49,8 @@ const ASK_AGAIN_S: u64 = 1;
 /// The query parameter that only asks what would be done.
 pub(super) const EXPLAIN: &str = "explain";
 /// What it means.
-pub(super) const EXPLAIN_MEANS: &str = "Only say which nodes would be used, and why not others: nothing runs and nothing counts.";
+pub(super) const EXPLAIN_MEANS: &str =
+    "Only say which nodes would be used, and why not others: nothing runs. It counts as one run of your rate.";
 static EXPLAINS: [Parameter; 1] = [Parameter::new(EXPLAIN, EXPLAIN_MEANS, schema::<bool>)];
 
 /// How a caller wants his answer.
@@ -136,11 +137,14 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: Needs::Scope(&[Scope::JobsWrite]),
             id: "cancelJob".into(),
             summary: "End one of your jobs before its time".into(),
-            description: "Tells its nodes to stop, and answers with the job and what was found until then. A job that is over already is a conflict.",
+            description: "Tells its nodes to stop, and answers with the job so far; with 202 when it takes longer than 2 s. One that is over is a conflict.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: None,
-            answers: vec![Answer::json(success::DONE, "The job, cancelled.", schema::<JobDocument>)],
+            answers: vec![
+                Answer::json(success::DONE, "The job, cancelled.", schema::<JobDocument>),
+                Answer::json(success::ACCEPTED, "The job, which is about to end.", schema::<JobDocument>),
+            ],
             problems: &[Code::NotFound, Code::Conflict, Code::Unavailable],
         },
         Operation {
@@ -191,7 +195,7 @@ async fn submit(
 ) -> Result<Response, Problem> {
     let explain = explains(&query)?;
     let fields = json::parse_object(&body, &JOB_FIELDS).map_err(Problem::invalid)?;
-    if explain { explanation(&app, &principal, &headers, fields) } else { run(&app, &principal, &headers, fields).await }
+    if explain { explanation(&app, &principal, &headers, fields).await } else { run(&app, &principal, &headers, fields).await }
 }
 
 /// Whether only an explanation is wanted.
@@ -200,12 +204,17 @@ pub(super) fn explains(query: &Query) -> Result<bool, Problem> {
 }
 
 /// Says what the job that is asked for in these fields would do.
-pub(super) fn explanation(app: &App, principal: &Principal, headers: &HeaderMap, fields: Map<String, Value>) -> Result<Response, Problem> {
+pub(super) async fn explanation(
+    app: &App,
+    principal: &Principal,
+    headers: &HeaderMap,
+    fields: Map<String, Value>,
+) -> Result<Response, Problem> {
     let asked = asked(&fields);
     // What would be refused is refused here, too, though neither matters for what is said.
     Prefer::read(headers)?;
     let (request, _) = prepared(fields, headers, prefer::form(headers))?;
-    let explanation = app.jobs.explain(principal, &request).map_err(|problem| problem.asked(asked))?;
+    let explanation = app.jobs.explain(principal, &request).await.map_err(|problem| problem.asked(asked))?;
     Ok(Json(explanation).into_response())
 }
 
@@ -266,8 +275,10 @@ async fn read(State(app): State<App>, Who(principal): Who, PathId(id): PathId) -
     app.jobs.get(&principal, job_id(&id)?).await.map(Json)
 }
 
-async fn cancel(State(app): State<App>, Who(principal): Who, PathId(id): PathId, NoBody: NoBody) -> Result<Json<JobDocument>, Problem> {
-    app.jobs.cancel(&principal, job_id(&id)?).await.map(Json)
+async fn cancel(State(app): State<App>, Who(principal): Who, PathId(id): PathId, NoBody: NoBody) -> Result<Response, Problem> {
+    let job = app.jobs.cancel(&principal, job_id(&id)?).await?;
+    let status = if job.status == JobStatus::Running { success::ACCEPTED } else { success::DONE };
+    Ok((status, Json(job)).into_response())
 }
 
 async fn follow(State(app): State<App>, Who(principal): Who, PathId(id): PathId, headers: HeaderMap) -> Result<Response, Problem> {

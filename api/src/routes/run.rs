@@ -112,7 +112,7 @@ fn parameters(tool: ToolName) -> Vec<Parameter> {
 async fn run(app: &App, principal: &Principal, headers: &HeaderMap, tool: ToolName, query: &Query) -> Result<Response, Problem> {
     let fields = fields(tool, query).map_err(|errors| Problem::all_invalid(errors).in_query())?;
     if jobs::explains(query)? {
-        return jobs::explanation(app, principal, headers, fields).map_err(Problem::in_query);
+        return jobs::explanation(app, principal, headers, fields).await.map_err(Problem::in_query);
     }
     jobs::run(app, principal, headers, fields).await.map_err(Problem::in_query)
 }

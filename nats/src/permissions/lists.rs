@@ -115,11 +115,11 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
         broker::FLOW_CONTROL.to_owned(),
     ];
     publish.extend(stream_reading(storage::JOBS, &subjects::jobs()));
-    publish.extend([storage::KEYS, storage::NODES, storage::SERVICES, storage::IDEMPOTENCY].into_iter().flat_map(bucket_writing));
+    publish.extend([storage::KEYS, storage::NODES, storage::SERVICES].into_iter().flat_map(bucket_writing));
     publish.extend([storage::PRESENCE, storage::REPLICAS].into_iter().flat_map(bucket_reading));
     // It says of itself that it is there, and of nobody else.
     publish.push(broker::bucket_key(storage::REPLICAS, caller));
-    publish.extend([subjects::callbacks(), broker::acknowledgements(storage::CALLBACKS)]);
+    publish.extend([subjects::callbacks(), broker::acknowledgements(storage::CALLBACKS), broker::stream_info(storage::CALLBACKS)]);
     publish.extend([subjects::later_online(REST), subjects::schedule(REST), broker::acknowledgements(storage::LATER)]);
     // What is there of a subject, and taking it away: a job that waits no longer, a schedule that ends.
     publish.extend([
@@ -131,7 +131,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     ]);
     let taking = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_next(stream, name)];
     publish.extend(consumers().flat_map(taking));
-    publish.extend([storage::SECRETS, storage::DELIVERIES, storage::SCHEDULES, storage::LIMITS].into_iter().flat_map(bucket_by_key));
+    publish.extend([storage::SECRETS, storage::DELIVERIES, storage::IDEMPOTENCY, storage::SCHEDULES, storage::LIMITS].into_iter().flat_map(bucket_by_key));
     Ok(Permissions {
         publish,
         subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],

@@ -117,6 +117,7 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
         [
             "callback.v1.>",
             "$JS.ACK.CALLBACKS.>",
+            "$JS.API.STREAM.INFO.CALLBACKS",
             "$JS.API.CONSUMER.INFO.CALLBACKS.deliver",
             "$JS.API.CONSUMER.MSG.NEXT.CALLBACKS.deliver",
             "$JS.API.CONSUMER.INFO.CALLBACKS.deliver-spare",

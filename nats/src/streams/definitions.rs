@@ -29,8 +29,9 @@ const CALLBACKS_BYTES_MAX: u64 = 512 * MIB;
 const CALLBACKS_DUPLICATES: Duration = Duration::from_mins(2);
 /// How long a replica has for one attempt to deliver; then another makes it.
 const DELIVER_WITHIN: Duration = Duration::from_secs(30);
-/// How many callbacks may wait for their next attempt; those that were put off count.
-const DELIVERIES_WAITING_MAX: u32 = 20_000;
+/// How many callbacks may wait for their next attempt, those that were put off too: more than there is room for in the stream, so that those of one
+/// caller hold up nobody else's. How many one caller may have there is the API's to say.
+const DELIVERIES_WAITING_MAX: u32 = 10_000_000;
 /// How long what became of a callback is kept.
 const DELIVERIES_KEPT: Duration = Duration::from_hours(7 * 24);
 /// What bucket DELIVERIES may take on disk, in bytes; then the oldest go.
@@ -112,8 +113,8 @@ pub fn application(replicas: u32) -> Vec<Definition> {
         callbacks(replicas),
         later(replicas),
         bucket(storage::SCHEDULES, replicas, REGISTER_HISTORY, register()),
-        // A secret that was replaced is not kept.
-        bucket(storage::SECRETS, replicas, 1, register()),
+        // A secret that was replaced is not kept, and of one that was deleted nothing is, after a while.
+        bucket(storage::SECRETS, replicas, 1, json!({"allow_msg_ttl": true, "subject_delete_marker_ttl": nanos(LIMIT_MARKERS_KEPT)})),
         bucket(
             storage::DELIVERIES,
             replicas,

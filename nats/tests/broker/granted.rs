@@ -189,7 +189,7 @@ async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
     let mut broker = Broker::start().await;
     let mut connection = broker.connect(&api()).await;
     let context = jetstream::new(connection.client.clone());
-    context.publish(subjects::callback("d1"), "callback".into()).await.unwrap().await.unwrap();
+    context.publish(subjects::callback("o", "d1"), "callback".into()).await.unwrap().await.unwrap();
     let queue: jetstream::consumer::PullConsumer = context.get_consumer_from_stream(storage::DELIVER[0], storage::CALLBACKS).await.unwrap();
     let mut taken = queue.batch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
     let first = timeout(PATIENCE, taken.next()).await.unwrap().unwrap().unwrap();

@@ -1,6 +1,7 @@
 //! Callbacks: told, signed, told again, never to where they must not go, and not forgotten by anything that is killed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use probeops_tests::crash;
@@ -239,6 +240,42 @@ fn a_destination_that_is_dead_holds_no_other_up() {
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     let pending = caller.get("/v1/deliveries?status=pending").expect(200);
     assert_eq!(pending["deliveries"].as_array().unwrap().len(), 100);
+}
+
+#[test]
+fn a_caller_whose_destinations_are_dead_holds_up_nobody_else_and_has_a_bound() {
+    let fabric = Fabric::start();
+    let api = fabric.api_with(&open());
+    fabric.agent("c-1", "eu");
+    api.wait_for_nodes(1);
+    // Takes every connection and never says a word, under as many addresses as there are.
+    let dead = TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = dead.local_addr().unwrap().port();
+    let key = api.key(&json!({"name": "dead", "scopes": ["jobs:write"]}));
+    let caller = api.caller(&key);
+    let jobs = |batch: usize| -> Vec<Value> {
+        (0..100)
+            .map(|job| body(&json!({"url": format!("http://127.0.{}.{}:{port}/", batch + 1, job + 1), "max_age_ms": 3_600_000})))
+            .collect()
+    };
+    let posted = |batch: usize| {
+        let batch = json!({"jobs": jobs(batch)}).to_string();
+        let answer = caller.post_raw("/v1/jobs/batch", "application/json", batch.as_bytes(), &[("prefer", "wait=30")]).expect(200);
+        answer["results"].as_array().unwrap().clone()
+    };
+    for batch in 0..20 {
+        for result in posted(batch) {
+            assert_eq!(result["status"], 200, "{result}");
+        }
+    }
+    for result in posted(20) {
+        assert_eq!((&result["status"], &result["problem"]["code"]), (&json!(429), &json!("rate_limited")), "{result}");
+    }
+    let receiver = Receiver::start(|_, _| Reply::status(204));
+    let begun = Instant::now();
+    self::posted(&api, &json!({"url": receiver.url("/alive")}));
+    receiver.wait_for("/alive", 1);
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
 }
 
 #[test]

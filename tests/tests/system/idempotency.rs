@@ -96,11 +96,41 @@ fn a_key_whose_replica_died_before_the_job_began_makes_it_later() {
     let body = json!({"tool": "echo", "target": "x", "from": "eu"});
     let made = ask(&first.admin(), "kept", &body, "wait=10").expect(200);
     let bucket = "IDEMPOTENCY";
-    let entry = fabric.only_entry(bucket);
+    let entry = fabric.oldest_entry(bucket);
     let begun_never = json!({"fingerprint": entry.1["fingerprint"], "job": "01927f6e-0000-7000-8000-000000000000"});
     fabric.put(bucket, &entry.0, &begun_never);
     first.kill();
     let later = ask(&second.admin(), "kept", &body, "wait=10").expect(200);
     assert_eq!((&later["id"], &later["status"]), (&begun_never["job"], &json!("finished")));
     assert_ne!(later["id"], made["id"]);
+}
+
+#[test]
+fn a_call_that_is_refused_leaves_no_key_and_its_twins_get_its_job() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    fabric.agent("i-1", "eu");
+    api.wait_for_nodes(1);
+    let limited = |name: &str| api.caller(&api.key(&json!({"name": name, "scopes": ["jobs:write"], "limits": {"rate": "1/h"}})));
+    let echo = |target: &str| json!({"tool": "echo", "target": target, "from": "eu"});
+    let caller = limited("one");
+    let made = ask(&caller, "taken", &echo("a"), "wait=10").expect(200);
+    for target in ["b", "c"] {
+        assert_eq!(ask(&caller, "refused", &echo(target), "wait=10").expect(429)["code"], "rate_limited", "not the mismatch of a key");
+    }
+    assert_eq!(ask(&caller, "taken", &echo("a"), "wait=10").expect(200), made, "made again, it costs nothing");
+
+    let caller = limited("many");
+    let calls: Vec<_> = (0..20)
+        .map(|_| {
+            let (caller, body) = (caller.clone(), echo("twin"));
+            std::thread::spawn(move || ask(&caller, "twins", &body, "wait=10"))
+        })
+        .collect();
+    let answers: Vec<Answer> = calls.into_iter().map(|call| call.join().unwrap()).collect();
+    let ids: BTreeSet<&str> =
+        answers.iter().filter(|answer| answer.status == 200).map(|answer| answer.body["id"].as_str().unwrap()).collect();
+    assert_eq!(ids.len(), 1, "{ids:?}");
+    assert!(answers.iter().all(|answer| [200, 429].contains(&answer.status)), "one job, or not yet");
+    assert_eq!(caller.get("/v1/jobs").expect(200)["jobs"].as_array().unwrap().len(), 1);
 }
