@@ -14,7 +14,7 @@ const HOSTS_MAX: usize = 10_000;
 /// The destinations.
 #[derive(Clone, Debug)]
 pub(super) struct Hosts {
-    hosts: Arc<Mutex<HashMap<String, Host>>>,
+    known: Arc<Mutex<HashMap<String, Host>>>,
     /// How many attempts go on to one at once.
     at_once_max: usize,
     /// When to come back to one that has enough to do.
@@ -38,7 +38,7 @@ pub(super) struct Place {
 impl Hosts {
     /// With so many places each; when to come back while none is free.
     pub(super) fn new(at_once_max: usize, busy_for: Duration) -> Self {
-        Self { hosts: Arc::default(), at_once_max, busy_for }
+        Self { known: Arc::default(), at_once_max, busy_for }
     }
 
     /// A place at a destination, or when to come back.
@@ -58,7 +58,7 @@ impl Hosts {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Host>> {
-        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -133,8 +133,7 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: Needs::Scope(&[Scope::JobsWrite]),
             id: "cancelJob".into(),
             summary: "End one of your jobs before its time".into(),
-            description: "Tells its nodes to stop, and answers with the job and what was found until then; with 202 when it has not ended within 2 s. A \
-                          job that is over already is a conflict.",
+            description: "Tells its nodes to stop, and answers with the job so far; with 202 when it takes longer than 2 s. One that is over is a conflict.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: None,
