@@ -8,7 +8,6 @@ pub mod jwt;
 pub mod keyring;
 pub mod keys;
 mod principal;
-mod rate;
 pub mod services;
 
 use std::sync::Arc;
@@ -21,14 +20,12 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::jwt::Verifier;
 use crate::access::keyring::Keyring;
-use crate::access::rate::Rates;
 use crate::access::services::Services;
 use crate::broker::Broker;
 use crate::config::JwtSettings;
 use crate::problem::Problem;
 
 pub use principal::{Identity, Principal};
-pub use rate::Allowance;
 
 /// Longer credentials are not looked at.
 const CREDENTIAL_BYTES_MAX: usize = 8 * 1024;
@@ -42,7 +39,6 @@ struct Inner {
     keyring: Keyring,
     services: Services,
     verifier: Option<Verifier>,
-    rates: Arc<Rates>,
 }
 
 impl Access {
@@ -51,7 +47,7 @@ impl Access {
         let verifier = jwt.map(|settings| Verifier::start(settings, tasks, stop)).transpose()?;
         let keyring = Keyring::start(broker.clone(), tasks, stop);
         let services = Services::start(broker.clone(), tasks, stop);
-        Ok(Self(Arc::new(Inner { keyring, services, verifier, rates: Arc::default() })))
+        Ok(Self(Arc::new(Inner { keyring, services, verifier })))
     }
 
     /// The API keys.
@@ -66,12 +62,7 @@ impl Access {
 
     /// Who this caller is, that the broker has attested.
     pub async fn service(&self, caller: &Caller) -> Result<Principal, Problem> {
-        Ok(Principal::new(self.0.services.identify(caller).await?, Arc::clone(&self.0.rates)))
-    }
-
-    /// Who this is, with what is left of its rate here.
-    pub(crate) fn principal_of(&self, identity: Arc<Identity>) -> Principal {
-        Principal::new(identity, Arc::clone(&self.0.rates))
+        Ok(Principal::of(self.0.services.identify(caller).await?))
     }
 
     /// Who sent these headers.
@@ -89,7 +80,7 @@ impl Access {
                 "the bearer credential is neither an API key (pk_…) nor a JWT (three parts with dots between them)",
             ));
         };
-        Ok(Principal::new(identity, Arc::clone(&self.0.rates)))
+        Ok(Principal::of(identity))
     }
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod last;
 mod late;
 mod lease;
 mod replies;
+mod shares;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -34,10 +35,11 @@ pub(crate) use self::late::LateAnswer;
 pub(crate) use self::lease::Lease;
 use self::replies::Replies;
 pub(crate) use self::replies::{Heard, Listener};
+pub(crate) use self::shares::Told;
 use crate::collector::Collector;
 use crate::problem::Problem;
 use crate::roster::Roster;
-use crate::watch::watch;
+use crate::watch::{Change, watch};
 
 /// How long the broker may take to answer a JetStream request.
 const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -80,11 +82,14 @@ struct Inner {
     nodes: kv::Store,
     services: kv::Store,
     idempotency: Keys,
+    limits: kv::Store,
     lease: Lease,
     replies: Replies,
     /// What nodes say of runs that were over, until somebody reads it.
     late_answers: Mutex<Option<mpsc::Receiver<LateAnswer>>>,
     roster: Roster,
+    /// Whether the roster has been told of all who were granted, and of all who are there.
+    told: [CancellationToken; 2],
     link: watch::Receiver<LinkState>,
     links: Links,
 }
@@ -115,8 +120,8 @@ impl Broker {
                 .map_err(|error| format!("bucket {name} cannot be used: {error} (was the broker provisioned?)"))
         };
         let (keys, nodes, presence) = (bucket(storage::KEYS).await?, bucket(storage::NODES).await?, bucket(storage::PRESENCE).await?);
-        let services = bucket(storage::SERVICES).await?;
         let idempotency = Keys::new(bucket(storage::IDEMPOTENCY).await?);
+        let (limits, services) = (bucket(storage::LIMITS).await?, bucket(storage::SERVICES).await?);
         let lease = Lease::take(bucket(storage::REPLICAS).await?, caller.clone(), link.clone()).await;
         let lease = lease.map_err(|error| format!("bucket {} cannot be written: {error}", storage::REPLICAS))?;
         drop(tasks.spawn(lease.clone().keep(stop.clone())));
@@ -130,23 +135,30 @@ impl Broker {
             auditor: jetstream_of(auditing),
             keys,
             nodes: nodes.clone(),
-            services,
+            services: services.clone(),
             idempotency,
+            limits,
             lease,
             replies,
             late_answers: Mutex::new(Some(late_answers)),
             roster: roster.clone(),
+            told: [CancellationToken::new(), CancellationToken::new()],
             link: link.clone(),
             links,
         }));
         let mux = broker.clone();
         drop(tasks.spawn(async move { mux.0.replies.deliver(answers, &mux.0.caller, &mux.0.client).await }));
+        let [granted_told, present_told] = broker.0.told.clone();
         let (granted, stopped) = (roster.clone(), stop.clone());
-        drop(tasks.spawn(watch(nodes, link.clone(), stopped, move |change| granted.learn_grant(change))));
-        let stopped = stop.clone();
-        drop(tasks.spawn(watch(presence, link, stopped, move |change| roster.learn_presence(change))));
+        let learn_grant = and_then(granted_told, move |change| granted.learn_grant(change));
+        drop(tasks.spawn(watch(nodes, link.clone(), stopped, learn_grant)));
+        let learn_presence = and_then(present_told, move |change| roster.learn_presence(change));
+        drop(tasks.spawn(watch(presence, link, stop.clone(), learn_presence)));
         let collector_name = broker.0.links.name_of("collector")?;
-        let collector = Collector::new(collecting, collector_name, acknowledger)
+        let told = Told::default();
+        let (client, caller) = (&broker.0.client, &broker.0.caller);
+        shares::start(&told, (client, caller), (services, &broker.0.roster, &broker.0.link), (tasks, stop));
+        let collector = Collector::new(collecting, collector_name, acknowledger, told)
             .await
             .map_err(|error| format!("bucket PRESENCE cannot be written: {error}"))?;
         let events = collector.subscribe().await.map_err(|error| format!("cannot subscribe to nodes' events: {error}"))?;
@@ -158,6 +170,12 @@ impl Broker {
             }
         }));
         Ok(broker)
+    }
+
+    /// Waits until the roster has been told of every node there was. Where there is none it is never told so: not longer than `at_most`.
+    pub(crate) async fn roster_told(&self, at_most: Duration) {
+        let [granted, present] = &self.0.told;
+        drop(tokio::time::timeout(at_most, async { tokio::join!(granted.cancelled(), present.cancelled()) }).await);
     }
 
     /// Whether jobs can be taken now, or why not.
@@ -218,6 +236,11 @@ impl Broker {
     /// Which job was asked for by which key.
     pub(crate) fn idempotency(&self) -> &Keys {
         &self.0.idempotency
+    }
+
+    /// Bucket LIMITS.
+    pub(crate) fn limits(&self) -> kv::Store {
+        self.0.limits.clone()
     }
 
     /// That this replica is there, and which others are.
@@ -335,6 +358,17 @@ impl Links {
                 }
                 Err(error) => return Err(format!("{role}: {error}")),
             }
+        }
+    }
+}
+
+/// Learns a change, and says when it was the last of those that were there.
+fn and_then(told: CancellationToken, learn: impl Fn(Change)) -> impl Fn(Change) {
+    move |change| {
+        let last = change.is_last();
+        learn(change);
+        if last {
+            told.cancel();
         }
     }
 }

@@ -38,6 +38,8 @@ const SERVICE: &str = "probeops";
 const DESCRIPTION: &str = "Runs a job from where its selectors say: the body of POST /v1/jobs in, the job out";
 /// How many may wait for their answer at once.
 const KNOCKS_MAX: usize = 4_096;
+/// How long the door waits for the roster before it opens: whoever knocks at another replica meanwhile is served there.
+const ROSTER_WITHIN: Duration = Duration::from_secs(2);
 /// When a full door may have room again.
 const FULL_RETRY_AFTER: Duration = Duration::from_secs(1);
 /// What the headers of an answer need beside its body, at most.
@@ -54,7 +56,6 @@ const GAP: &str = "gap";
 /// The front door of one replica.
 pub(crate) struct Door {
     client: Client,
-    endpoint: Endpoint,
     /// It answers what `nats micro` asks as long as it lives.
     service: Service,
     refused: Arc<AtomicU64>,
@@ -64,8 +65,8 @@ pub(crate) struct Door {
 type Answer = (http::HeaderMap, Bytes);
 
 impl Door {
-    /// Connects and opens; what is asked meanwhile waits until it is served.
-    pub(crate) async fn open(broker: &Broker, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
+    /// Connects; nobody can knock yet.
+    pub(crate) async fn connect(broker: &Broker, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
         let (client, events) = broker.links().connected("frontdoor", "front door", stop).await?;
         drop(tasks.spawn(log_events("frontdoor", events)));
         let refused = Arc::new(AtomicU64::new(0));
@@ -77,26 +78,33 @@ impl Door {
             .stats_handler(move |_endpoint, _stats| json!({"problems": counted.load(Ordering::Relaxed)}))
             .start(SERVICE, VERSION);
         let service = service.await.map_err(|error| format!("the front door cannot be opened: {error}"))?;
-        let endpoint = service.endpoint_builder().name("run").add(subjects::front_door(ANY)).await;
-        let endpoint = endpoint.map_err(|error| format!("the front door cannot be opened: {error}"))?;
-        Ok(Self { client, endpoint, service, refused })
+        Ok(Self { client, service, refused })
     }
 
-    /// Answers whoever knocks until `stop`, and then those who have knocked.
-    pub(crate) async fn serve(mut self, app: App, stop: CancellationToken) {
+    /// Opens, and answers whoever knocks until `stop`, and then those who have knocked.
+    pub(crate) async fn serve(self, app: App, stop: CancellationToken) {
+        app.broker.roster_told(ROSTER_WITHIN).await;
+        let endpoint = self.service.endpoint_builder().name("run").add(subjects::front_door(ANY)).await;
+        match endpoint {
+            Ok(endpoint) => self.answer(endpoint, app, stop).await,
+            Err(error) => tracing::error!(%error, "the front door cannot be opened"),
+        }
+    }
+
+    async fn answer(self, mut endpoint: Endpoint, app: App, stop: CancellationToken) {
         let (answering, room) = (TaskTracker::new(), Arc::new(Semaphore::new(KNOCKS_MAX)));
         let inside = Inside { app, client: self.client.clone(), refused: self.refused };
         let take = |request: Request| {
             let (inside, room) = (inside.clone(), Arc::clone(&room).try_acquire_owned().ok());
             drop(answering.spawn(async move { inside.answer(&request, room).await }));
         };
-        while let Some(Some(request)) = stop.run_until_cancelled(self.endpoint.next()).await {
+        while let Some(Some(request)) = stop.run_until_cancelled(endpoint.next()).await {
             take(request);
         }
-        if let Err(error) = self.endpoint.stop().await {
+        if let Err(error) = endpoint.stop().await {
             tracing::warn!(%error, "the front door cannot be closed");
         }
-        while let Some(Some(request)) = self.endpoint.next().now_or_never() {
+        while let Some(Some(request)) = endpoint.next().now_or_never() {
             take(request);
         }
         answering.close();
@@ -166,7 +174,7 @@ impl Inside {
         let Submitted { id: _, answer, allowance, replayed } = submitted.map_err(|problem| problem.asked(about))?;
         let mut said = http::HeaderMap::new();
         said.insert(CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
-        said.extend(allowance.iter().flat_map(crate::access::Allowance::headers));
+        said.extend(allowance.iter().flat_map(crate::limits::Allowance::headers));
         said.extend(replayed.then(knock::replayed));
         let document = match (answer, events, &message.reply) {
             (Came::Watched(watcher), Some(events), Some(reply)) => self.tell(watcher, events, reply).await,

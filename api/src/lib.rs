@@ -6,6 +6,7 @@
 //! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
 //! - `door`: the same for services that ask over NATS.
 //! - `later`: what is done when nobody waits for it any more.
+//! - [`limits`]: what principals and nodes have left, over all replicas.
 //! - [`callbacks`]: telling the end of jobs to whom their callers name.
 //! - [`audit`]: the trail. [`metrics`]: what is counted. `watch`: buckets held in memory. `revoke`: taking a credential back.
 
@@ -18,6 +19,7 @@ pub mod config;
 mod door;
 pub mod jobs;
 pub(crate) mod later;
+pub mod limits;
 pub mod metrics;
 pub mod openapi;
 pub mod problem;
@@ -93,7 +95,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let schedules = Schedules::start(&broker).await?;
     let firings = Firings { schedules: schedules.clone(), jobs: jobs.clone(), access: access.clone(), audit: audit.clone() };
     firings.start(&broker, Ending { tasks: &writers, stop: &ended }).await?;
-    let Some(door) = stop.run_until_cancelled(Box::pin(Door::open(&broker, &tasks, &ended))).await else { return Ok(()) };
+    let Some(door) = stop.run_until_cancelled(Box::pin(Door::connect(&broker, &tasks, &ended))).await else { return Ok(()) };
     let door = door?;
     let app = App { broker, roster, jobs: jobs.clone(), callbacks, schedules, access, audit, metrics };
     let closing = stop.child_token();

@@ -12,6 +12,7 @@ mod idempotency;
 mod jobs;
 mod keys;
 pub(crate) mod knock;
+mod limits;
 mod metrics;
 mod nodes;
 pub(crate) mod operation;
@@ -68,6 +69,7 @@ pub(crate) fn operations() -> Vec<Operation> {
         nodes::operations(),
         keys::operations(),
         services::operations(),
+        limits::operations(),
         secrets::operations(),
         deliveries::operations(),
         schedules::operations(),

@@ -106,7 +106,8 @@ impl FromStr for ValidFor {
             _ => None,
         };
         let parsed = unit_s.and_then(|unit_s: u64| {
-            let count: u64 = text.get(..text.len() - 1)?.parse().ok().filter(|_| text.starts_with(|first: char| first.is_ascii_digit()))?;
+            let count: u64 =
+                text.get(..text.len() - 1)?.parse().ok().filter(|_| text.starts_with(|first: char| ('1'..='9').contains(&first)))?;
             Some(Self(Duration::from_secs(count.checked_mul(unit_s)?)))
         });
         parsed
@@ -126,7 +127,10 @@ impl fmt::Display for ValidFor {
     }
 }
 
-as_text!(ValidFor, {"type": "string", "pattern": "^[1-9][0-9]{0,6}[smhd]$", "examples": ["12h"]});
+const VALID_FOR_PATTERN: &str = "^(([1-9]|[12][0-9]|30)d|([1-9][0-9]?|[1-6][0-9]{2}|7[01][0-9]|720)h\
+    |([1-9][0-9]{0,3}|[1-3][0-9]{4}|4[0-2][0-9]{3}|43[01][0-9]{2}|43200)m\
+    |([1-9][0-9]{0,5}|1[0-9]{6}|2[0-4][0-9]{5}|25[0-8][0-9]{4}|259[01][0-9]{3}|2592000)s)$";
+as_text!(ValidFor, {"type": "string", "pattern": VALID_FOR_PATTERN, "examples": ["12h"]});
 
 impl ServiceGrant {
     /// Whether it may publish jobs itself: not with limits that only the API can hold.
@@ -144,9 +148,34 @@ mod tests {
         for (text, seconds) in [("1s", 1), ("90m", 5_400), ("12h", 43_200), ("30d", 2_592_000), ("2592000s", 2_592_000)] {
             assert_eq!(text.parse::<ValidFor>().unwrap().duration().as_secs(), seconds, "{text}");
         }
+        let pattern = regex::Regex::new(VALID_FOR_PATTERN).unwrap();
+        for seconds in (1..=2_592_100_u64).step_by(97).chain(2_591_990..2_592_010) {
+            for text in
+                [format!("{seconds}s"), format!("{}m", seconds / 60), format!("{}h", seconds / 3_600), format!("{}d", seconds / 86_400)]
+            {
+                assert_eq!(pattern.is_match(&text), text.parse::<ValidFor>().is_ok(), "{text}");
+            }
+        }
         assert_eq!("5400s".parse::<ValidFor>().unwrap().to_string(), "90m");
         assert_eq!(ValidFor::MAX.to_string(), "30d");
-        for bad in ["", "s", "0s", "31d", "1w", "-1h", "+1h", "1.5h", "12", "99999999999999999999d", "1 h", "é"] {
+        for bad in [
+            "",
+            "s",
+            "0s",
+            "01s",
+            "31d",
+            "721h",
+            "43201m",
+            "2592001s",
+            "1w",
+            "-1h",
+            "+1h",
+            "1.5h",
+            "12",
+            "99999999999999999999d",
+            "1 h",
+            "é",
+        ] {
             assert!(bad.parse::<ValidFor>().is_err(), "{bad}");
         }
     }

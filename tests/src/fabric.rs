@@ -21,7 +21,7 @@ use probeops_nats::{process, streams, tls};
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{Caller as CallerName, NodeId, Region};
 use probeops_shared::presence::Beat;
-use probeops_shared::registry::NodeGrant;
+use probeops_shared::registry::{NodeGrant, ServiceGrant};
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -396,18 +396,37 @@ impl Fabric {
         agent
     }
 
-    /// Makes a service's credential.
+    /// Grants a service and makes its credential.
     pub fn service(&self, name: &str, regions: &[&str], tools: &[&str], nodes: &[&str]) -> Service {
+        self.service_with_rate(name, regions, tools, nodes, None)
+    }
+
+    /// The same with a rate.
+    pub fn service_with_rate(&self, name: &str, regions: &[&str], tools: &[&str], nodes: &[&str], rate: Option<&str>) -> Service {
         let caller: CallerName = name.parse().expect("a name");
         let creds = self.layout.service_creds(&caller);
-        let role = Role::Service {
+        let regions: Vec<Region> = regions.iter().map(|region| region.parse().expect("a region")).collect();
+        let tools: Vec<ToolName> = tools.iter().map(|tool| tool.parse().expect("a tool")).collect();
+        let nodes: Vec<NodeId> = nodes.iter().map(|node| node.parse().expect("a node")).collect();
+        let role =
+            Role::Service { name: caller.clone(), regions: regions.clone(), tools: tools.clone(), nodes: nodes.clone(), direct: true };
+        let minted = self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
+        let grant = ServiceGrant {
             name: caller,
-            regions: regions.iter().map(|region| region.parse().expect("a region")).collect(),
-            tools: tools.iter().map(|tool| tool.parse().expect("a tool")).collect(),
-            nodes: nodes.iter().map(|node| node.parse().expect("a node")).collect(),
-            direct: true,
+            regions,
+            tools,
+            nodes,
+            targets: None,
+            rate: rate.map(|rate| rate.parse().expect("a rate")),
+            at_once: None,
+            public_key: minted.public_key,
+            created_at: Timestamp::now(),
+            expires_at: minted.expires_at,
+            revoked_at: None,
         };
-        self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
+        let registrar = Role::Registrar { name: "command-test".parse().expect("a name") };
+        let value = serde_json::to_vec(&grant).expect("JSON");
+        self.put_all(&registrar, storage::SERVICES, vec![(name.to_owned(), value)]);
         Service { name: name.to_owned(), creds }
     }
 
@@ -463,6 +482,22 @@ impl Fabric {
     /// Writes an entry of a bucket, as a replica does.
     pub fn put(&self, bucket: &str, key: &str, value: &Value) {
         let _revision = self.in_bucket(bucket, async |bucket| bucket.put(key, value.to_string().into()).await.expect("an entry"));
+    }
+
+    /// Writes into a bucket until it takes no more.
+    pub fn fill(&self, bucket: &str) {
+        let value = vec![b'x'; 60 * 1024];
+        self.in_bucket(bucket, async |bucket| {
+            let mut number = 0;
+            while bucket.put(format!("fill.{number}"), value.clone().into()).await.is_ok() {
+                number += 1;
+                assert!(number < 100_000, "it has no bound");
+            }
+            // What is left takes no small entry either.
+            while bucket.put(format!("rest.{number}"), vec![b'x'; 16].into()).await.is_ok() {
+                number += 1;
+            }
+        });
     }
 
     /// The only entry of a bucket: its key and its value.

@@ -16,6 +16,7 @@ mod system {
     mod failover;
     mod idempotency;
     mod lifecycle;
+    mod limits;
     mod live;
     mod places;
     mod queued;

@@ -31,9 +31,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::callback::Patience;
 use super::store::{Open, State, Stored};
-use super::{Came, How, JobDocument, JobRequest, JobStatus, Jobs, Submitted, accepted, admission, choose, document, runs};
+use super::{Came, How, JobDocument, JobRequest, JobStatus, Jobs, Room, Submitted, accepted, admission, choose, document, runs};
 use crate::access::{Access, Identity, Principal};
 use crate::later::rights::{self, PrincipalRef, Refused};
+use crate::limits::Admitted;
 use crate::problem::Problem;
 use crate::roster::Roster;
 
@@ -151,8 +152,6 @@ impl Jobs {
             let detail = format!("{QUEUED_MAX} jobs wait for nodes already, and no more are taken for the moment");
             return Err(Problem::new(Code::Unavailable, detail).retry_after(AGAIN_AFTER));
         }
-        // What it takes beyond the first run is known when it begins.
-        let allowance = principal.take(1)?;
         let document = document(principal, &request, id, Vec::new());
         let expires_at = document.created_at.plus(expires_in);
         let expires_at = who.expires_at().map_or(expires_at, |ends| ends.min(expires_at));
@@ -172,7 +171,7 @@ impl Jobs {
             return joined.ok_or_else(|| Problem::new(Code::Unavailable, "the job was made by another call and cannot be found"));
         };
         if how == How::Wait(Duration::ZERO) {
-            return Ok(Submitted { id, answer: Came::SoFar(state.document.to_bytes()), allowance, replayed: false });
+            return Ok(Submitted { id, answer: Came::SoFar(state.document.to_bytes()), allowance: None, replayed: false });
         }
         let mut watcher = self.elsewhere(&Stored { state, sequence, runs: Vec::new(), late: Vec::new() })?.watch(None);
         let answer = match how {
@@ -182,7 +181,7 @@ impl Jobs {
                 Err(_elapsed) => Came::SoFar(self.get(principal, id).await?.to_bytes()),
             },
         };
-        Ok(Submitted { id, answer, allowance, replayed: false })
+        Ok(Submitted { id, answer, allowance: None, replayed: false })
     }
 
     /// Stores a job that waits: first where it is taken from, for that is what has everything. The place of its state; none when it is there already.
@@ -279,7 +278,7 @@ impl Jobs {
         let (tell, mut told) = mpsc::unbounded_channel();
         let mut look = interval(LOOK_EVERY);
         // Whether a node would do for anybody is known without asking what its owner may.
-        let anybody = access.principal_of(Arc::new(Identity {
+        let anybody = Principal::of(Arc::new(Identity {
             name: String::new(),
             scopes: vec![probeops_shared::access::Scope::Admin],
             limits: probeops_shared::access::Limits::default(),
@@ -430,17 +429,19 @@ impl Jobs {
                 Ok(start_within) => start_within,
                 Err(problem) => return refused(problem.detail().to_owned()).await,
             };
-        let room = self.room_for(chosen.destinations.len()).map_err(|problem| later(&problem))?;
-        let more = chosen.destinations.len().saturating_sub(1);
-        match if more > 0 { principal.take(more) } else { Ok(None) } {
-            Ok(_) => {}
-            Err(problem) if problem.code() == Code::RateLimited => return Err(RETRY_AFTER),
+        let free = self.room_for(chosen.destinations.len()).map_err(|problem| later(&problem))?;
+        let Admitted { destinations, held, .. } = match self.0.limits.admit(&principal, request.spec.tool(), chosen.destinations).await {
+            Ok(admitted) => admitted,
+            Err(problem) if matches!(problem.code(), Code::RateLimited | Code::Unavailable | Code::NoNodeAvailable) => {
+                return Err(RETRY_AFTER);
+            }
             Err(problem) => return refused(problem.detail().to_owned()).await,
-        }
+        };
+        let room = Room { _free: free, _held: held };
         let document = JobDocument { status: JobStatus::Running, missing: chosen.missing, ..stored.state.document.clone() };
         // Its runs have as long from now as those of any other from its beginning.
         let now = JobDocument { created_at: Timestamp::now(), ..document.clone() };
-        let runs = runs(&principal, &request, &now, chosen.destinations, start_within);
+        let runs = runs(&principal, &request, &now, destinations, start_within);
         let ends_by = now.created_at.plus(start_within + budget + 2 * GRACE);
         let (deliver, refreshed) = (stored.state.deliver.clone(), stored.state.refreshed);
         let state = State { document, runs: Some(runs.len()), replica: Some(self.0.broker.caller().clone()), deliver, refreshed };

@@ -98,7 +98,7 @@ pub(crate) async fn present(access: &Access, who: &PrincipalRef) -> Result<Princ
         }
     };
     identity.check_scope(Scope::JobsWrite).map_err(|problem| Refused::Never(problem.detail().to_owned()))?;
-    Ok(access.principal_of(identity))
+    Ok(Principal::of(identity))
 }
 
 #[cfg(test)]

@@ -68,6 +68,7 @@ pub fn application_streams() -> Vec<String> {
         storage::PRESENCE,
         storage::REPLICAS,
         storage::IDEMPOTENCY,
+        storage::LIMITS,
         storage::KEYS,
         storage::NODES,
         storage::SERVICES,
@@ -130,7 +131,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     ]);
     let taking = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_next(stream, name)];
     publish.extend(consumers().flat_map(taking));
-    publish.extend([storage::SECRETS, storage::DELIVERIES, storage::SCHEDULES].into_iter().flat_map(bucket_by_key));
+    publish.extend([storage::SECRETS, storage::DELIVERIES, storage::LIMITS, storage::SCHEDULES].into_iter().flat_map(bucket_by_key));
     Ok(Permissions {
         publish,
         subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],

@@ -204,7 +204,7 @@ fn what_nodes_publish_no_node_subscribes_and_no_stream_keeps() {
             [storage::PRESENCE, storage::REPLICAS, storage::IDEMPOTENCY, storage::KEYS, storage::NODES, storage::SERVICES]
                 .map(broker::bucket_all),
         )
-        .chain([storage::SECRETS, storage::DELIVERIES].map(broker::bucket_all));
+        .chain([storage::SECRETS, storage::DELIVERIES, storage::LIMITS].map(broker::bucket_all));
     let kept: Vec<String> = kept.collect();
     for published in all.iter().flat_map(|permissions| &permissions.publish) {
         for subscribed in all.iter().flat_map(|permissions| &permissions.subscribe) {

@@ -139,6 +139,7 @@ async fn a_replica_of_the_api_may_not() {
         Publish("api.v1.run.api-1"),
         Join("api.v1.run.*", "f"),
         Subscribe("$SRV.PING"),
+        Publish("$JS.API.STREAM.PURGE.KV_LIMITS"),
         Publish("$JS.API.STREAM.DELETE.JOBS"),
         Publish("$JS.API.STREAM.PURGE.KV_KEYS"),
         Publish("$JS.API.STREAM.UPDATE.KV_KEYS"),

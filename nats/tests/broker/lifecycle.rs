@@ -31,6 +31,7 @@ async fn provisioning_again_changes_nothing_and_survives_a_restart() {
         "KV_PRESENCE",
         "KV_REPLICAS",
         "KV_IDEMPOTENCY",
+        "KV_LIMITS",
         "KV_KEYS",
         "KV_NODES",
         "KV_SERVICES",

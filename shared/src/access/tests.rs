@@ -87,5 +87,5 @@ fn so_many_at_once_is_a_whole_number_that_limits_something() {
         let problem = serde_json::from_str::<AtOnce>(bad).unwrap_err().to_string();
         assert!(problem.contains("must be a whole number from 1 to 1000000, not "), "{problem}");
     }
-    assert_eq!("many".parse::<AtOnce>().unwrap_err(), "must be a whole number from 1 to 1000000, not \"many\"");
+    assert_eq!("many".parse::<AtOnce>().unwrap_err(), "must be a whole number from 1 to 1000000, not the string \"many\"");
 }

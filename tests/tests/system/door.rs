@@ -212,8 +212,9 @@ fn what_is_wrong_is_answered_with_a_problem_at_once() {
     assert_eq!(body(&limited)["code"], "rate_limited");
     assert!(said(&limited, "Retry-After").unwrap().parse::<u64>().unwrap() > 3_000, "{:?}", limited.headers);
     // Whom the register does not know is told so, whatever his credential says.
-    let stranger = fabric.service("stranger", &["eu"], &["echo"], &[]);
-    let stranger = Service::of(&fabric, "stranger", &std::fs::read_to_string(stranger.creds).unwrap());
+    let (regions, tools) = (vec!["eu".parse().unwrap()], vec!["echo".parse().unwrap()]);
+    let role = Role::Service { name: "stranger".parse().unwrap(), regions, tools, nodes: Vec::new(), direct: true };
+    let stranger = Service::of(&fabric, "stranger", &std::fs::read_to_string(fabric.credential(&role)).unwrap());
     assert_eq!(body(&stranger.ask(&echo("eu"), &[]))["code"], "unauthorized");
 }
 
