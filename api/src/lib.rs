@@ -5,8 +5,8 @@
 //! - [`access`]: who asks and what he may. [`problem`]: the only file that picks a status.
 //! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
 //! - `door`: the same for services that ask over NATS.
-//! - [`limits`]: what principals and nodes have left, over all replicas.
 //! - `later`: what is done when nobody waits for it any more.
+//! - [`limits`]: what principals and nodes have left, over all replicas.
 //! - [`callbacks`]: telling the end of jobs to whom their callers name.
 //! - [`audit`]: the trail. [`metrics`]: what is counted. `watch`: buckets held in memory. `revoke`: taking a credential back.
 
@@ -18,8 +18,8 @@ mod collector;
 pub mod config;
 mod door;
 pub mod jobs;
-pub mod limits;
 pub(crate) mod later;
+pub mod limits;
 pub mod metrics;
 pub mod openapi;
 pub mod problem;

@@ -198,7 +198,14 @@ impl Jobs {
         let subject = subjects::later_online(waiting.id());
         let sent = self.0.broker.jetstream().publish_with_headers(subject, headers, payload.into()).await;
         sent.map_err(|error| error.to_string())?.await.map_err(|error| error.to_string())?;
-        let place = self.0.store.replace(&waiting.state, 0).await?;
+        let place = match self.0.store.replace(&waiting.state, 0).await {
+            Ok(place) => place,
+            Err(error) => {
+                // Whoever asked is told that it failed, so it must not run.
+                let _tried = self.take_away(waiting.id()).await;
+                return Err(error);
+            }
+        };
         if place.is_some() {
             let record = accepted(&waiting.state.document, self.0.broker.caller().to_string());
             let detail = format!("{}, when a node is online, until {}", record.detail, waiting.expires_at());
@@ -431,7 +438,9 @@ impl Jobs {
         let free = self.room_for(chosen.destinations.len()).map_err(|problem| later(&problem))?;
         let Admitted { destinations, held, .. } = match self.0.limits.admit(&principal, request.spec.tool(), chosen.destinations, 1).await {
             Ok(admitted) => admitted,
-            Err(problem) if matches!(problem.code(), Code::RateLimited | Code::Unavailable) => return Err(RETRY_AFTER),
+            Err(problem) if matches!(problem.code(), Code::RateLimited | Code::Unavailable | Code::NoNodeAvailable) => {
+                return Err(RETRY_AFTER);
+            }
             Err(problem) => return refused(problem.detail().to_owned()).await,
         };
         let room = Room { _free: free, _held: held };
