@@ -193,7 +193,14 @@ impl Jobs {
         let subject = subjects::later_online(waiting.id());
         let sent = self.0.broker.jetstream().publish_with_headers(subject, headers, payload.into()).await;
         sent.map_err(|error| error.to_string())?.await.map_err(|error| error.to_string())?;
-        let place = self.0.store.replace(&waiting.state, 0).await?;
+        let place = match self.0.store.replace(&waiting.state, 0).await {
+            Ok(place) => place,
+            Err(error) => {
+                // Whoever asked is told that it failed, so it must not run.
+                let _tried = self.take_away(waiting.id()).await;
+                return Err(error);
+            }
+        };
         if place.is_some() {
             let record = accepted(&waiting.state.document, self.0.broker.caller().to_string());
             let detail = format!("{}, when a node is online, until {}", record.detail, waiting.expires_at());
