@@ -263,6 +263,7 @@ fn unavailable(error: &dyn fmt::Display) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::jobs::JobStatus;
     use crate::callbacks::Callback;
 
     #[test]
