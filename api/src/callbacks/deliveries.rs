@@ -263,8 +263,8 @@ fn unavailable(error: &dyn fmt::Display) -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::jobs::JobStatus;
     use crate::callbacks::Callback;
+    use crate::jobs::JobStatus;
 
     #[test]
     fn a_delivery_keeps_its_last_attempts_and_begins_anew_when_replayed() {
