@@ -228,6 +228,8 @@ fn what_is_overdue_after_an_outage_is_dropped_or_run_once() {
     let down = Timestamp::now();
     fabric.restart_broker_after(Duration::from_secs(11));
     let up = Timestamp::now();
+    // What is asked while the API comes back is not answered.
+    api.wait_until("the API is back", || admin.get("/v1/schedules").status == 200);
     assert_eq!(wait_for(&api, &at_drop, 1)[0]["skipped"], "overdue");
     let ran = wait_for(&api, &at_run, 1);
     assert!(ran[0]["job"]["status"] == "finished" && late_ms(&ran[0]) > 5_000, "{ran:?}");
