@@ -43,6 +43,7 @@ use crate::jobs::live::Live;
 use crate::jobs::store::{Open, State, Store, Stored};
 use crate::metrics::Metrics;
 use crate::problem::{Asked, Problem};
+use crate::trace::{Context, Tracer};
 
 pub use choose::{Excluded, Explained, Explanation, NotChosen, Why};
 pub use idempotency::Idempotency;
@@ -74,8 +75,8 @@ pub struct JobRequest {
     pub timeout: Option<Duration>,
     /// Whom to tell its end.
     pub callback: Option<Callback>,
-    /// W3C trace context of the call.
-    pub traceparent: Option<String>,
+    /// Where in a trace the call is.
+    pub traceparent: Option<Context>,
     /// What makes a call that is made again the same call.
     pub idempotency: Option<Idempotency>,
 }
@@ -199,6 +200,7 @@ struct Inner {
     broker: Broker,
     audit: Audit,
     metrics: Metrics,
+    tracer: Tracer,
     callbacks: Callbacks,
     store: Store,
     room: Arc<Semaphore>,
@@ -214,14 +216,15 @@ impl Jobs {
     pub(crate) async fn start(
         broker: Broker,
         audit: Audit,
-        (callbacks, metrics): (Callbacks, Metrics),
+        (callbacks, metrics, tracer): (Callbacks, Metrics, Tracer),
         Ending { tasks, stop }: Ending<'_>,
     ) -> Result<Self, String> {
         let store = Store::start(broker.jetstream(), tasks, stop);
         let (live, elsewhere) = (Mutex::default(), Mutex::default());
         let room = Arc::new(Semaphore::new(RUNS_MAX));
         let said = broker.replicas().await.map_err(|error| format!("cannot hear other replicas: {error}"))?;
-        let jobs = Self(Arc::new(Inner { broker, audit, metrics, callbacks, store, room, tasks: TaskTracker::new(), live, elsewhere }));
+        let jobs =
+            Self(Arc::new(Inner { broker, audit, metrics, tracer, callbacks, store, room, tasks: TaskTracker::new(), live, elsewhere }));
         let (hearing, stopped) = (jobs.clone(), stop.clone());
         drop(tasks.spawn(async move { stopped.run_until_cancelled(hearing.hear(said)).await }));
         if let Some(answers) = jobs.0.broker.late_answers() {
@@ -233,6 +236,11 @@ impl Jobs {
         let (taking, stopped) = (jobs.clone(), stop.clone());
         drop(tasks.spawn(async move { stopped.run_until_cancelled(taking.take_over(gone)).await }));
         Ok(jobs)
+    }
+
+    /// What tells spans.
+    pub(crate) fn tracer(&self) -> &Tracer {
+        &self.0.tracer
     }
 
     /// Waits until every job accepted has its outcome.
@@ -262,7 +270,10 @@ impl Jobs {
         let room = self.room_for(chosen.destinations.len())?;
         let allowance = principal.take(chosen.destinations.len())?;
         let document = document(principal, &request, id, chosen.missing);
-        let runs = runs(principal, &request, &document, chosen.destinations, start_within);
+        let mut runs = runs(principal, &request, &document, chosen.destinations, start_within);
+        for run in &mut runs {
+            run.trace = run.trace.as_ref().map(|call| self.0.tracer.child(call));
+        }
         let waits_to_the_end = matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait)
             && request.callback.is_none()
             && request.idempotency.is_none();
@@ -279,7 +290,9 @@ impl Jobs {
             return Ok(Submitted { id, answer: Came::Over(job.await), allowance, replayed: false });
         }
         let ends_by = document.created_at.plus(start_within + budget + 2 * GRACE);
-        let state = State { document, runs: Some(runs.len()), replica: Some(self.0.broker.caller().clone()), deliver: request.callback };
+        let traceparent = request.traceparent.as_ref().map(Context::traceparent);
+        let deliver = request.callback.map(|callback| Callback { traceparent, ..callback });
+        let state = State { document, runs: Some(runs.len()), replica: Some(self.0.broker.caller().clone()), deliver };
         let only_watched = matches!(how, How::Watch { cancel_on_disconnect: true });
         let jobs = self.clone();
         // What is stored is begun, though its caller hang up meanwhile.
@@ -391,8 +404,9 @@ impl Jobs {
 
     async fn dispatch(&self, run: &Run, watched: Option<&Watched>) -> Dispatched {
         let begun = Instant::now();
-        let dispatched = self.0.broker.dispatch(run, watched).await;
+        let mut dispatched = self.0.broker.dispatch(run, watched).await;
         self.0.metrics.ended(run.tool, &dispatched.outcome, begun.elapsed());
+        self.0.tracer.dispatched(run, begun, &mut dispatched);
         dispatched
     }
 
@@ -557,7 +571,7 @@ fn runs(
                 to,
                 principal: principal.name.clone(),
                 targets: principal.limits.targets.as_ref().map(ToString::to_string),
-                traceparent: request.traceparent.clone(),
+                trace: request.traceparent.clone(),
                 deadline: document.created_at.plus(start_within),
                 budget: request.spec.budget(),
                 ends_by: request.timeout.map(|timeout| document.created_at.plus(timeout)),

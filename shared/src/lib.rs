@@ -14,6 +14,7 @@
 //! - [`problem`]: the closed set of HTTP problem codes.
 //! - [`settings`]: configuration files.
 //! - [`tls`]: what the tools that speak TLS tell of it.
+//! - [`traceparent`]: where in a trace something is.
 
 pub mod access;
 pub mod audit;
@@ -36,6 +37,7 @@ pub mod text;
 pub mod timestamp;
 pub mod tls;
 pub mod tools;
+pub mod traceparent;
 
 /// The version all parts of this build share.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -77,6 +77,8 @@ pub struct AgentOptions {
     pub allow_loopback: bool,
     /// Whether to wait until it is ready.
     pub wait_ready: bool,
+    /// What it logs (`PROBEOPS_LOG`).
+    pub log: Option<&'static str>,
 }
 
 impl Default for AgentOptions {
@@ -93,6 +95,7 @@ impl Default for AgentOptions {
             slots_probe: None,
             allow_loopback: true,
             wait_ready: true,
+            log: None,
         }
     }
 }
@@ -116,6 +119,8 @@ pub struct ApiOptions {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// How many connections it takes at once.
     pub connections_max: Option<usize>,
+    /// The collector that spans go to, and the share of traces that is kept.
+    pub collector: Option<(String, f64)>,
 }
 
 /// A service's credential.
@@ -257,7 +262,18 @@ impl Fabric {
         let command = self.api_command(address, options);
         let process = RefCell::new(Process::start(&format!("api-{number}"), &self.folder.0, command));
         let (scheme, ca) = if options.tls.is_some() { ("https", Some(self.ca())) } else { ("http", None) };
-        let api = Api { process, url: format!("{scheme}://{address}"), ca, admin_key: self.admin_key.clone() };
+        self.ready(Api { process, url: format!("{scheme}://{address}"), ca, admin_key: self.admin_key.clone() })
+    }
+
+    /// Starts an API that was told more ([`Self::api_command`]) and waits until it is ready.
+    pub fn api_of(&self, address: SocketAddr, command: Command) -> Api {
+        let number = self.apis.replace_with(|count| *count + 1);
+        let process = RefCell::new(Process::start(&format!("api-{number}"), &self.folder.0, command));
+        self.ready(Api { process, url: format!("http://{address}"), ca: None, admin_key: self.admin_key.clone() })
+    }
+
+    #[expect(clippy::unused_self, reason = "an API lives no longer than its fabric")]
+    fn ready(&self, api: Api) -> Api {
         api.wait_until("it is ready", || api.nobody().try_get("/readyz").is_ok_and(|answer| answer.status == 200));
         api.wait_until("it knows the first key", || api.admin().get("/v1/tools").status == 200);
         api
@@ -288,6 +304,9 @@ impl Fabric {
             command.args(value.iter().flat_map(|value| [flag, value]));
         }
         command.args(options.connections_max.iter().flat_map(|count| ["--connections-max".to_owned(), count.to_string()]));
+        if let Some((collector, ratio)) = &options.collector {
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector).args(["--otlp-ratio", &ratio.to_string()]);
+        }
         let (cert, key) = options.tls.clone().unzip();
         let files =
             [("--jwks", &options.jwks), ("--jwt-hs256-secret-file", &options.jwt_secret), ("--tls-cert", &cert), ("--tls-key", &key)];
@@ -366,6 +385,7 @@ impl Fabric {
         for (flag, slots) in [("--slots-light", options.slots_light), ("--slots-probe", options.slots_probe)] {
             command.args(slots.iter().flat_map(|slots| [flag.to_owned(), slots.to_string()]));
         }
+        command.envs(options.log.map(|log| ("PROBEOPS_LOG", log)));
         let mut process = Process::start(&format!("agent-{id}"), &self.folder.0, command);
         if options.wait_ready {
             process.wait_for_log("the agent is ready");
@@ -650,7 +670,8 @@ pub fn program() -> Command {
     });
     let mut command = Command::new(path);
     // Settings of whoever runs the tests are not the test's.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PROBEOPS_")) {
+    let is_setting = |name: &str| name.starts_with("PROBEOPS_") || name.starts_with("OTEL_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(&name.to_string_lossy())) {
         command.env_remove(name);
     }
     command
