@@ -341,6 +341,24 @@ impl Fabric {
         self.start_agent(id, options)
     }
 
+    /// Grants so many nodes of a region, none of which is there yet, every tool; their credentials.
+    pub fn enrol(&self, prefix: &str, count: usize, region: &str) -> Vec<PathBuf> {
+        let region: Region = region.parse().expect("a region");
+        let tools = ToolName::ALL.to_vec();
+        let enrolled = (1..=count).map(|number| {
+            let id: NodeId = format!("{prefix}-{number}").parse().expect("an id");
+            let role = Role::Node { node: id.clone(), region: region.clone(), tools: tools.clone() };
+            let creds = self.layout.node_creds(&id);
+            let minted = self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
+            let (created_at, expires_at, public_key) = (Timestamp::now(), minted.expires_at, minted.public_key);
+            let (region, tools, labels) = (region.clone(), tools.clone(), std::iter::empty().collect());
+            (creds, NodeGrant { id, region, tools, labels, public_key, created_at, expires_at, revoked_at: None })
+        });
+        let (creds, grants): (Vec<PathBuf>, Vec<NodeGrant>) = enrolled.unzip();
+        self.grant_all(&grants);
+        creds
+    }
+
     /// Grants these nodes, none of which is there.
     pub fn grant_all(&self, grants: &[NodeGrant]) {
         let entries = grants.iter().map(|grant| (grant.id.to_string(), serde_json::to_vec(grant).expect("JSON")));

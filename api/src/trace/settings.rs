@@ -42,6 +42,10 @@ impl TraceSettings {
         let refused = |detail: String| {
             format!("otlp_endpoint: {detail}; it must be a collector's address for OTLP over HTTP, such as http://127.0.0.1:4318")
         };
+        // What a target may leave out, OpenTelemetry asks for.
+        if !endpoint.contains("://") {
+            return Err(refused("it has no scheme".to_owned()));
+        }
         let base: HttpUrl = endpoint.parse().map_err(|detail: String| refused(detail))?;
         if base.path_and_query().contains('?') {
             return Err(refused("it has a query".to_owned()));
