@@ -11,6 +11,8 @@ mod health;
 mod idempotency;
 mod jobs;
 mod keys;
+pub(crate) mod knock;
+mod limits;
 mod metrics;
 mod nodes;
 pub(crate) mod operation;
@@ -19,6 +21,7 @@ mod prefer;
 mod query;
 mod run;
 mod secrets;
+mod services;
 mod stream;
 mod tools;
 
@@ -63,6 +66,8 @@ pub(crate) fn operations() -> Vec<Operation> {
         tools::operations(),
         nodes::operations(),
         keys::operations(),
+        services::operations(),
+        limits::operations(),
         secrets::operations(),
         deliveries::operations(),
         audit::operations(),

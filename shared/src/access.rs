@@ -1,5 +1,7 @@
 //! What a principal may do: scopes and limits.
 
+mod at_once;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -13,6 +15,8 @@ use crate::ids::Region;
 use crate::invalid::{Invalid, suggestion};
 use crate::text::as_text;
 use crate::tools::ToolName;
+
+pub use at_once::AtOnce;
 
 /// The most entries of one limit's list.
 const LIMIT_ENTRIES_MAX: usize = 100;
@@ -30,6 +34,8 @@ pub enum Scope {
     NodesWrite,
     /// Make, list and revoke API keys.
     KeysWrite,
+    /// Make, list and revoke the credentials of services.
+    ServicesWrite,
     /// Read the audit trail.
     AuditRead,
     /// Read the API's metrics.
@@ -40,12 +46,13 @@ pub enum Scope {
 
 impl Scope {
     /// All scopes.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::JobsWrite,
         Self::JobsRead,
         Self::NodesRead,
         Self::NodesWrite,
         Self::KeysWrite,
+        Self::ServicesWrite,
         Self::AuditRead,
         Self::MetricsRead,
         Self::Admin,
@@ -59,6 +66,7 @@ impl Scope {
             Self::NodesRead => "nodes:read",
             Self::NodesWrite => "nodes:write",
             Self::KeysWrite => "keys:write",
+            Self::ServicesWrite => "services:write",
             Self::AuditRead => "audit:read",
             Self::MetricsRead => "metrics:read",
             Self::Admin => "admin",
@@ -213,6 +221,9 @@ pub struct Limits {
     /// At most so many runs in so long: `10/s`, `60/m`, `1000/h`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// At most so many runs at the same time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<AtOnce>,
 }
 
 impl Rate {
@@ -277,11 +288,17 @@ impl Limits {
         {
             return beyond("rate", allowed.to_string());
         }
+        if let (Some(at_once), Some(allowed)) = (&self.at_once, &outer.at_once)
+            && at_once > allowed
+        {
+            return beyond("at_once", allowed.to_string());
+        }
         Ok(Self {
             tools: self.tools.or_else(|| outer.tools.clone()),
             regions: self.regions.or_else(|| outer.regions.clone()),
             targets: self.targets.or_else(|| outer.targets.clone()),
             rate: self.rate.or(outer.rate),
+            at_once: self.at_once.or(outer.at_once),
         })
     }
 }

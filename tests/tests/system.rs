@@ -11,9 +11,12 @@ mod system {
     mod callbacks;
     mod certificates;
     mod direct;
+    mod door;
+    mod examples;
     mod failover;
     mod idempotency;
     mod lifecycle;
+    mod limits;
     mod live;
     mod places;
     mod register;

@@ -111,6 +111,8 @@ impl Fabric {
             region: region.parse().unwrap(),
             tools: vec![ToolName::Echo],
             labels: Labels::new(),
+            rate: None,
+            at_once: None,
             public_key: "U".to_owned(),
             created_at: Timestamp::now(),
             expires_at: Timestamp::now(),
@@ -153,6 +155,7 @@ impl Fabric {
             ("api", Role::Api { caller: caller.clone() }),
             ("collector", Role::Collector { name: caller }),
             ("acknowledger", Role::Acknowledger),
+            ("frontdoor", Role::FrontDoor),
             ("auditor", Role::Auditor),
         ];
         for (name, role) in roles {

@@ -50,6 +50,8 @@ fn node(id: &str, region: &str, labels: Value, state: State) -> (NodeGrant, Opti
         region: region.parse().unwrap(),
         tools: granted,
         labels: serde_json::from_value(labels).unwrap(),
+        rate: None,
+        at_once: None,
         public_key: "U".to_owned(),
         created_at: Timestamp::now(),
         expires_at: Timestamp::now(),
@@ -74,7 +76,7 @@ fn roster() -> Roster {
 
 fn principal(limits: &str) -> Principal {
     let limits = serde_json::from_str(limits).unwrap();
-    Principal::of(Arc::new(Identity { name: "key:k".to_owned(), scopes: vec![Scope::JobsWrite], limits }))
+    Principal::of(Arc::new(Identity { name: "key:k".to_owned(), scopes: vec![Scope::JobsWrite], limits, nodes: Vec::new() }))
 }
 
 fn from(selectors: &[&str]) -> Vec<Selector> {

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::roster::wait_for_nodes;
 use crate::{runtime, wait_for};
 
 /// How many nodes.
@@ -45,7 +46,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let runtime = runtime()?;
     let client = runtime.block_on(async_nats::connect(&address))?;
     while runtime.block_on(asked(&client))?.1 < NODES {}
-    api.wait_for_nodes(NODES);
+    wait_for_nodes(&api, NODES);
     let caller = api.admin();
     let (mut ours_ms, mut bare_ms, mut tool_ms) = (Vec::new(), Vec::new(), 0.0_f64);
     for _ in 0..ROUNDS {
