@@ -21,7 +21,7 @@ use probeops_nats::{process, streams, tls};
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{Caller as CallerName, NodeId, Region};
 use probeops_shared::presence::Beat;
-use probeops_shared::registry::{NodeGrant, ServiceGrant};
+use probeops_shared::registry::{Labels, NodeGrant, ServiceGrant};
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -370,7 +370,10 @@ impl Fabric {
             let minted = self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
             let (created_at, expires_at, public_key) = (Timestamp::now(), minted.expires_at, minted.public_key);
             let (region, tools, labels) = (region.clone(), tools.clone(), Labels::new());
-            (creds, NodeGrant { id, region, tools, labels, public_key, created_at, expires_at, revoked_at: None })
+            (
+                creds,
+                NodeGrant { id, region, tools, labels, public_key, created_at, expires_at, revoked_at: None, rate: None, at_once: None },
+            )
         });
         let (creds, grants): (Vec<PathBuf>, Vec<NodeGrant>) = enrolled.unzip();
         self.grant_all(&grants);
