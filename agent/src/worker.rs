@@ -25,6 +25,7 @@ use probeops_shared::subjects::{self, ToNode};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use probeops_shared::tools::network::ms;
+use probeops_shared::traceparent::Traceparent;
 use serde_json::value::RawValue;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -85,6 +86,8 @@ struct Asker {
     reply: String,
     /// Which dispatch of the run this is, as the caller counts them.
     attempt: Option<u32>,
+    /// This node's own span, where the job is part of a trace.
+    span: Option<Traceparent>,
 }
 
 /// A job that is about to run.
@@ -119,7 +122,8 @@ impl Worker {
         let headers = message.headers.as_ref();
         let principal = if caller.is_api() { read(headers, header::PRINCIPAL).unwrap_or(caller.as_str()) } else { caller.as_str() };
         let attempt = read(headers, header::ATTEMPT).and_then(|attempt| attempt.parse().ok());
-        let asker = Asker { principal: principal.to_owned(), caller, reply, attempt };
+        let span = read(headers, header::TRACEPARENT).and_then(|text| text.parse().ok()).map(Traceparent::child);
+        let asker = Asker { principal: principal.to_owned(), caller, reply, attempt, span };
         match self.accept(tool, asker.clone(), &message) {
             Ok(accepted) => {
                 // Boxed: the executors' states are large, and most runs are of the smallest.
@@ -204,6 +208,10 @@ impl Worker {
     ) {
         outcome.node.get_or_insert_with(|| self.node.clone());
         self.record(&asker.caller, &asker.principal, &outcome);
+        if let Some(span) = asker.span {
+            let (trace_id, span_id) = (format!("{:032x}", span.trace_id()), format!("{:016x}", span.span_id()));
+            tracing::debug!(trace_id, span_id, job.id = %outcome.request_id, tool = outcome.tool, "a job of a trace was answered");
+        }
         let (request_id, tool) = (outcome.request_id.clone(), outcome.tool.clone());
         let (body, useless_at) = (outcome.to_bytes(OUTCOME_BYTES_MAX), Instant::now() + budget_left + GRACE);
         let room = tokio::time::timeout_at(useless_at.into(), self.outbox.room(body.len())).await;
@@ -264,6 +272,9 @@ fn answer(asker: &Asker, event: Event, seq: u64, payload: Bytes) -> Answer {
     headers.insert(header::SEQ, seq.to_string());
     if let Some(attempt) = asker.attempt {
         headers.insert(header::ATTEMPT, attempt.to_string());
+    }
+    if let Some(span) = asker.span.filter(|_| event == Event::Outcome) {
+        headers.insert(header::TRACEPARENT, span.to_string());
     }
     Answer { subject: asker.reply.clone(), headers, payload }
 }

@@ -29,6 +29,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+#[cfg(test)]
+pub(crate) use self::dispatch::Traced;
 pub(crate) use self::dispatch::{Destination, Dispatched, Run, Spares, UsedNodes, Watched};
 pub(crate) use self::idempotency::{Keys, Used};
 pub(crate) use self::late::LateAnswer;

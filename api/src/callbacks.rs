@@ -40,6 +40,7 @@ use crate::callbacks::secrets::Secrets;
 use crate::jobs::{JobStatus, owner};
 use crate::problem::Problem;
 
+pub(crate) use client::tls_connector;
 pub(crate) use request::schema as request_schema;
 pub use url::CallbackUrl;
 pub(crate) use url::origin_of;
@@ -70,6 +71,9 @@ pub struct Callback {
     pub header: Option<StaticHeader>,
     /// How long it is tried.
     pub max_age_ms: u64,
+    /// The span of the request that asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<String>,
 }
 
 /// A header of the caller's choice.

@@ -9,6 +9,7 @@ use probeops_shared::access::TargetPattern;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::Links;
+use crate::trace::settings::TraceSettings;
 
 /// Where the API listens, unless told.
 const HTTP_DEFAULT: &str = "127.0.0.1:8080";
@@ -76,6 +77,22 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CALLBACK_ALLOW", value_delimiter = ',', value_name = "PLACE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub callback_allow: Option<Vec<TargetPattern>>,
+    /// The collector that spans are sent to by OTLP over HTTP (protobuf), such as http://127.0.0.1:4318; none are sent unless given
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_endpoint: Option<String>,
+    /// A file with the headers that the collector wants, `name: value`, one a line
+    #[arg(long, env = "PROBEOPS_OTLP_HEADERS_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_headers_file: Option<PathBuf>,
+    /// As which service spans are sent [default: probeops-api]
+    #[arg(long, env = "OTEL_SERVICE_NAME", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_service_name: Option<String>,
+    /// The share of traces that is kept, from 0 to 1, where the caller's `traceparent` does not say [default: 1]
+    #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub otlp_ratio: Option<f64>,
     /// How many connections at once; more wait [default: 4096]
     #[arg(long, env = "PROBEOPS_CONNECTIONS_MAX", value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +122,8 @@ pub struct Settings {
     pub jwt: Option<JwtSettings>,
     /// Where callbacks may go beyond the public internet.
     pub callback_allow: Vec<TargetPattern>,
+    /// Where spans go; nowhere where this is absent.
+    pub traces: Option<TraceSettings>,
     /// How log lines look.
     pub log_format: Option<LogFormat>,
     /// The same, as it was given, for `--print-config`.
@@ -169,6 +188,10 @@ impl Given {
             jwt_audience: self.jwt_audience.or(file.jwt_audience),
             jwt_hs256_secret_file: self.jwt_hs256_secret_file.or(file.jwt_hs256_secret_file),
             callback_allow: self.callback_allow.or(file.callback_allow),
+            otlp_endpoint: self.otlp_endpoint.or(file.otlp_endpoint),
+            otlp_headers_file: self.otlp_headers_file.or(file.otlp_headers_file),
+            otlp_service_name: self.otlp_service_name.or(file.otlp_service_name),
+            otlp_ratio: self.otlp_ratio.or(file.otlp_ratio),
             connections_max: self.connections_max.or(file.connections_max),
             log_format: self.log_format.or(file.log_format),
         }
@@ -196,7 +219,13 @@ impl Given {
             vault: given.vault.clone(),
         };
         let callback_allow = given.callback_allow.clone().unwrap_or_default();
-        Ok(Settings { listen: given.listen()?, links, jwt, callback_allow, log_format: given.log_format, given })
+        let traces = TraceSettings::read(
+            given.otlp_endpoint.as_deref(),
+            given.otlp_headers_file.as_deref(),
+            given.otlp_service_name.as_deref(),
+            given.otlp_ratio,
+        )?;
+        Ok(Settings { listen: given.listen()?, links, jwt, callback_allow, traces, log_format: given.log_format, given })
     }
 
     fn listen(&self) -> Result<Listen, String> {

@@ -46,6 +46,7 @@ use crate::jobs::store::{Open, State, Store};
 use crate::limits::{Admitted, Allowance, Held, Limits, LimitsDocument};
 use crate::metrics::Metrics;
 use crate::problem::{Asked, Problem};
+use crate::trace::{Context, Tracer};
 
 pub use choose::{Excluded, Explained, Explanation, NotChosen, Why};
 pub use idempotency::Idempotency;
@@ -78,8 +79,8 @@ pub struct JobRequest {
     pub timeout: Option<Duration>,
     /// Whom to tell its end.
     pub callback: Option<Callback>,
-    /// W3C trace context of the call.
-    pub traceparent: Option<String>,
+    /// Where in a trace the call is.
+    pub traceparent: Option<Context>,
     /// What makes a call that is made again the same call.
     pub idempotency: Option<Idempotency>,
     /// How long it waits for a node; absent where it does not.
@@ -246,6 +247,7 @@ struct Inner {
     broker: Broker,
     audit: Audit,
     metrics: Metrics,
+    tracer: Tracer,
     callbacks: Callbacks,
     limits: Limits,
     store: Store,
@@ -262,7 +264,7 @@ impl Jobs {
     pub(crate) async fn start(
         broker: Broker,
         audit: Audit,
-        (callbacks, metrics): (Callbacks, Metrics),
+        (callbacks, metrics, tracer): (Callbacks, Metrics, Tracer),
         Ending { tasks, stop }: Ending<'_>,
     ) -> Result<Self, String> {
         let store = Store::start(broker.jetstream(), tasks, stop);
@@ -270,8 +272,8 @@ impl Jobs {
         let room = Arc::new(Semaphore::new(RUNS_MAX));
         let said = broker.replicas().await.map_err(|error| format!("cannot hear other replicas: {error}"))?;
         let limits = Limits::new(&broker);
-        let jobs =
-            Self(Arc::new(Inner { broker, audit, metrics, callbacks, limits, store, room, tasks: TaskTracker::new(), live, elsewhere }));
+        let inner = Inner { broker, audit, metrics, tracer, callbacks, limits, store, room, tasks: TaskTracker::new(), live, elsewhere };
+        let jobs = Self(Arc::new(inner));
         let (hearing, stopped) = (jobs.clone(), stop.clone());
         drop(tasks.spawn(async move { stopped.run_until_cancelled(hearing.hear(said)).await }));
         if let Some(answers) = jobs.0.broker.late_answers() {
@@ -283,6 +285,11 @@ impl Jobs {
         let (taking, stopped) = (jobs.clone(), stop.clone());
         drop(tasks.spawn(async move { stopped.run_until_cancelled(taking.take_over(gone)).await }));
         Ok(jobs)
+    }
+
+    /// What tells spans.
+    pub(crate) fn tracer(&self) -> &Tracer {
+        &self.0.tracer
     }
 
     /// Waits until every job accepted has its outcome.
@@ -350,7 +357,7 @@ impl Jobs {
             }
         };
         let document = document(principal, &request, id, chosen.missing);
-        let runs = runs(principal, &request, &document, destinations, start_within);
+        let runs = self.runs(principal, &request, &document, destinations, start_within);
         let waits_to_the_end = matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait)
             && request.callback.is_none()
             && request.idempotency.is_none();
@@ -367,8 +374,9 @@ impl Jobs {
             return Ok(Submitted { id, answer: Came::Over(job.await), allowance, replayed: false });
         }
         let ends_by = document.created_at.plus(start_within + budget + 2 * GRACE);
-        let (replica, deliver) = (Some(self.0.broker.caller().clone()), request.callback);
-        let state = State { document, runs: Some(runs.len()), replica, deliver, refreshed: 0 };
+        let traceparent = request.traceparent.as_ref().map(Context::traceparent);
+        let deliver = request.callback.map(|callback| Callback { traceparent, ..callback });
+        let state = State { document, runs: Some(runs.len()), replica: Some(self.0.broker.caller().clone()), deliver, refreshed: 0 };
         let only_watched = matches!(how, How::Watch { cancel_on_disconnect: true });
         let jobs = self.clone();
         // What is stored is begun, though its caller hang up meanwhile.
@@ -389,6 +397,22 @@ impl Jobs {
             },
         };
         Ok(Submitted { id, answer, allowance, replayed: false })
+    }
+
+    /// The runs of a job, each with a span of its own below the call's.
+    fn runs(
+        &self,
+        principal: &Principal,
+        request: &JobRequest,
+        document: &JobDocument,
+        destinations: Vec<Destination>,
+        start_within: Duration,
+    ) -> Vec<Run> {
+        let mut runs = runs(principal, request, document, destinations, start_within);
+        for run in &mut runs {
+            run.trace = run.trace.as_ref().map(|call| self.0.tracer.child(call));
+        }
+        runs
     }
 
     /// Stores a job after its state at this place (0: as its first) and begins with its runs; somebody who watches it, or none when its state is
@@ -447,13 +471,7 @@ impl Jobs {
     }
 
     /// Gets every run of a job done whose state is at `place` in the stream, and keeps and tells what comes of it as it comes.
-    async fn run_watched(
-        &self,
-        live: &Arc<Live>,
-        runs: &[Run],
-        (place, room): (u64, Room),
-        (deliver, refreshed): (Option<Callback>, u32),
-    ) {
+    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run], (place, room): (u64, Room), (deliver, refreshed): (Option<Callback>, u32)) {
         let every = join_all(runs.iter().enumerate().map(async |(index, run)| {
             let watched = Watched { listener: live.listener(index), cancel: live.cancel.clone() };
             let dispatched = self.dispatch(run, Some(&watched)).await;
@@ -494,8 +512,9 @@ impl Jobs {
 
     async fn dispatch(&self, run: &Run, watched: Option<&Watched>) -> Dispatched {
         let begun = Instant::now();
-        let dispatched = self.0.broker.dispatch(run, watched).await;
+        let mut dispatched = self.0.broker.dispatch(run, watched).await;
         self.0.metrics.ended(run.tool, &dispatched.outcome, begun.elapsed());
+        self.0.tracer.dispatched(run, begun, &mut dispatched);
         dispatched
     }
 
@@ -667,7 +686,7 @@ fn runs(
                 to,
                 principal: principal.name.clone(),
                 targets: principal.limits.targets.as_ref().map(ToString::to_string),
-                traceparent: request.traceparent.clone(),
+                trace: request.traceparent.clone(),
                 deadline: document.created_at.plus(start_within),
                 budget: request.spec.budget(),
                 ends_by: request.timeout.map(|timeout| document.created_at.plus(timeout)),

@@ -8,7 +8,7 @@
 //! - `later`: what is done when nobody waits for it any more.
 //! - [`limits`]: what principals and nodes have left, over all replicas.
 //! - [`callbacks`]: telling the end of jobs to whom their callers name.
-//! - [`audit`]: the trail. [`metrics`]: what is counted. `watch`: buckets held in memory. `revoke`: taking a credential back.
+//! - [`audit`]: the trail. [`metrics`]: what is counted. [`trace`]: spans. `watch`: buckets held in memory. `revoke`: taking a credential back.
 
 pub mod access;
 pub mod audit;
@@ -28,6 +28,7 @@ mod revoke;
 pub mod roster;
 pub mod routes;
 pub mod server;
+pub mod trace;
 mod watch;
 
 use std::time::Duration;
@@ -47,6 +48,7 @@ use crate::later::firing::Firings;
 use crate::later::schedules::Schedules;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
+use crate::trace::Tracer;
 
 /// Everything a handler needs.
 #[derive(Clone, Debug)]
@@ -86,10 +88,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let access = Access::start(&broker, settings.jwt.as_ref(), &tasks, &ended)?;
     let audit = Audit::start(&broker, &writers, &ended);
     let metrics = Metrics::new()?;
+    let scheme = if settings.listen.tls.is_some() { "https" } else { "http" };
+    let ending = Ending { tasks: &writers, stop: &ended };
+    let tracer = Tracer::start(settings.traces, (broker.caller().as_str(), scheme), &metrics, ending);
     let guard = Guard::new(settings.callback_allow, &settings.links.servers, listener.address())?;
     let callbacks = Callbacks::start(&broker, guard).await?;
-    let jobs =
-        Jobs::start(broker.clone(), audit.clone(), (callbacks.clone(), metrics.clone()), Ending { tasks: &writers, stop: &ended }).await?;
+    let jobs = Jobs::start(broker.clone(), audit.clone(), (callbacks.clone(), metrics.clone(), tracer), ending).await?;
     drop(writers.spawn(callbacks::deliver::deliver(callbacks.clone(), jobs.clone(), broker.clone(), writers.clone(), ended.clone())));
     drop(writers.spawn(jobs.clone().take_queued(access.clone(), stop.child_token())));
     let schedules = Schedules::start(&broker).await?;

@@ -26,6 +26,7 @@ struct Inner {
     queue_seconds: HistogramVec,
     requests: IntCounterVec,
     request_seconds: HistogramVec,
+    spans: IntCounterVec,
     nodes: IntGaugeVec,
     connected: IntGauge,
     queued: IntGauge,
@@ -67,6 +68,7 @@ impl Metrics {
             queue_seconds: seconds("probeops_job_queue_seconds", "Of that, what the tool itself did not take.", "tool")?,
             requests: counters("probeops_http_requests_total", "Requests by what they were answered.", &["method", "route", "status"])?,
             request_seconds: seconds("probeops_http_request_duration_seconds", "From a request to the head of its answer.", "route")?,
+            spans: counters("probeops_spans_total", "Spans by what became of them: exported, or lost and why.", &["result"])?,
             nodes: gauges("probeops_nodes", "Nodes by whether they are there.", &["region", "state"])?,
             connected,
             queued,
@@ -97,6 +99,11 @@ impl Metrics {
     /// How many jobs wait for a node.
     pub(crate) fn queued(&self) -> u64 {
         u64::try_from(self.0.queued.get()).unwrap_or_default()
+    }
+
+    /// So many spans were `exported`, or lost: `queue_full`, `unreachable` or `refused`.
+    pub(crate) fn spans(&self, result: &str, count: usize) {
+        self.0.spans.with_label_values(&[result]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
     /// All of it as Prometheus reads it (text format 0.0.4).

@@ -58,7 +58,7 @@ pub fn router(app: App) -> Router {
     docs::add(router)
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(from_fn_with_state((app.audit.clone(), app.metrics.clone()), frame::frame))
+        .layer(from_fn_with_state((app.audit.clone(), app.metrics.clone(), app.jobs.tracer().clone()), frame::frame))
         .with_state(app)
 }
 

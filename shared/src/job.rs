@@ -46,7 +46,7 @@ pub mod header {
     pub const EVENT: &str = "Probe-Event";
     /// The number of an event, from 0, without gaps.
     pub const SEQ: &str = "Probe-Seq";
-    /// W3C trace context.
+    /// W3C trace context: of a job, the span that dispatched it; of an outcome, the node's own span below that.
     pub const TRACEPARENT: &str = "traceparent";
 }
 

@@ -15,6 +15,7 @@
 //! - [`problem`]: the closed set of HTTP problem codes.
 //! - [`settings`]: configuration files.
 //! - [`tls`]: what the tools that speak TLS tell of it.
+//! - [`traceparent`]: where in a trace something is.
 
 pub mod access;
 pub mod audit;
@@ -37,6 +38,7 @@ pub mod text;
 pub mod timestamp;
 pub mod tls;
 pub mod tools;
+pub mod traceparent;
 pub mod window;
 
 /// The version all parts of this build share.

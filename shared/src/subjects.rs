@@ -27,6 +27,11 @@ pub const AUDIT_NODE: &str = "node";
 /// The category of audit records that commands of the operator make.
 pub const AUDIT_COMMAND: &str = "command";
 
+/// What [`job`] makes, with its arguments named: of low cardinality, for traces.
+pub const JOB_TEMPLATE: &str = "job.v1.<region>.<tool>.<caller>";
+/// What [`node_job`] makes, the same way.
+pub const NODE_JOB_TEMPLATE: &str = "node.v1.<node>.job.<tool>.<caller>";
+
 /// Streams and buckets by name.
 pub mod storage {
     /// Stream of job states and outcomes.

@@ -30,6 +30,11 @@ impl Timestamp {
         i64::try_from(self.0.unix_timestamp_nanos() / 1_000_000).unwrap_or(i64::MAX)
     }
 
+    /// Microseconds since the Unix epoch; 0 before it.
+    pub fn unix_us(self) -> u64 {
+        u64::try_from(self.0.unix_timestamp_nanos() / 1_000).unwrap_or_default()
+    }
+
     /// Seconds since the Unix epoch.
     pub fn unix_s(self) -> i64 {
         self.0.unix_timestamp()

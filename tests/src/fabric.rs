@@ -20,7 +20,7 @@ use probeops_nats::{process, streams, tls};
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{Caller as CallerName, NodeId, Region};
 use probeops_shared::presence::Beat;
-use probeops_shared::registry::{NodeGrant, ServiceGrant};
+use probeops_shared::registry::{Labels, NodeGrant, ServiceGrant};
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -80,6 +80,8 @@ pub struct AgentOptions {
     pub allow_loopback: bool,
     /// Whether to wait until it is ready.
     pub wait_ready: bool,
+    /// What it logs (`PROBEOPS_LOG`).
+    pub log: Option<&'static str>,
 }
 
 impl Default for AgentOptions {
@@ -98,6 +100,7 @@ impl Default for AgentOptions {
             slots_probe: None,
             allow_loopback: true,
             wait_ready: true,
+            log: None,
         }
     }
 }
@@ -123,6 +126,8 @@ pub struct ApiOptions {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// How many connections it takes at once.
     pub connections_max: Option<usize>,
+    /// The collector that spans go to, and the share of traces that is kept.
+    pub collector: Option<(String, f64)>,
 }
 
 /// A service's credential.
@@ -264,7 +269,18 @@ impl Fabric {
         let command = self.api_command(address, options);
         let process = RefCell::new(Process::start(&format!("api-{number}"), &self.folder.0, command));
         let (scheme, ca) = if options.tls.is_some() { ("https", Some(self.ca())) } else { ("http", None) };
-        let api = Api { process, url: format!("{scheme}://{address}"), ca, admin_key: self.admin_key.clone() };
+        self.ready(Api { process, url: format!("{scheme}://{address}"), ca, admin_key: self.admin_key.clone() })
+    }
+
+    /// Starts an API that was told more ([`Self::api_command`]) and waits until it is ready.
+    pub fn api_of(&self, address: SocketAddr, command: Command) -> Api {
+        let number = self.apis.replace_with(|count| *count + 1);
+        let process = RefCell::new(Process::start(&format!("api-{number}"), &self.folder.0, command));
+        self.ready(Api { process, url: format!("http://{address}"), ca: None, admin_key: self.admin_key.clone() })
+    }
+
+    #[expect(clippy::unused_self, reason = "an API lives no longer than its fabric")]
+    fn ready(&self, api: Api) -> Api {
         api.wait_until("it is ready", || api.nobody().try_get("/readyz").is_ok_and(|answer| answer.status == 200));
         api.wait_until("it knows the first key", || api.admin().get("/v1/tools").status == 200);
         api
@@ -297,6 +313,9 @@ impl Fabric {
         }
         command.args(options.connections_max.iter().flat_map(|count| ["--connections-max".to_owned(), count.to_string()]));
         command.envs(options.zoneinfo.iter().map(|folder| ("TZDIR", folder)));
+        if let Some((collector, ratio)) = &options.collector {
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector).args(["--otlp-ratio", &ratio.to_string()]);
+        }
         let (cert, key) = options.tls.clone().unzip();
         let files =
             [("--jwks", &options.jwks), ("--jwt-hs256-secret-file", &options.jwt_secret), ("--tls-cert", &cert), ("--tls-key", &key)];
@@ -340,6 +359,27 @@ impl Fabric {
         };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
         self.start_agent(id, options)
+    }
+
+    /// Grants so many nodes of a region, none of which is there yet, every tool; their credentials.
+    pub fn enrol(&self, prefix: &str, count: usize, region: &str) -> Vec<PathBuf> {
+        let region: Region = region.parse().expect("a region");
+        let tools = ToolName::ALL.to_vec();
+        let enrolled = (1..=count).map(|number| {
+            let id: NodeId = format!("{prefix}-{number}").parse().expect("an id");
+            let role = Role::Node { node: id.clone(), region: region.clone(), tools: tools.clone() };
+            let creds = self.layout.node_creds(&id);
+            let minted = self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
+            let (created_at, expires_at, public_key) = (Timestamp::now(), minted.expires_at, minted.public_key);
+            let (region, tools, labels) = (region.clone(), tools.clone(), Labels::new());
+            (
+                creds,
+                NodeGrant { id, region, tools, labels, public_key, created_at, expires_at, revoked_at: None, rate: None, at_once: None },
+            )
+        });
+        let (creds, grants): (Vec<PathBuf>, Vec<NodeGrant>) = enrolled.unzip();
+        self.grant_all(&grants);
+        creds
     }
 
     /// Grants these nodes, none of which is there.
@@ -386,6 +426,7 @@ impl Fabric {
         for (flag, slots) in [("--slots-light", options.slots_light), ("--slots-probe", options.slots_probe)] {
             command.args(slots.iter().flat_map(|slots| [flag.to_owned(), slots.to_string()]));
         }
+        command.envs(options.log.map(|log| ("PROBEOPS_LOG", log)));
         let mut process = Process::start(&format!("agent-{id}"), &self.folder.0, command);
         if options.wait_ready {
             process.wait_for_log("the agent is ready");
@@ -727,7 +768,8 @@ pub fn program() -> Command {
     });
     let mut command = Command::new(path);
     // Settings of whoever runs the tests are not the test's.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("PROBEOPS_")) {
+    let is_setting = |name: &str| name.starts_with("PROBEOPS_") || name.starts_with("OTEL_");
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_setting(&name.to_string_lossy())) {
         command.env_remove(name);
     }
     command

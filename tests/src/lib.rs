@@ -8,6 +8,7 @@ pub mod fabric;
 pub mod http;
 pub mod identity;
 pub mod needs;
+pub mod otlp;
 mod process;
 pub mod receiver;
 pub mod silent;

@@ -27,6 +27,7 @@ mod system {
     mod takeover;
     mod tidy;
     mod tools;
+    mod traces;
     mod up;
     mod up_refusals;
     mod wss;

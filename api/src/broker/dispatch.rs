@@ -18,12 +18,14 @@ use probeops_shared::outcome::{FailureKind, NodeRef, Outcome};
 use probeops_shared::subjects;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
+use probeops_shared::traceparent::Traceparent;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::spares::{Spares, UsedNodes};
 use super::replies::{Answer, Listener, Waiting, cancel};
 use super::{Broker, LinkState};
+use crate::trace::{Context, spans};
 
 /// The most attempts for one run.
 const ATTEMPTS_MAX: usize = 12;
@@ -70,8 +72,8 @@ pub(crate) struct Run {
     pub(crate) principal: String,
     /// That principal's targets.
     pub(crate) targets: Option<String>,
-    /// W3C trace context.
-    pub(crate) traceparent: Option<String>,
+    /// The span of its dispatch.
+    pub(crate) trace: Option<Context>,
     /// Start by then or not at all.
     pub(crate) deadline: Timestamp,
     /// The longest the tool may take.
@@ -96,6 +98,27 @@ pub(crate) struct Dispatched {
     pub(crate) outcome: Outcome,
     /// The attempt and the number of the node's message; none when it is no node's.
     pub(crate) answered: Option<(u32, u64)>,
+    /// What the trace is told of it.
+    pub(crate) told: Traced,
+}
+
+/// What a trace is told of a run; nothing where it is not.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Traced {
+    /// What happened on the way.
+    pub(crate) events: Vec<spans::Event>,
+    /// The span of the node whose outcome it is.
+    pub(crate) span: Option<Traceparent>,
+}
+
+impl Destination {
+    /// The subject with its arguments named.
+    pub(crate) fn template(&self) -> &'static str {
+        match self {
+            Self::Region(_) => subjects::JOB_TEMPLATE,
+            Self::Node(_) | Self::OneOf(..) => subjects::NODE_JOB_TEMPLATE,
+        }
+    }
 }
 
 impl Broker {
@@ -115,6 +138,7 @@ impl Broker {
             refusal: None,
             nobody_since: None,
             answered: None,
+            told: Traced::default(),
         };
         let cancelled = async {
             match watched {
@@ -133,10 +157,13 @@ impl Broker {
             () = cancelled => None,
             () = out_of_time => Some(dispatch.out_of_time()),
         };
-        let Some(outcome) = outcome else { return dispatch.cancelled().await };
+        let Some(outcome) = outcome else {
+            let cancelled = dispatch.cancelled().await;
+            return Dispatched { told: Traced { events: dispatch.told.events, ..cancelled.told }, ..cancelled };
+        };
         dispatch.cancel_the_rest(&outcome).await;
         dispatch.remember_the_rest();
-        Dispatched { outcome, answered: dispatch.answered }
+        Dispatched { outcome, answered: dispatch.answered, told: dispatch.told }
     }
 }
 
@@ -175,6 +202,7 @@ struct Dispatch<'a> {
     nobody_since: Option<Instant>,
     /// The message with the outcome: its attempt and number.
     answered: Option<(u32, u64)>,
+    told: Traced,
 }
 
 struct Attempt<'a> {
@@ -279,6 +307,7 @@ impl<'a> Dispatch<'a> {
         };
         let reply = subjects::reply(caller, waiting.token(), subjects::NO_RESPONDERS);
         self.attempts.push(Attempt { waiting, asked, accepted_by: None, over: false });
+        self.tell(|| spans::attempted(number, &subject));
         // What nobody hears is not told.
         let events = if self.listener.is_some() { Events::All } else { Events::SignsOfLife };
         let headers = headers(run, number, events);
@@ -287,6 +316,13 @@ impl<'a> Dispatch<'a> {
             tracing::warn!(job.id = %run.request_id, attempt = number, %error, "an attempt could not be published");
         }
         number
+    }
+
+    /// Tells the trace what happens, where the run is part of one.
+    fn tell(&mut self, event: impl FnOnce() -> spans::Event) {
+        if self.run.trace.as_ref().is_some_and(Context::is_told) {
+            self.told.events.push(event());
+        }
     }
 
     fn accept_within(&self) -> Duration {
@@ -337,8 +373,8 @@ fn headers(run: &Run, attempt: u32, events: Events) -> HeaderMap {
     if let Some(targets) = &run.targets {
         headers.insert(header::TARGETS, targets.as_str());
     }
-    if let Some(traceparent) = &run.traceparent {
-        headers.insert(header::TRACEPARENT, traceparent.as_str());
+    if let Some(trace) = &run.trace {
+        headers.insert(header::TRACEPARENT, trace.traceparent());
     }
     headers
 }

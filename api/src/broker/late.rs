@@ -7,6 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use probeops_shared::ids::{NodeId, ReplyToken};
 use probeops_shared::job::GRACE;
+use probeops_shared::traceparent::Traceparent;
 use tokio::sync::mpsc;
 
 use super::dispatch::Run;
@@ -27,6 +28,8 @@ pub(crate) struct LateAnswer {
     pub(crate) node: NodeId,
     /// The outcome as it wrote it.
     pub(crate) payload: Bytes,
+    /// The node's span, where it names one.
+    pub(crate) span: Option<Traceparent>,
 }
 
 /// The attempts that are remembered.
@@ -73,9 +76,9 @@ impl Late {
     }
 
     /// Passes on an outcome, if its attempt is one of these.
-    pub(crate) fn hear(&self, token: ReplyToken, node: NodeId, payload: Bytes) -> bool {
+    pub(crate) fn hear(&self, token: ReplyToken, node: NodeId, payload: Bytes, span: Option<Traceparent>) -> bool {
         let Some(Open { run, attempt, .. }) = self.lock().open.remove(&token) else { return false };
-        self.found.try_send(LateAnswer { run, attempt, node, payload }).is_ok()
+        self.found.try_send(LateAnswer { run, attempt, node, payload, span }).is_ok()
     }
 
     fn lock(&self) -> MutexGuard<'_, Attempts> {
@@ -104,7 +107,7 @@ mod tests {
             to: Destination::Region("eu".parse().unwrap()),
             principal: String::new(),
             targets: None,
-            traceparent: None,
+            trace: None,
             deadline: Timestamp::now(),
             budget: Duration::from_secs(1),
             ends_by: None,
@@ -115,7 +118,7 @@ mod tests {
             late.remember(*token, 1, &run);
         }
         assert_eq!(late.lock().order.len(), ATTEMPTS_MAX);
-        let heard = |token: ReplyToken| late.hear(token, "n".parse().unwrap(), Bytes::new());
+        let heard = |token: ReplyToken| late.hear(token, "n".parse().unwrap(), Bytes::new(), None);
         assert!(!heard(tokens[0]), "the oldest had to go");
         assert!(heard(tokens[1]) && !heard(tokens[1]));
         assert_eq!(answers.try_recv().unwrap().attempt, 1);

@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use probeops_shared::ids::{Caller, NodeId, ReplyToken, RequestId};
 use probeops_shared::job::{Event, Verb, header};
 use probeops_shared::subjects;
+use probeops_shared::traceparent::Traceparent;
 use tokio::sync::mpsc;
 
 use super::late::{Late, LateAnswer};
@@ -64,6 +65,8 @@ pub(crate) struct Answer {
     pub(crate) seq: u64,
     /// Its body; of progress it is with the listener.
     pub(crate) payload: Bytes,
+    /// The node's span, where it names one.
+    pub(crate) span: Option<Traceparent>,
 }
 
 impl Replies {
@@ -89,7 +92,8 @@ impl Replies {
             match (waiter, node) {
                 (Some(waiter), node) => waiter.hand(node, event, message),
                 (None, Some(node)) if event == Event::Accepted => cancel_late(client, caller, &node, &message).await,
-                (None, Some(node)) if event == Event::Outcome && self.late.hear(token, node.clone(), message.payload.clone()) => {}
+                (None, Some(node))
+                    if event == Event::Outcome && self.late.hear(token, node.clone(), message.payload.clone(), span(&message)) => {}
                 (None, _) => tracing::debug!(subject = %message.subject, "an answer came after its job was over"),
             }
         }
@@ -113,8 +117,9 @@ impl Waiter {
         if told && self.sender.capacity() <= self.sender.max_capacity() / 2 {
             return;
         }
+        let span = span(&message);
         let payload = if told { Bytes::new() } else { message.payload };
-        drop(self.sender.try_send(Box::new(Answer { attempt, node, event, seq, payload })));
+        drop(self.sender.try_send(Box::new(Answer { attempt, node, event, seq, payload, span })));
     }
 }
 
@@ -125,6 +130,11 @@ fn read(message: &Message, responder: &str) -> Option<(Option<NodeId>, Event)> {
     }
     let name = message.headers.as_ref().and_then(|headers| headers.get(header::EVENT)).map(async_nats::HeaderValue::as_str);
     Some((Some(responder.parse().ok()?), Event::parse(name)?))
+}
+
+/// The span of a node, which it names with its outcome.
+fn span(message: &Message) -> Option<Traceparent> {
+    message.headers.as_ref()?.get(header::TRACEPARENT)?.as_str().parse().ok()
 }
 
 /// A node that took a job which is over already need not go on.

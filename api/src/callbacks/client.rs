@@ -48,24 +48,8 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    /// Trusts the authorities of the system (or of `SSL_CERT_FILE`), or Mozilla's where there are none.
     pub(super) fn new() -> Self {
-        let loaded = rustls_native_certs::load_native_certs();
-        for error in &loaded.errors {
-            tracing::warn!(%error, "an authority of this machine cannot be read");
-        }
-        let mut roots = RootCertStore::empty();
-        let (added, _) = roots.add_parsable_certificates(loaded.certs);
-        if added == 0 {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
-        Self::trusting(roots)
-    }
-
-    fn trusting(roots: RootCertStore) -> Self {
-        let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Self(TlsConnector::from(Arc::new(config)))
+        Self(tls_connector())
     }
 
     /// Posts a body to a URL whose host has these addresses.
@@ -91,6 +75,26 @@ impl Client {
         });
         answered.await.map_err(|_elapsed| format!("no answer within {} s", ATTEMPT_WITHIN.as_secs()))?
     }
+}
+
+/// What speaks TLS to servers that are not ours: it trusts the authorities of the system (or of `SSL_CERT_FILE`), or Mozilla's where there are none.
+pub(crate) fn tls_connector() -> TlsConnector {
+    let loaded = rustls_native_certs::load_native_certs();
+    for error in &loaded.errors {
+        tracing::warn!(%error, "an authority of this machine cannot be read");
+    }
+    let mut roots = RootCertStore::empty();
+    let (added, _) = roots.add_parsable_certificates(loaded.certs);
+    if added == 0 {
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    trusting(roots)
+}
+
+fn trusting(roots: RootCertStore) -> TlsConnector {
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    TlsConnector::from(Arc::new(config))
 }
 
 async fn connected(addresses: &[SocketAddr]) -> Result<TcpStream, String> {
@@ -188,7 +192,7 @@ mod tests {
         let mut roots = RootCertStore::empty();
         roots.add(certificate).unwrap();
         let url: CallbackUrl = format!("https://{name}:{}/a/../b?q=%2f", address.port()).parse().unwrap();
-        let answered = Client::trusting(roots).post(&url, &[address], HeaderMap::new(), Bytes::from_static(b"{}")).await;
+        let answered = Client(trusting(roots)).post(&url, &[address], HeaderMap::new(), Bytes::from_static(b"{}")).await;
         (answered, serving.await.unwrap())
     }
 

@@ -22,6 +22,8 @@ use super::schedule::{self, Answered, Next};
 use super::{Callbacks, Due};
 use crate::broker::Broker;
 use crate::jobs::{JobDocument, Jobs};
+use crate::trace::TRACEPARENT;
+use crate::trace::spans::Posted;
 
 /// How many attempts go on at once.
 const AT_ONCE_MAX: usize = 128;
@@ -192,7 +194,7 @@ impl Deliverer {
             Ok(place) => place,
             Err(busy_for) => return busy(busy_for),
         };
-        let (body, headers) = match self.prepared(due, &delivery.id, started_at).await {
+        let (body, mut headers) = match self.prepared(due, &delivery.id, started_at).await {
             Ok(prepared) => prepared,
             Err(Unready::Later(why)) => return later(&why),
             Err(Unready::Never(why)) => {
@@ -200,6 +202,10 @@ impl Deliverer {
                 return self.over(delivery, DeliveryStatus::Failed).await;
             }
         };
+        let span = due.callback.traceparent.as_deref().and_then(|cause| self.jobs.tracer().follow(cause));
+        if let Some(value) = span.as_ref().and_then(|(context, _)| context.header()) {
+            headers.entry(TRACEPARENT).or_insert(value);
+        }
         let started = Instant::now();
         let answer = timeout(ANSWERED_WITHIN, async {
             let addresses = self.callbacks.0.guard.addresses(&due.callback.url).await?;
@@ -207,6 +213,11 @@ impl Deliverer {
         });
         let answer = answer.await.unwrap_or_else(|_elapsed| Err(format!("no answer within {} s", ANSWERED_WITHIN.as_secs())));
         let took = started.elapsed();
+        if let Some(span) = &span {
+            let answered = answer.as_ref().map(|answer| answer.status).map_err(String::as_str);
+            let posted = Posted { url: &due.callback.url, delivery: &delivery.id, number, answered };
+            self.jobs.tracer().called_back(span, started.into_std(), posted);
+        }
         note(&place, &answer);
         drop(place);
         let age = Timestamp::now().since(due.finished_at);

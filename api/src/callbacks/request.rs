@@ -62,7 +62,7 @@ impl Callback {
                 .ok_or_else(|| at("max_age_ms", format!("must be a whole number of milliseconds from {MAX_AGE_MS_MIN} to {longest_ms}")))?,
         };
         let header = fields.get("header").map(header).transpose().map_err(|invalid| invalid.under("/callback/header"))?;
-        Ok(Self { url, secret_id, header, max_age_ms })
+        Ok(Self { url, secret_id, header, max_age_ms, traceparent: None })
     }
 }
 

@@ -24,17 +24,17 @@ pub struct CallbackUrl {
 
 impl CallbackUrl {
     /// How to speak to the host.
-    pub(super) fn scheme(&self) -> Scheme {
+    pub(crate) fn scheme(&self) -> Scheme {
         self.place.scheme()
     }
 
     /// The host.
-    pub(super) fn host(&self) -> &Host {
+    pub(crate) fn host(&self) -> &Host {
         self.place.host()
     }
 
     /// The port.
-    pub(super) fn port(&self) -> u16 {
+    pub(crate) fn port(&self) -> u16 {
         self.place.port()
     }
 

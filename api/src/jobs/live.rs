@@ -238,7 +238,7 @@ impl Live {
     }
 
     /// One of its runs is over.
-    pub(crate) fn conclude(&self, run: usize, Dispatched { outcome, answered }: Dispatched) -> RunEnd {
+    pub(crate) fn conclude(&self, run: usize, Dispatched { outcome, answered, .. }: Dispatched) -> RunEnd {
         let mut ring = self.ring();
         let so_far = ring.runs.get_mut(run);
         let told = so_far.as_ref().and_then(|so_far| so_far.last);
@@ -624,7 +624,7 @@ mod tests {
 
     fn over() -> Dispatched {
         let outcome = Outcome::failed(RequestId::new(), "ping", "a", Failure::new(FailureKind::Busy, "full"));
-        Dispatched { outcome, answered: None }
+        Dispatched { outcome, answered: None, told: crate::broker::Traced::default() }
     }
 
     async fn ids(mut watcher: Watcher) -> Vec<String> {

@@ -30,14 +30,16 @@ use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::callback::Patience;
-use super::store::{Open, State, Stored};
 use super::idempotency::Promise;
-use super::{Came, How, Id, JobDocument, JobRequest, JobStatus, Jobs, Room, Submitted, accepted, admission, choose, document, runs};
+use super::store::{Open, State, Stored};
+use super::{Came, How, Id, JobDocument, JobRequest, JobStatus, Jobs, Room, Submitted, accepted, admission, choose, document};
 use crate::access::{Access, Identity, Principal};
+use crate::callbacks::Callback;
 use crate::later::rights::{self, PrincipalRef, Refused};
 use crate::limits::Admitted;
 use crate::problem::Problem;
 use crate::roster::Roster;
+use crate::trace::Context;
 
 /// The longest that a job waits for a node.
 pub(crate) const EXPIRES_IN_MAX: Duration = Duration::from_hours(7 * 24);
@@ -104,7 +106,7 @@ impl Waiting {
             from: self.state.document.from.clone(),
             timeout: self.timeout_ms.map(Duration::from_millis),
             callback: self.state.deliver.clone(),
-            traceparent: self.traceparent.clone(),
+            traceparent: self.traceparent.as_deref().and_then(Context::kept),
             idempotency: None,
             expires_in: None,
             schedule: self.state.document.schedule.clone(),
@@ -164,9 +166,11 @@ impl Jobs {
         let expires_at = who.expires_at().map_or(expires_at, |ends| ends.min(expires_at));
         let document = JobDocument { status: JobStatus::Queued, expires_at: Some(expires_at), ..document };
         let job = serde_json::from_slice(&Job { request_id: id.into(), spec: request.spec }.to_bytes()).unwrap_or_default();
-        let state = State { document, runs: Some(0), replica: None, deliver: request.callback, refreshed: 0 };
+        let traceparent = request.traceparent.as_ref().map(Context::traceparent);
+        let deliver = request.callback.map(|callback| Callback { traceparent: traceparent.clone(), ..callback });
+        let state = State { document, runs: Some(0), replica: None, deliver, refreshed: 0 };
         let timeout_ms = request.timeout.and_then(|timeout| u64::try_from(timeout.as_millis()).ok());
-        let waiting = Waiting { state: state.clone(), job, timeout_ms, principal: who, traceparent: request.traceparent };
+        let waiting = Waiting { state: state.clone(), job, timeout_ms, principal: who, traceparent };
         let jobs = self.clone();
         // What is stored is recorded, though its caller hang up meanwhile.
         let stored = self.0.tasks.spawn(async move { jobs.put_waiting(&waiting).await }).await;
@@ -447,7 +451,7 @@ impl Jobs {
         let document = JobDocument { status: JobStatus::Running, missing: chosen.missing, ..stored.state.document.clone() };
         // Its runs have as long from now as those of any other from its beginning.
         let now = JobDocument { created_at: Timestamp::now(), ..document.clone() };
-        let runs = runs(&principal, &request, &now, destinations, start_within);
+        let runs = self.runs(&principal, &request, &now, destinations, start_within);
         let ends_by = now.created_at.plus(start_within + budget + 2 * GRACE);
         let (deliver, refreshed) = (stored.state.deliver.clone(), stored.state.refreshed);
         let state = State { document, runs: Some(runs.len()), replica: Some(self.0.broker.caller().clone()), deliver, refreshed };

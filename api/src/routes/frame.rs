@@ -19,11 +19,10 @@ use crate::audit::{Audit, Refusal};
 use crate::metrics::Metrics;
 use crate::problem::{Problem, Raised, keep_allow};
 use crate::routes::guard::Who;
+use crate::trace::{Context, TRACEPARENT, Tracer, spans};
 
 /// The header with a request's id, in and out.
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// W3C trace context, in and out.
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// The longest path with its query.
 const TARGET_BYTES_MAX: usize = 8 * 1024;
 /// The largest headers, names and values together. The listener lets twice as much through, so that most who exceed it are told in our words.
@@ -43,13 +42,14 @@ impl<S: Sync> FromRequestParts<S> for CurrentRequest {
     }
 }
 
-pub(super) async fn frame(State((audit, metrics)): State<(Audit, Metrics)>, mut request: Request, next: Next) -> Response {
+pub(super) async fn frame(State((audit, metrics, tracer)): State<(Audit, Metrics, Tracer)>, mut request: Request, next: Next) -> Response {
     let began = Instant::now();
     let id = request_id(request.headers());
     let accept = accepted(request.headers());
     let (method, uri) = (request.method().clone(), request.uri().clone());
     let route = request.extensions().get::<MatchedPath>().cloned();
     request.extensions_mut().insert(CurrentRequest(Arc::clone(&id)));
+    let span = tracer.enter(request.headers_mut());
     let traceparent = traceparent(request.headers());
     let mut response = match check_size(&request) {
         Ok(()) => caught(next.run(request), &id).await,
@@ -71,26 +71,26 @@ pub(super) async fn frame(State((audit, metrics)): State<(Audit, Metrics)>, mut 
     if let Ok(id) = HeaderValue::from_str(&id) {
         headers.insert(X_REQUEST_ID, id);
     }
-    if let Some(traceparent) = traceparent.and_then(|text| HeaderValue::try_from(text).ok()) {
+    if let Some(traceparent) = traceparent.and_then(|traceparent| traceparent.header()) {
         headers.insert(TRACEPARENT, traceparent);
     }
     // What is not in the table, path or method, has no name of its own: anybody could make up any number of them.
     let route = route.as_ref().map_or("", MatchedPath::as_str);
     let known = [Method::GET, Method::HEAD, Method::POST, Method::DELETE].contains(&method);
     let method_name = if known && !route.is_empty() { method.as_str() } else { "other" };
+    if let Some(span) = span {
+        let principal = response.extensions().get::<Who>().map(|who| who.0.name.as_str());
+        let status = response.status().as_u16();
+        tracer.request(&span, began, spans::Request { method: &method, route, path: uri.path(), status, id: &id, principal });
+    }
     metrics.answered(method_name, route, response.status().as_u16(), began.elapsed());
     tracing::debug!(request.id = %id, status = response.status().as_u16(), elapsed_ms = began.elapsed().as_secs_f64() * 1000.0, "{method} {}", uri.path());
     response
 }
 
 /// The trace context if it has the form that W3C gives it; anything else is none.
-pub(super) fn traceparent(headers: &HeaderMap) -> Option<String> {
-    let text = headers.get(TRACEPARENT)?.to_str().ok()?;
-    let parts: Vec<&str> = text.split('-').collect();
-    let lengths: Vec<usize> = parts.iter().map(|part| part.len()).collect();
-    let hex = text.bytes().all(|byte| byte == b'-' || byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-    let named = parts.iter().skip(1).take(2).all(|id| id.bytes().any(|byte| byte != b'0'));
-    (hex && lengths == [2, 32, 16, 2] && named && !text.starts_with("ff")).then(|| text.to_owned())
+pub(super) fn traceparent(headers: &HeaderMap) -> Option<Context> {
+    Context::of(headers)
 }
 
 /// Refuses a path or headers that nothing of ours needs.
@@ -173,22 +173,6 @@ mod tests {
         assert!(response.status().is_server_error());
         let Raised(problem) = response.extensions_mut().remove::<Raised>().unwrap();
         assert!(problem.code() == Code::Internal && !problem.detail().contains("bounds"), "{problem}");
-    }
-
-    #[test]
-    fn a_trace_context_is_passed_on_only_in_its_own_form() {
-        let of = |value: &'static str| traceparent(&HeaderMap::from_iter([(TRACEPARENT, value.parse().unwrap())]));
-        assert!(of("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01").is_some());
-        for bad in [
-            "",
-            "00-x-y-01",
-            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
-            "00-4bf92f3577b34da6a3ce929d0e0e4736-0000000000000000-01",
-            "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
-            "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
-        ] {
-            assert!(of(bad).is_none(), "{bad}");
-        }
     }
 
     #[test]

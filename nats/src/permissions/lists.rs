@@ -131,7 +131,11 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     ]);
     let taking = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_next(stream, name)];
     publish.extend(consumers().flat_map(taking));
-    publish.extend([storage::SECRETS, storage::DELIVERIES, storage::IDEMPOTENCY, storage::SCHEDULES, storage::LIMITS].into_iter().flat_map(bucket_by_key));
+    publish.extend(
+        [storage::SECRETS, storage::DELIVERIES, storage::IDEMPOTENCY, storage::SCHEDULES, storage::LIMITS]
+            .into_iter()
+            .flat_map(bucket_by_key),
+    );
     Ok(Permissions {
         publish,
         subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],

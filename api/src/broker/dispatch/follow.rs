@@ -7,8 +7,9 @@ use probeops_shared::ids::NodeId;
 use probeops_shared::job::{Event, GRACE, SILENCE_MAX};
 use probeops_shared::outcome::{Failure, FailureKind, Outcome};
 
-use super::{ATTEMPTS_MAX, CANCELLED_WITHIN, Destination, Dispatch, Dispatched, is_about_this_node};
+use super::{ATTEMPTS_MAX, CANCELLED_WITHIN, Destination, Dispatch, Dispatched, Traced, is_about_this_node};
 use crate::broker::replies::{Answer, cancel};
+use crate::trace::spans;
 
 /// What to do after an answer.
 enum Step {
@@ -28,7 +29,11 @@ impl Dispatch<'_> {
             // An older attempt that was given up for its silence may turn out to run after all.
             Ok(Some(Step::Running(running))) => self.accompany(running).await,
             // Over, the connection is gone, or silence.
-            Ok(Some(Step::Over(_)) | None) | Err(_) => None,
+            Ok(Some(Step::Over(_)) | None) => None,
+            Err(_silent) => {
+                self.tell(|| spans::answered("unanswered", Some(number), None, None));
+                None
+            }
         }
     }
 
@@ -88,7 +93,8 @@ impl Dispatch<'_> {
                     // What each of them says is the outcome, be it that the run was over already.
                     Event::Outcome => {
                         if let Some(outcome) = self.read(node, &answer.payload).filter(|outcome| outcome.started_at.is_some()) {
-                            return Dispatched { outcome, answered: Some((answer.attempt, answer.seq)) };
+                            let told = Traced { span: answer.span, ..Traced::default() };
+                            return Dispatched { outcome, answered: Some((answer.attempt, answer.seq)), told };
                         }
                     }
                     Event::Accepted => cancel(client, caller, &node, id).await,
@@ -99,7 +105,7 @@ impl Dispatch<'_> {
         let within = if under_way { CANCELLED_WITHIN } else { Duration::ZERO };
         tokio::time::timeout(within, answer).await.unwrap_or_else(|_elapsed| {
             let failure = Failure::new(FailureKind::Cancelled, "the job was cancelled before a node had answered");
-            Dispatched { outcome: self.failed(failure), answered: None }
+            Dispatched { outcome: self.failed(failure), answered: None, told: Traced::default() }
         })
     }
 
@@ -118,6 +124,7 @@ impl Dispatch<'_> {
         let node = self.attempt(running).and_then(|attempt| attempt.accepted_by.clone());
         let who = node.as_ref().map_or_else(|| "the node".to_owned(), |node| format!("node {node}"));
         let lost = Failure::new(FailureKind::Lost, format!("{who} accepted the job and then fell silent"));
+        self.tell(|| spans::answered("silent", Some(running), node.as_ref().map(NodeId::as_str), None));
         self.refusal = Some(self.failed_at(node.as_ref(), lost));
         self.tried.extend(node);
     }
@@ -152,12 +159,16 @@ impl Dispatch<'_> {
         let number = answer.attempt;
         let Some(node) = answer.node else {
             self.nobody_since.get_or_insert_with(Instant::now);
+            self.tell(|| spans::answered("no_responders", Some(number), None, None));
             self.attempt(number)?.over = true;
             return Some(Step::Over(number));
         };
         self.nobody_since = None;
         match answer.event {
             Event::Accepted | Event::Alive | Event::Progress => {
+                if answer.event == Event::Accepted {
+                    self.tell(|| spans::answered("accepted", Some(number), Some(node.as_str()), None));
+                }
                 let attempt = self.attempt(number)?;
                 attempt.accepted_by = Some(node);
                 (!attempt.over).then_some(Step::Running(number))
@@ -169,12 +180,14 @@ impl Dispatch<'_> {
                     return Some(Step::Over(number));
                 };
                 if self.is_final(outcome.failure_kind()) {
-                    self.answered = Some((number, answer.seq));
+                    (self.answered, self.told.span) = (Some((number, answer.seq)), answer.span);
                     return Some(Step::Final(Box::new(outcome)));
                 }
                 if is_about_this_node(outcome.failure_kind()) || outcome.failure_kind() == Some(FailureKind::Draining) {
                     self.refused.push(node.clone());
                 }
+                let failure = outcome.failure_kind().map(|kind| kind.to_string());
+                self.tell(|| spans::answered("refused", Some(number), Some(node.as_str()), failure));
                 self.tried.push(node);
                 self.refusal = Some(outcome);
                 Some(Step::Over(number))

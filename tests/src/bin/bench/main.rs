@@ -1,13 +1,15 @@
 //! The benchmarks: ProbeOps beside what it is compared with, in one run, as ratios.
 //!
 //! `cargo run --release -p probeops-tests --bin bench -- NAME`, where NAME is `throughput`, `latency`, `roster`, `memory`, `size`, `streams`,
-//! `callbacks`, `smoke` or `all`; or, as root and with programs to compare with, `testnet` (the tools beside the programs that everybody knows, with their times),
+//! `callbacks`, `fanout`, `failover`, `smoke` or `all`; or, as root and with programs to compare with, `testnet` (the tools beside the programs that everybody knows, with their times),
 //! `ping`, `traceroute`, `http`, `https`, `dns`, `jobs`, `capacity` for all of these from `ping` on, or `capacity-smoke`.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
 mod capacity;
 mod cpu;
+mod failover;
+mod fanout;
 mod load;
 mod relay;
 mod roster;
@@ -59,6 +61,8 @@ fn main() -> anyhow::Result<ExitCode> {
         ["size"] => size(),
         ["streams"] => streams::run(),
         ["callbacks"] => callbacks(),
+        ["fanout"] => fanout::run(),
+        ["failover"] => failover::run(),
         ["smoke"] => {
             throughput(1, SMOKE_ROUND)?;
             latency(1, SMOKE_ROUND)?;
@@ -84,10 +88,12 @@ fn main() -> anyhow::Result<ExitCode> {
         ["part", arguments @ ..] => capacity::part(arguments),
         // ProbeOps itself, as processes of its own; then the other side.
         ["api" | "agent", ..] => return Ok(probeops::main()),
+        ["nodes", servers, ca] => fanout::nodes(servers, ca),
+        ["respond-each", broker] => runtime()?.block_on(fanout::respond_each(broker)),
         ["respond", broker] => runtime()?.block_on(relay::respond(broker)),
         ["relay", broker, listen] => runtime()?.block_on(relay::serve(broker, listen.parse()?)),
         _ => bail!(
-            "name a benchmark: throughput, latency, roster, memory, size, streams, callbacks, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
+            "name a benchmark: throughput, latency, roster, memory, size, streams, callbacks, fanout, failover, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
             capacity::NAMES
         ),
     }?;

@@ -68,7 +68,8 @@ fn measure(api: &Api, (path, from): (&'static str, &str), round: Duration) -> an
     Ok(spent.as_secs_f64() * 1e6 / measured.answers as f64)
 }
 
-fn wait_for_nodes(api: &Api, count: usize) {
+/// Waits until so many are online; nodes are listed page by page, regions at once.
+pub(crate) fn wait_for_nodes(api: &Api, count: usize) {
     api.wait_until(&format!("{count} nodes are online"), || {
         let regions = api.admin().get("/v1/regions").expect(200);
         let online = regions["regions"].as_array().into_iter().flatten().filter_map(|region| region["online"].as_u64());
