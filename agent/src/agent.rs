@@ -95,6 +95,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         clock: Clock::default(),
         outbox: Arc::new(outbox),
         trail: Trail::default(),
+        limits: Arc::default(),
         runs: Arc::default(),
         running: TaskTracker::new(),
         abort: CancellationToken::new(),

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use async_nats::{Client, Subscriber};
+use async_nats::{Client, HeaderMap, Subscriber};
 use bytes::Bytes;
 use futures_util::StreamExt;
+use probeops_shared::job::header;
 use probeops_shared::subjects;
 use tokio::sync::oneshot;
 
@@ -54,15 +55,19 @@ impl Inbox {
         }
     }
 
-    /// Publishes and waits for the answer; `None` when there is none in time or no connection to send it over.
-    pub(crate) async fn ask(&self, subject: String, payload: Bytes) -> Option<Bytes> {
+    /// Publishes, with the digest of the shares that are known where it says so, and waits for the answer; `None` when there is none in time or no connection to send it over.
+    pub(crate) async fn ask(&self, subject: String, shares: Option<String>, payload: Bytes) -> Option<Bytes> {
         // The client would keep it and send it when it is stale.
         let sent = self.outbox.connection()?;
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (sender, answer) = oneshot::channel();
         self.waiting.lock().ok()?.insert(number, sender);
+        let mut headers = HeaderMap::new();
+        if let Some(shares) = shares {
+            headers.insert(header::SHARES, shares);
+        }
         let _forget = Forget { inbox: self, number };
-        self.client.publish_with_reply(subject, format!("{}.{number}", self.prefix), payload).await.ok()?;
+        self.client.publish_with_reply_and_headers(subject, format!("{}.{number}", self.prefix), headers, payload).await.ok()?;
         let answer = tokio::time::timeout(ACKNOWLEDGED_WITHIN, answer).await.ok()?.ok()?;
         self.outbox.confirm(sent);
         Some(answer)

@@ -16,6 +16,7 @@ mod executors;
 mod groups;
 mod health;
 mod inbox;
+mod limits;
 mod net;
 mod outbox;
 pub mod policy;

@@ -59,13 +59,17 @@ impl Presence {
     /// Says it and waits for the acknowledgement, which carries the control plane's time.
     async fn say(&self, kind: EventKind) -> bool {
         let (subject, payload) = self.message(kind);
+        let known = Some(self.worker.limits.digest()).filter(|known| !known.is_empty());
         let (sent, started) = (Timestamp::now(), Instant::now());
-        let Some(answer) = self.inbox.ask(subject, payload.into()).await else { return false };
+        let Some(answer) = self.inbox.ask(subject, known, payload.into()).await else { return false };
         let Ok(ack) = serde_json::from_slice::<EventAck>(&answer) else {
             tracing::warn!("an acknowledgement could not be read");
             return false;
         };
         self.worker.clock.learn(sent, started.elapsed(), ack.time_unix_ms);
+        if let Some(shares) = ack.shares {
+            self.worker.limits.learn(shares);
+        }
         self.health.well();
         true
     }

@@ -113,7 +113,7 @@ impl Trail {
     async fn send_batch(&self, inbox: &Inbox, node: &NodeRef, batch: &Batch) -> bool {
         let Ok(payload) = serde_json::to_vec(&batch.records) else { return false };
         let subject = subjects::event(&node.region, &node.id, EventKind::Audit);
-        if inbox.ask(subject, payload.into()).await.is_none() {
+        if inbox.ask(subject, None, payload.into()).await.is_none() {
             return false;
         }
         if let Ok(mut waiting) = self.waiting.lock() {

@@ -35,6 +35,7 @@ use narration::Narration;
 
 use crate::clock::Clock;
 use crate::executors::{self, Context, Live};
+use crate::limits::{Limits, Pass};
 use crate::outbox::{self, Answer, Leaving, Outbox};
 use crate::runs::{Running, Runs};
 use crate::slots::Slots;
@@ -59,6 +60,8 @@ pub(crate) struct Worker {
     pub(crate) outbox: Arc<Outbox>,
     /// The audit trail.
     pub(crate) trail: Trail,
+    /// What callers may.
+    pub(crate) limits: Arc<Limits>,
     /// What is running.
     pub(crate) runs: Arc<Runs>,
     /// Owns every run.
@@ -92,6 +95,7 @@ struct Accepted {
     targets: Option<Targets>,
     dispatch_ms: Option<f64>,
     entry: Running,
+    pass: Pass,
 }
 
 impl Worker {
@@ -166,8 +170,9 @@ impl Worker {
             None => 0,
         };
         let unheard = entry.superseded.is_cancelled() && result.is_err();
-        let Accepted { asker, job, entry, .. } = *accepted;
+        let Accepted { asker, job, entry, pass, .. } = *accepted;
         let slot = entry.over();
+        drop(pass);
         let tool = job.spec.tool();
         let Ending { status, failure, found } = Ending::of(tool, result, kept.ok().flatten());
         let outcome = Outcome {
@@ -221,6 +226,7 @@ impl Worker {
             FailureKind::Busy,
             FailureKind::Draining,
             FailureKind::Expired,
+            FailureKind::Limited,
         ];
         let (verdict, detail) = match &outcome.failure {
             Some(failure) if not_run.contains(&failure.kind) => (Verdict::Denied, failure.to_string()),

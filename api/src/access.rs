@@ -8,7 +8,6 @@ pub mod jwt;
 pub mod keyring;
 pub mod keys;
 mod principal;
-mod rate;
 
 use std::sync::Arc;
 
@@ -19,13 +18,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::jwt::Verifier;
 use crate::access::keyring::Keyring;
-use crate::access::rate::Rates;
 use crate::broker::Broker;
 use crate::config::JwtSettings;
 use crate::problem::Problem;
 
 pub use principal::{Identity, Principal};
-pub use rate::Allowance;
 
 /// Longer credentials are not looked at.
 const CREDENTIAL_BYTES_MAX: usize = 8 * 1024;
@@ -38,7 +35,6 @@ pub struct Access(Arc<Inner>);
 struct Inner {
     keyring: Keyring,
     verifier: Option<Verifier>,
-    rates: Arc<Rates>,
 }
 
 impl Access {
@@ -46,7 +42,7 @@ impl Access {
     pub fn start(broker: &Broker, jwt: Option<&JwtSettings>, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
         let verifier = jwt.map(|settings| Verifier::start(settings, tasks, stop)).transpose()?;
         let keyring = Keyring::start(broker.clone(), tasks, stop);
-        Ok(Self(Arc::new(Inner { keyring, verifier, rates: Arc::default() })))
+        Ok(Self(Arc::new(Inner { keyring, verifier })))
     }
 
     /// The API keys.
@@ -69,7 +65,7 @@ impl Access {
                 "the bearer credential is neither an API key (pk_…) nor a JWT (three parts with dots between them)",
             ));
         };
-        Ok(Principal::new(identity, Arc::clone(&self.0.rates)))
+        Ok(Principal::of(identity))
     }
 }
 

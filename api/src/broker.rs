@@ -7,6 +7,7 @@ pub(crate) mod last;
 mod late;
 mod lease;
 mod replies;
+mod shares;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,6 +32,7 @@ pub(crate) use self::late::LateAnswer;
 pub(crate) use self::lease::Lease;
 use self::replies::Replies;
 pub(crate) use self::replies::{Heard, Listener};
+pub(crate) use self::shares::Told;
 use crate::collector::Collector;
 use crate::problem::Problem;
 use crate::roster::Roster;
@@ -76,6 +78,7 @@ struct Inner {
     keys: kv::Store,
     nodes: kv::Store,
     idempotency: Keys,
+    limits: kv::Store,
     lease: Lease,
     replies: Replies,
     /// What nodes say of runs that were over, until somebody reads it.
@@ -111,6 +114,7 @@ impl Broker {
         };
         let (keys, nodes, presence) = (bucket(storage::KEYS).await?, bucket(storage::NODES).await?, bucket(storage::PRESENCE).await?);
         let idempotency = Keys::new(bucket(storage::IDEMPOTENCY).await?);
+        let (limits, services) = (bucket(storage::LIMITS).await?, bucket(storage::SERVICES).await?);
         let lease = Lease::take(bucket(storage::REPLICAS).await?, caller.clone(), link.clone()).await;
         let lease = lease.map_err(|error| format!("bucket {} cannot be written: {error}", storage::REPLICAS))?;
         drop(tasks.spawn(lease.clone().keep(stop.clone())));
@@ -125,6 +129,7 @@ impl Broker {
             keys,
             nodes: nodes.clone(),
             idempotency,
+            limits,
             lease,
             replies,
             late_answers: Mutex::new(Some(late_answers)),
@@ -139,7 +144,10 @@ impl Broker {
         let stopped = stop.clone();
         drop(tasks.spawn(watch(presence, link, stopped, move |change| roster.learn_presence(change))));
         let collector_name = broker.0.links.name_of("collector")?;
-        let collector = Collector::new(collecting, collector_name, acknowledger)
+        let told = Told::default();
+        let (client, caller) = (&broker.0.client, &broker.0.caller);
+        shares::start(&told, (client, caller), (services, &broker.0.roster, &broker.0.link), (tasks, stop));
+        let collector = Collector::new(collecting, collector_name, acknowledger, told)
             .await
             .map_err(|error| format!("bucket PRESENCE cannot be written: {error}"))?;
         let events = collector.subscribe().await.map_err(|error| format!("cannot subscribe to nodes' events: {error}"))?;
@@ -201,6 +209,11 @@ impl Broker {
     /// Which job was asked for by which key.
     pub(crate) fn idempotency(&self) -> &Keys {
         &self.0.idempotency
+    }
+
+    /// Bucket LIMITS.
+    pub(crate) fn limits(&self) -> kv::Store {
+        self.0.limits.clone()
     }
 
     /// That this replica is there, and which others are.

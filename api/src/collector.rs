@@ -16,6 +16,7 @@ use futures_util::StreamExt;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use probeops_shared::audit::Verdict;
 use probeops_shared::ids::{NodeId, Region};
+use probeops_shared::job::header;
 use probeops_shared::presence::{Beat, EventAck, EventKind};
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
@@ -24,6 +25,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use crate::audit::message_id;
+use crate::broker::Told;
 
 /// How long the broker may take to keep something.
 const KEPT_WITHIN: Duration = Duration::from_secs(5);
@@ -50,6 +52,7 @@ struct Keeper {
     jetstream: jetstream::Context,
     presence: kv::Store,
     acknowledger: Client,
+    told: Told,
 }
 
 /// One node, as far as it was heard.
@@ -83,11 +86,11 @@ impl OfNode<'_> {
 
 impl Collector {
     /// A collector with its two connections.
-    pub(crate) async fn new(client: Client, name: String, acknowledger: Client) -> Result<Self, KeyValueError> {
+    pub(crate) async fn new(client: Client, name: String, acknowledger: Client, told: Told) -> Result<Self, KeyValueError> {
         let mut jetstream = jetstream::new(client.clone());
         jetstream.set_timeout(KEPT_WITHIN);
         let presence = jetstream.get_key_value(storage::PRESENCE).await?;
-        Ok(Self { client, keeper: Arc::new(Keeper { name, jetstream, presence, acknowledger }) })
+        Ok(Self { client, keeper: Arc::new(Keeper { name, jetstream, presence, acknowledger, told }) })
     }
 
     /// Joins the collectors' group.
@@ -143,7 +146,7 @@ impl Heard {
                 None => Err(format!("unknown kind `{kind}`")),
             };
             match kept {
-                Ok(()) => self.acknowledge(&message).await,
+                Ok(()) => self.acknowledge(&message, EventKind::parse(kind)).await,
                 Err(error) => tracing::warn!(node = %self.node, kind, error, "an event of a node was not kept; it will say it again"),
             }
         }
@@ -204,14 +207,17 @@ impl Heard {
         sent.await.map(drop).map_err(|error| error.to_string())
     }
 
-    async fn acknowledge(&self, message: &Message) {
+    async fn acknowledge(&self, message: &Message, kind: Option<EventKind>) {
         let Some(reply) = &message.reply else { return };
         let node = &self.node;
         if !reply.starts_with(&format!("{}.", subjects::node_inbox(node))) {
             tracing::warn!(%node, %reply, "an event asks to be acknowledged in somebody else's inbox; it is not");
             return;
         }
-        let ack = serde_json::to_vec(&EventAck { time_unix_ms: Timestamp::now().unix_ms() }).unwrap_or_default();
+        let beats = matches!(kind, Some(EventKind::Hello | EventKind::Beat));
+        let known = message.headers.as_ref().and_then(|headers| headers.get(header::SHARES)).map_or("", |known| known.as_str());
+        let shares = if beats { self.keeper.told.news(node, known) } else { None };
+        let ack = serde_json::to_vec(&EventAck { time_unix_ms: Timestamp::now().unix_ms(), shares }).unwrap_or_default();
         if let Err(error) = self.keeper.acknowledger.publish(reply.clone(), ack.into()).await {
             tracing::warn!(%node, %error, "an event could not be acknowledged");
         }

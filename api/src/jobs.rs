@@ -33,7 +33,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::{Allowance, Principal};
+use crate::access::Principal;
 use crate::audit::Audit;
 use crate::broker::{Broker, Destination, Dispatched, Run, Watched};
 use crate::callbacks::{Callback, CallbackView, Callbacks, origin_of};
@@ -41,6 +41,7 @@ use crate::jobs::callback::Patience;
 use crate::jobs::detachable::Detachable;
 use crate::jobs::live::Live;
 use crate::jobs::store::{Open, State, Store, Stored};
+use crate::limits::{Admitted, Allowance, Held, Limits, LimitsDocument};
 use crate::metrics::Metrics;
 use crate::problem::{Asked, Problem};
 
@@ -181,6 +182,15 @@ pub enum Came {
     Watched(Watcher),
 }
 
+/// What a job takes as long as it goes on.
+#[derive(Debug)]
+struct Room {
+    /// Of this API.
+    _free: OwnedSemaphorePermit,
+    /// Of the limits it meets.
+    _held: Vec<Held>,
+}
+
 /// What tasks end with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ending<'a> {
@@ -200,6 +210,7 @@ struct Inner {
     audit: Audit,
     metrics: Metrics,
     callbacks: Callbacks,
+    limits: Limits,
     store: Store,
     room: Arc<Semaphore>,
     tasks: TaskTracker,
@@ -221,7 +232,9 @@ impl Jobs {
         let (live, elsewhere) = (Mutex::default(), Mutex::default());
         let room = Arc::new(Semaphore::new(RUNS_MAX));
         let said = broker.replicas().await.map_err(|error| format!("cannot hear other replicas: {error}"))?;
-        let jobs = Self(Arc::new(Inner { broker, audit, metrics, callbacks, store, room, tasks: TaskTracker::new(), live, elsewhere }));
+        let limits = Limits::new(&broker);
+        let jobs =
+            Self(Arc::new(Inner { broker, audit, metrics, callbacks, limits, store, room, tasks: TaskTracker::new(), live, elsewhere }));
         let (hearing, stopped) = (jobs.clone(), stop.clone());
         drop(tasks.spawn(async move { stopped.run_until_cancelled(hearing.hear(said)).await }));
         if let Some(answers) = jobs.0.broker.late_answers() {
@@ -259,10 +272,12 @@ impl Jobs {
         let budget = request.spec.budget();
         let start_within = admission::start_within(request.timeout, budget)?;
         // Room before rate: a job that finds no room costs nothing.
-        let room = self.room_for(chosen.destinations.len())?;
-        let allowance = principal.take(chosen.destinations.len())?;
+        let free = self.room_for(chosen.destinations.len())?;
+        let admitted = self.0.limits.admit(principal, request.spec.tool(), chosen.destinations).await?;
+        let Admitted { destinations, allowance, held } = admitted;
+        let room = Room { _free: free, _held: held };
         let document = document(principal, &request, id, chosen.missing);
-        let runs = runs(principal, &request, &document, chosen.destinations, start_within);
+        let runs = runs(principal, &request, &document, destinations, start_within);
         let waits_to_the_end = matches!(how, How::Wait(wait) if start_within + budget + GRACE <= wait)
             && request.callback.is_none()
             && request.idempotency.is_none();
@@ -310,7 +325,7 @@ impl Jobs {
         runs: Vec<Run>,
         ends_by: Timestamp,
         only_watched: bool,
-        (room, accepted): (OwnedSemaphorePermit, Record),
+        (room, accepted): (Room, Record),
     ) -> Result<Option<Watcher>, String> {
         let id = state.document.id;
         let open = Open { id, replica: self.0.broker.caller().clone(), ends_by };
@@ -326,6 +341,11 @@ impl Jobs {
             drop(room);
         }));
         Ok(Some(watcher))
+    }
+
+    /// What is left of the limits of this principal, and of the nodes he may know of.
+    pub async fn limits(&self, principal: &Principal) -> Result<LimitsDocument, Problem> {
+        self.0.limits.look(principal).await
     }
 
     /// Says which nodes would be used for a request and why not others; runs nothing and costs nothing.

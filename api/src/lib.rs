@@ -4,6 +4,7 @@
 //! - [`config`]: what the operator may set. [`server`]: the listener, TLS, limits. `routes`: one file a resource. [`openapi`]: the document.
 //! - [`access`]: who asks and what he may. [`problem`]: the only file that picks a status.
 //! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
+//! - [`limits`]: what principals and nodes have left, over all replicas.
 //! - [`callbacks`]: telling the end of jobs to whom their callers name.
 //! - [`audit`]: the trail. [`metrics`]: what is counted. `watch`: buckets held in memory. `revoke`: taking a credential back.
 
@@ -14,6 +15,7 @@ pub mod callbacks;
 mod collector;
 pub mod config;
 pub mod jobs;
+pub mod limits;
 pub mod metrics;
 pub mod openapi;
 pub mod problem;

@@ -15,7 +15,7 @@ use probeops_shared::problem::Code;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::access::Allowance;
+use crate::limits::Allowance;
 
 pub(crate) use negotiate::preference;
 
@@ -31,7 +31,7 @@ pub struct Problem {
     retry_after: Option<Duration>,
     challenge: Option<Challenge>,
     asked: Option<Box<Asked>>,
-    allowance: Option<Allowance>,
+    allowance: Option<Box<Allowance>>,
 }
 
 /// What a 401 or 403 tells a client about its credential (RFC 6750).
@@ -157,7 +157,7 @@ impl Problem {
     /// Says what is left of the rate that it met.
     #[must_use]
     pub fn allowance(mut self, allowance: Allowance) -> Self {
-        self.allowance = Some(allowance);
+        self.allowance = Some(Box::new(allowance));
         self
     }
 
@@ -213,7 +213,7 @@ impl Problem {
     }
 
     fn add_headers(&self, headers: &mut HeaderMap) {
-        headers.extend(self.allowance.iter().flat_map(Allowance::headers));
+        headers.extend(self.allowance.iter().flat_map(|allowance| allowance.headers()));
         let passes = matches!(status(self.code), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if let Some(after) = self.retry_after.or_else(|| passes.then_some(RETRY_AFTER_DEFAULT)) {
             headers.insert(RETRY_AFTER, HeaderValue::from(whole_seconds(after)));

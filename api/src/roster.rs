@@ -13,6 +13,7 @@ use probeops_shared::tools::ToolName;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use self::nodes::Present;
 pub(crate) use self::nodes::{Nodes, Seen};
@@ -20,7 +21,7 @@ use crate::watch::Change;
 
 /// Who there is.
 #[derive(Clone, Debug, Default)]
-pub struct Roster(Arc<RwLock<Nodes>>);
+pub struct Roster(Arc<RwLock<Nodes>>, Arc<Notify>);
 
 /// A node.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -126,8 +127,14 @@ impl Roster {
         roster
     }
 
+    /// Waits until other nodes are there than before, or they can run something else; for one who waits.
+    pub(crate) async fn changed(&self) {
+        self.1.notified().await;
+    }
+
     /// Learns what bucket NODES says.
     pub(crate) fn learn_grant(&self, change: Change) {
+        self.1.notify_one();
         self.write(|inner| match change {
             // What is known stays known: a region does not disappear for the moment of a reconnect.
             Change::Restart => {}
@@ -154,12 +161,17 @@ impl Roster {
                     let age = Timestamp::now().since(Timestamp::from_unix_ms(unix_ms(entry.created)).unwrap_or_else(Timestamp::now));
                     let heard = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
                     let heard_at = Timestamp::from_unix_ms(unix_ms(entry.created)).unwrap_or_else(Timestamp::now);
+                    let same = inner.node(&beat.node).and_then(|seen| seen.beat).is_some_and(|before| before.tools == beat.tools);
+                    if !same {
+                        self.1.notify_one();
+                    }
                     inner.hear(Present { beat, heard, heard_at });
                 }
             }
             Change::Gone(entry) => {
                 let node = entry.key.split_once('.').and_then(|(_, node)| node.parse::<NodeId>().ok());
                 if let Some(node) = node {
+                    self.1.notify_one();
                     inner.miss(&node);
                 }
             }

@@ -11,6 +11,7 @@ mod health;
 mod idempotency;
 mod jobs;
 mod keys;
+mod limits;
 mod metrics;
 mod nodes;
 pub(crate) mod operation;
@@ -63,6 +64,7 @@ pub(crate) fn operations() -> Vec<Operation> {
         tools::operations(),
         nodes::operations(),
         keys::operations(),
+        limits::operations(),
         secrets::operations(),
         deliveries::operations(),
         audit::operations(),

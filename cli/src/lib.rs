@@ -2,7 +2,7 @@
 //!
 //! # Layout
 //! - `up`: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
-//! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `deliveries`: callbacks and their
+//! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `limits`: what is left. `deliveries`: callbacks and their
 //!   secrets. They ask the HTTP API, by `client`.
 //! - `register`: nodes, services and keys, with the keys of the data folder (`control`).
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
@@ -15,6 +15,7 @@ mod exit;
 mod health;
 mod jobs;
 mod lifeline;
+mod limits;
 mod nats_server;
 mod provision;
 mod register;
@@ -63,6 +64,7 @@ enum Own {
     Deliveries(deliveries::Deliveries),
     #[command(subcommand)]
     Secrets(deliveries::Secrets),
+    Limits(limits::LimitsArgs),
     Audit(audit::AuditArgs),
     Init(provision::InitArgs),
     Provision(provision::ProvisionArgs),
@@ -132,6 +134,7 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::Jobs(command) => jobs::run(command),
         Own::Deliveries(command) => deliveries::deliveries(&command),
         Own::Secrets(command) => deliveries::secrets(&command),
+        Own::Limits(args) => limits::run(&args),
         Own::Audit(args) => audit::run(&args),
         Own::Init(args) => provision::init(&args),
         Own::Provision(args) => provision::provision(&args),

@@ -170,7 +170,8 @@ pub(crate) async fn everything(control: &Control, nodes: &[(NodeId, Region)], li
             // It may be revoked at this very moment, which must last.
             let renew = |held: &mut NodeGrant| {
                 let labels = std::mem::take(&mut held.labels);
-                *held = NodeGrant { created_at: held.created_at, revoked_at: held.revoked_at, labels, ..grant.clone() };
+                let NodeGrant { created_at, revoked_at, rate, at_once, .. } = *held;
+                *held = NodeGrant { created_at, revoked_at, labels, rate, at_once, ..grant.clone() };
             };
             session.change(storage::NODES, id.as_str(), renew).await?;
         } else {

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use clap::Args;
 use probeops_nats::vault::credentials::Credentials;
+use probeops_shared::access::{AtOnce, Rate};
 use probeops_shared::timestamp::Timestamp;
 
 use crate::control::{Control, DataArgs};
@@ -26,6 +27,13 @@ pub(crate) struct ListArgs {
     output: Form,
     #[command(flatten)]
     data: DataArgs,
+}
+
+/// Limits as a list shows them.
+fn limits(rate: Option<Rate>, at_once: Option<AtOnce>) -> String {
+    let limits: Vec<String> =
+        rate.iter().map(ToString::to_string).chain(at_once.iter().map(|at_once| format!("{at_once} at once"))).collect();
+    if limits.is_empty() { "-".to_owned() } else { limits.join(", ") }
 }
 
 fn refuse_second(held: bool, renew: bool, kind: &str, name: &str) -> Result<(), Failed> {

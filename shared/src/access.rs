@@ -1,5 +1,7 @@
 //! What a principal may do: scopes and limits.
 
+mod at_once;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -13,6 +15,8 @@ use crate::ids::Region;
 use crate::invalid::{Invalid, suggestion};
 use crate::text::as_text;
 use crate::tools::ToolName;
+
+pub use at_once::AtOnce;
 
 /// The most entries of one limit's list.
 const LIMIT_ENTRIES_MAX: usize = 100;
@@ -213,6 +217,9 @@ pub struct Limits {
     /// At most so many runs in so long: `10/s`, `60/m`, `1000/h`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
+    /// At most so many runs at the same time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<AtOnce>,
 }
 
 impl Rate {
@@ -277,11 +284,17 @@ impl Limits {
         {
             return beyond("rate", allowed.to_string());
         }
+        if let (Some(at_once), Some(allowed)) = (&self.at_once, &outer.at_once)
+            && at_once > allowed
+        {
+            return beyond("at_once", allowed.to_string());
+        }
         Ok(Self {
             tools: self.tools.or_else(|| outer.tools.clone()),
             regions: self.regions.or_else(|| outer.regions.clone()),
             targets: self.targets.or_else(|| outer.targets.clone()),
             rate: self.rate.or(outer.rate),
+            at_once: self.at_once.or(outer.at_once),
         })
     }
 }

@@ -40,6 +40,8 @@ pub mod header {
     pub const TARGETS: &str = "Probe-Targets";
     /// Unix microseconds at which the publisher sent it: what `echo` measures dispatch from.
     pub const SENT: &str = "Probe-Sent";
+    /// With a beat: the digest of the [`crate::presence::Shares`] that the node knows.
+    pub const SHARES: &str = "Probe-Shares";
     /// Which event a message is: see [`super::Event`].
     pub const EVENT: &str = "Probe-Event";
     /// The number of an event, from 0, without gaps.
@@ -125,6 +127,8 @@ pub enum Verb {
     Cancel,
     /// Take no new jobs.
     Drain,
+    /// Hold callers to what the body says ([`crate::presence::Shares`]).
+    Limits,
 }
 
 impl Verb {
@@ -133,12 +137,13 @@ impl Verb {
         match self {
             Self::Cancel => "cancel",
             Self::Drain => "drain",
+            Self::Limits => "limits",
         }
     }
 
     /// Reads the token.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Cancel, Self::Drain].into_iter().find(|verb| verb.as_str() == text)
+        [Self::Cancel, Self::Drain, Self::Limits].into_iter().find(|verb| verb.as_str() == text)
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`registry`]: what was granted to nodes and services.
 //! - [`reserved`]: addresses that are not to be touched unless somebody says otherwise.
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
+//! - [`window`]: how much of a rate is used.
 //! - [`problem`]: the closed set of HTTP problem codes.
 //! - [`settings`]: configuration files.
 //! - [`tls`]: what the tools that speak TLS tell of it.
@@ -36,6 +37,7 @@ pub mod text;
 pub mod timestamp;
 pub mod tls;
 pub mod tools;
+pub mod window;
 
 /// The version all parts of this build share.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -6,7 +6,8 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{NodeId, Region};
+use crate::access::{AtOnce, Rate};
+use crate::ids::{Caller, NodeId, Region};
 use crate::timestamp::Timestamp;
 use crate::tools::{Class, ToolName};
 
@@ -112,8 +113,87 @@ pub struct Slots {
 }
 
 /// What the control plane answers to an event of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventAck {
     /// The control plane's clock, in milliseconds since the Unix epoch.
     pub time_unix_ms: i64,
+    /// What callers may ask this node for; absent while the node knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<Shares>,
+}
+
+/// What callers that publish straight to the broker may ask a node for. Replicas of the API are not among them: they keep to limits themselves.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Shares {
+    /// Changes with what is said here; a node that knows it says so with each beat ([`crate::job::header::SHARES`]).
+    pub digest: String,
+    /// Each caller's share.
+    pub callers: BTreeMap<Caller, Share>,
+}
+
+/// A node's share of what a caller may ask all nodes for; what is absent is not limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// So many runs in so long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<ShareRate>,
+    /// So many runs at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<u32>,
+}
+
+/// A share of a rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShareRate {
+    /// How many.
+    pub count: u32,
+    /// In how long, in milliseconds.
+    pub window_ms: u64,
+}
+
+impl Share {
+    /// What the node at `place`, of so many, has of limits: all shares together are the whole. Where there are fewer runs than nodes, each node
+    /// has one, in a window that is so much longer; and one at once.
+    pub fn of(rate: Option<Rate>, at_once: Option<AtOnce>, place: u32, nodes: u32) -> Self {
+        let nodes = nodes.max(1);
+        let part = |whole: u32| whole / nodes + u32::from(place < whole % nodes);
+        let rate = rate.map(|rate| {
+            let window_ms = u64::try_from(rate.window.as_millis()).unwrap_or(u64::MAX);
+            if rate.count >= nodes {
+                ShareRate { count: part(rate.count), window_ms }
+            } else {
+                ShareRate { count: 1, window_ms: window_ms.saturating_mul(u64::from(nodes)).div_ceil(u64::from(rate.count.max(1))) }
+            }
+        });
+        Self { rate, at_once: at_once.map(|at_once| part(at_once.get()).max(1)) }
+    }
+}
+
+impl ShareRate {
+    /// As a rate.
+    pub fn rate(self) -> Rate {
+        Rate { count: self.count, window: Duration::from_millis(self.window_ms) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_together_are_the_whole() {
+        let shares = |rate: &str, nodes: u32| -> Vec<ShareRate> {
+            (0..nodes).map(|place| Share::of(Some(rate.parse().unwrap()), None, place, nodes).rate.unwrap()).collect()
+        };
+        for (rate, nodes, counts) in
+            [("60/m", 1, vec![60]), ("60/m", 2, vec![30, 30]), ("10/s", 3, vec![4, 3, 3]), ("3/s", 3, vec![1, 1, 1])]
+        {
+            assert_eq!(shares(rate, nodes).iter().map(|share| share.count).collect::<Vec<_>>(), counts, "{rate} over {nodes}");
+        }
+        let few = shares("2/m", 4);
+        assert!(few.iter().all(|share| *share == ShareRate { count: 1, window_ms: 120_000 }), "{few:?}");
+        let at_once = |place| Share::of(None, Some("5".parse().unwrap()), place, 2).at_once;
+        assert_eq!([at_once(0), at_once(1)], [Some(3), Some(2)]);
+        assert_eq!(Share::of(None, None, 0, 0), Share::default());
+    }
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::access::{AtOnce, Rate};
 use crate::ids::{Caller, LabelKey, LabelValue, NodeId, Region};
 use crate::timestamp::Timestamp;
 use crate::tools::ToolName;
@@ -27,6 +28,12 @@ pub struct NodeGrant {
     /// Its labels. They are granted: a node cannot give itself any.
     #[serde(default, skip_serializing_if = "Labels::is_empty")]
     pub labels: Labels,
+    /// At most so many runs of all callers together in so long: `10/s`, `60/m`, `1000/h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// At most so many runs of all callers together at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<AtOnce>,
     /// The public half of its key (an nkey, `U…`).
     pub public_key: String,
     /// When it was granted.
@@ -49,6 +56,12 @@ pub struct ServiceGrant {
     pub tools: Vec<ToolName>,
     /// The nodes it may ask by id.
     pub nodes: Vec<NodeId>,
+    /// At most so many runs in so long, over all nodes: `10/s`, `60/m`, `1000/h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// At most so many runs at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_once: Option<AtOnce>,
     /// The public half of its key (an nkey, `U…`).
     pub public_key: String,
     /// When it was granted.

@@ -41,6 +41,8 @@ pub mod storage {
     pub const REPLICAS: &str = "REPLICAS";
     /// Bucket of idempotency keys, hashed, and the jobs they became.
     pub const IDEMPOTENCY: &str = "IDEMPOTENCY";
+    /// Bucket of what is left of limits: `rate.<of>` and `once.<of>`, of a principal `p.<hash>` or of a node `n.<id>`.
+    pub const LIMITS: &str = "LIMITS";
     /// Bucket of API keys, hashed.
     pub const KEYS: &str = "KEYS";
     /// Stream of callbacks that are to be delivered.

@@ -21,7 +21,7 @@ use probeops_nats::{process, streams, tls};
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{Caller as CallerName, NodeId, Region};
 use probeops_shared::presence::Beat;
-use probeops_shared::registry::NodeGrant;
+use probeops_shared::registry::{NodeGrant, ServiceGrant};
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -67,6 +67,10 @@ pub struct AgentOptions {
     pub tools: Vec<&'static str>,
     /// The labels it is granted.
     pub labels: Vec<(&'static str, &'static str)>,
+    /// The rate that all its callers share.
+    pub rate: Option<&'static str>,
+    /// How many runs all its callers may have at once.
+    pub at_once: Option<&'static str>,
     /// Name servers.
     pub resolvers: Option<String>,
     /// Light slots.
@@ -88,6 +92,8 @@ impl Default for AgentOptions {
             ca: None,
             tools,
             labels: Vec::new(),
+            rate: None,
+            at_once: None,
             resolvers: None,
             slots_light: None,
             slots_probe: None,
@@ -317,7 +323,18 @@ impl Fabric {
         let minted = self.vault.mint_to(&self.layout.node_creds(&node), &role, LIFETIME).expect("a credential");
         let (created_at, expires_at) = (Timestamp::now(), minted.expires_at);
         let labels = options.labels.iter().map(|(key, value)| (key.parse().expect("a label"), value.parse().expect("a value"))).collect();
-        let grant = NodeGrant { id: node, region, tools, labels, public_key: minted.public_key, created_at, expires_at, revoked_at: None };
+        let grant = NodeGrant {
+            id: node,
+            region,
+            tools,
+            labels,
+            rate: options.rate.map(|rate| rate.parse().expect("a rate")),
+            at_once: options.at_once.map(|at_once| at_once.parse().expect("a number")),
+            public_key: minted.public_key,
+            created_at,
+            expires_at,
+            revoked_at: None,
+        };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
         self.start_agent(id, options)
     }
@@ -375,17 +392,35 @@ impl Fabric {
         agent
     }
 
-    /// Makes a service's credential.
+    /// Grants a service and makes its credential.
     pub fn service(&self, name: &str, regions: &[&str], tools: &[&str], nodes: &[&str]) -> Service {
+        self.service_with_rate(name, regions, tools, nodes, None)
+    }
+
+    /// The same with a rate.
+    pub fn service_with_rate(&self, name: &str, regions: &[&str], tools: &[&str], nodes: &[&str], rate: Option<&str>) -> Service {
         let caller: CallerName = name.parse().expect("a name");
         let creds = self.layout.service_creds(&caller);
-        let role = Role::Service {
+        let regions: Vec<Region> = regions.iter().map(|region| region.parse().expect("a region")).collect();
+        let tools: Vec<ToolName> = tools.iter().map(|tool| tool.parse().expect("a tool")).collect();
+        let nodes: Vec<NodeId> = nodes.iter().map(|node| node.parse().expect("a node")).collect();
+        let role = Role::Service { name: caller.clone(), regions: regions.clone(), tools: tools.clone(), nodes: nodes.clone() };
+        let minted = self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
+        let grant = ServiceGrant {
             name: caller,
-            regions: regions.iter().map(|region| region.parse().expect("a region")).collect(),
-            tools: tools.iter().map(|tool| tool.parse().expect("a tool")).collect(),
-            nodes: nodes.iter().map(|node| node.parse().expect("a node")).collect(),
+            regions,
+            tools,
+            nodes,
+            rate: rate.map(|rate| rate.parse().expect("a rate")),
+            at_once: None,
+            public_key: minted.public_key,
+            created_at: Timestamp::now(),
+            expires_at: minted.expires_at,
+            revoked_at: None,
         };
-        self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
+        let registrar = Role::Registrar { name: "command-test".parse().expect("a name") };
+        let value = serde_json::to_vec(&grant).expect("JSON");
+        self.put_all(&registrar, storage::SERVICES, vec![(name.to_owned(), value)]);
         Service { name: name.to_owned(), creds }
     }
 
@@ -427,6 +462,22 @@ impl Fabric {
     /// Writes an entry of a bucket, as a replica does.
     pub fn put(&self, bucket: &str, key: &str, value: &Value) {
         let _revision = self.in_bucket(bucket, async |bucket| bucket.put(key, value.to_string().into()).await.expect("an entry"));
+    }
+
+    /// Writes into a bucket until it takes no more.
+    pub fn fill(&self, bucket: &str) {
+        let value = vec![b'x'; 60 * 1024];
+        self.in_bucket(bucket, async |bucket| {
+            let mut number = 0;
+            while bucket.put(format!("fill.{number}"), value.clone().into()).await.is_ok() {
+                number += 1;
+                assert!(number < 100_000, "it has no bound");
+            }
+            // What is left takes no small entry either.
+            while bucket.put(format!("rest.{number}"), vec![b'x'; 16].into()).await.is_ok() {
+                number += 1;
+            }
+        });
     }
 
     /// The only entry of a bucket: its key and its value.

@@ -14,6 +14,7 @@ mod system {
     mod failover;
     mod idempotency;
     mod lifecycle;
+    mod limits;
     mod live;
     mod places;
     mod register;

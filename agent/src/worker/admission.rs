@@ -46,8 +46,10 @@ impl Worker {
         }
         self.check_capability(job.spec.tool()).map_err(&refuse)?;
         let class = job.spec.tool().class();
+        let pass = self.limits.enter(&asker.caller).map_err(&refuse)?;
         let candidate = Candidate { caller: asker.caller.clone(), request_id: job.request_id.clone(), attempt: asker.attempt, class };
         let Some(entry) = self.runs.enter(candidate, &self.slots) else {
+            pass.give_back();
             let class = class.as_str();
             let busy = Failure::new(FailureKind::Busy, format!("all {class} slots of node {} are taken", self.node.id));
             return Err(refuse(Failure { retry_after_ms: Some(BUSY_RETRY_AFTER_MS), ..busy }));
@@ -55,7 +57,7 @@ impl Worker {
         #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
         let dispatch_ms =
             read(headers, header::SENT).and_then(|sent| sent.parse::<i64>().ok()).map(|sent| (now_unix_us() - sent) as f64 / 1000.0);
-        Ok(Accepted { asker, job, events, targets, dispatch_ms, entry })
+        Ok(Accepted { asker, job, events, targets, dispatch_ms, entry, pass })
     }
 
     fn check_deadline(&self, headers: Option<&HeaderMap>) -> Result<(), Failure> {

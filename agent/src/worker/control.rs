@@ -1,4 +1,4 @@
-//! Messages that are no jobs: cancel and drain.
+//! Messages that are no jobs: cancel, drain and limits.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -24,6 +24,10 @@ impl Worker {
                 tracing::info!(%caller, "told to drain: no new jobs from here on");
                 Ok(!self.draining.swap(true, Ordering::AcqRel))
             }
+            Some(Verb::Limits) => match serde_json::from_slice(&message.payload) {
+                Ok(shares) => Ok(self.limits.learn(shares)),
+                Err(_) => Err("limits are told by shares and their digest"),
+            },
             None => Err("no such control message"),
         };
         if let Err(why) = done {

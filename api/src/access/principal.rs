@@ -8,7 +8,6 @@ use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
 use probeops_shared::tools::ToolName;
 
-use crate::access::rate::{Allowance, Rates, Taken};
 use crate::problem::Problem;
 
 /// Who a credential names, and what he may.
@@ -22,29 +21,20 @@ pub struct Identity {
     pub limits: Limits,
 }
 
-/// Who asks: an identity, and what is left of its rate in this process.
+/// Who asks.
 #[derive(Clone, Debug)]
-pub struct Principal {
-    identity: Arc<Identity>,
-    rates: Arc<Rates>,
-}
+pub struct Principal(Arc<Identity>);
 
 impl std::ops::Deref for Principal {
     type Target = Identity;
     fn deref(&self) -> &Identity {
-        &self.identity
+        &self.0
     }
 }
 
 impl Principal {
-    pub(super) fn new(identity: Arc<Identity>, rates: Arc<Rates>) -> Self {
-        Self { identity, rates }
-    }
-
-    /// Somebody with his rate untouched.
-    #[cfg(test)]
     pub(crate) fn of(identity: Arc<Identity>) -> Self {
-        Self::new(identity, Arc::default())
+        Self(identity)
     }
 
     /// Refuses a tool outside the limits.
@@ -60,23 +50,6 @@ impl Principal {
         match &self.limits.regions {
             Some(regions) if !regions.iter().any(|pattern| pattern.matches(region)) => Err(outside("regions", regions, region, pointer)),
             Some(_) | None => Ok(()),
-        }
-    }
-
-    /// Takes so many runs from the rate and says what is left, or when there will be enough.
-    pub fn take(&self, runs: usize) -> Result<Option<Allowance>, Problem> {
-        let Some(rate) = self.limits.rate else { return Ok(None) };
-        match self.rates.take(&self.name, rate, runs) {
-            Taken::Now(allowance) => Ok(Some(allowance)),
-            Taken::Later(after, allowance) => {
-                let detail =
-                    format!("your credential is limited to {rate} runs; {runs} more are possible in {} ms", after.as_millis().max(1));
-                Err(Problem::new(Code::RateLimited, detail).retry_after(after).allowance(allowance))
-            }
-            Taken::Never => {
-                let detail = format!("your credential is limited to {rate} runs; a job with {runs} runs goes beyond that at any time");
-                Err(Problem::new(Code::Forbidden, detail).at(Invalid::new("/from", "more runs than the limit `rate` allows at once")))
-            }
         }
     }
 }
@@ -115,27 +88,24 @@ mod tests {
 
     fn principal(scopes: &[Scope], limits: &str) -> Principal {
         let identity = Identity { name: "key:k".to_owned(), scopes: scopes.to_vec(), limits: serde_json::from_str(limits).unwrap() };
-        Principal::new(Arc::new(identity), Arc::default())
+        Principal::of(Arc::new(identity))
     }
 
     #[test]
     fn what_is_outside_the_limits_is_refused_by_name() {
-        let limited = principal(&[Scope::JobsWrite], r#"{"tools":[],"regions":["eu-*"],"rate":"2/h"}"#);
+        let limited = principal(&[Scope::JobsWrite], r#"{"tools":[],"regions":["eu-*"]}"#);
         let tool = limited.check_tool(ToolName::Echo).unwrap_err();
         assert_eq!(tool.code(), Code::Forbidden);
         assert!(limited.check_region(&"eu-central".parse().unwrap(), "/from").is_ok());
         let region = limited.check_region(&"us-east".parse().unwrap(), "/from").unwrap_err();
         assert_eq!(region.detail(), "your credential is limited to the regions eu-*; `us-east` is none of them");
-        assert!(limited.take(2).is_ok());
-        assert_eq!(limited.take(1).unwrap_err().code(), Code::RateLimited);
-        assert_eq!(limited.take(3).unwrap_err().code(), Code::Forbidden);
     }
 
     #[test]
     fn an_admin_has_every_scope_and_no_limits_limit_nothing() {
         let admin = principal(&[Scope::Admin], "{}");
         assert!(Scope::ALL.into_iter().all(|scope| admin.check_scope(scope).is_ok()));
-        assert!(admin.check_tool(ToolName::Echo).is_ok() && admin.take(1_000_000).is_ok());
+        assert!(admin.check_tool(ToolName::Echo).is_ok());
         let reader = principal(&[Scope::JobsRead], "{}");
         assert_eq!(reader.check_scope(Scope::JobsWrite).unwrap_err().code(), Code::Forbidden);
     }

@@ -28,6 +28,8 @@ struct Inner {
     bucket: kv::Store,
     caller: Caller,
     since: Timestamp,
+    /// This process among those that had the same name before it.
+    id: String,
     /// Until when the broker does not forget what it was told last.
     until: Mutex<Instant>,
     link: watch::Receiver<LinkState>,
@@ -40,13 +42,31 @@ impl Lease {
     pub(crate) async fn take(bucket: kv::Store, caller: Caller, link: watch::Receiver<LinkState>) -> Result<Self, String> {
         let now = Instant::now();
         let steady = Mutex::new((now, link.borrow().epoch));
-        let lease = Self(Arc::new(Inner { bucket, caller, since: Timestamp::now(), until: Mutex::new(now), link, steady }));
+        let since = Timestamp::now();
+        let id = format!("{caller}@{}", since.unix_ms());
+        let lease = Self(Arc::new(Inner { bucket, caller, since, id, until: Mutex::new(now), link, steady }));
         lease.renew().await.map(|()| lease)
     }
 
     /// When this process took it.
     pub(crate) fn since(&self) -> Timestamp {
         self.0.since
+    }
+
+    /// This process among all replicas, those that had its name before it included.
+    pub(crate) fn id(&self) -> &str {
+        &self.0.id
+    }
+
+    /// Whether a process is there that has this [id](Self::id), or may be: the broker has forgotten all while it was away.
+    pub(crate) async fn stands(&self, id: &str) -> Result<bool, String> {
+        let was_away = self.0.link.borrow().epoch > 1;
+        if was_away && Instant::now() < self.steady_since() + BACK_WITHIN {
+            return Ok(true);
+        }
+        let Some((name, _)) = id.split_once('@') else { return Ok(false) };
+        let value = self.0.bucket.get(name).await.map_err(|error| error.to_string())?;
+        Ok(value.is_some_and(|value| value == id.as_bytes()))
     }
 
     /// Whether nobody else can think that this replica is gone.
@@ -94,7 +114,7 @@ impl Lease {
     async fn renew(&self) -> Result<(), String> {
         // The broker counts from when it heard it, which is later.
         let asked = Instant::now();
-        self.0.bucket.put(self.0.caller.as_str(), "".into()).await.map_err(|error| error.to_string())?;
+        self.0.bucket.put(self.0.caller.as_str(), self.0.id.clone().into()).await.map_err(|error| error.to_string())?;
         *self.0.until.lock().unwrap_or_else(PoisonError::into_inner) = asked + REPLICA_GONE_AFTER;
         Ok(())
     }

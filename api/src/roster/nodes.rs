@@ -19,6 +19,8 @@ const GONE_AFTER: Duration = Duration::from_millis(BEAT_INTERVAL_MS * BEATS_UNTI
 #[derive(Debug, Default)]
 pub(crate) struct Nodes {
     pub(super) granted: BTreeMap<NodeId, NodeGrant>,
+    /// Who has limits of its own.
+    limited: BTreeSet<NodeId>,
     pub(super) present: BTreeMap<NodeId, Present>,
     /// Who was granted a region, so that a job looks at nobody else.
     by_region: BTreeMap<Region, BTreeSet<NodeId>>,
@@ -56,6 +58,11 @@ impl Nodes {
     /// One node.
     pub(crate) fn node(&self, id: &NodeId) -> Option<Seen<'_>> {
         self.granted.get(id).map(|grant| self.seen(grant))
+    }
+
+    /// Those that have limits of their own, by id.
+    pub(crate) fn limited(&self) -> impl ExactSizeIterator<Item = &NodeGrant> {
+        self.limited.iter().filter_map(|id| self.granted.get(id)).collect::<Vec<_>>().into_iter()
     }
 
     /// All nodes, by id.
@@ -151,11 +158,15 @@ impl Nodes {
         for (key, value) in &grant.labels {
             self.by_label.entry((key.clone(), value.clone())).or_default().insert(grant.id.clone());
         }
+        if grant.rate.is_some() || grant.at_once.is_some() {
+            self.limited.insert(grant.id.clone());
+        }
         self.granted.insert(grant.id.clone(), grant);
     }
 
     pub(super) fn forget(&mut self, id: &NodeId) {
         let Some(grant) = self.granted.remove(id) else { return };
+        self.limited.remove(id);
         leave(&mut self.by_region, &grant.region, id);
         for label in grant.labels {
             leave(&mut self.by_label, &label, id);

@@ -20,9 +20,10 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::App;
-use crate::access::{Allowance, Principal};
+use crate::access::Principal;
 use crate::audit::Refusal;
 use crate::jobs::{Came, How, JobDocument, Submitted};
+use crate::limits::Allowance;
 use crate::openapi::job_request_schema;
 use crate::problem::{Problem, ProblemDocument, success};
 use crate::routes::body::JsonBody;

@@ -31,7 +31,7 @@ const NEEDS: Needs = Needs::Scope(&[Scope::KeysWrite]);
 /// The fields of a request for a key.
 const FIELDS: [&str; 3] = ["name", "scopes", "limits"];
 /// The fields of limits.
-const LIMIT_FIELDS: [&str; 4] = ["tools", "regions", "targets", "rate"];
+const LIMIT_FIELDS: [&str; 5] = ["tools", "regions", "targets", "rate", "at_once"];
 
 pub(super) fn operations() -> Vec<Operation> {
     vec![
@@ -41,7 +41,8 @@ pub(super) fn operations() -> Vec<Operation> {
             id: "createKey".into(),
             summary: "Make an API key".into(),
             description: "The key is shown in this answer and never again; only a hash of it is kept. It gets no scope that your own credential \
-                          lacks, and what its limits leave open is limited as you are. Who is limited by `rate` makes no keys that run jobs.",
+                          lacks, and what its limits leave open is limited as you are. Who is limited by `rate` or `at_once` makes no keys that run \
+                          jobs.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: Some(schema::<KeyRequest>),
@@ -198,6 +199,11 @@ fn granted(maker: &Principal, request: KeyRequest) -> Result<NewKey, Problem> {
     if let (Some(rate), true) = (maker.limits.rate, runs_jobs) {
         let detail = format!("your credential is limited by `rate` to {rate} runs; keys that run jobs would each have that much once more");
         return Err(Problem::new(Code::Forbidden, detail).at(Invalid::new("/scopes", "outside the limit `rate`")));
+    }
+    if let (Some(at_once), true) = (maker.limits.at_once, runs_jobs) {
+        let detail =
+            format!("your credential is limited to {at_once} runs at once; keys that run jobs would each have that many once more");
+        return Err(Problem::new(Code::Forbidden, detail).at(Invalid::new("/scopes", "outside the limit `at_once`")));
     }
     let limits = limits.under(&maker.limits).map_err(|invalid| {
         let invalid = invalid.under("/limits");

@@ -111,6 +111,8 @@ impl Fabric {
             region: region.parse().unwrap(),
             tools: vec![ToolName::Echo],
             labels: Labels::new(),
+            rate: None,
+            at_once: None,
             public_key: "U".to_owned(),
             created_at: Timestamp::now(),
             expires_at: Timestamp::now(),

@@ -165,6 +165,7 @@ async fn what_there_is_can_be_read() {
         "GET /v1/jobs",
         "POST /v1/jobs/batch",
         "GET /v1/jobs/{id}/events",
+        "GET /v1/limits",
         "GET /v1/tools",
         "GET /v1/regions",
         "GET /v1/nodes",

@@ -2,7 +2,7 @@
 
 use clap::{Args, Subcommand};
 use probeops_api::access::keys::{KeyRecord, KeyView, NewKey, check_name, is_id, mint};
-use probeops_shared::access::{Limits, Rate, RegionPattern, Scope, TargetPattern, Targets};
+use probeops_shared::access::{AtOnce, Limits, Rate, RegionPattern, Scope, TargetPattern, Targets};
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -44,6 +44,9 @@ pub(crate) struct KeyAdd {
     /// At most so many runs: 10/s, 60/m, 1000/h
     #[arg(long)]
     rate: Option<Rate>,
+    /// At most so many runs at the same time
+    #[arg(long, value_name = "COUNT")]
+    at_once: Option<AtOnce>,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -67,6 +70,7 @@ pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
                 regions: given(args.regions),
                 targets: given(args.targets).map(Targets),
                 rate: args.rate,
+                at_once: args.at_once,
             };
             let session = Control::open(&args.data)?.session().await?;
             let minted = mint(NewKey { name: args.name, scopes: args.scopes, limits, created_by: "command".to_owned() });

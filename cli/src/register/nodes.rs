@@ -6,6 +6,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use probeops_nats::permissions::Role;
 use probeops_nats::vault::CREDENTIAL_LIFETIME;
+use probeops_shared::access::{AtOnce, Rate};
 use probeops_shared::ids::{LabelKey, LabelValue, NodeId, Region};
 use probeops_shared::registry::{LABELS_MAX, Labels, NodeGrant};
 use probeops_shared::subjects::storage;
@@ -14,7 +15,7 @@ use probeops_shared::tools::ToolName;
 
 use crate::control::{Control, DataArgs, block_on};
 use crate::exit::Failed;
-use crate::register::{Held, ListArgs, joined, list, refuse_second, revoke, state, void_what_would_stay};
+use crate::register::{Held, ListArgs, joined, limits, list, refuse_second, revoke, state, void_what_would_stay};
 use crate::terminal::{note, say};
 
 /// Grant, list and revoke nodes; works while the broker runs
@@ -48,6 +49,15 @@ pub(crate) struct NodeAdd {
     /// Take all its labels away
     #[arg(long, requires = "renew", conflicts_with = "labels")]
     no_labels: bool,
+    /// At most so many runs of all callers together: 10/s, 60/m, 1000/h [default with --renew: what it has]
+    #[arg(long)]
+    rate: Option<Rate>,
+    /// At most so many runs of all callers together at the same time [default with --renew: what it has]
+    #[arg(long, value_name = "COUNT")]
+    at_once: Option<AtOnce>,
+    /// Take its limits away
+    #[arg(long, requires = "renew", conflicts_with_all = ["rate", "at_once"])]
+    no_limits: bool,
     /// Where the credential is written [default: nodes/ID.creds in the data folder]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -75,9 +85,16 @@ pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
             let grants: Vec<NodeGrant> = Control::open(&args.data)?.session().await?.read_all(storage::NODES).await?;
             let rows = |grant: &NodeGrant| {
                 let state = state(grant.expires_at, grant.revoked_at);
-                [grant.id.to_string(), grant.region.to_string(), joined(&grant.tools), shown(&grant.labels), state]
+                [
+                    grant.id.to_string(),
+                    grant.region.to_string(),
+                    joined(&grant.tools),
+                    shown(&grant.labels),
+                    limits(grant.rate, grant.at_once),
+                    state,
+                ]
             };
-            list(args.output, ["NODE", "REGION", "TOOLS", "LABELS", "STATE"], &grants, "nodes", rows);
+            list(args.output, ["NODE", "REGION", "TOOLS", "LABELS", "LIMITS", "STATE"], &grants, "nodes", rows);
             Ok(())
         }),
         Nodes::Revoke(args) => block_on(async {
@@ -130,16 +147,20 @@ async fn add_node(args: NodeAdd) -> Result<(), Failed> {
     if let Some(held) = held.as_ref().filter(|_| labels.is_empty() && !args.no_labels) {
         labels = held.labels.clone();
     }
+    let kept = held.as_ref().filter(|_| !args.no_limits);
+    let rate = args.rate.or_else(|| kept?.rate);
+    let at_once = args.at_once.or_else(|| kept?.at_once);
     let path = args.out.unwrap_or_else(|| control.layout.node_creds(&args.id));
     if let Some(held) = &held {
         let same_rights = held.region == args.region && held.tools == args.tools;
         void_what_would_stay(&control, &Held { public_key: &held.public_key, same_rights }, &path).await?;
     }
     let grant = grant_node(&control, &args.id, &args.region, &args.tools, &path, CREDENTIAL_LIFETIME)?;
-    let grant = NodeGrant { labels, ..grant };
+    let grant = NodeGrant { labels, rate, at_once, ..grant };
     let servers = control.servers_elsewhere()?;
     session.write(storage::NODES, args.id.as_str(), &grant).await?;
-    let what = format!("node granted: region {}, tools {}, labels {}", args.region, joined(&args.tools), shown(&grant.labels));
+    let (labels, limits) = (shown(&grant.labels), limits(grant.rate, grant.at_once));
+    let what = format!("node granted: region {}, tools {}, labels {labels}, limits {limits}", args.region, joined(&args.tools));
     session.record(args.id.as_str(), what).await?;
     say(format!("{} holds the credential of node {} until {}", path.display(), args.id, grant.expires_at));
     say(format!("Copy it and {} to its machine and start there:", control.layout.ca_certificate().display()));
@@ -168,6 +189,8 @@ pub(crate) fn grant_node(
         region: region.clone(),
         tools: tools.to_vec(),
         labels: Labels::new(),
+        rate: None,
+        at_once: None,
         public_key: minted.public_key,
         created_at: Timestamp::now(),
         expires_at: minted.expires_at,

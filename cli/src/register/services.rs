@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use probeops_nats::permissions::Role;
 use probeops_nats::vault::CREDENTIAL_LIFETIME;
+use probeops_shared::access::{AtOnce, Rate};
 use probeops_shared::ids::{API_CALLER_PREFIX, Caller, NodeId, Region};
 use probeops_shared::registry::ServiceGrant;
 use probeops_shared::subjects::{self, storage};
@@ -13,14 +14,14 @@ use probeops_shared::tools::ToolName;
 
 use crate::control::{Control, DataArgs, block_on};
 use crate::exit::Failed;
-use crate::register::{Held, ListArgs, joined, list, refuse_second, revoke, state, void_what_would_stay};
+use crate::register::{Held, ListArgs, joined, limits, list, refuse_second, revoke, state, void_what_would_stay};
 use crate::terminal::say;
 
 /// Grant, list and revoke services that publish jobs straight to the broker; works while the broker runs
 #[derive(Debug, Subcommand)]
 pub(crate) enum Services {
     /// Make a credential for a service
-    #[command(after_help = "Example:\n  probeops services add billing --regions eu-central --tools ping,tcp")]
+    #[command(after_help = "Example:\n  probeops services add billing --regions eu-central --tools ping,tcp --rate 60/m")]
     Add(ServiceAdd),
     /// List those that were granted
     List(ListArgs),
@@ -42,6 +43,15 @@ pub(crate) struct ServiceAdd {
     /// Whom it may ask by id
     #[arg(long, value_delimiter = ',')]
     nodes: Vec<NodeId>,
+    /// At most so many runs, over all nodes: 10/s, 60/m, 1000/h [default with --renew: what it has]
+    #[arg(long)]
+    rate: Option<Rate>,
+    /// At most so many runs at the same time [default with --renew: what it has]
+    #[arg(long, value_name = "COUNT")]
+    at_once: Option<AtOnce>,
+    /// Take its limits away
+    #[arg(long, requires = "renew", conflicts_with_all = ["rate", "at_once"])]
+    no_limits: bool,
     /// Where the credential is written [default: services/NAME.creds in the data folder]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -73,10 +83,11 @@ pub(crate) fn services(command: Services) -> Result<(), Failed> {
                     joined(&grant.regions),
                     joined(&grant.tools),
                     joined(&grant.nodes),
+                    limits(grant.rate, grant.at_once),
                     state(grant.expires_at, grant.revoked_at),
                 ]
             };
-            list(args.output, ["SERVICE", "REGIONS", "TOOLS", "NODES", "STATE"], &grants, "services", rows);
+            list(args.output, ["SERVICE", "REGIONS", "TOOLS", "NODES", "LIMITS", "STATE"], &grants, "services", rows);
             Ok(())
         }),
         Services::Revoke(args) => block_on(async {
@@ -107,6 +118,9 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
     let held: Option<ServiceGrant> = session.read(storage::SERVICES, args.name.as_str()).await?;
     let held = held.filter(|grant| grant.revoked_at.is_none());
     refuse_second(held.is_some(), args.renew, "service", args.name.as_str())?;
+    let kept = held.as_ref().filter(|_| !args.no_limits);
+    let rate = args.rate.or_else(|| kept?.rate);
+    let at_once = args.at_once.or_else(|| kept?.at_once);
     let path = args.out.unwrap_or_else(|| control.layout.service_creds(&args.name));
     if let Some(held) = &held {
         let same_rights = held.regions == args.regions && held.tools == args.tools && held.nodes == args.nodes;
@@ -121,15 +135,16 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
         regions: args.regions,
         tools: args.tools,
         nodes: args.nodes,
+        rate,
+        at_once,
         public_key: minted.public_key,
         created_at,
         expires_at,
         revoked_at: None,
     };
     session.write(storage::SERVICES, args.name.as_str(), &grant).await?;
-    session
-        .record(args.name.as_str(), format!("service granted: regions {}, tools {}", joined(&grant.regions), joined(&grant.tools)))
-        .await?;
+    let (regions, tools, limits) = (joined(&grant.regions), joined(&grant.tools), limits(rate, at_once));
+    session.record(args.name.as_str(), format!("service granted: regions {regions}, tools {tools}, limits {limits}")).await?;
     say(format!("{} holds the credential of service {} until {expires_at}", path.display(), args.name));
     let (region, tool) =
         (grant.regions.first().map_or_else(String::new, ToString::to_string), grant.tools.first().map_or("ping", |tool| tool.as_str()));

@@ -58,6 +58,7 @@ pub fn application_streams() -> Vec<String> {
         storage::PRESENCE,
         storage::REPLICAS,
         storage::IDEMPOTENCY,
+        storage::LIMITS,
         storage::KEYS,
         storage::NODES,
         storage::SERVICES,
@@ -104,7 +105,8 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     publish.extend([subjects::callbacks(), broker::acknowledgements(storage::CALLBACKS)]);
     let taking = |name| [broker::consumer_info(storage::CALLBACKS, name), broker::consumer_next(storage::CALLBACKS, name)];
     publish.extend(storage::DELIVER.into_iter().flat_map(taking));
-    publish.extend([storage::SECRETS, storage::DELIVERIES].into_iter().flat_map(bucket_by_key));
+    publish.extend([storage::SECRETS, storage::DELIVERIES, storage::LIMITS].into_iter().flat_map(bucket_by_key));
+    publish.extend(bucket_reading(storage::SERVICES));
     Ok(Permissions {
         publish,
         subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],

@@ -37,6 +37,8 @@ const DELIVERIES_KEPT: Duration = Duration::from_hours(7 * 24);
 const DELIVERIES_BYTES_MAX: u64 = 256 * MIB;
 /// How long the mark of an expired key is kept, for watchers that were away.
 const LIMIT_MARKERS_KEPT: Duration = Duration::from_mins(1);
+/// How long what is left of a limit is kept; no rate has a longer window.
+const LIMITS_KEPT: Duration = Duration::from_hours(1);
 /// How long an idempotency key is known.
 const IDEMPOTENCY_KEPT: Duration = Duration::from_hours(24);
 /// What they may take on disk, in bytes: about a million; then the oldest go.
@@ -92,6 +94,8 @@ pub fn application(replicas: u32) -> Vec<Definition> {
             1,
             json!({"max_age": nanos(IDEMPOTENCY_KEPT), "max_bytes": IDEMPOTENCY_BYTES_MAX, "discard": "old"}),
         ),
+        // A full one takes nothing new: what is forgotten would be allowed again.
+        bucket(storage::LIMITS, replicas, 1, json!({"max_age": nanos(LIMITS_KEPT)})),
         bucket(storage::KEYS, replicas, REGISTER_HISTORY, register()),
         bucket(storage::NODES, replicas, REGISTER_HISTORY, register()),
         bucket(storage::SERVICES, replicas, REGISTER_HISTORY, register()),
@@ -202,7 +206,17 @@ mod tests {
             assert_eq!(definition.config.get("allow_direct"), Some(&Value::Bool(true)));
         }
         let names: Vec<&str> = all.iter().map(|definition| definition.name.as_str()).collect();
-        let buckets = ["KV_PRESENCE", "KV_REPLICAS", "KV_IDEMPOTENCY", "KV_KEYS", "KV_NODES", "KV_SERVICES", "KV_SECRETS", "KV_DELIVERIES"];
+        let buckets = [
+            "KV_PRESENCE",
+            "KV_REPLICAS",
+            "KV_IDEMPOTENCY",
+            "KV_LIMITS",
+            "KV_KEYS",
+            "KV_NODES",
+            "KV_SERVICES",
+            "KV_SECRETS",
+            "KV_DELIVERIES",
+        ];
         let sorted = |mut names: Vec<String>| {
             names.sort_unstable();
             names

@@ -113,6 +113,7 @@ async fn a_replica_of_the_api_may_not() {
         Publish("$KV.REPLICAS.api-2"),
         Publish("$JS.API.STREAM.PURGE.KV_REPLICAS"),
         Publish("$JS.API.STREAM.PURGE.KV_IDEMPOTENCY"),
+        Publish("$JS.API.STREAM.PURGE.KV_LIMITS"),
         Publish("$KV.SERVICES.svc"),
         Publish("$JS.API.STREAM.DELETE.JOBS"),
         Publish("$JS.API.STREAM.PURGE.KV_KEYS"),

@@ -184,7 +184,7 @@ async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
     second.double_ack().await.unwrap();
     let mut rest = queue.batch().max_messages(1).expires(std::time::Duration::from_millis(500)).messages().await.unwrap();
     assert!(timeout(PATIENCE, rest.next()).await.unwrap().is_none(), "it is gone");
-    for bucket in [storage::SECRETS, storage::DELIVERIES] {
+    for bucket in [storage::SECRETS, storage::DELIVERIES, storage::LIMITS] {
         let store = context.get_key_value(bucket).await.unwrap();
         let revision = store.create("o.a", "1".into()).await.unwrap();
         store.update("o.a", "2".into(), revision).await.unwrap();

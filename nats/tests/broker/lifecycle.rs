@@ -27,8 +27,18 @@ async fn provisioning_again_changes_nothing_and_survives_a_restart() {
     let mut broker = Broker::configured();
     broker.run().await.unwrap();
     let first = broker.provision().await.unwrap();
-    let buckets =
-        ["KV_PRESENCE", "KV_REPLICAS", "KV_IDEMPOTENCY", "KV_KEYS", "KV_NODES", "KV_SERVICES", "CALLBACKS", "KV_SECRETS", "KV_DELIVERIES"];
+    let buckets = [
+        "KV_PRESENCE",
+        "KV_REPLICAS",
+        "KV_IDEMPOTENCY",
+        "KV_LIMITS",
+        "KV_KEYS",
+        "KV_NODES",
+        "KV_SERVICES",
+        "CALLBACKS",
+        "KV_SECRETS",
+        "KV_DELIVERIES",
+    ];
     assert_eq!(first.created, ["AUDIT", "JOBS"].into_iter().chain(buckets).collect::<Vec<_>>());
     assert_eq!(first.servers, ["probeops"]);
     let again = broker.provision().await.unwrap();

@@ -45,7 +45,7 @@ fn a_region_pattern_is_a_name_or_its_beginning() {
 #[test]
 fn limits_given_on_are_never_wider() {
     let limits = |json: &str| serde_json::from_str::<Limits>(json).unwrap();
-    let outer = limits(r#"{"tools":["echo"],"regions":["eu-*"],"targets":["10.0.0.0/8","*.example.com"],"rate":"60/m"}"#);
+    let outer = limits(r#"{"tools":["echo"],"regions":["eu-*"],"targets":["10.0.0.0/8","*.example.com"],"rate":"60/m","at_once":8}"#);
     for narrower in [
         "{}",
         r#"{"regions":["eu-central","eu-w*"]}"#,
@@ -53,9 +53,13 @@ fn limits_given_on_are_never_wider() {
         r#"{"targets":["10.1.2.3","*.b.example.com"]}"#,
         r#"{"rate":"30/m"}"#,
         r#"{"rate":"60/h"}"#,
+        r#"{"at_once":8}"#,
     ] {
         let inner = limits(narrower).under(&outer).unwrap();
-        assert!(inner.tools.is_some() && inner.regions.is_some() && inner.targets.is_some() && inner.rate.is_some(), "{narrower}");
+        assert!(
+            inner.tools.is_some() && inner.regions.is_some() && inner.targets.is_some() && inner.rate.is_some() && inner.at_once.is_some(),
+            "{narrower}"
+        );
     }
     for (wider, pointer) in [
         (r#"{"regions":["e*"]}"#, "/regions"),
@@ -66,9 +70,22 @@ fn limits_given_on_are_never_wider() {
         (r#"{"targets":["10.1.0.0/16","example.com"]}"#, "/targets"),
         (r#"{"rate":"61/m"}"#, "/rate"),
         (r#"{"rate":"2/s"}"#, "/rate"),
+        (r#"{"at_once":9}"#, "/at_once"),
     ] {
         assert_eq!(limits(wider).under(&outer).unwrap_err().pointer, pointer, "{wider}");
     }
     assert_eq!(limits(r#"{"rate":"60/m"}"#).under(&limits(r#"{"rate":"1/s"}"#)).unwrap_err().pointer, "/rate");
     assert_eq!(limits(r#"{"targets":[]}"#).check().unwrap_err().pointer, "/targets");
+}
+
+#[test]
+fn so_many_at_once_is_a_whole_number_that_limits_something() {
+    for good in ["1", "8", "1000000"] {
+        assert_eq!(good.parse::<AtOnce>().unwrap(), serde_json::from_str(good).unwrap(), "{good}");
+    }
+    for bad in ["0", "-1", "1.5", "1000001", "\"8\"", "null"] {
+        let problem = serde_json::from_str::<AtOnce>(bad).unwrap_err().to_string();
+        assert!(problem.contains("must be a whole number from 1 to 1000000, not "), "{problem}");
+    }
+    assert_eq!("many".parse::<AtOnce>().unwrap_err(), "must be a whole number from 1 to 1000000, not the string \"many\"");
 }

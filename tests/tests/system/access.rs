@@ -203,5 +203,6 @@ fn a_rate_is_held_and_says_when_to_come_back() {
     let refused = caller.job("echo", "x", "eu", &json!({}));
     assert_eq!((refused.status, &refused.body["code"]), (429, &json!("rate_limited")), "{}", refused.text);
     let seconds: u64 = refused.header("retry-after").unwrap().parse().unwrap();
-    assert!((1..=3600).contains(&seconds), "{seconds}");
+    // A window, and the twentieth of it in which the first was taken.
+    assert!((3500..=3780).contains(&seconds), "{seconds}");
 }

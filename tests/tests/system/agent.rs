@@ -251,7 +251,8 @@ fn each_run_of_a_node_that_stops_ends_with_its_outcome_after_its_events() {
     const RUNS: usize = 200;
     let fabric = Fabric::start();
     let agent = fabric.agent_with("o-1", "eu", &AgentOptions { slots_probe: Some(RUNS), ..AgentOptions::default() });
-    let asker = Asker::service(&fabric, &["tcp"], &[]);
+    // Nobody is there who tells the node how much a service may.
+    let asker = Asker::api(&fabric);
     let silent = Silent::start();
     // They end at the same moment, and each has something to tell then.
     let mut runs: Vec<_> =

@@ -29,8 +29,18 @@ impl Spares {
         Arc::new(Self { nodes: Mutex::new(nodes.into()), used: used.clone() })
     }
 
+    /// Keeps only those of which this holds.
+    pub(crate) fn retain(&self, holds: impl Fn(&NodeId) -> bool) {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).retain(holds);
+    }
+
+    /// Those that are left.
+    pub(crate) fn left(&self) -> Vec<NodeId> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+
     /// The best that is left; it is used from now on.
-    pub(super) fn take(&self) -> Option<NodeId> {
+    pub(crate) fn take(&self) -> Option<NodeId> {
         let mut nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
         std::iter::from_fn(|| nodes.pop_front()).find(|node| self.used.mark(node))
     }

@@ -50,6 +50,8 @@ fn node(id: &str, region: &str, labels: Value, state: State) -> (NodeGrant, Opti
         region: region.parse().unwrap(),
         tools: granted,
         labels: serde_json::from_value(labels).unwrap(),
+        rate: None,
+        at_once: None,
         public_key: "U".to_owned(),
         created_at: Timestamp::now(),
         expires_at: Timestamp::now(),

@@ -127,8 +127,7 @@ impl Site {
         let (slots_light, slots_probe) = (Some(SLOTS), Some(SLOTS));
         let options = AgentOptions { program, slots_light, slots_probe, ..AgentOptions::default() };
         let agent = yard::on_first_processor(|| fabric.agent_with(NODE, "eu", &options))?;
-        let tools: Vec<&str> = AgentOptions::default().tools;
-        let asker = Asker::new(&fabric, &tools)?;
+        let asker = Asker::new(&fabric)?;
         Ok(Self { fabric, agent, asker, peer: peer.to_owned(), scale })
     }
 

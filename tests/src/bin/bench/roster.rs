@@ -86,6 +86,8 @@ fn node(index: usize) -> Result<(NodeGrant, Beat), String> {
         region,
         tools: tools.clone(),
         labels: [("zone".parse()?, format!("z-{}", index % ZONES).parse()?)].into(),
+        rate: None,
+        at_once: None,
         public_key: "U".to_owned(),
         created_at: now,
         expires_at: now.plus(Duration::from_hours(1)),

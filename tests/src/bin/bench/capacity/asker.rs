@@ -6,14 +6,15 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use async_nats::{Client, Subscriber};
 use futures_util::StreamExt;
+use probeops_nats::permissions::Role;
 use probeops_tests::fabric::Fabric;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 
 /// The agent's id.
 pub(crate) const NODE: &str = "bench-1";
-/// The asker's name.
-const NAME: &str = "bench";
+/// The asker's name: a replica's of the API, whom nodes do not limit.
+const NAME: &str = "api-bench";
 /// How long after the last answer, or after having asked, another must come.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -42,9 +43,9 @@ pub(crate) struct Asker {
 
 impl Asker {
     /// With a credential of its own.
-    pub(crate) fn new(fabric: &Fabric, tools: &[&str]) -> anyhow::Result<Self> {
-        let service = fabric.service(NAME, &["eu"], tools, &[NODE]);
-        let client = fabric.connect(&service.creds);
+    pub(crate) fn new(fabric: &Fabric) -> anyhow::Result<Self> {
+        let caller = NAME.parse().map_err(anyhow::Error::msg)?;
+        let client = fabric.connect(&fabric.credential(&Role::Api { caller }));
         let inbox = format!("_INBOX.{NAME}.{:032x}", rand::random::<u128>());
         let answers = fabric.block_on(client.subscribe(format!("{inbox}.*")))?;
         Ok(Self { client, inbox, answers, asked: 0 })
