@@ -361,7 +361,7 @@ class Run:
         found = execution.output("What was found")
         wants(found[0]["status"] == "finished" and found[0]["stats"]["received"] == 5, found)
         delivery = until("the delivery", lambda: self.probeops.delivery(found[0]["job"]))
-        return f"execution {execution.id} waited and was resumed, job finished, callback delivered after {delivery['tries']} tries"
+        return f"execution {execution.id} waited and was resumed, job finished, callback delivered, tries: {delivery['tries']}"
 
     def asynchronous_quick(self):
         self.n8n.webhook("probeops-async", {"count": 1})
@@ -378,7 +378,7 @@ class Run:
         delivery = until("the delivery", lambda: self.probeops.delivery(job["id"]))
         execution = self.n8n.ended("probeopsSigned01", after=before)
         wants(execution.output("Use the job")[0] == {"job": job["id"], "status": "finished"}, execution.output("Use the job"))
-        return f"execution {execution.id}, delivered after {delivery['tries']} try"
+        return f"execution {execution.id}, delivered, tries: {delivery['tries']}"
 
     def receiver_refuses(self):
         body = json.dumps({"type": "job.completed", "timestamp": "2026-01-01T00:00:00Z", "data": {"id": "forged", "status": "finished"}}).encode()
@@ -471,7 +471,7 @@ class Run:
         used = execution.output("Use the results")
         wants(execution.status == "success" and used[0]["status"] == "finished" and len(used[0]["regions"]) >= 2, [execution, used])
         delivery = until("the delivery", lambda: self.probeops.delivery(used[0]["job"]))
-        return f"execution {execution.id} parked, two forged callbacks got 401, resumed with regions {', '.join(used[0]['regions'])} after {delivery['tries']} tries"
+        return f"execution {execution.id} parked, two forged callbacks got 401, resumed with regions {', '.join(used[0]['regions'])} tries: {delivery['tries']}"
 
     def node_waits(self):
         asked = {"tool": "tcp", "target": "127.0.0.1", "node": "demo-eu-1", "options": {"port": 8080}}
@@ -525,7 +525,7 @@ class Run:
         self.check("trigger on a schedule's results", self.node_triggers)
         # Last: what the node knows is the old secret from now on.
         self.check("signed-receiver, rotation", self.receiver_rotation)
-        print(f"\n{self.failed} checks failed." if self.failed else "\nAll checks passed.")
+        print(f"\nFailed checks: {self.failed}." if self.failed else "\nAll checks passed.")
 
     def stop(self):
         for started in (self.n8n, self.probeops):
