@@ -96,9 +96,10 @@ def main(paths):
             found = list(mistakes(workflow))
         except ValueError as error:
             workflow, found = {}, [f"is not JSON: {error}"]
-        if workflow.get("id") in seen:
-            found.append(f"has the id of {seen[workflow['id']]}")
-        seen[workflow.get("id")] = path
+        if "id" in workflow:
+            if workflow["id"] in seen:
+                found.append(f"has the id of {seen[workflow['id']]}")
+            seen[workflow["id"]] = path
         for mistake in found:
             print(f"{path}: {mistake}", file=sys.stderr)
         wrong += len(found)
