@@ -1,23 +1,26 @@
 //! Who asks, and what he may.
 //!
-//! Two kinds of bearer credential, an API key ([`keys`]) and a JWT ([`jwt`]), become one [`Principal`]. Limits only narrow, and what cannot be
-//! understood is refused.
+//! Two kinds of bearer credential, an API key ([`keys`]) and a JWT ([`jwt`]), become one [`Principal`], and so does a caller that the broker
+//! attests ([`services`]). Limits only narrow, and what cannot be understood is refused.
 
 mod crc;
 pub mod jwt;
 pub mod keyring;
 pub mod keys;
 mod principal;
+pub mod services;
 
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
+use probeops_shared::ids::Caller;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::jwt::Verifier;
 use crate::access::keyring::Keyring;
+use crate::access::services::Services;
 use crate::broker::Broker;
 use crate::config::JwtSettings;
 use crate::problem::Problem;
@@ -34,20 +37,32 @@ pub struct Access(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     keyring: Keyring,
+    services: Services,
     verifier: Option<Verifier>,
 }
 
 impl Access {
-    /// Reads the JWT settings and begins to hold bucket KEYS in memory; the tasks end with `stop`.
+    /// Reads the JWT settings and begins to hold buckets KEYS and SERVICES in memory; the tasks end with `stop`.
     pub fn start(broker: &Broker, jwt: Option<&JwtSettings>, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
         let verifier = jwt.map(|settings| Verifier::start(settings, tasks, stop)).transpose()?;
         let keyring = Keyring::start(broker.clone(), tasks, stop);
-        Ok(Self(Arc::new(Inner { keyring, verifier })))
+        let services = Services::start(broker.clone(), tasks, stop);
+        Ok(Self(Arc::new(Inner { keyring, services, verifier })))
     }
 
     /// The API keys.
     pub fn keyring(&self) -> &Keyring {
         &self.0.keyring
+    }
+
+    /// The services.
+    pub fn services(&self) -> &Services {
+        &self.0.services
+    }
+
+    /// Who this caller is, that the broker has attested.
+    pub async fn service(&self, caller: &Caller) -> Result<Principal, Problem> {
+        Ok(Principal::new(self.0.services.identify(caller).await?))
     }
 
     /// Who sent these headers.

@@ -18,6 +18,8 @@ use async_nats::jetstream::{self, kv};
 use async_nats::{Client, HeaderMap};
 use futures_util::{Stream, StreamExt};
 use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
+use probeops_nats::permissions::Role;
+use probeops_nats::vault::credentials::Credentials;
 use probeops_shared::ids::{Caller, JobId, NodeId, RequestId};
 use probeops_shared::job::Verb;
 use probeops_shared::problem::Code;
@@ -36,7 +38,7 @@ pub(crate) use self::shares::Told;
 use crate::collector::Collector;
 use crate::problem::Problem;
 use crate::roster::Roster;
-use crate::watch::watch;
+use crate::watch::{Change, watch};
 
 /// How long the broker may take to answer a JetStream request.
 const JETSTREAM_TIMEOUT: Duration = Duration::from_secs(5);
@@ -50,7 +52,7 @@ pub struct Links {
     pub servers: Vec<String>,
     /// The authority that signed its certificate.
     pub ca: Option<PathBuf>,
-    /// The folder with `api.creds`, `collector.creds`, `acknowledger.creds` and `auditor.creds`.
+    /// The folder with `api.creds`, `collector.creds`, `acknowledger.creds`, `frontdoor.creds` and `auditor.creds`.
     pub creds: PathBuf,
     /// The data folder with the keys that may revoke; without it this API cannot.
     pub vault: Option<PathBuf>,
@@ -77,6 +79,7 @@ struct Inner {
     auditor: jetstream::Context,
     keys: kv::Store,
     nodes: kv::Store,
+    services: kv::Store,
     idempotency: Keys,
     limits: kv::Store,
     lease: Lease,
@@ -84,6 +87,8 @@ struct Inner {
     /// What nodes say of runs that were over, until somebody reads it.
     late_answers: Mutex<Option<mpsc::Receiver<LateAnswer>>>,
     roster: Roster,
+    /// Whether the roster has been told of all who were granted, and of all who are there.
+    told: [CancellationToken; 2],
     link: watch::Receiver<LinkState>,
     links: Links,
 }
@@ -128,21 +133,25 @@ impl Broker {
             auditor: jetstream_of(auditing),
             keys,
             nodes: nodes.clone(),
+            services: services.clone(),
             idempotency,
             limits,
             lease,
             replies,
             late_answers: Mutex::new(Some(late_answers)),
             roster: roster.clone(),
+            told: [CancellationToken::new(), CancellationToken::new()],
             link: link.clone(),
             links,
         }));
         let mux = broker.clone();
         drop(tasks.spawn(async move { mux.0.replies.deliver(answers, &mux.0.caller, &mux.0.client).await }));
+        let [granted_told, present_told] = broker.0.told.clone();
         let (granted, stopped) = (roster.clone(), stop.clone());
-        drop(tasks.spawn(watch(nodes, link.clone(), stopped, move |change| granted.learn_grant(change))));
-        let stopped = stop.clone();
-        drop(tasks.spawn(watch(presence, link, stopped, move |change| roster.learn_presence(change))));
+        let learn_grant = and_then(granted_told, move |change| granted.learn_grant(change));
+        drop(tasks.spawn(watch(nodes, link.clone(), stopped, learn_grant)));
+        let learn_presence = and_then(present_told, move |change| roster.learn_presence(change));
+        drop(tasks.spawn(watch(presence, link, stop.clone(), learn_presence)));
         let collector_name = broker.0.links.name_of("collector")?;
         let told = Told::default();
         let (client, caller) = (&broker.0.client, &broker.0.caller);
@@ -159,6 +168,12 @@ impl Broker {
             }
         }));
         Ok(broker)
+    }
+
+    /// Waits until the roster has been told of every node there was. Where there is none it is never told so: not longer than `at_most`.
+    pub(crate) async fn roster_told(&self, at_most: Duration) {
+        let [granted, present] = &self.0.told;
+        drop(tokio::time::timeout(at_most, async { tokio::join!(granted.cancelled(), present.cancelled()) }).await);
     }
 
     /// Whether jobs can be taken now, or why not.
@@ -184,6 +199,16 @@ impl Broker {
     /// Bucket KEYS.
     pub fn keys(&self) -> kv::Store {
         self.0.keys.clone()
+    }
+
+    /// Bucket SERVICES.
+    pub fn services(&self) -> kv::Store {
+        self.0.services.clone()
+    }
+
+    /// Where the broker is and who we are.
+    pub(crate) fn links(&self) -> &Links {
+        &self.0.links
     }
 
     /// JetStream of the application account.
@@ -264,13 +289,21 @@ impl Broker {
         }
     }
 
+    /// Makes the credential of a service.
+    pub(crate) async fn mint_service(&self, role: Role, lifetime: Duration) -> Result<Credentials, Problem> {
+        crate::revoke::mint(crate::revoke::keys(&self.0.links, "probeops services add")?, role, lifetime).await
+    }
+
+    /// Revokes the credential of a service on every server.
+    pub(crate) async fn revoke_service(&self, name: &Caller, public_key: &str) -> Result<(), Problem> {
+        let data = crate::revoke::keys(&self.0.links, "probeops services revoke")?;
+        let revoked = crate::revoke::revoke(data, &self.0.links, public_key).await;
+        revoked.map_err(|error| Problem::new(Code::Unavailable, format!("service {name} could not be revoked: {error}")))
+    }
+
     /// Revokes a node's credential on every server and marks it so.
     pub async fn revoke_node(&self, id: &NodeId) -> Result<(), Problem> {
-        let Some(data) = &self.0.links.vault else {
-            let detail =
-                "this API was started without the keys that may revoke (setting `vault`); run `probeops nodes revoke` where they are";
-            return Err(Problem::new(Code::Unavailable, detail));
-        };
+        let data = crate::revoke::keys(&self.0.links, "probeops nodes revoke")?;
         let internal = |error: String| Problem::new(Code::Unavailable, format!("node {id} could not be revoked: {error}"));
         let entry = self.0.nodes.entry(id.as_str()).await.map_err(|error| internal(error.to_string()))?;
         let grant = entry
@@ -301,7 +334,12 @@ impl Links {
     }
 
     /// Connects a role, however long it takes.
-    async fn connected(&self, role: &str, title: &str, stop: &CancellationToken) -> Result<(Client, mpsc::Receiver<LinkEvent>), String> {
+    pub(crate) async fn connected(
+        &self,
+        role: &str,
+        title: &str,
+        stop: &CancellationToken,
+    ) -> Result<(Client, mpsc::Receiver<LinkEvent>), String> {
         let link = self.link(role);
         let inbox = subjects::client_inbox(self.name_of(role)?);
         let mut attempt = 1;
@@ -318,6 +356,17 @@ impl Links {
                 }
                 Err(error) => return Err(format!("{role}: {error}")),
             }
+        }
+    }
+}
+
+/// Learns a change, and says when it was the last of those that were there.
+fn and_then(told: CancellationToken, learn: impl Fn(Change)) -> impl Fn(Change) {
+    move |change| {
+        let last = change.is_last();
+        learn(change);
+        if last {
+            told.cancel();
         }
     }
 }
@@ -340,7 +389,7 @@ async fn follow(mut events: mpsc::Receiver<LinkEvent>, state: watch::Sender<Link
     }
 }
 
-async fn log_events(name: &'static str, mut events: mpsc::Receiver<LinkEvent>) {
+pub(crate) async fn log_events(name: &'static str, mut events: mpsc::Receiver<LinkEvent>) {
     while let Some(event) = events.recv().await {
         log_event(name, &event);
     }

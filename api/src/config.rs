@@ -48,11 +48,11 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CA", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// The folder with api.creds, collector.creds, acknowledger.creds and auditor.creds
+    /// The folder with api.creds, collector.creds, acknowledger.creds, frontdoor.creds and auditor.creds
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
-    /// The data folder with the keys that may revoke nodes; without it this API cannot
+    /// The data folder with the signing keys; without it this API can neither revoke nodes nor make or revoke services
     #[arg(long, env = "PROBEOPS_VAULT", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vault: Option<PathBuf>,

@@ -4,6 +4,7 @@
 //! - [`config`]: what the operator may set. [`server`]: the listener, TLS, limits. `routes`: one file a resource. [`openapi`]: the document.
 //! - [`access`]: who asks and what he may. [`problem`]: the only file that picks a status.
 //! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
+//! - `door`: the same for services that ask over NATS.
 //! - [`limits`]: what principals and nodes have left, over all replicas.
 //! - [`callbacks`]: telling the end of jobs to whom their callers name.
 //! - [`audit`]: the trail. [`metrics`]: what is counted. `watch`: buckets held in memory. `revoke`: taking a credential back.
@@ -14,6 +15,7 @@ pub mod broker;
 pub mod callbacks;
 mod collector;
 pub mod config;
+mod door;
 pub mod jobs;
 pub mod limits;
 pub mod metrics;
@@ -37,6 +39,7 @@ use crate::broker::Broker;
 use crate::callbacks::Callbacks;
 use crate::callbacks::guard::Guard;
 use crate::config::Settings;
+use crate::door::Door;
 use crate::jobs::{Ending, Jobs};
 use crate::metrics::Metrics;
 use crate::roster::Roster;
@@ -82,10 +85,16 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let jobs =
         Jobs::start(broker.clone(), audit.clone(), (callbacks.clone(), metrics.clone()), Ending { tasks: &writers, stop: &ended }).await?;
     drop(writers.spawn(callbacks::deliver::deliver(callbacks.clone(), jobs.clone(), broker.clone(), writers.clone(), ended.clone())));
+    let Some(door) = stop.run_until_cancelled(Box::pin(Door::connect(&broker, &tasks, &ended))).await else { return Ok(()) };
+    let door = door?;
     let app = App { broker, roster, jobs: jobs.clone(), callbacks, access, audit, metrics };
+    let closing = stop.child_token();
+    let door = tokio::spawn(door.serve(app.clone(), closing.clone()));
     let served = listener.serve(routes::router(app), stop).await;
+    closing.cancel();
     tracing::info!("stopping: no new requests, jobs that run may end");
-    jobs.finish().await;
+    // Whoever knocked is answered at the end of his job.
+    let (_, ()) = tokio::join!(door, jobs.finish());
     ended.cancel();
     writers.close();
     if tokio::time::timeout(WRITTEN_WITHIN, writers.wait()).await.is_err() {

@@ -212,7 +212,8 @@ impl Problem {
         }
     }
 
-    fn add_headers(&self, headers: &mut HeaderMap) {
+    /// Adds what it says in headers.
+    pub(crate) fn add_headers(&self, headers: &mut HeaderMap) {
         headers.extend(self.allowance.iter().flat_map(|allowance| allowance.headers()));
         let passes = matches!(status(self.code), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if let Some(after) = self.retry_after.or_else(|| passes.then_some(RETRY_AFTER_DEFAULT)) {

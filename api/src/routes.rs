@@ -11,6 +11,7 @@ mod health;
 mod idempotency;
 mod jobs;
 mod keys;
+pub(crate) mod knock;
 mod limits;
 mod metrics;
 mod nodes;
@@ -20,6 +21,7 @@ mod prefer;
 mod query;
 mod run;
 mod secrets;
+mod services;
 mod stream;
 mod tools;
 
@@ -64,6 +66,7 @@ pub(crate) fn operations() -> Vec<Operation> {
         tools::operations(),
         nodes::operations(),
         keys::operations(),
+        services::operations(),
         limits::operations(),
         secrets::operations(),
         deliveries::operations(),

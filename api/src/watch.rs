@@ -23,6 +23,16 @@ pub(crate) enum Change {
     Restart,
 }
 
+impl Change {
+    /// Whether everything that was there has been told with it.
+    pub(crate) fn is_last(&self) -> bool {
+        match self {
+            Self::Put(entry) | Self::Gone(entry) => entry.seen_current,
+            Self::Restart => false,
+        }
+    }
+}
+
 /// Tells `apply` of every key of the bucket and of every change, until told to stop.
 pub(crate) async fn watch(bucket: Store, mut link: watch::Receiver<LinkState>, stop: CancellationToken, apply: impl Fn(Change)) {
     while !stop.is_cancelled() {

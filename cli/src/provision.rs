@@ -193,6 +193,7 @@ pub(crate) fn credentials(control: &Control, lifetime: Duration) -> Result<(), F
         ("api", Role::Api { caller }),
         ("collector", Role::Collector { name: collector }),
         ("acknowledger", Role::Acknowledger),
+        ("frontdoor", Role::FrontDoor),
         ("auditor", Role::Auditor),
     ];
     for (file, role) in roles {

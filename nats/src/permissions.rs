@@ -1,12 +1,12 @@
 //! What each kind of credential may do, computed from the subjects. Only allow-lists.
 //!
 //! What keeps it airtight: what any node may publish and what any node may subscribe are disjoint over all nodes, and no node has a response
-//! grant; no stream keeps a subject that a node can publish; whoever answers a node can publish to inboxes of nodes only; nobody but the
-//! caller subscribes its inbox; nodes have no rights in the broker's own APIs.
+//! grant; no stream keeps a subject that a node can publish; whoever answers a node can publish to inboxes of nodes only, and whoever answers
+//! a service to inboxes of callers only; nobody but the caller subscribes its inbox; nodes have no rights in the broker's own APIs.
 
 pub mod lists;
 
-use probeops_shared::ids::{Caller, NodeId, Region};
+use probeops_shared::ids::{Caller, NodeId, OBSERVER, Region};
 use probeops_shared::subjects;
 use probeops_shared::tools::ToolName;
 
@@ -37,7 +37,13 @@ pub enum Role {
         tools: Vec<ToolName>,
         /// The nodes it may ask by id.
         nodes: Vec<NodeId>,
+        /// Whether it may publish jobs itself. One with limits that only the API can hold may not: it has the front door and nothing else.
+        direct: bool,
     },
+    /// Takes jobs of services at the front door and answers them; can publish to inboxes of callers and nowhere else.
+    FrontDoor,
+    /// Sees which NATS services there are, and how they do.
+    Observer,
     /// A command of the operator: changes the registers of nodes, services and keys, and says so in the trail; lasts minutes.
     Registrar {
         /// Its name, which is in its audit subjects.
@@ -131,6 +137,8 @@ impl Role {
             Self::Node { node, .. } => node.to_string(),
             Self::Api { caller } => caller.to_string(),
             Self::Service { name, .. } | Self::Registrar { name } | Self::Collector { name } => name.to_string(),
+            Self::FrontDoor => "frontdoor".to_owned(),
+            Self::Observer => OBSERVER.to_owned(),
             Self::Acknowledger => "acknowledger".to_owned(),
             Self::Presence { .. } => "presence".to_owned(),
             Self::Keymaster => "keymaster".to_owned(),
@@ -145,7 +153,10 @@ impl Role {
         match self {
             Self::Node { node, .. } => subjects::node_inbox(node),
             Self::Service { name, .. } => subjects::caller_inbox(name),
+            // Where the front door can answer.
+            Self::Observer => subjects::caller_inbox(OBSERVER),
             Self::Api { .. }
+            | Self::FrontDoor
             | Self::Registrar { .. }
             | Self::Collector { .. }
             | Self::Acknowledger
@@ -165,6 +176,8 @@ impl Role {
             Self::Node { .. }
             | Self::Api { .. }
             | Self::Service { .. }
+            | Self::FrontDoor
+            | Self::Observer
             | Self::Registrar { .. }
             | Self::Collector { .. }
             | Self::Acknowledger

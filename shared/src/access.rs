@@ -34,6 +34,8 @@ pub enum Scope {
     NodesWrite,
     /// Make, list and revoke API keys.
     KeysWrite,
+    /// Make, list and revoke the credentials of services.
+    ServicesWrite,
     /// Read the audit trail.
     AuditRead,
     /// Read the API's metrics.
@@ -44,12 +46,13 @@ pub enum Scope {
 
 impl Scope {
     /// All scopes.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::JobsWrite,
         Self::JobsRead,
         Self::NodesRead,
         Self::NodesWrite,
         Self::KeysWrite,
+        Self::ServicesWrite,
         Self::AuditRead,
         Self::MetricsRead,
         Self::Admin,
@@ -63,6 +66,7 @@ impl Scope {
             Self::NodesRead => "nodes:read",
             Self::NodesWrite => "nodes:write",
             Self::KeysWrite => "keys:write",
+            Self::ServicesWrite => "services:write",
             Self::AuditRead => "audit:read",
             Self::MetricsRead => "metrics:read",
             Self::Admin => "admin",

@@ -16,7 +16,7 @@ pub struct Record {
     pub time: Timestamp,
     /// What happened.
     pub verdict: Verdict,
-    /// On whose behalf: `key:<id>`, `jwt:<subject>`, or the service's name.
+    /// On whose behalf: `key:<id>`, `jwt:<subject>`, `service:<name>` at the front door, or the name of a service that asked a node itself.
     pub principal: String,
     /// Who published the job, as attested by the broker; absent when it never got so far.
     #[serde(default, skip_serializing_if = "Option::is_none")]

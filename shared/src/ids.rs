@@ -15,6 +15,9 @@ const LABEL_PATTERN: &str = "^[a-z0-9]([a-z0-9._/-]{0,61}[a-z0-9])?$";
 /// Callers with this prefix are replicas of the API; only they are believed about principals.
 pub const API_CALLER_PREFIX: &str = "api-";
 
+/// Whoever looks at NATS services has this name; no service has it.
+pub const OBSERVER: &str = "observer";
+
 fn is_token(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
@@ -103,6 +106,17 @@ impl Caller {
     /// Whether this is a replica of the API.
     pub fn is_api(&self) -> bool {
         self.0.starts_with(API_CALLER_PREFIX)
+    }
+
+    /// Refuses a name that no service can have.
+    pub fn check_service(&self) -> Result<(), String> {
+        if self.is_api() {
+            return Err(format!("a service cannot be called `{self}`: names that begin with {API_CALLER_PREFIX} are those of the API"));
+        }
+        if self.0 == OBSERVER {
+            return Err(format!("a service cannot be called `{self}`: it is the name of whoever looks at services"));
+        }
+        Ok(())
     }
 }
 

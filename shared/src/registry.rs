@@ -1,12 +1,17 @@
 //! What was granted to nodes and services: the values of buckets NODES and SERVICES, by id and name.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::access::{AtOnce, Rate};
+use crate::access::{AtOnce, Rate, Targets};
+use crate::bounded::shown;
 use crate::ids::{Caller, LabelKey, LabelValue, NodeId, Region};
+use crate::text::as_text;
 use crate::timestamp::Timestamp;
 use crate::tools::ToolName;
 
@@ -56,6 +61,9 @@ pub struct ServiceGrant {
     pub tools: Vec<ToolName>,
     /// The nodes it may ask by id.
     pub nodes: Vec<NodeId>,
+    /// Only these targets. Such a service has its jobs run at the front door of the API, and publishes none itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub targets: Option<Targets>,
     /// At most so many runs in so long, over all nodes: `10/s`, `60/m`, `1000/h`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<Rate>,
@@ -71,4 +79,104 @@ pub struct ServiceGrant {
     /// When it was revoked; absent while it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+}
+
+/// How long a credential lasts: `90m`, `12h`, `30d`; at most [`ValidFor::MAX`], as long as revocations are remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ValidFor(Duration);
+
+impl ValidFor {
+    /// The longest, and as long as a credential lasts unless it is said.
+    pub const MAX: Self = Self(Duration::from_hours(30 * 24));
+
+    /// The same.
+    pub fn duration(self) -> Duration {
+        self.0
+    }
+}
+
+impl FromStr for ValidFor {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let unit_s = match text.chars().last() {
+            Some('s') => Some(1),
+            Some('m') => Some(60),
+            Some('h') => Some(3_600),
+            Some('d') => Some(86_400),
+            _ => None,
+        };
+        let parsed = unit_s.and_then(|unit_s: u64| {
+            let count: u64 =
+                text.get(..text.len() - 1)?.parse().ok().filter(|_| text.starts_with(|first: char| ('1'..='9').contains(&first)))?;
+            Some(Self(Duration::from_secs(count.checked_mul(unit_s)?)))
+        });
+        parsed
+            .filter(|valid_for| (1..=Self::MAX.0.as_secs()).contains(&valid_for.0.as_secs()))
+            .ok_or_else(|| format!("must be a number and `s`, `m`, `h` or `d`, at most 30d, such as 12h, not {}", shown(&text.into())))
+    }
+}
+
+impl fmt::Display for ValidFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let (count, unit) = [(86_400, 'd'), (3_600, 'h'), (60, 'm')]
+            .into_iter()
+            .find(|(unit_s, _)| seconds.is_multiple_of(*unit_s))
+            .map_or((seconds, 's'), |(unit_s, unit)| (seconds / unit_s, unit));
+        write!(f, "{count}{unit}")
+    }
+}
+
+const VALID_FOR_PATTERN: &str = "^(([1-9]|[12][0-9]|30)d|([1-9][0-9]?|[1-6][0-9]{2}|7[01][0-9]|720)h\
+    |([1-9][0-9]{0,3}|[1-3][0-9]{4}|4[0-2][0-9]{3}|43[01][0-9]{2}|43200)m\
+    |([1-9][0-9]{0,5}|1[0-9]{6}|2[0-4][0-9]{5}|25[0-8][0-9]{4}|259[01][0-9]{3}|2592000)s)$";
+as_text!(ValidFor, {"type": "string", "pattern": VALID_FOR_PATTERN, "examples": ["12h"]});
+
+impl ServiceGrant {
+    /// Whether it may publish jobs itself: not with limits that only the API can hold.
+    pub fn direct(&self) -> bool {
+        self.targets.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_long_is_a_number_and_a_unit() {
+        for (text, seconds) in [("1s", 1), ("90m", 5_400), ("12h", 43_200), ("30d", 2_592_000), ("2592000s", 2_592_000)] {
+            assert_eq!(text.parse::<ValidFor>().unwrap().duration().as_secs(), seconds, "{text}");
+        }
+        let pattern = regex::Regex::new(VALID_FOR_PATTERN).unwrap();
+        for seconds in (1..=2_592_100_u64).step_by(97).chain(2_591_990..2_592_010) {
+            for text in
+                [format!("{seconds}s"), format!("{}m", seconds / 60), format!("{}h", seconds / 3_600), format!("{}d", seconds / 86_400)]
+            {
+                assert_eq!(pattern.is_match(&text), text.parse::<ValidFor>().is_ok(), "{text}");
+            }
+        }
+        assert_eq!("5400s".parse::<ValidFor>().unwrap().to_string(), "90m");
+        assert_eq!(ValidFor::MAX.to_string(), "30d");
+        for bad in [
+            "",
+            "s",
+            "0s",
+            "01s",
+            "31d",
+            "721h",
+            "43201m",
+            "2592001s",
+            "1w",
+            "-1h",
+            "+1h",
+            "1.5h",
+            "12",
+            "99999999999999999999d",
+            "1 h",
+            "é",
+        ] {
+            assert!(bad.parse::<ValidFor>().is_err(), "{bad}");
+        }
+    }
 }

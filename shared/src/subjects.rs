@@ -15,6 +15,8 @@ pub const ANY: &str = "*";
 pub const REST: &str = ">";
 /// The queue group of nodes.
 pub const NODE_QUEUE: &str = "w";
+/// The queue group of front doors.
+pub const FRONT_DOOR_QUEUE: &str = "f";
 /// The queue group of collectors.
 pub const COLLECTOR_QUEUE: &str = "c";
 /// The last token of a job's reply subject: the broker's "no responders" lands here, and nothing else can.
@@ -213,6 +215,24 @@ pub fn parse_replica(subject: &str) -> Option<(&str, Caller)> {
     }
 }
 
+/// The front door: a job that a replica of the API runs for a service, as it does over HTTP.
+pub fn front_door(caller: impl Display) -> String {
+    format!("api.v1.run.{caller}")
+}
+
+/// Who knocked at the front door, attested by the broker.
+pub fn parse_front_door(subject: &str) -> Option<Caller> {
+    subject.strip_prefix("api.v1.run.")?.parse().ok()
+}
+
+/// Whether this is a subject in the inbox of `caller`, and of nobody else: only there may the front door answer him. The broker lets the front
+/// door publish to every inbox, and does not check the reply subject that a message names.
+pub fn is_own_inbox(given: &str, caller: &Caller) -> bool {
+    let own = given.strip_prefix("_INBOX.").and_then(|rest| rest.strip_prefix(caller.as_str())).and_then(|rest| rest.strip_prefix('.'));
+    let token = |token: &str| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    own.is_some_and(|own| own.len() <= 256 && own.split('.').all(token))
+}
+
 /// What a message delivered to a node is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToNode {
@@ -298,6 +318,31 @@ mod tests {
             "",
         ] {
             assert_eq!(answer(foreign, &caller, &node), None, "{foreign}");
+        }
+    }
+
+    #[test]
+    fn the_front_door_answers_only_in_the_inbox_of_who_knocked() {
+        let caller: Caller = "svc".parse().unwrap();
+        assert_eq!(parse_front_door(&front_door(&caller)), Some(caller.clone()));
+        assert_eq!(parse_front_door("api.v1.run.a.b"), None);
+        for own in ["_INBOX.svc.abc", "_INBOX.svc.abc.1", "_INBOX.svc.XvT-_9.0"] {
+            assert!(is_own_inbox(own, &caller), "{own}");
+        }
+        for foreign in [
+            "_INBOX.other.abc",
+            "_INBOX.svcx.abc",
+            "_INBOX.svc",
+            "_INBOX.svc.",
+            "_INBOX.svc..a",
+            "_INBOX.svc.*",
+            "_INBOX.svc.a.>",
+            "_INBOX_n.svc.a",
+            "node.v1.n1.ctl.drain.svc",
+            "$JS.API.STREAM.DELETE.JOBS",
+            "",
+        ] {
+            assert!(!is_own_inbox(foreign, &caller), "{foreign}");
         }
     }
 

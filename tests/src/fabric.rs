@@ -279,6 +279,7 @@ impl Fabric {
             ("api", Role::Api { caller }),
             ("collector", Role::Collector { name: collector }),
             ("acknowledger", Role::Acknowledger),
+            ("frontdoor", Role::FrontDoor),
             ("auditor", Role::Auditor),
         ] {
             self.vault.mint_to(&creds.join(format!("{file}.creds")), &role, LIFETIME).expect("a credential");
@@ -404,13 +405,15 @@ impl Fabric {
         let regions: Vec<Region> = regions.iter().map(|region| region.parse().expect("a region")).collect();
         let tools: Vec<ToolName> = tools.iter().map(|tool| tool.parse().expect("a tool")).collect();
         let nodes: Vec<NodeId> = nodes.iter().map(|node| node.parse().expect("a node")).collect();
-        let role = Role::Service { name: caller.clone(), regions: regions.clone(), tools: tools.clone(), nodes: nodes.clone() };
+        let role =
+            Role::Service { name: caller.clone(), regions: regions.clone(), tools: tools.clone(), nodes: nodes.clone(), direct: true };
         let minted = self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
         let grant = ServiceGrant {
             name: caller,
             regions,
             tools,
             nodes,
+            targets: None,
             rate: rate.map(|rate| rate.parse().expect("a rate")),
             at_once: None,
             public_key: minted.public_key,
@@ -437,6 +440,20 @@ impl Fabric {
             let options = async_nats::ConnectOptions::with_credentials_file(creds).await.expect("a credential");
             options.add_root_certificates(self.ca()).require_tls(true).connect(self.url()).await.expect("the broker")
         })
+    }
+
+    /// The same, with the inbox of its own that the credential has.
+    pub fn connect_in(&self, creds: &Path, inbox_prefix: &str) -> async_nats::Client {
+        self.block_on(async {
+            let options = async_nats::ConnectOptions::with_credentials_file(creds).await.expect("a credential");
+            let options = options.custom_inbox_prefix(inbox_prefix).add_root_certificates(self.ca()).require_tls(true);
+            options.connect(self.url()).await.expect("the broker")
+        })
+    }
+
+    /// Begins what is asynchronous; it goes on by itself.
+    pub fn spawn<T: Send + 'static>(&self, future: impl Future<Output = T> + Send + 'static) -> tokio::task::JoinHandle<T> {
+        self.runtime.spawn(future)
     }
 
     /// Runs what is asynchronous to its end.

@@ -11,6 +11,8 @@ mod system {
     mod callbacks;
     mod certificates;
     mod direct;
+    mod door;
+    mod examples;
     mod failover;
     mod idempotency;
     mod lifecycle;

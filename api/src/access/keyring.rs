@@ -183,7 +183,12 @@ impl Known {
             tracing::error!(key.id = record.id, "there are more than {KEYS_MAX} API keys; this one is not accepted");
             return;
         }
-        let identity = Identity { name: format!("key:{}", record.id), scopes: record.scopes.clone(), limits: record.limits.clone() };
+        let identity = Identity {
+            name: format!("key:{}", record.id),
+            scopes: record.scopes.clone(),
+            limits: record.limits.clone(),
+            nodes: Vec::new(),
+        };
         self.keys.insert(record.id.clone(), Key { record, identity: Arc::new(identity) });
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use probeops_shared::access::{Limits, Scope};
-use probeops_shared::ids::Region;
+use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
 use probeops_shared::tools::ToolName;
@@ -13,12 +13,14 @@ use crate::problem::Problem;
 /// Who a credential names, and what he may.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// `key:<id>` or `jwt:<subject>`.
+    /// `key:<id>`, `jwt:<subject>` or `service:<name>`.
     pub name: String,
     /// What he may do.
     pub scopes: Vec<Scope>,
     /// What narrows that.
     pub limits: Limits,
+    /// Nodes that he may ask by id though they are in no region of his.
+    pub nodes: Vec<NodeId>,
 }
 
 /// Who asks.
@@ -70,6 +72,11 @@ impl Identity {
         if self.has(scope) { Ok(()) } else { Err(Problem::missing_scope(scope, &self.scopes)) }
     }
 
+    /// Whether he may know of the node, and ask it by id.
+    pub fn sees_node(&self, node: &NodeId, region: &Region) -> bool {
+        self.sees_region(region) || self.nodes.contains(node)
+    }
+
     /// Whether he may know of the region.
     pub fn sees_region(&self, region: &Region) -> bool {
         self.limits.regions.as_ref().is_none_or(|regions| regions.iter().any(|pattern| pattern.matches(region)))
@@ -87,7 +94,12 @@ mod tests {
     use super::*;
 
     fn principal(scopes: &[Scope], limits: &str) -> Principal {
-        let identity = Identity { name: "key:k".to_owned(), scopes: scopes.to_vec(), limits: serde_json::from_str(limits).unwrap() };
+        let identity = Identity {
+            name: "key:k".to_owned(),
+            scopes: scopes.to_vec(),
+            limits: serde_json::from_str(limits).unwrap(),
+            nodes: Vec::new(),
+        };
         Principal::of(Arc::new(identity))
     }
 

@@ -71,7 +71,8 @@ impl Services {
         match change {
             Change::Restart => {}
             Change::Put(entry) => match serde_json::from_slice::<ServiceGrant>(&entry.value) {
-                Ok(grant) if grant.revoked_at.is_none() => drop(services.insert(grant.name.clone(), grant)),
+                // One that has the front door only is limited there.
+                Ok(grant) if grant.revoked_at.is_none() && grant.direct() => drop(services.insert(grant.name.clone(), grant)),
                 Ok(grant) => drop(services.remove(&grant.name)),
                 Err(error) => tracing::warn!(key = entry.key, %error, "the grant of a service cannot be read and is passed over"),
             },
@@ -167,6 +168,7 @@ mod tests {
             regions: regions.iter().map(|region| region.parse().unwrap()).collect(),
             tools: vec![ToolName::Echo],
             nodes: nodes.iter().map(|node| node.parse().unwrap()).collect(),
+            targets: None,
             rate: rate.map(|rate| rate.parse().unwrap()),
             at_once: None,
             public_key: "U".to_owned(),

@@ -113,7 +113,7 @@ fn check_size(request: &Request) -> Result<(), Problem> {
 }
 
 /// The caller's own id if it is a sane one, else a new one.
-fn request_id(headers: &HeaderMap) -> Arc<str> {
+pub(crate) fn request_id(headers: &HeaderMap) -> Arc<str> {
     let given = headers.get(X_REQUEST_ID).and_then(|value| value.to_str().ok()).and_then(|text| text.parse::<RequestId>().ok());
     Arc::from(given.unwrap_or_default().as_str())
 }

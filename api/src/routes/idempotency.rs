@@ -62,7 +62,7 @@ fn unquoted(text: &str) -> Option<String> {
 }
 
 /// The header that says so.
-pub(super) fn replayed() -> (HeaderName, HeaderValue) {
+pub(crate) fn replayed() -> (HeaderName, HeaderValue) {
     (IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"))
 }
 

@@ -227,7 +227,12 @@ mod tests {
     use super::*;
 
     fn maker(scopes: &[Scope], limits: &str) -> Principal {
-        let identity = Identity { name: "key:maker".to_owned(), scopes: scopes.to_vec(), limits: serde_json::from_str(limits).unwrap() };
+        let identity = Identity {
+            name: "key:maker".to_owned(),
+            scopes: scopes.to_vec(),
+            limits: serde_json::from_str(limits).unwrap(),
+            nodes: Vec::new(),
+        };
         Principal::of(Arc::new(identity))
     }
 
@@ -286,8 +291,12 @@ mod tests {
     #[test]
     fn a_key_is_revoked_by_its_owner_its_maker_or_who_may_as_much() {
         let record = mint(NewKey { name: "n".to_owned(), scopes: vec![Scope::JobsWrite, Scope::KeysWrite], ..NewKey::default() }).record;
-        let identity =
-            |name: &str, scopes: &[Scope]| Identity { name: name.to_owned(), scopes: scopes.to_vec(), limits: Limits::default() };
+        let identity = |name: &str, scopes: &[Scope]| Identity {
+            name: name.to_owned(),
+            scopes: scopes.to_vec(),
+            limits: Limits::default(),
+            nodes: Vec::new(),
+        };
         assert!(may_revoke(&identity(&format!("key:{}", record.id), &[Scope::KeysWrite]), &record));
         assert!(may_revoke(&identity("key:other", &[Scope::KeysWrite, Scope::JobsWrite]), &record));
         assert!(may_revoke(&identity("key:other", &[Scope::Admin]), &record));

@@ -155,6 +155,7 @@ impl Fabric {
             ("api", Role::Api { caller: caller.clone() }),
             ("collector", Role::Collector { name: caller }),
             ("acknowledger", Role::Acknowledger),
+            ("frontdoor", Role::FrontDoor),
             ("auditor", Role::Auditor),
         ];
         for (name, role) in roles {

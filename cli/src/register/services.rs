@@ -1,12 +1,13 @@
 //! `probeops services`: who may publish jobs straight to the broker.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use probeops_nats::permissions::Role;
 use probeops_nats::vault::CREDENTIAL_LIFETIME;
-use probeops_shared::access::{AtOnce, Rate};
-use probeops_shared::ids::{API_CALLER_PREFIX, Caller, NodeId, Region};
+use probeops_shared::access::{AtOnce, Rate, Targets};
+use probeops_shared::ids::{Caller, NodeId, OBSERVER, Region};
 use probeops_shared::registry::ServiceGrant;
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
@@ -17,6 +18,9 @@ use crate::exit::Failed;
 use crate::register::{Held, ListArgs, joined, limits, list, refuse_second, revoke, state, void_what_would_stay};
 use crate::terminal::say;
 
+/// How long the credential of an observer lasts.
+const OBSERVER_LIFETIME: Duration = Duration::from_hours(24);
+
 /// Grant, list and revoke services that publish jobs straight to the broker; works while the broker runs
 #[derive(Debug, Subcommand)]
 pub(crate) enum Services {
@@ -25,6 +29,11 @@ pub(crate) enum Services {
     Add(ServiceAdd),
     /// List those that were granted
     List(ListArgs),
+    /// Make a credential that sees the API's NATS services, as `nats micro` shows them; it lasts a day
+    #[command(
+        after_help = "Example:\n  probeops services observe --out observer.creds\n  nats --creds observer.creds --inbox-prefix _INBOX.observer micro ls"
+    )]
+    Observe(ServiceObserve),
     /// Take a credential back; its connections are cut at once
     Revoke(ServiceRevoke),
 }
@@ -43,6 +52,9 @@ pub(crate) struct ServiceAdd {
     /// Whom it may ask by id
     #[arg(long, value_delimiter = ',')]
     nodes: Vec<NodeId>,
+    /// Whom it may point tools at: networks, names, *.NAME; it then asks at the front door only (api.v1.run.NAME) [default with --renew: what it has]
+    #[arg(long)]
+    targets: Option<Targets>,
     /// At most so many runs, over all nodes: 10/s, 60/m, 1000/h [default with --renew: what it has]
     #[arg(long)]
     rate: Option<Rate>,
@@ -50,7 +62,7 @@ pub(crate) struct ServiceAdd {
     #[arg(long, value_name = "COUNT")]
     at_once: Option<AtOnce>,
     /// Take its limits away
-    #[arg(long, requires = "renew", conflicts_with_all = ["rate", "at_once"])]
+    #[arg(long, requires = "renew", conflicts_with_all = ["targets", "rate", "at_once"])]
     no_limits: bool,
     /// Where the credential is written [default: services/NAME.creds in the data folder]
     #[arg(long, value_name = "FILE")]
@@ -58,6 +70,16 @@ pub(crate) struct ServiceAdd {
     /// Make it again for a service that has one
     #[arg(long)]
     renew: bool,
+    #[command(flatten)]
+    data: DataArgs,
+}
+
+/// Where the credential of an observer goes.
+#[derive(Args, Debug)]
+pub(crate) struct ServiceObserve {
+    /// Where the credential is written
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -83,11 +105,21 @@ pub(crate) fn services(command: Services) -> Result<(), Failed> {
                     joined(&grant.regions),
                     joined(&grant.tools),
                     joined(&grant.nodes),
+                    grant.targets.as_ref().map_or_else(String::new, ToString::to_string),
                     limits(grant.rate, grant.at_once),
                     state(grant.expires_at, grant.revoked_at),
                 ]
             };
-            list(args.output, ["SERVICE", "REGIONS", "TOOLS", "NODES", "LIMITS", "STATE"], &grants, "services", rows);
+            list(args.output, ["SERVICE", "REGIONS", "TOOLS", "NODES", "TARGETS", "LIMITS", "STATE"], &grants, "services", rows);
+            Ok(())
+        }),
+        Services::Observe(args) => block_on(async {
+            let control = Control::open(&args.data)?;
+            let minted = control.vault.mint_to(&args.out, &Role::Observer, OBSERVER_LIFETIME);
+            let expires_at = minted.map_err(|error| Failed::work(format!("{error:#}")))?.expires_at;
+            control.session().await?.record(OBSERVER, "credential of an observer made".to_owned()).await?;
+            let (path, inbox) = (args.out.display(), Role::Observer.inbox_prefix());
+            say(format!("{path} holds the credential of an observer until {expires_at}; its inbox prefix is {inbox}"));
             Ok(())
         }),
         Services::Revoke(args) => block_on(async {
@@ -107,27 +139,28 @@ pub(crate) fn services(command: Services) -> Result<(), Failed> {
 }
 
 async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
-    if args.name.is_api() {
-        return Err(Failed::usage(format!(
-            "`{}` begins with `{API_CALLER_PREFIX}`, which is kept for replicas of the API; choose another name",
-            args.name
-        )));
-    }
+    args.name.check_service().map_err(Failed::usage)?;
     let control = Control::open(&args.data)?;
     let session = control.session().await?;
     let held: Option<ServiceGrant> = session.read(storage::SERVICES, args.name.as_str()).await?;
     let held = held.filter(|grant| grant.revoked_at.is_none());
     refuse_second(held.is_some(), args.renew, "service", args.name.as_str())?;
     let kept = held.as_ref().filter(|_| !args.no_limits);
+    let targets = args.targets.or_else(|| kept?.targets.clone());
     let rate = args.rate.or_else(|| kept?.rate);
     let at_once = args.at_once.or_else(|| kept?.at_once);
     let path = args.out.unwrap_or_else(|| control.layout.service_creds(&args.name));
     if let Some(held) = &held {
-        let same_rights = held.regions == args.regions && held.tools == args.tools && held.nodes == args.nodes;
+        let same_rights = held.regions == args.regions && held.tools == args.tools && held.nodes == args.nodes && held.targets == targets;
         void_what_would_stay(&control, &Held { public_key: &held.public_key, same_rights }, &path).await?;
     }
-    let role =
-        Role::Service { name: args.name.clone(), regions: args.regions.clone(), tools: args.tools.clone(), nodes: args.nodes.clone() };
+    let role = Role::Service {
+        name: args.name.clone(),
+        regions: args.regions.clone(),
+        tools: args.tools.clone(),
+        nodes: args.nodes.clone(),
+        direct: targets.is_none(),
+    };
     let minted = control.vault.mint_to(&path, &role, CREDENTIAL_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
     let (created_at, expires_at) = (Timestamp::now(), minted.expires_at);
     let grant = ServiceGrant {
@@ -135,6 +168,7 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
         regions: args.regions,
         tools: args.tools,
         nodes: args.nodes,
+        targets,
         rate,
         at_once,
         public_key: minted.public_key,
@@ -146,8 +180,11 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
     let (regions, tools, limits) = (joined(&grant.regions), joined(&grant.tools), limits(rate, at_once));
     session.record(args.name.as_str(), format!("service granted: regions {regions}, tools {tools}, limits {limits}")).await?;
     say(format!("{} holds the credential of service {} until {expires_at}", path.display(), args.name));
-    let (region, tool) =
-        (grant.regions.first().map_or_else(String::new, ToString::to_string), grant.tools.first().map_or("ping", |tool| tool.as_str()));
-    say(format!("It publishes to {} and answers come to {}", subjects::job(&region, tool, &args.name), subjects::replies(&args.name)));
+    if grant.direct() {
+        let region = grant.regions.first().map_or_else(String::new, ToString::to_string);
+        let tool = grant.tools.first().map_or("ping", |tool| tool.as_str());
+        say(format!("It publishes to {} and answers come to {}", subjects::job(&region, tool, &args.name), subjects::replies(&args.name)));
+    }
+    say(format!("It knocks at the API's front door on {}, and answers come to the same", subjects::front_door(&args.name)));
     Ok(())
 }

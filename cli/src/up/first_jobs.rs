@@ -72,7 +72,8 @@ async fn over_nats(fabric: &Fabric, nodes: &[Value]) -> Result<(), Failed> {
     let region: Region = nodes.first().and_then(|node| node["region"].as_str()).ok_or_else(no_nodes)?.parse().map_err(Failed::work)?;
     note(format!("2. straight over NATS: tcp {TARGET} from {region}"));
     let name: Caller = "first-service".parse().map_err(Failed::work)?;
-    let role = Role::Service { name: name.clone(), regions: vec![region.clone()], tools: vec![ToolName::Tcp], nodes: Vec::new() };
+    let (regions, tools) = (vec![region.clone()], vec![ToolName::Tcp]);
+    let role = Role::Service { name: name.clone(), regions, tools, nodes: Vec::new(), direct: true };
     let creds = control.layout.service_creds(&name);
     control.vault.mint_to(&creds, &role, SERVICE_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
     let link = Link { servers: control.servers.clone(), ca: control.ca(), creds: creds.clone() };

@@ -22,7 +22,8 @@ pub enum Secrecy {
 /// Writes a file as a whole: whoever reads it, even after a crash, sees the old text or the new one.
 pub fn write(path: &Path, content: &[u8], secrecy: Secrecy) -> Result<()> {
     let failed = || format!("cannot write {}; is the data folder writable by this user, and is there space?", path.display());
-    let dir = path.parent().with_context(failed)?;
+    // The folder of a bare name is this one.
+    let dir = path.parent().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir }).with_context(failed)?;
     let name = path.file_name().with_context(failed)?.to_string_lossy();
     let aside = dir.join(format!(".{name}.{}.tmp", std::process::id()));
     let mode = match secrecy {

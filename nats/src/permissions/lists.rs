@@ -3,7 +3,9 @@
 use probeops_shared::ids::{Caller, NodeId, Region};
 use probeops_shared::job::JOB_BYTES_MAX;
 use probeops_shared::outcome::OUTCOME_BYTES_MAX;
-use probeops_shared::subjects::{self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, NODE_QUEUE, REST, broker, storage};
+use probeops_shared::subjects::{
+    self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, FRONT_DOOR_QUEUE, NODE_QUEUE, REST, broker, storage,
+};
 use probeops_shared::tools::ToolName;
 
 use crate::permissions::{Permissions, Role, Transport};
@@ -15,7 +17,9 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
     let permissions = match role {
         Role::Node { node, region, tools } => node_permissions(node, region, tools),
         Role::Api { caller } => api_permissions(caller)?,
-        Role::Service { name, regions, tools, nodes } => service_permissions(name, regions, tools, nodes)?,
+        Role::Service { name, regions, tools, nodes, direct } => service_permissions(name, (regions, tools, nodes), *direct)?,
+        Role::FrontDoor => front_door_permissions(role),
+        Role::Observer => internal(vec![broker::SERVICES_ALL.to_owned()], role),
         Role::Registrar { name } => {
             let mut publish = vec![subjects::audit(AUDIT_COMMAND, name), broker::FLOW_CONTROL.to_owned()];
             publish.extend([storage::KEYS, storage::NODES, storage::SERVICES].into_iter().flat_map(bucket_writing));
@@ -98,7 +102,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
         broker::FLOW_CONTROL.to_owned(),
     ];
     publish.extend(stream_reading(storage::JOBS, &subjects::jobs()));
-    publish.extend([storage::KEYS, storage::NODES, storage::IDEMPOTENCY].into_iter().flat_map(bucket_writing));
+    publish.extend([storage::KEYS, storage::NODES, storage::SERVICES, storage::IDEMPOTENCY].into_iter().flat_map(bucket_writing));
     publish.extend([storage::PRESENCE, storage::REPLICAS].into_iter().flat_map(bucket_reading));
     // It says of itself that it is there, and of nobody else.
     publish.push(broker::bucket_key(storage::REPLICAS, caller));
@@ -106,7 +110,6 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     let taking = |name| [broker::consumer_info(storage::CALLBACKS, name), broker::consumer_next(storage::CALLBACKS, name)];
     publish.extend(storage::DELIVER.into_iter().flat_map(taking));
     publish.extend([storage::SECRETS, storage::DELIVERIES, storage::LIMITS].into_iter().flat_map(bucket_by_key));
-    publish.extend(bucket_reading(storage::SERVICES));
     Ok(Permissions {
         publish,
         subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],
@@ -152,22 +155,31 @@ fn stream_reading(stream: &str, subject: &str) -> Vec<String> {
     ]
 }
 
-fn service_permissions(name: &Caller, regions: &[Region], tools: &[ToolName], nodes: &[NodeId]) -> Result<Permissions, String> {
-    if name.is_api() {
-        return Err(format!("a service cannot be called `{name}`: names that begin with api- are those of the API"));
-    }
+fn service_permissions(
+    name: &Caller,
+    (regions, tools, nodes): (&[Region], &[ToolName], &[NodeId]),
+    direct: bool,
+) -> Result<Permissions, String> {
+    name.check_service()?;
     if tools.is_empty() || (regions.is_empty() && nodes.is_empty()) {
         return Err(format!("service `{name}` needs at least one tool, and at least one region or node"));
     }
     let by_region = regions.iter().flat_map(|region| tools.iter().map(move |tool| subjects::job(region, tool, name)));
     let by_node = nodes.iter().flat_map(|node| tools.iter().map(move |tool| subjects::node_job(node, tool, name)));
+    let jobs = direct.then(|| by_region.chain(by_node)).into_iter().flatten();
     Ok(Permissions {
-        publish: by_region.chain(by_node).collect(),
+        publish: jobs.chain([subjects::front_door(name)]).collect(),
         subscribe: vec![subjects::replies(name)],
         max_subscriptions: None,
         max_payload_bytes: Some(JOB_BYTES_MAX + HEADER_BYTES_MAX),
         transports: vec![Transport::Standard, Transport::WebSocket],
     })
+}
+
+fn front_door_permissions(role: &Role) -> Permissions {
+    let mut permissions = internal(vec![subjects::replies(ANY)], role);
+    permissions.subscribe.extend([format!("{} {FRONT_DOOR_QUEUE}", subjects::front_door(ANY)), broker::SERVICES_ALL.to_owned()]);
+    permissions
 }
 
 fn collector_permissions(name: &Caller) -> Permissions {

@@ -12,6 +12,7 @@ fn service(regions: &[&str], tools: &[ToolName], nodes: &[&str]) -> Role {
         regions: regions.iter().map(|region| region.parse().unwrap()).collect(),
         tools: tools.to_vec(),
         nodes: nodes.iter().map(|node| node.parse().unwrap()).collect(),
+        direct: true,
     }
 }
 
@@ -20,6 +21,8 @@ fn every_role() -> Vec<Role> {
         node(),
         Role::Api { caller: "api-1".parse().unwrap() },
         service(&["eu"], &[ToolName::Echo], &["n1"]),
+        Role::FrontDoor,
+        Role::Observer,
         Role::Registrar { name: "command-1".parse().unwrap() },
         Role::Collector { name: "api-1".parse().unwrap() },
         Role::Acknowledger,
@@ -52,9 +55,11 @@ fn a_node_answers_and_announces_itself_and_takes_what_it_was_granted() {
 fn a_service_asks_in_its_own_name_where_it_was_granted() {
     check(
         &service(&["eu", "us"], &[ToolName::Echo], &["n9"]),
-        &["job.v1.eu.echo.svc", "job.v1.us.echo.svc", "node.v1.n9.job.echo.svc"],
+        &["job.v1.eu.echo.svc", "job.v1.us.echo.svc", "node.v1.n9.job.echo.svc", "api.v1.run.svc"],
         &["_INBOX.svc.>"],
     );
+    let Role::Service { name, regions, tools, nodes, .. } = service(&["eu"], &[ToolName::Echo], &["n9"]) else { unreachable!() };
+    check(&Role::Service { name, regions, tools, nodes, direct: false }, &["api.v1.run.svc"], &["_INBOX.svc.>"]);
     for nothing in [service(&[], &[ToolName::Echo], &[]), service(&["eu"], &[], &["n1"])] {
         let refused = nothing.permissions().unwrap_err();
         assert_eq!(refused, "service `svc` needs at least one tool, and at least one region or node");
@@ -63,8 +68,11 @@ fn a_service_asks_in_its_own_name_where_it_was_granted() {
 
 #[test]
 fn names_of_the_api_are_its_own() {
-    let service = Role::Service { name: "api-1".parse().unwrap(), regions: Vec::new(), tools: Vec::new(), nodes: Vec::new() };
-    assert!(service.permissions().unwrap_err().contains("names that begin with api- are those of the API"));
+    for (name, why) in [("api-1", "names that begin with api- are those of the API"), ("observer", "it is the name of whoever looks")] {
+        let service =
+            Role::Service { name: name.parse().unwrap(), regions: Vec::new(), tools: Vec::new(), nodes: Vec::new(), direct: true };
+        assert!(service.permissions().unwrap_err().contains(why), "{name}");
+    }
     let api = Role::Api { caller: "svc".parse().unwrap() };
     assert!(api.permissions().unwrap_err().contains("their names begin with api-"));
 }
@@ -119,7 +127,8 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
     assert!(!permissions.publish.contains(&"$KV.PRESENCE.>".to_owned()), "only collectors write PRESENCE");
     let of_replicas: Vec<&String> = permissions.publish.iter().filter(|subject| subject.starts_with("$KV.REPLICAS")).collect();
     assert_eq!(of_replicas, ["$KV.REPLICAS.api-1"], "each says only of itself that it is there");
-    assert!(!permissions.publish.contains(&"$KV.SERVICES.>".to_owned()), "only commands of the operator write SERVICES");
+    assert!(permissions.publish.contains(&"$KV.SERVICES.>".to_owned()), "services are granted over HTTP, too");
+    assert!(!permissions.publish.iter().any(|subject| subject.starts_with("api.v1.")), "nobody but services knocks at the front door");
 }
 
 #[test]
@@ -142,6 +151,8 @@ fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
     );
     check(&Role::Acknowledger, &["_INBOX_n.*.>"], &["_INBOX_c.acknowledger.>"]);
     assert_eq!(Role::Acknowledger.permissions().unwrap().max_subscriptions, Some(1));
+    check(&Role::FrontDoor, &["_INBOX.*.>"], &["_INBOX_c.frontdoor.>", "api.v1.run.* f", "$SRV.>"]);
+    check(&Role::Observer, &["$SRV.>"], &["_INBOX.observer.>"]);
     check(&Role::Keymaster, &["$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.PING"], &["_INBOX_c.keymaster.>"]);
     check(
         &Role::Presence { account: "ACC".to_owned() },

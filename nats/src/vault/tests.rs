@@ -85,7 +85,7 @@ fn what_would_allow_too_much_or_last_too_long_is_not_signed() {
         assert_eq!(vault.mint(&node("n1"), lifetime).is_ok(), right, "{lifetime:?}");
     }
     let regions = (0..400).map(|index| format!("a-rather-long-name-of-region-{index}").parse().unwrap()).collect();
-    let service = Role::Service { name: "svc".parse().unwrap(), regions, tools: vec![ToolName::Echo], nodes: Vec::new() };
+    let service = Role::Service { name: "svc".parse().unwrap(), regions, tools: vec![ToolName::Echo], nodes: Vec::new(), direct: true };
     let refused = vault.mint(&service, CREDENTIAL_LIFETIME).unwrap_err().to_string();
     assert!(refused.contains("grant fewer regions, tools or nodes"), "{refused}");
 }

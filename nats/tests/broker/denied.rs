@@ -1,6 +1,6 @@
 //! What each kind of credential must not do, refused by the broker.
 
-use fixture::{Broker, api, collector, node, registrar, service};
+use fixture::{Broker, api, collector, node, registrar, service, service_at_the_door};
 use probeops_nats::permissions::{AccountName, Role};
 
 use crate::fixture;
@@ -58,6 +58,11 @@ async fn a_node_may_not() {
         Publish("ev.v1.eu.n2.beat"),
         Publish("ev.v1.us.n1.beat"),
         Publish("job.v1.eu.echo.n1"),
+        Publish("api.v1.run.n1"),
+        Publish("api.v1.run.svc"),
+        Publish("$SRV.PING"),
+        Join("api.v1.run.*", "f"),
+        Subscribe("$SRV.>"),
         Publish("node.v1.n2.ctl.cancel.api-1"),
         Publish("audit.v1.node.n1"),
         Publish("$JS.API.STREAM.INFO.JOBS"),
@@ -79,6 +84,10 @@ async fn a_service_may_not() {
         Publish("job.v1.eu.echo.api-1"),
         Publish("node.v1.n2.job.echo.svc"),
         Publish("node.v1.n1.ctl.cancel.svc"),
+        Publish("api.v1.run.other"),
+        Publish("$SRV.PING"),
+        Join("api.v1.run.*", "f"),
+        Join("api.v1.run.svc", "f"),
         Publish("_INBOX.other.token.n1"),
         Publish("_INBOX.svc.token.n1"),
         Publish("ev.v1.eu.n1.beat"),
@@ -97,6 +106,14 @@ async fn a_service_may_not() {
         Subscribe(">"),
     ];
     refuses(&broker, &service("svc"), &attempts).await;
+    let at_the_door = [
+        Publish("job.v1.eu.echo.svc"),
+        Publish("node.v1.n1.job.echo.svc"),
+        Publish("api.v1.run.other"),
+        Subscribe("_INBOX.other.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &service_at_the_door("svc"), &at_the_door).await;
 }
 
 #[tokio::test]
@@ -113,8 +130,12 @@ async fn a_replica_of_the_api_may_not() {
         Publish("$KV.REPLICAS.api-2"),
         Publish("$JS.API.STREAM.PURGE.KV_REPLICAS"),
         Publish("$JS.API.STREAM.PURGE.KV_IDEMPOTENCY"),
+        Publish("$JS.API.STREAM.PURGE.KV_SERVICES"),
+        Publish("api.v1.run.svc"),
+        Publish("api.v1.run.api-1"),
+        Join("api.v1.run.*", "f"),
+        Subscribe("$SRV.PING"),
         Publish("$JS.API.STREAM.PURGE.KV_LIMITS"),
-        Publish("$KV.SERVICES.svc"),
         Publish("$JS.API.STREAM.DELETE.JOBS"),
         Publish("$JS.API.STREAM.PURGE.KV_KEYS"),
         Publish("$JS.API.STREAM.UPDATE.KV_KEYS"),
@@ -154,6 +175,7 @@ async fn a_command_of_the_operator_may_not() {
         Publish("rep.v1.api-1.cancel.svc"),
         Publish("audit.v1.api.api-1"),
         Publish("audit.v1.command.command-2"),
+        Publish("api.v1.run.command-1"),
         Publish("$KV.PRESENCE.eu.n1"),
         Publish("$JS.API.STREAM.PURGE.KV_KEYS"),
         Publish("$JS.API.STREAM.DELETE.KV_NODES"),
@@ -203,6 +225,37 @@ async fn the_parts_of_the_control_plane_may_not() {
         Subscribe(">"),
     ];
     refuses(&broker, &Role::Acknowledger, &acknowledging).await;
+    let front_door = [
+        Publish("job.v1.eu.echo.svc"),
+        Publish("job.v1.eu.echo.frontdoor"),
+        Publish("node.v1.n1.ctl.drain.api-1"),
+        Publish("api.v1.run.svc"),
+        Publish("_INBOX_n.n1.x"),
+        Publish("_INBOX_c.api-1.x"),
+        Publish("rep.v1.api-1.cancel.frontdoor"),
+        Publish("audit.v1.api.api-1"),
+        Publish("$KV.SERVICES.svc"),
+        Publish("$JS.API.STREAM.INFO.JOBS"),
+        Publish("$SRV.PING"),
+        Subscribe("api.v1.run.*"),
+        Join("api.v1.run.*", "other"),
+        Subscribe("_INBOX.svc.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &Role::FrontDoor, &front_door).await;
+    let observing = [
+        Publish("api.v1.run.svc"),
+        Publish("api.v1.run.observer"),
+        Publish("job.v1.eu.echo.observer"),
+        Publish("_INBOX.svc.t.n1"),
+        Publish("$JS.API.STREAM.INFO.JOBS"),
+        Publish("$KV.SERVICES.svc"),
+        Subscribe("_INBOX.svc.>"),
+        Subscribe("$SRV.>"),
+        Subscribe("api.v1.run.*"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &Role::Observer, &observing).await;
     let presence = [
         Publish("$SYS.REQ.CLAIMS.UPDATE"),
         Publish("$SYS.REQ.SERVER.PING"),

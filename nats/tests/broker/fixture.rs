@@ -167,7 +167,14 @@ pub(crate) fn service(name: &str) -> Role {
         regions: vec!["eu".parse().unwrap()],
         tools: vec![ToolName::Echo],
         nodes: vec!["n1".parse().unwrap()],
+        direct: true,
     }
+}
+
+/// A service that has its jobs run at the front door.
+pub(crate) fn service_at_the_door(name: &str) -> Role {
+    let Role::Service { name, regions, tools, nodes, .. } = service(name) else { unreachable!() };
+    Role::Service { name, regions, tools, nodes, direct: false }
 }
 
 pub(crate) fn api() -> Role {

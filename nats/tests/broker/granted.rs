@@ -2,12 +2,14 @@
 
 use async_nats::jetstream::kv::{Operation, Watch};
 use async_nats::{Message, StatusCode, Subscriber, jetstream};
-use fixture::{Broker, Connection, PATIENCE, api, collector, node, registrar, service};
+use fixture::{Broker, Connection, PATIENCE, api, collector, node, registrar, service, service_at_the_door};
 use futures_util::StreamExt;
 use probeops_nats::connect::LinkEvent;
 use probeops_nats::permissions::Role;
 use probeops_shared::ids::{Caller, JobId, NodeId, ReplyToken};
-use probeops_shared::subjects::{self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, NO_RESPONDERS, NODE_QUEUE, REST, broker, storage};
+use probeops_shared::subjects::{
+    self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, FRONT_DOOR_QUEUE, NO_RESPONDERS, NODE_QUEUE, REST, broker, storage,
+};
 use tokio::time::{Instant, timeout};
 
 use crate::fixture;
@@ -65,6 +67,32 @@ async fn a_service_asks_a_node_and_the_broker_says_who_answered() {
 }
 
 #[tokio::test]
+async fn a_service_is_answered_at_the_front_door_and_an_observer_sees_it() {
+    let broker = Broker::start().await;
+    let door = broker.connect(&Role::FrontDoor).await;
+    let mut knocks = door.client.queue_subscribe(subjects::front_door(ANY), FRONT_DOOR_QUEUE.to_owned()).await.unwrap();
+    let mut questions = door.client.subscribe(broker::SERVICES_ALL).await.unwrap();
+    door.client.flush().await.unwrap();
+    let answering = tokio::spawn(async move {
+        let knock = next(&mut knocks).await;
+        door.client.publish(knock.reply.unwrap(), "job".into()).await.unwrap();
+        let question = next(&mut questions).await;
+        door.client.publish(question.reply.unwrap(), "pong".into()).await.unwrap();
+        door.client.flush().await.unwrap();
+        (knock.subject, question.subject)
+    });
+    let service = broker.connect(&service_at_the_door("svc")).await;
+    // The library's own request, in the service's own inbox.
+    let answer = timeout(PATIENCE, service.client.request(subjects::front_door("svc"), "job".into())).await.unwrap();
+    assert_eq!(answer.unwrap().payload, "job");
+    let observer = broker.connect(&Role::Observer).await;
+    let seen = timeout(PATIENCE, observer.client.request("$SRV.PING", "".into())).await.unwrap();
+    assert_eq!(seen.unwrap().payload, "pong");
+    let (knocked, questioned) = answering.await.unwrap();
+    assert_eq!((subjects::parse_front_door(&knocked), questioned.as_str()), (Some("svc".parse().unwrap()), "$SRV.PING"));
+}
+
+#[tokio::test]
 async fn a_node_announces_itself_and_is_acknowledged() {
     let broker = Broker::start().await;
     let collecting = broker.connect(&collector()).await;
@@ -106,7 +134,7 @@ async fn the_api_and_commands_keep_their_registers_and_jobs() {
     let context = jetstream::new(connection.client.clone());
     let command_context = jetstream::new(command.client.clone());
     let written =
-        [(&context, storage::KEYS), (&context, storage::NODES), (&context, storage::IDEMPOTENCY), (&command_context, storage::SERVICES)];
+        [(&context, storage::KEYS), (&context, storage::NODES), (&command_context, storage::SERVICES), (&context, storage::IDEMPOTENCY)];
     for (context, bucket) in written {
         let store = context.get_key_value(bucket).await.unwrap();
         let revision = store.create("a", "1".into()).await.unwrap();

@@ -11,6 +11,9 @@ pub const FLOW_CONTROL: &str = "$JS.FC.>";
 /// Every server answers.
 pub const SERVER_PING: &str = "$SYS.REQ.SERVER.PING";
 
+/// All questions about NATS services: who is there, what it offers, how it does.
+pub const SERVICES_ALL: &str = "$SRV.>";
+
 /// The stream behind a bucket.
 pub fn bucket_stream(bucket: impl Display) -> String {
     format!("KV_{bucket}")

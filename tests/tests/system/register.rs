@@ -172,8 +172,12 @@ fn a_credential_that_was_carried_away_or_was_wider_is_void_once_another_takes_it
 
 /// A connection of a service, and what happens to it.
 async fn connect(home: &Home, creds: &Path) -> Result<(Client, mpsc::UnboundedReceiver<Event>), async_nats::ConnectError> {
+    connect_as(home, creds, "_INBOX.billing").await
+}
+
+async fn connect_as(home: &Home, creds: &Path, inbox: &str) -> Result<(Client, mpsc::UnboundedReceiver<Event>), async_nats::ConnectError> {
     let (told, events) = mpsc::unbounded_channel();
-    let options = ConnectOptions::with_credentials_file(creds).await.unwrap();
+    let options = ConnectOptions::with_credentials_file(creds).await.unwrap().custom_inbox_prefix(inbox);
     let options = options.add_root_certificates(home.path("data/tls/ca.pem")).require_tls(true).event_callback(move |event| {
         let told = told.clone();
         async move { drop(told.send(event)) }
@@ -217,8 +221,33 @@ fn a_service_that_was_added_publishes_and_one_that_was_revoked_is_cut_off() {
         connect(&home, &creds).await.expect_err("a revoked credential");
     });
     assert!(listed(&home, "services")[0]["revoked_at"].is_string());
-    let unknown = home.run(&arguments("services revoke shop")).bad(2);
-    assert!(unknown.contains("there is no service `shop`; `probeops services list` shows those there are"), "{unknown}");
+    // With targets it has the front door only; whoever looks at services sees that.
+    let said = probeops(&home, "services add shop --regions demo-eu --tools echo,tcp --targets 127.0.0.1");
+    assert!(said.contains("on api.v1.run.shop") && !said.contains("It publishes to"), "{said}");
+    assert!(probeops(&home, "services list").lines().any(|row| row.starts_with("shop ") && row.contains("127.0.0.1")));
+    let creds = secret(&home, "data/services/shop.creds");
+    runtime.block_on(async {
+        let (client, _events) = connect_as(&home, &creds, "_INBOX.shop").await.unwrap();
+        let knock = async |body: Value| {
+            let request = async_nats::Request::new().payload(body.to_string().into()).timeout(Some(HANG));
+            let answer = client.send_request("api.v1.run.shop", request).await.unwrap();
+            serde_json::from_slice::<Value>(&answer.payload).unwrap()
+        };
+        let problem = knock(json!({"tool": "tcp", "target": "127.0.0.2", "from": "demo-eu"})).await;
+        assert_eq!(problem["code"], "forbidden", "{problem}");
+        let job = knock(json!({"tool": "tcp", "target": "127.0.0.1", "from": "demo-eu", "parameters": {"timeout": 2}})).await;
+        assert_eq!((&job["status"], &job["caller"]), (&json!("finished"), &json!("service:shop")), "{job}");
+    });
+    let said = probeops(&home, "services observe --out observer.creds");
+    assert!(said.contains("its inbox prefix is _INBOX.observer"), "{said}");
+    runtime.block_on(async {
+        let (client, _events) = connect_as(&home, &secret(&home, "observer.creds"), "_INBOX.observer").await.unwrap();
+        let seen = tokio::time::timeout(HANG, client.request("$SRV.INFO.probeops", "".into())).await.unwrap().unwrap();
+        let info: Value = serde_json::from_slice(&seen.payload).unwrap();
+        assert_eq!(info["endpoints"][0]["subject"], "api.v1.run.*", "{info}");
+    });
+    let unknown = home.run(&arguments("services revoke dealer")).bad(2);
+    assert!(unknown.contains("there is no service `dealer`; `probeops services list` shows those there are"), "{unknown}");
     assert_eq!(up.end(Signal::SIGTERM), Some(0));
 }
 

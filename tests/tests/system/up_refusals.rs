@@ -90,7 +90,7 @@ fn half_written_data_is_mended_or_named_with_its_cure() {
     }
     secrets.retain(|path| path.file_name().is_some_and(|name| name != "lock"));
     secrets.push(home.path("data/tls/ca.pem"));
-    assert_eq!(secrets.len(), 9 + 4 + 4 + 2 + 1, "{secrets:?}");
+    assert_eq!(secrets.len(), 9 + 4 + 5 + 2 + 1, "{secrets:?}");
     for path in secrets {
         let whole = std::fs::read(&path).unwrap();
         cut(&path);
@@ -198,7 +198,7 @@ fn help_teaches_and_wrong_usage_is_told_what_is_right() {
             "unknown tool `pong`; did you mean `ping`? the tools are echo, ping, traceroute, mtr, dns, tcp, tls, http, pmtu, whois",
         ),
         (&["keys", "add", "x", "--scopes", "jobs"], "unknown scope `jobs`; did you mean `jobs:read`?"),
-        (&["services", "add", "api-1", "--regions", "eu", "--tools", "ping"], "is kept for replicas of the API; choose another name"),
+        (&["services", "add", "api-1", "--regions", "eu", "--tools", "ping"], "names that begin with api- are those of the API"),
     ];
     for (arguments, words) in wrong {
         let said = home.run(arguments);

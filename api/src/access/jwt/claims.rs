@@ -16,7 +16,7 @@ pub(super) fn identity(payload: &str) -> Result<Identity, String> {
     let bytes = BASE64URL_NOPAD.decode(payload.as_bytes()).map_err(|_| super::malformed("its payload is not base64url"))?;
     // Strict: a claim that stands twice could be read in two ways.
     let claims = json::parse(&bytes).and_then(json::object).map_err(|invalid| super::malformed(&format!("its payload: {invalid}")))?;
-    Ok(Identity { name: format!("jwt:{}", subject(&claims)?), scopes: scopes(&claims)?, limits: limits(&claims)? })
+    Ok(Identity { name: format!("jwt:{}", subject(&claims)?), scopes: scopes(&claims)?, limits: limits(&claims)?, nodes: Vec::new() })
 }
 
 /// The subject goes into headers and logs as it is, so it must be plain.

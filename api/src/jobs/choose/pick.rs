@@ -92,7 +92,7 @@ impl<'a> Asker<'a> {
     }
 
     pub(super) fn sees(&self, seen: &Seen<'_>) -> bool {
-        self.principal.sees_region(&seen.grant.region)
+        self.principal.sees_node(&seen.grant.id, &seen.grant.region)
     }
 
     fn somebody_takes(&self, region: &Region) -> bool {

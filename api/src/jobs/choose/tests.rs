@@ -76,7 +76,7 @@ fn roster() -> Roster {
 
 fn principal(limits: &str) -> Principal {
     let limits = serde_json::from_str(limits).unwrap();
-    Principal::of(Arc::new(Identity { name: "key:k".to_owned(), scopes: vec![Scope::JobsWrite], limits }))
+    Principal::of(Arc::new(Identity { name: "key:k".to_owned(), scopes: vec![Scope::JobsWrite], limits, nodes: Vec::new() }))
 }
 
 fn from(selectors: &[&str]) -> Vec<Selector> {
