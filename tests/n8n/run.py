@@ -346,7 +346,7 @@ class Run:
         return f"execution {execution.id}, no alert, {answer['findings'][0]['rtt_avg_ms']} ms"
 
     def sync_alert(self):
-        status, answer = self.n8n.webhook("probeops-ping", {"target": "192.0.2.1", "from": "demo-eu"})
+        status, answer = self.n8n.webhook("probeops-ping", {"target": "nothing.invalid", "from": "demo-eu"})
         execution = self.n8n.ended("probeopsSync0001")
         wants(status == 200 and answer["alert"] is True and answer["text"], answer)
         wants(execution.status == "success" and "Alert" in execution.runs, execution)
@@ -508,7 +508,7 @@ class Run:
               f"{time.strftime('%Y-%m-%d %H:%M', time.gmtime())} UTC\n")
         print("## The workflows\n")
         self.check("sync-ping-alert, a host that answers", self.sync)
-        self.check("sync-ping-alert, a host that does not", self.sync_alert)
+        self.check("sync-ping-alert, a host that there is not", self.sync_alert)
         self.check("async-resume", self.asynchronous)
         self.check("async-resume, a job that may be over before n8n waits", self.asynchronous_quick)
         self.check("signed-receiver, a callback of ProbeOps", self.receiver)
