@@ -62,7 +62,7 @@ impl Access {
 
     /// Who this caller is, that the broker has attested.
     pub async fn service(&self, caller: &Caller) -> Result<Principal, Problem> {
-        Ok(Principal::new(self.0.services.identify(caller).await?))
+        Ok(Principal::of(self.0.services.identify(caller).await?))
     }
 
     /// Who sent these headers.

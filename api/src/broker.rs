@@ -19,6 +19,7 @@ use async_nats::{Client, HeaderMap};
 use futures_util::{Stream, StreamExt};
 use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
 use probeops_nats::permissions::Role;
+use probeops_nats::server::version;
 use probeops_nats::vault::credentials::Credentials;
 use probeops_shared::ids::{Caller, JobId, NodeId, RequestId};
 use probeops_shared::job::Verb;
@@ -102,6 +103,7 @@ impl Broker {
             return Err(format!("the credential `{caller}` is not an API's; its name begins with api-"));
         }
         let (client, events) = links.connected("api", caller.as_str(), stop).await?;
+        version::require(&client.server_info().version, "the broker").map_err(|error| error.to_string())?;
         let (link_state, link) = watch::channel(LinkState { connected: true, epoch: 1 });
         drop(tasks.spawn(follow(events, link_state)));
         let (collecting, collector_events) = links.connected("collector", "collector", stop).await?;

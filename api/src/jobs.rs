@@ -9,6 +9,7 @@ mod idempotency;
 mod late;
 mod list;
 mod live;
+mod queue;
 mod store;
 mod takeover;
 
@@ -40,7 +41,7 @@ use crate::callbacks::{Callback, CallbackView, Callbacks, origin_of};
 use crate::jobs::callback::Patience;
 use crate::jobs::detachable::Detachable;
 use crate::jobs::live::Live;
-use crate::jobs::store::{Open, State, Store, Stored};
+use crate::jobs::store::{Open, State, Store};
 use crate::limits::{Admitted, Allowance, Held, Limits, LimitsDocument};
 use crate::metrics::Metrics;
 use crate::problem::{Asked, Problem};
@@ -49,7 +50,8 @@ pub use choose::{Excluded, Explained, Explanation, NotChosen, Why};
 pub use idempotency::Idempotency;
 pub use list::{JobPage, JobSummary, Wanted};
 pub use live::{Begun, Ended, EventId, Found, Kind, Next, Told, Watcher};
-pub(crate) use store::owner;
+pub(crate) use queue::{EXPIRES_IN, EXPIRES_IN_MAX};
+pub(crate) use store::{Stored, owner};
 
 /// The longest a call waits for its job, and as long as it waits unless it says otherwise.
 pub(crate) const WAIT_MAX: Duration = Duration::from_secs(60);
@@ -79,6 +81,10 @@ pub struct JobRequest {
     pub traceparent: Option<String>,
     /// What makes a call that is made again the same call.
     pub idempotency: Option<Idempotency>,
+    /// How long it waits for a node; absent where it does not.
+    pub expires_in: Option<Duration>,
+    /// The schedule that asks for it.
+    pub schedule: Option<String>,
 }
 
 /// A job, whether one node ran it or several.
@@ -96,10 +102,16 @@ pub struct JobDocument {
     pub from: Vec<Selector>,
     /// On whose behalf.
     pub caller: String,
+    /// The schedule that made it; absent where somebody asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schedule: Option<String>,
     /// Whether it goes on.
     pub status: JobStatus,
     /// When it was accepted.
     pub created_at: Timestamp,
+    /// Until when it waits for a node that fits, or would have; absent where it never waited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// When its last run ended; absent while it goes on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub finished_at: Option<Timestamp>,
@@ -131,19 +143,34 @@ impl JobDocument {
 
 impl JobStatus {
     /// All of them, and their words.
-    pub const ALL: [(Self, &str); 3] = [(Self::Running, "running"), (Self::Finished, "finished"), (Self::Cancelled, "cancelled")];
+    pub const ALL: [(Self, &str); 5] = [
+        (Self::Queued, "queued"),
+        (Self::Running, "running"),
+        (Self::Finished, "finished"),
+        (Self::Cancelled, "cancelled"),
+        (Self::Expired, "expired"),
+    ];
+
+    /// Whether nothing more will come of it.
+    pub fn is_over(self) -> bool {
+        !matches!(self, Self::Queued | Self::Running)
+    }
 }
 
 /// Whether a job goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum JobStatus {
+    /// It waits for a node that fits (`"when": "online"`).
+    Queued,
     /// Not every run has its outcome yet.
     Running,
     /// Every run has its outcome.
     Finished,
     /// It was ended before its time; every run has its outcome, if only that it was cancelled.
     Cancelled,
+    /// It waited for a node until its time was over, and did not run.
+    Expired,
 }
 
 /// How a caller wants his answer.
@@ -262,8 +289,36 @@ impl Jobs {
         }
     }
 
+    /// Makes the job with this id, which goes on by itself; when it is there already, that is all.
+    pub(crate) async fn submit_as(&self, principal: &Principal, request: JobRequest, id: JobId) -> Result<(), Problem> {
+        // It is looked for first: what it may take from the rate it has taken.
+        let there =
+            self.0.store.read(id).await.map_err(|error| Problem::new(Code::Unavailable, format!("jobs cannot be read now: {error}")))?;
+        if there.is_some() {
+            return Ok(());
+        }
+        self.make(principal, request, How::Wait(Duration::ZERO), id).await.map(drop)
+    }
+
+    /// Refuses a request that is for later and could not be run now by what the principal may do and what there is; nodes need not be there.
+    pub(crate) async fn admit(&self, principal: &Principal, request: &JobRequest) -> Result<(), Problem> {
+        match choose::choose(self.0.broker.roster(), principal, request.spec.tool(), &request.from) {
+            Err(problem) if problem.code() != Code::NoNodeAvailable => return Err(problem),
+            Ok(_) | Err(_) => {}
+        }
+        admission::check_target(principal, &request.spec)?;
+        admission::start_within(request.timeout, request.spec.budget())?;
+        match &request.callback {
+            Some(callback) => self.0.callbacks.admit(principal, callback).await,
+            None => Ok(()),
+        }
+    }
+
     /// Makes a job with this id.
     async fn make(&self, principal: &Principal, request: JobRequest, how: How, id: JobId) -> Result<Submitted, Problem> {
+        if let Some(expires_in) = request.expires_in {
+            return self.queue(principal, request, how, (id, expires_in)).await;
+        }
         let chosen = choose::choose(self.0.broker.roster(), principal, request.spec.tool(), &request.from)?;
         admission::check_target(principal, &request.spec)?;
         if let Some(callback) = &request.callback {
@@ -273,7 +328,7 @@ impl Jobs {
         let start_within = admission::start_within(request.timeout, budget)?;
         // Room before rate: a job that finds no room costs nothing.
         let free = self.room_for(chosen.destinations.len())?;
-        let admitted = self.0.limits.admit(principal, request.spec.tool(), chosen.destinations).await?;
+        let admitted = self.0.limits.admit(principal, request.spec.tool(), chosen.destinations, 0).await?;
         let Admitted { destinations, allowance, held } = admitted;
         let room = Room { _free: free, _held: held };
         let document = document(principal, &request, id, chosen.missing);
@@ -294,11 +349,12 @@ impl Jobs {
             return Ok(Submitted { id, answer: Came::Over(job.await), allowance, replayed: false });
         }
         let ends_by = document.created_at.plus(start_within + budget + 2 * GRACE);
-        let state = State { document, runs: Some(runs.len()), replica: Some(self.0.broker.caller().clone()), deliver: request.callback };
+        let (replica, deliver) = (Some(self.0.broker.caller().clone()), request.callback);
+        let state = State { document, runs: Some(runs.len()), replica, deliver, refreshed: 0 };
         let only_watched = matches!(how, How::Watch { cancel_on_disconnect: true });
         let jobs = self.clone();
         // What is stored is begun, though its caller hang up meanwhile.
-        let begun = self.0.tasks.spawn(async move { jobs.begin(state, runs, ends_by, only_watched, (room, accepted)).await });
+        let begun = self.0.tasks.spawn(async move { jobs.begin(state, runs, (ends_by, 0), only_watched, (room, Some(accepted))).await });
         let begun = begun.await.unwrap_or_else(|_| Err("it met a fault of this API".to_owned()));
         let Some(mut watcher) = begun.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?
         else {
@@ -318,26 +374,29 @@ impl Jobs {
         Ok(Submitted { id, answer, allowance, replayed: false })
     }
 
-    /// Stores a job and begins with its runs; somebody who watches it, or none when it is there already.
+    /// Stores a job after its state at this place (0: as its first) and begins with its runs; somebody who watches it, or none when its state is
+    /// another already.
     async fn begin(
         &self,
         state: State,
         runs: Vec<Run>,
-        ends_by: Timestamp,
+        (ends_by, after): (Timestamp, u64),
         only_watched: bool,
-        (room, accepted): (Room, Record),
+        (room, accepted): (Room, Option<Record>),
     ) -> Result<Option<Watcher>, String> {
         let id = state.document.id;
         let open = Open { id, replica: self.0.broker.caller().clone(), ends_by };
-        let Some(place) = self.0.store.put_now(&state, &open).await? else { return Ok(None) };
-        self.0.audit.record(accepted);
+        let Some(place) = self.0.store.put_now(&state, &open, after).await? else { return Ok(None) };
+        if let Some(accepted) = accepted {
+            self.0.audit.record(accepted);
+        }
         let live = Live::new(state.document, runs.len(), only_watched);
         drop(self.live().insert(id, Arc::clone(&live)));
         let watcher = live.watch(None);
         let jobs = self.clone();
         drop(self.0.tasks.spawn(async move {
             let _here = Here { jobs: &jobs, live: &live };
-            jobs.run_watched(&live, &runs, place, state.deliver).await;
+            jobs.run_watched(&live, &runs, place, (state.deliver, state.refreshed)).await;
             drop(room);
         }));
         Ok(Some(watcher))
@@ -366,7 +425,7 @@ impl Jobs {
     }
 
     /// Gets every run of a job done whose state is at `place` in the stream, and keeps and tells what comes of it as it comes.
-    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run], place: u64, deliver: Option<Callback>) {
+    async fn run_watched(&self, live: &Arc<Live>, runs: &[Run], place: u64, (deliver, refreshed): (Option<Callback>, u32)) {
         let every = join_all(runs.iter().enumerate().map(async |(index, run)| {
             let watched = Watched { listener: live.listener(index), cancel: live.cancel.clone() };
             let dispatched = self.dispatch(run, Some(&watched)).await;
@@ -390,7 +449,7 @@ impl Jobs {
             live.finish(written.clone());
         }
         let document = JobDocument { results: Vec::new(), late: Vec::new(), ..document };
-        let end = State { document, runs: Some(runs.len()), replica: None, deliver };
+        let end = State { document, runs: Some(runs.len()), replica: None, deliver, refreshed };
         if !self.call_back(&end, Patience::AllThereIs).await {
             // Another replica ends it, with its callback.
             return live.finish(written);
@@ -459,7 +518,7 @@ impl Jobs {
     pub async fn watch(&self, principal: &Principal, id: JobId, after: Option<EventId>) -> Result<Watcher, Problem> {
         match self.find(principal, id).await? {
             Place::Here(live) => Ok(live.watch(after)),
-            Place::Stored(stored) if stored.state.document.status == JobStatus::Running => Ok(self.elsewhere(&stored)?.watch(after)),
+            Place::Stored(stored) if !stored.state.document.status.is_over() => Ok(self.elsewhere(&stored)?.watch(after)),
             Place::Stored(stored) => Ok(Live::of_stored(*stored).watch(after)),
         }
     }
@@ -483,6 +542,11 @@ impl Jobs {
             }
             Place::Stored(stored) => match stored.state.document.status {
                 JobStatus::Running => self.cancel_elsewhere(&stored).await,
+                JobStatus::Queued => match self.cancel_queued(&stored).await? {
+                    Some(document) => Ok(document),
+                    // It has begun in this moment, or is over.
+                    None => Box::pin(self.cancel(principal, id)).await,
+                },
                 status => Err(over(status)),
             },
         }
@@ -546,8 +610,10 @@ fn document(principal: &Principal, request: &JobRequest, id: JobId, missing: Vec
         parameters: request.spec.shown_parameters(),
         from: request.from.clone(),
         caller: principal.name.clone(),
+        schedule: request.schedule.clone(),
         status: JobStatus::Running,
         created_at: Timestamp::now(),
+        expires_at: None,
         finished_at: None,
         callback: request.callback.as_ref().map(|callback| callback.view(id)),
         results: Vec::new(),
@@ -589,6 +655,7 @@ fn runs(
 fn accepted(document: &JobDocument, caller: String) -> Record {
     let from: Vec<String> = document.from.iter().map(ToString::to_string).collect();
     let calls_back = document.callback.as_ref().map_or_else(String::new, |callback| format!(", callback to {}", origin_of(&callback.url)));
+    let scheduled = document.schedule.as_ref().map_or_else(String::new, |schedule| format!(", schedule {schedule}"));
     Record {
         time: document.created_at,
         verdict: Verdict::Accepted,
@@ -599,7 +666,7 @@ fn accepted(document: &JobDocument, caller: String) -> Record {
         tool: document.tool.clone(),
         target: document.target.clone(),
         request_id: document.id.to_string(),
-        detail: format!("from {}{calls_back}", from.join(", ")),
+        detail: format!("from {}{calls_back}{scheduled}", from.join(", ")),
         duration_ms: None,
     }
 }

@@ -6,6 +6,7 @@
 //! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
 //! - `door`: the same for services that ask over NATS.
 //! - [`limits`]: what principals and nodes have left, over all replicas.
+//! - `later`: what is done when nobody waits for it any more.
 //! - [`callbacks`]: telling the end of jobs to whom their callers name.
 //! - [`audit`]: the trail. [`metrics`]: what is counted. `watch`: buckets held in memory. `revoke`: taking a credential back.
 
@@ -18,6 +19,7 @@ pub mod config;
 mod door;
 pub mod jobs;
 pub mod limits;
+pub(crate) mod later;
 pub mod metrics;
 pub mod openapi;
 pub mod problem;
@@ -41,6 +43,8 @@ use crate::callbacks::guard::Guard;
 use crate::config::Settings;
 use crate::door::Door;
 use crate::jobs::{Ending, Jobs};
+use crate::later::firing::Firings;
+use crate::later::schedules::Schedules;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
 
@@ -55,6 +59,8 @@ pub struct App {
     pub jobs: Jobs,
     /// Callbacks.
     pub callbacks: Callbacks,
+    /// Schedules.
+    pub(crate) schedules: Schedules,
     /// Who may what.
     pub access: Access,
     /// The trail.
@@ -85,9 +91,13 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let jobs =
         Jobs::start(broker.clone(), audit.clone(), (callbacks.clone(), metrics.clone()), Ending { tasks: &writers, stop: &ended }).await?;
     drop(writers.spawn(callbacks::deliver::deliver(callbacks.clone(), jobs.clone(), broker.clone(), writers.clone(), ended.clone())));
+    drop(writers.spawn(jobs.clone().take_queued(access.clone(), stop.child_token())));
+    let schedules = Schedules::start(&broker).await?;
+    let firings = Firings { schedules: schedules.clone(), jobs: jobs.clone(), access: access.clone(), audit: audit.clone() };
+    firings.start(&broker, Ending { tasks: &writers, stop: &ended }).await?;
     let Some(door) = stop.run_until_cancelled(Box::pin(Door::connect(&broker, &tasks, &ended))).await else { return Ok(()) };
     let door = door?;
-    let app = App { broker, roster, jobs: jobs.clone(), callbacks, access, audit, metrics };
+    let app = App { broker, roster, jobs: jobs.clone(), callbacks, schedules, access, audit, metrics };
     let closing = stop.child_token();
     let door = tokio::spawn(door.serve(app.clone(), closing.clone()));
     let served = listener.serve(routes::router(app), stop).await;

@@ -153,20 +153,36 @@ struct Full {
     after: Duration,
 }
 
+/// The key of a principal's limits.
+fn of_principal(principal: &Principal) -> String {
+    format!("p.{}", owner(&principal.name))
+}
+
 impl Limits {
     pub(crate) fn new(broker: &Broker) -> Self {
         let (bucket, lease) = (broker.limits(), broker.lease().clone());
         Self(Arc::new(Inner { bucket, lease, broker: broker.clone(), rates: Mutex::default(), at_once: Mutex::default() }))
     }
 
-    /// Takes what a job needs of every limit it meets, or of none.
-    pub(crate) async fn admit(&self, principal: &Principal, tool: ToolName, destinations: Vec<Destination>) -> Result<Admitted, Problem> {
+    /// Takes so many runs from the rate of a principal, for a job whose nodes are not known yet.
+    pub(crate) async fn pay(&self, principal: &Principal, runs: u32) -> Result<Option<Allowance>, Problem> {
+        self.take_rate(principal, runs, &mut Takings::default()).await
+    }
+
+    /// Takes what a job needs of every limit it meets, or of none. `paid`: how many of its runs were taken from the rate before.
+    pub(crate) async fn admit(
+        &self,
+        principal: &Principal,
+        tool: ToolName,
+        destinations: Vec<Destination>,
+        paid: u32,
+    ) -> Result<Admitted, Problem> {
         let nodes_are_limited = self.0.broker.roster().look(|nodes| nodes.limited().len() > 0);
         if principal.limits.rate.is_none() && principal.limits.at_once.is_none() && !nodes_are_limited {
             return Ok(Admitted { destinations, allowance: None, held: Vec::new() });
         }
         let mut takings = Takings::default();
-        match Box::pin(self.take(principal, tool, destinations, &mut takings)).await {
+        match Box::pin(self.take(principal, tool, (destinations, paid), &mut takings)).await {
             Ok((destinations, allowance)) => Ok(Admitted { destinations, allowance, held: takings.held }),
             Err(problem) => {
                 for (of, paid) in takings.paid {
@@ -181,11 +197,10 @@ impl Limits {
         &self,
         principal: &Principal,
         tool: ToolName,
-        destinations: Vec<Destination>,
+        (destinations, paid): (Vec<Destination>, u32),
         takings: &mut Takings,
     ) -> Result<(Vec<Destination>, Option<Allowance>), Problem> {
         let runs = u32::try_from(destinations.len()).unwrap_or(u32::MAX);
-        let of = format!("p.{}", owner(&principal.name));
         if let Some(at_once) = principal.limits.at_once {
             if runs > at_once.get() {
                 let detail =
@@ -193,33 +208,17 @@ impl Limits {
                 let never = Problem::new(Code::Forbidden, detail);
                 return Err(never.at(Invalid::new("/from", "more runs than the limit `at_once` allows")));
             }
-            let held = self.hold(&of, at_once, runs).await?;
+            let held = self.hold(&of_principal(principal), at_once, runs).await?;
             takings.held.push(held.ok_or_else(|| {
                 let detail =
                     format!("your credential is limited to {at_once} runs at once; {runs} more are possible when others have ended");
                 Problem::new(Code::RateLimited, detail).retry_after(ENDED_RETRY_AFTER)
             })?);
         }
-        let mut allowance = None;
-        if let Some(rate) = principal.limits.rate {
-            let shared = self.rate_of(&of);
-            match answered(shared.take(&self.0.bucket, rate, runs)).await? {
-                Taken::Now(paid, left) => {
-                    takings.paid.push((shared, paid));
-                    allowance = Some(left);
-                }
-                Taken::Later(after, left) => {
-                    let after_ms = after.as_millis().max(1);
-                    let detail = format!("your credential is limited to {rate} runs; {runs} more are possible in {after_ms} ms");
-                    return Err(Problem::new(Code::RateLimited, detail).retry_after(after).allowance(left));
-                }
-                Taken::Never => {
-                    let detail = format!("your credential is limited to {rate} runs; a job with {runs} runs goes beyond that at any time");
-                    let never = Problem::new(Code::Forbidden, detail);
-                    return Err(never.at(Invalid::new("/from", "more runs than the limit `rate` allows at once")));
-                }
-            }
-        }
+        let allowance = match runs.saturating_sub(paid) {
+            0 => None,
+            runs => self.take_rate(principal, runs, takings).await?,
+        };
         let mut taken = Vec::with_capacity(destinations.len());
         for destination in destinations {
             let destination = self.take_of_nodes(tool, destination, takings).await;
@@ -235,6 +234,27 @@ impl Limits {
             }
         }
         Ok((taken, allowance))
+    }
+
+    async fn take_rate(&self, principal: &Principal, runs: u32, takings: &mut Takings) -> Result<Option<Allowance>, Problem> {
+        let Some(rate) = principal.limits.rate else { return Ok(None) };
+        let shared = self.rate_of(&of_principal(principal));
+        match answered(shared.take(&self.0.bucket, rate, runs)).await? {
+            Taken::Now(paid, left) => {
+                takings.paid.push((shared, paid));
+                Ok(Some(left))
+            }
+            Taken::Later(after, left) => {
+                let after_ms = after.as_millis().max(1);
+                let detail = format!("your credential is limited to {rate} runs; {runs} more are possible in {after_ms} ms");
+                Err(Problem::new(Code::RateLimited, detail).retry_after(after).allowance(left))
+            }
+            Taken::Never => {
+                let detail = format!("your credential is limited to {rate} runs; a job with {runs} runs goes beyond that at any time");
+                let never = Problem::new(Code::Forbidden, detail);
+                Err(never.at(Invalid::new("/from", "more runs than the limit `rate` allows at once")))
+            }
+        }
     }
 
     /// Takes a run of the node that it goes to, where that is limited, or of another that is meant.
@@ -316,7 +336,7 @@ impl Limits {
 
     /// What is left now, of the limits of who asks and of the nodes that he may know of.
     pub(crate) async fn look(&self, principal: &Principal) -> Result<LimitsDocument, Problem> {
-        let (rate, at_once) = self.left(&format!("p.{}", owner(&principal.name)), principal.limits.rate, principal.limits.at_once).await?;
+        let (rate, at_once) = self.left(&of_principal(principal), principal.limits.rate, principal.limits.at_once).await?;
         let limited: Vec<NodeGrant> = self.0.broker.roster().look(|nodes| {
             let seen = nodes.limited().filter(|grant| grant.revoked_at.is_none() && principal.sees_region(&grant.region));
             seen.take(NODES_TOLD_MAX).cloned().collect()

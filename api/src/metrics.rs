@@ -28,6 +28,7 @@ struct Inner {
     request_seconds: HistogramVec,
     nodes: IntGaugeVec,
     connected: IntGauge,
+    queued: IntGauge,
 }
 
 impl Metrics {
@@ -58,6 +59,8 @@ impl Metrics {
         gauges("probeops_build_info", "The version of this API.", &["version"])?.with_label_values(&[probeops_shared::VERSION]).set(1);
         let connected = IntGauge::new("probeops_broker_connected", "Whether the broker can be reached.")?;
         registry.register(Box::new(connected.clone()))?;
+        let queued = IntGauge::new("probeops_jobs_queued", "Jobs that wait for a node, in all; every replica tells the same.")?;
+        registry.register(Box::new(queued.clone()))?;
         Ok(Self(Arc::new(Inner {
             jobs: counters("probeops_jobs_total", "Jobs by what became of them; one for each node that was asked.", &["tool", "outcome"])?,
             job_seconds: seconds("probeops_job_duration_seconds", "From a job's dispatch to its outcome.", "tool")?,
@@ -66,6 +69,7 @@ impl Metrics {
             request_seconds: seconds("probeops_http_request_duration_seconds", "From a request to the head of its answer.", "route")?,
             nodes: gauges("probeops_nodes", "Nodes by whether they are there.", &["region", "state"])?,
             connected,
+            queued,
             registry,
         })))
     }
@@ -83,6 +87,16 @@ impl Metrics {
     pub(crate) fn answered(&self, method: &str, route: &str, status: u16, elapsed: Duration) {
         self.0.requests.with_label_values(&[method, route, &status.to_string()]).inc();
         self.0.request_seconds.with_label_values(&[route]).observe(elapsed.as_secs_f64());
+    }
+
+    /// So many jobs wait for a node.
+    pub(crate) fn count_queued(&self, count: u64) {
+        self.0.queued.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// How many jobs wait for a node.
+    pub(crate) fn queued(&self) -> u64 {
+        u64::try_from(self.0.queued.get()).unwrap_or_default()
     }
 
     /// All of it as Prometheus reads it (text format 0.0.4).

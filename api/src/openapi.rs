@@ -12,6 +12,7 @@ use schemars::generate::SchemaSettings;
 use schemars::{Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
+use crate::jobs::EXPIRES_IN_MAX;
 use crate::problem::{PROBLEM_JSON, ProblemDocument, status, success};
 use crate::routes::operation::{Needs, Operation, Parameter, Shape};
 use crate::routes::{KEY_CHARS_MAX, SELECTORS_MAX, operations};
@@ -29,10 +30,16 @@ pub fn document() -> &'static str {
 
 /// The schema of a job's request: one alternative a tool.
 pub(crate) fn job_request_schema(schemas: &mut SchemaGenerator) -> Schema {
+    tool_job_schema(schemas, "Job", |_| ())
+}
+
+/// The schema of what is made of a job's request by `change`: one alternative a tool, called by the tool's name and `suffix`.
+pub(crate) fn tool_job_schema(schemas: &mut SchemaGenerator, suffix: &str, change: impl Fn(&mut Value)) -> Schema {
     let alternatives: Vec<(ToolName, String)> =
-        ToolName::ALL.iter().map(|tool| (*tool, format!("{}Job", capitalised(tool.as_str())))).collect();
+        ToolName::ALL.iter().map(|tool| (*tool, format!("{}{suffix}", capitalised(tool.as_str())))).collect();
     for (tool, name) in &alternatives {
-        let schema = job_of(*tool, schemas);
+        let mut schema = job_of(*tool, schemas);
+        change(&mut schema);
         schemas.definitions_mut().insert(name.clone(), schema);
     }
     let reference = |name: &String| format!("{SCHEMAS}/{name}");
@@ -55,6 +62,7 @@ fn job_of(tool: ToolName, schemas: &mut SchemaGenerator) -> Value {
         "description": tool.summary(),
         "required": required,
         "additionalProperties": false,
+        "dependentRequired": {"expires_in_ms": ["when"]},
         "properties": {
             "tool": {"const": tool.as_str()},
             "target": target,
@@ -67,6 +75,14 @@ fn job_of(tool: ToolName, schemas: &mut SchemaGenerator) -> Value {
             "cancel_on_disconnect": {
                 "description": "Whether a job whose answer is streamed is to end when nobody follows it any more.",
                 "type": "boolean", "default": false,
+            },
+            "when": {
+                "description": "`online`: the job waits until a node that fits is there, and needs nobody who waits for it.",
+                "const": "online",
+            },
+            "expires_in_ms": {
+                "description": "With `when`: how long it waits at most; an hour unless said.",
+                "type": "integer", "minimum": 1, "maximum": u64::try_from(EXPIRES_IN_MAX.as_millis()).unwrap_or(u64::MAX),
             },
             "idempotency_key": {
                 "description": "The same as the header Idempotency-Key, for one job of several.",

@@ -55,7 +55,7 @@ pub struct Asked {
 }
 
 /// A problem as it is sent.
-#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[schemars(rename = "Problem")]
 pub struct ProblemDocument {
     /// Identifies the kind of problem: `urn:probeops:problem:` and the code.

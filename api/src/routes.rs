@@ -20,6 +20,7 @@ mod path_id;
 mod prefer;
 mod query;
 mod run;
+mod schedules;
 mod secrets;
 mod services;
 mod stream;
@@ -42,6 +43,7 @@ pub(crate) use idempotency::KEY_CHARS_MAX;
 #[cfg(test)]
 pub(crate) use jobs::JOB_FIELDS;
 pub(crate) use jobs::SELECTORS_MAX;
+pub(crate) use schedules::scheduled_job;
 
 /// Everything that is answered.
 pub fn router(app: App) -> Router {
@@ -70,6 +72,7 @@ pub(crate) fn operations() -> Vec<Operation> {
         limits::operations(),
         secrets::operations(),
         deliveries::operations(),
+        schedules::operations(),
         audit::operations(),
         metrics::operations(),
         health::operations(),

@@ -34,7 +34,7 @@ pub(crate) enum Jobs {
 #[derive(Args, Debug)]
 pub(crate) struct ListArgs {
     /// Only those that are so now
-    #[arg(long, value_name = "STATUS", value_parser = ["running", "finished", "cancelled"])]
+    #[arg(long, value_name = "STATUS", value_parser = ["queued", "running", "finished", "cancelled", "expired"])]
     status: Option<String>,
     /// Only this tool
     #[arg(long)]
@@ -100,7 +100,7 @@ fn show(document: &Value, form: Form) -> Result<(), Failed> {
 }
 
 /// A line for each job.
-fn shown(jobs: &[Value]) -> String {
+pub(crate) fn shown(jobs: &[Value]) -> String {
     let row = |job: &Value| -> [String; 6] {
         let text = |name: &str| plain(job.get(name).and_then(Value::as_str).unwrap_or("-"));
         let from = job.get("from").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);

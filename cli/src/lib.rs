@@ -2,8 +2,8 @@
 //!
 //! # Layout
 //! - `up`: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
-//! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `limits`: what is left. `deliveries`: callbacks and their
-//!   secrets. They ask the HTTP API, by `client`.
+//! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `limits`: what is left. `schedules`: jobs at a time.
+//!   `deliveries`: callbacks and their secrets. They ask the HTTP API, by `client`.
 //! - `register`: nodes, services and keys, with the keys of the data folder (`control`).
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
 
@@ -19,6 +19,7 @@ mod limits;
 mod nats_server;
 mod provision;
 mod register;
+mod schedules;
 mod spans;
 mod terminal;
 #[cfg(test)]
@@ -60,6 +61,8 @@ enum Own {
     Keys(register::Keys),
     #[command(subcommand)]
     Jobs(jobs::Jobs),
+    #[command(subcommand)]
+    Schedules(schedules::Schedules),
     #[command(subcommand)]
     Deliveries(deliveries::Deliveries),
     #[command(subcommand)]
@@ -132,6 +135,7 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::Services(command) => register::services(command),
         Own::Keys(command) => register::keys(command),
         Own::Jobs(command) => jobs::run(command),
+        Own::Schedules(command) => schedules::run(&command),
         Own::Deliveries(command) => deliveries::deliveries(&command),
         Own::Secrets(command) => deliveries::secrets(&command),
         Own::Limits(args) => limits::run(&args),

@@ -2,6 +2,7 @@
 
 mod explain;
 mod options;
+mod queued;
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -48,6 +49,7 @@ pub(crate) fn command(tool: ToolName) -> Command {
         .value_parser(clap::value_parser!(Form));
     let command = Command::new(name)
         .args([target, from, explain, output])
+        .args(queued::flags())
         .next_help_heading(format!("Options of {name}"))
         .args(options::flags(tool))
         .after_help(format!(
@@ -70,6 +72,9 @@ pub(crate) fn run(tool: ToolName, matches: &ArgMatches) -> Result<(), Failed> {
     if matches.get_flag("EXPLAIN") {
         let explanation = client.post("/v1/jobs?explain=true", &body, NETWORK_MARGIN)?.body;
         return explain::explain(&explanation, form);
+    }
+    if let Some(body) = queued::body(matches, &body) {
+        return queued::queue(&client, &body, form);
     }
     let document = match form {
         Form::Json => {

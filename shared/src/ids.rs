@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounded::shown;
 use crate::text::{as_text, inline_schema};
+use crate::timestamp::Timestamp;
 
 const TOKEN_PATTERN: &str = "^[a-z0-9][a-z0-9-]{0,62}$";
 const REQUEST_ID_PATTERN: &str = "^[A-Za-z0-9._-]{1,64}$";
@@ -161,6 +162,12 @@ impl JobId {
         Self(uuid::Uuid::now_v7())
     }
 
+    /// One that is always the same for the same time and the same ten bytes.
+    pub fn of(at: Timestamp, bytes: [u8; 10]) -> Self {
+        let unix_ms = u64::try_from(at.unix_ms()).unwrap_or_default();
+        Self(uuid::Builder::from_unix_timestamp_millis(unix_ms, &bytes).into_uuid())
+    }
+
     /// Milliseconds since the Unix epoch at which it was made, if it says so.
     pub fn unix_ms(self) -> Option<i64> {
         let (seconds, nanos) = self.0.get_timestamp()?.to_unix();
@@ -250,6 +257,14 @@ mod tests {
         let detail = "the value of a label must be 1 to 63 of a-z, 0-9, `.`, `_`, `/` and `-`, beginning and ending with a letter or a digit, \
                       not the string \"Fra\"";
         assert_eq!("Fra".parse::<LabelValue>().unwrap_err(), detail);
+    }
+
+    #[test]
+    fn a_job_that_is_made_of_a_time_has_it_and_is_always_the_same() {
+        let at = Timestamp::parse("2026-11-28T12:00:00.123Z").unwrap();
+        let job = JobId::of(at, [7; 10]);
+        assert_eq!((job, job.unix_ms()), (JobId::of(at, [7; 10]), Some(at.unix_ms())));
+        assert_ne!(job, JobId::of(at, [8; 10]));
     }
 
     #[test]

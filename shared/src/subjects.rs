@@ -52,6 +52,14 @@ pub mod storage {
     /// The consumer of stream CALLBACKS that all replicas of the API share. The second is there instead of the first only where the broker cannot
     /// read what it had written of the first, which keeps that name taken.
     pub const DELIVER: [&str; 2] = ["deliver", "deliver-spare"];
+    /// Stream of jobs and schedules for later.
+    pub const LATER: &str = "LATER";
+    /// The consumer of stream LATER with the schedules that are due, and its spare (see [`DELIVER`]).
+    pub const DUE: [&str; 2] = ["due", "due-spare"];
+    /// The consumer of stream LATER with the jobs that wait for a node, and its spare (see [`DELIVER`]).
+    pub const ONLINE: [&str; 2] = ["online", "online-spare"];
+    /// Bucket of schedules: `<owner>.<id>`.
+    pub const SCHEDULES: &str = "SCHEDULES";
     /// Bucket of secrets that sign callbacks: `<owner>.<id>`.
     pub const SECRETS: &str = "SECRETS";
     /// Bucket of what became of callbacks: `<owner>.<delivery>`.
@@ -148,6 +156,11 @@ pub fn job_open(replica: impl Display, job: impl Display) -> String {
     format!("jobs.v1.{replica}.{job}.open")
 }
 
+/// What became of a schedule's firing, in stream JOBS. `due` is a token made of when it was due.
+pub fn job_firing(owner: impl Display, schedule: impl Display, due: impl Display) -> String {
+    format!("jobs.v1.{owner}.{schedule}.fired.{due}")
+}
+
 /// All of one job, in stream JOBS.
 pub fn job_all(owner: impl Display, job: impl Display) -> String {
     format!("jobs.v1.{owner}.{job}.{REST}")
@@ -194,6 +207,21 @@ pub fn callback(delivery: impl Display) -> String {
 /// All of stream CALLBACKS.
 pub fn callbacks() -> String {
     callback(REST)
+}
+
+/// A schedule that is due, in stream LATER; the broker's scheduler puts it there.
+pub fn later_due(schedule: impl Display) -> String {
+    format!("later.v1.due.{schedule}")
+}
+
+/// A job that waits for a node, in stream LATER.
+pub fn later_online(job: impl Display) -> String {
+    format!("later.v1.online.{job}")
+}
+
+/// A schedule of the broker's, in stream LATER.
+pub fn schedule(id: impl Display) -> String {
+    format!("sched.v1.{id}")
 }
 
 /// A message from one replica of the API to another.

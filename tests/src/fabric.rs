@@ -118,6 +118,8 @@ pub struct ApiOptions {
     pub jwt_secret: Option<PathBuf>,
     /// Where callbacks may go beyond the public internet.
     pub callback_allow: Option<String>,
+    /// Its own time zones, as zic(8) compiles them.
+    pub zoneinfo: Option<PathBuf>,
     /// Certificate and key for HTTPS.
     pub tls: Option<(PathBuf, PathBuf)>,
     /// How many connections it takes at once.
@@ -295,6 +297,7 @@ impl Fabric {
             command.args(value.iter().flat_map(|value| [flag, value]));
         }
         command.args(options.connections_max.iter().flat_map(|count| ["--connections-max".to_owned(), count.to_string()]));
+        command.envs(options.zoneinfo.iter().map(|folder| ("TZDIR", folder)));
         let (cert, key) = options.tls.clone().unzip();
         let files =
             [("--jwks", &options.jwks), ("--jwt-hs256-secret-file", &options.jwt_secret), ("--tls-cert", &cert), ("--tls-key", &key)];
@@ -504,6 +507,14 @@ impl Fabric {
             let [key] = keys.as_slice() else { panic!("{keys:?}") };
             let value = bucket.get(key).await.expect("an entry").expect("a value");
             (key.clone(), serde_json::from_slice(&value).expect("JSON"))
+        })
+    }
+
+    /// The value of an entry of a bucket.
+    pub fn entry(&self, bucket: &str, key: &str) -> Value {
+        self.in_bucket(bucket, async |bucket| {
+            let value = bucket.get(key).await.expect("an entry").expect("a value");
+            serde_json::from_slice(&value).expect("JSON")
         })
     }
 

@@ -1,6 +1,8 @@
 //! What some tests need of the machine. Where it is missing they fail, and say how to get it.
 
 use std::net::{Ipv6Addr, UdpSocket};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
@@ -26,4 +28,21 @@ pub fn ipv6_loopback() {
              and start a container with these as its --sysctl"
         );
     }
+}
+
+/// Time zones of these sources, compiled into `folder` by zic(8).
+#[track_caller]
+pub fn time_zones(folder: &Path, sources: &str) -> PathBuf {
+    let (from, to) = (folder.join("zones"), folder.join("zoneinfo"));
+    std::fs::write(&from, sources).expect("a file");
+    // Debian keeps it where only root looks.
+    let compilers = ["zic", "/usr/sbin/zic", "/sbin/zic"];
+    let compiled = compilers.iter().find_map(|zic| Command::new(zic).arg("-d").arg(&to).arg(&from).output().ok());
+    let Some(compiled) = compiled else {
+        panic!(
+            "this test makes a time zone whose clock is changed in a moment, and zic is not there; run `apt-get install libc-bin` (Alpine: tzdata-utils)"
+        );
+    };
+    assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
+    to
 }

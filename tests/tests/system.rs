@@ -19,8 +19,10 @@ mod system {
     mod limits;
     mod live;
     mod places;
+    mod queued;
     mod register;
     mod replicas;
+    mod schedules;
     mod state;
     mod takeover;
     mod tidy;

@@ -60,6 +60,15 @@ impl Keyring {
         self.read(|known| known.check(id, key)).unwrap_or_else(|| Err(unknown()))
     }
 
+    /// Whom the key with this id names now, by what is in the bucket and not only by what was told of it; none when it may nothing any more.
+    pub(crate) async fn present(&self, id: &str) -> Result<Option<Arc<Identity>>, String> {
+        let value = self.0.broker.keys().get(id).await.map_err(|error| format!("API keys cannot be checked now: {error}"))?;
+        let Some(record) = value.and_then(|value| read(id, &value)) else { return Ok(None) };
+        // What was told of it may be newer than the copy of the bucket that has answered.
+        let revoked = self.read(|known| known.keys.get(id).is_some_and(|key| key.record.revoked_at.is_some()));
+        Ok((record.revoked_at.is_none() && !revoked).then(|| Arc::new(identity(&record))))
+    }
+
     /// Every key, by id.
     pub fn list(&self) -> Vec<KeyRecord> {
         self.read(|known| known.keys.values().map(|key| key.record.clone()).collect())
@@ -183,13 +192,8 @@ impl Known {
             tracing::error!(key.id = record.id, "there are more than {KEYS_MAX} API keys; this one is not accepted");
             return;
         }
-        let identity = Identity {
-            name: format!("key:{}", record.id),
-            scopes: record.scopes.clone(),
-            limits: record.limits.clone(),
-            nodes: Vec::new(),
-        };
-        self.keys.insert(record.id.clone(), Key { record, identity: Arc::new(identity) });
+        let identity = Arc::new(identity(&record));
+        self.keys.insert(record.id.clone(), Key { record, identity });
     }
 
     /// What the watch says of a key; `all_told` once everything that was there has been told.
@@ -204,6 +208,17 @@ impl Known {
         if all_told && let Some(told) = self.told.take() {
             self.keys.retain(|id, _| told.contains(id));
         }
+    }
+}
+
+/// Whom a key names.
+fn identity(record: &KeyRecord) -> Identity {
+    Identity {
+        name: format!("key:{}", record.id),
+        scopes: record.scopes.clone(),
+        limits: record.limits.clone(),
+        nodes: Vec::new(),
+        expires_at: None,
     }
 }
 

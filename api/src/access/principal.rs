@@ -6,6 +6,7 @@ use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
+use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 
 use crate::problem::Problem;
@@ -21,6 +22,8 @@ pub struct Identity {
     pub limits: Limits,
     /// Nodes that he may ask by id though they are in no region of his.
     pub nodes: Vec<NodeId>,
+    /// Until when; absent where nothing says so.
+    pub expires_at: Option<Timestamp>,
 }
 
 /// Who asks.
@@ -99,6 +102,7 @@ mod tests {
             scopes: scopes.to_vec(),
             limits: serde_json::from_str(limits).unwrap(),
             nodes: Vec::new(),
+            expires_at: None,
         };
         Principal::of(Arc::new(identity))
     }

@@ -191,7 +191,7 @@ fn identity(grant: &ServiceGrant) -> Identity {
         rate: grant.rate,
         at_once: grant.at_once,
     };
-    Identity { name: format!("service:{}", grant.name), scopes: SCOPES.to_vec(), limits, nodes: grant.nodes.clone() }
+    Identity { name: format!("service:{}", grant.name), scopes: SCOPES.to_vec(), limits, nodes: grant.nodes.clone(), expires_at: None }
 }
 
 /// A grant that can be understood; any other is as good as none.

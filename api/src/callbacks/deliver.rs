@@ -21,7 +21,7 @@ use super::hosts::{Hosts, Place};
 use super::schedule::{self, Answered, Next};
 use super::{Callbacks, Due};
 use crate::broker::Broker;
-use crate::jobs::{JobDocument, JobStatus, Jobs};
+use crate::jobs::{JobDocument, Jobs};
 
 /// How many attempts go on at once.
 const AT_ONCE_MAX: usize = 64;
@@ -240,7 +240,7 @@ impl Deliverer {
             Err(error) => return Err(Unready::Later(error)),
         };
         // Whoever queued it may have ended before it could write that the job is over.
-        let whole = stored.state.document.status != JobStatus::Running || stored.state.runs.is_some_and(|runs| stored.runs.len() >= runs);
+        let whole = stored.state.document.status.is_over() || stored.state.runs.is_some_and(|runs| stored.runs.len() >= runs);
         if !whole && Timestamp::now().since(due.finished_at) < OUTCOMES_WITHIN {
             return Err(Unready::Later("the job's outcomes are not all in its stream yet".to_owned()));
         }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use super::{Callbacks, Due, delivery_id};
 use crate::access::Principal;
 use crate::broker::last::{last_of_each, next_of};
-use crate::jobs::{JobStatus, Jobs, owner};
+use crate::jobs::{Jobs, owner};
 use crate::problem::{Asked, Problem};
 
 /// How many attempts are kept of a delivery.
@@ -229,7 +229,7 @@ impl Callbacks {
         let mut stored = jobs.stored(delivery.job).await.map_err(|error| unavailable(&error))?.ok_or_else(gone)?;
         // A callback is queued before its job's end is stored, and may be delivered before it is.
         let begun = Instant::now();
-        while stored.state.document.status == JobStatus::Running {
+        while !stored.state.document.status.is_over() {
             if begun.elapsed() > STORED_WITHIN {
                 return Err(unavailable(&"the end of its job is not stored yet"));
             }

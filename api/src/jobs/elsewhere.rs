@@ -13,7 +13,7 @@ use tokio::time::{interval, timeout};
 
 use super::live::Live;
 use super::store::{RunEnd, State, Stored};
-use super::{CANCELLED_WITHIN, FULL_RETRY_AFTER, JobDocument, JobStatus, Jobs};
+use super::{CANCELLED_WITHIN, FULL_RETRY_AFTER, JobDocument, Jobs};
 use crate::problem::Problem;
 
 /// How many jobs of other replicas are followed here at once; each has a consumer at the broker, shared by all who watch it.
@@ -76,7 +76,7 @@ impl Jobs {
                 },
                 Some((_, id, OfJob::State)) => {
                     let state: State = serde_json::from_slice(&message.payload).map_err(|error| error.to_string())?;
-                    if state.document.status != JobStatus::Running {
+                    if state.document.status.is_over() {
                         let stored = self.0.store.read(id).await?.ok_or_else(|| "the job is no longer kept".to_owned())?;
                         live.finish(stored.into_document().to_bytes());
                         return Ok(());

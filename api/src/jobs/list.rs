@@ -121,11 +121,13 @@ impl Jobs {
     async fn listed(&self, window: Vec<(u64, State)>, wanted: &Wanted) -> Result<Vec<(u64, JobSummary)>, String> {
         let of_tool = |state: &State| wanted.tool.is_none_or(|tool| state.document.tool == tool.as_str());
         let first: Vec<(u64, State)> = window.into_iter().filter(|(_, state)| state.is_first() && of_tool(state)).collect();
-        let begun: Vec<&State> = first.iter().map(|(_, state)| state).filter(|state| state.document.status == JobStatus::Running).collect();
+        let begun: Vec<&State> = first.iter().map(|(_, state)| state).filter(|state| !state.document.status.is_over()).collect();
         let mut now: HashMap<JobId, State> = self.0.store.now(&begun).await?;
-        let jobs = first.into_iter().map(|(sequence, state)| {
+        let jobs = first.into_iter().filter_map(|(sequence, state)| {
+            // Of one that was written again the newest counts.
+            let refreshed = state.refreshed;
             let state = now.remove(&state.document.id).unwrap_or(state);
-            (sequence, JobSummary::from(state))
+            (state.refreshed == refreshed).then(|| (sequence, JobSummary::from(state)))
         });
         Ok(jobs.filter(|(_, job)| wanted.status.is_none_or(|status| job.status == status)).collect())
     }

@@ -16,8 +16,8 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::JobDocument;
 use super::store::{RunEnd, Stored};
-use super::{JobDocument, JobStatus};
 use crate::broker::{Dispatched, Heard, Listener};
 
 /// How many events of one job are kept for those who come later or read slowly.
@@ -283,7 +283,7 @@ impl Live {
         for told in events {
             ring.push(told);
         }
-        if document.status != JobStatus::Running {
+        if document.status.is_over() {
             ring.end = Some(stored.into_document().to_bytes());
         }
         drop(ring);
@@ -592,6 +592,7 @@ mod tests {
     use serde_json::{Map, json};
 
     use super::*;
+    use crate::jobs::JobStatus;
 
     fn live() -> Arc<Live> {
         Live::new(document(), 1, false)
@@ -605,8 +606,10 @@ mod tests {
             parameters: Map::new(),
             from: Vec::new(),
             caller: "key:a".to_owned(),
+            schedule: None,
             status: JobStatus::Running,
             created_at: Timestamp::now(),
+            expires_at: None,
             finished_at: None,
             callback: None,
             results: Vec::new(),

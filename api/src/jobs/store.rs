@@ -94,6 +94,14 @@ pub(crate) struct State {
     /// Whom to tell its end, with what is not told of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) deliver: Option<Callback>,
+    /// How often it was written again while it waited, which the stream would otherwise have forgotten.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(crate) refreshed: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// An outcome as it lies in the stream.
@@ -198,8 +206,9 @@ impl Store {
         }
     }
 
-    /// Writes a job that goes on, and waits until it is stored: its place in the stream; none when it is there already.
-    pub(crate) async fn put_now(&self, state: &State, open: &Open) -> Result<Option<u64>, String> {
+    /// Writes a job that goes on after its state at this place (0: as its first), and waits until it is stored: its place in the stream; none when
+    /// another is there already.
+    pub(crate) async fn put_now(&self, state: &State, open: &Open, after: u64) -> Result<Option<u64>, String> {
         let ttl = open.ends_by.since(Timestamp::now()) + OPEN_KEPT;
         let headers = HeaderMap::from_iter([(NATS_MESSAGE_TTL, HeaderValue::from(ttl.as_secs()))]);
         let subject = subjects::job_open(&open.replica, open.id);
@@ -210,9 +219,14 @@ impl Store {
         }
         let sent = self.jetstream.send_publish(subject, marker).await.map_err(|error| error.to_string())?;
         sent.await.map_err(|error| error.to_string())?;
+        self.replace(state, after).await
+    }
+
+    /// Writes a state after the one at this place (0: as its job's first), and waits until it is stored: its own place; none when another is there.
+    pub(crate) async fn replace(&self, state: &State, after: u64) -> Result<Option<u64>, String> {
         let (subject, payload) = state.message();
-        let first = PublishMessage::build().payload(payload).expected_last_subject_sequence(0);
-        let sent = self.jetstream.send_publish(subject, first).await.map_err(|error| error.to_string())?;
+        let next = PublishMessage::build().payload(payload).expected_last_subject_sequence(after);
+        let sent = self.jetstream.send_publish(subject, next).await.map_err(|error| error.to_string())?;
         match sent.await {
             Ok(stored) => Ok(Some(stored.sequence)),
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(None),
@@ -372,8 +386,11 @@ impl Stored {
 }
 
 impl State {
-    /// Whether it is the first of its job.
+    /// Whether it is the first of its job, or that written again.
     pub(crate) fn is_first(&self) -> bool {
+        if self.document.expires_at.is_some() {
+            return self.document.status == JobStatus::Queued;
+        }
         self.runs.is_none() || self.document.status == JobStatus::Running
     }
 

@@ -79,7 +79,7 @@ impl Jobs {
     /// Ends a job that goes on at a replica that is gone: what has no outcome fails so. Nothing happens if it has ended meanwhile.
     pub(super) async fn end_for_another(&self, id: JobId, kind: FailureKind) -> Result<(), String> {
         let Some(stored) = self.0.store.read(id).await? else { return Ok(()) };
-        let State { document, runs, replica, deliver } = stored.state;
+        let State { document, runs, replica, deliver, refreshed } = stored.state;
         let (JobStatus::Running, Some(count), Some(replica)) = (document.status, runs, replica) else { return Ok(()) };
         let ended: HashSet<usize> = stored.runs.iter().map(|(index, _)| *index).collect();
         for index in (0..count).filter(|index| !ended.contains(index)) {
@@ -93,7 +93,7 @@ impl Jobs {
         }
         let status = if kind == FailureKind::Cancelled { JobStatus::Cancelled } else { JobStatus::Finished };
         let document = JobDocument { status, finished_at: Some(Timestamp::now()), ..document };
-        let end = State { document, runs, replica: None, deliver };
+        let end = State { document, runs, replica: None, deliver, refreshed };
         if self.call_back(&end, Patience::Little).await && self.0.store.put_end(&end, stored.sequence).await? {
             tracing::warn!(job.id = %id, %replica, "a job was ended whose replica is gone");
         }

@@ -23,7 +23,10 @@ use serde_json::{Map, Value};
 use crate::App;
 use crate::access::Principal;
 use crate::callbacks::Callback;
-use crate::jobs::{Came, Explanation, How, Idempotency, JobDocument, JobPage, JobRequest, JobStatus, Submitted, Wanted, Watcher};
+use crate::jobs::{
+    Came, EXPIRES_IN, EXPIRES_IN_MAX, Explanation, How, Idempotency, JobDocument, JobPage, JobRequest, JobStatus, Submitted, Wanted,
+    Watcher,
+};
 use crate::openapi::job_request_schema;
 use crate::problem::{Asked, Problem, success};
 use crate::routes::body::{JsonBody, NoBody};
@@ -36,8 +39,8 @@ use crate::routes::stream::From;
 use crate::routes::{frame, idempotency, prefer, stream};
 
 /// The fields of a job's request.
-pub(crate) const JOB_FIELDS: [&str; 8] =
-    ["tool", "target", "parameters", "from", "timeout_ms", "callback", "cancel_on_disconnect", "idempotency_key"];
+pub(crate) const JOB_FIELDS: [&str; 10] =
+    ["tool", "target", "parameters", "from", "timeout_ms", "callback", "cancel_on_disconnect", "idempotency_key", "when", "expires_in_ms"];
 /// How many selectors a job may have.
 pub(crate) const SELECTORS_MAX: usize = 100;
 /// When to ask again for a job that goes on, in seconds.
@@ -94,7 +97,8 @@ pub(super) fn operations() -> Vec<Operation> {
                           a refused port) is a finding in `report`; why a node could not run it is in `failure`. A job that takes longer than \
                           a minute, or than `Prefer: wait=N` allows, is answered with 202 and goes on; ask for it at `Location`. \
                           `Accept: text/event-stream` tells everything as it happens, `Accept: text/plain` prints what the tool prints. \
-                          `callback` has its end told to a URL, until that answers with 2xx.",
+                          `callback` has its end told to a URL, until that answers with 2xx. `\"when\": \"online\"` queues the job until a node that \
+                          fits is there, and answers with 202 at once unless `Prefer: wait=N` says otherwise.",
             query: Cow::Borrowed(&EXPLAINS),
             headers: &HEADERS,
             body: Some(job_request_schema),
@@ -215,7 +219,10 @@ pub(super) async fn run(app: &App, principal: &Principal, headers: &HeaderMap, f
     let submitted = async {
         let prefer = Prefer::read(headers)?;
         let (request, cancel_on_disconnect) = prepared(fields, headers, form)?;
-        let how = if form == Form::Json { How::Wait(prefer.wait()) } else { How::Watch { cancel_on_disconnect } };
+        // Whoever queues a job does not wait for it unless he says so.
+        let waits = request.expires_in.is_none() || prefer.applied().is_some();
+        let wait = if waits { prefer.wait() } else { Duration::ZERO };
+        let how = if form == Form::Json { How::Wait(wait) } else { How::Watch { cancel_on_disconnect } };
         Ok((prefer, app.jobs.submit(principal, request, how).await?))
     };
     let (prefer, Submitted { id, answer, allowance, replayed }) = submitted.await.map_err(|problem: Problem| problem.asked(asked))?;
@@ -270,7 +277,7 @@ async fn follow(State(app): State<App>, Who(principal): Who, PathId(id): PathId,
     let id = job_id(&id)?;
     let after = match stream::from(&headers)? {
         From::After(event) => Some(event),
-        From::End if app.jobs.get(&principal, id).await?.status != JobStatus::Running => return Ok(stream::nothing_more()),
+        From::End if app.jobs.get(&principal, id).await?.status.is_over() => return Ok(stream::nothing_more()),
         From::Beginning | From::End => None,
     };
     Ok(followed(app.jobs.watch(&principal, id, after).await?, prefer::form(&headers)))
@@ -294,17 +301,27 @@ pub(super) fn asked(fields: &Map<String, Value>) -> Asked {
 }
 
 /// Checks a request, and whether it is to end when nobody follows it; says everything that is wrong with it at once.
-fn request(fields: &mut Map<String, Value>, headers: &HeaderMap, form: Form) -> Result<(JobRequest, bool), Vec<Invalid>> {
+pub(super) fn request(fields: &mut Map<String, Value>, headers: &HeaderMap, form: Form) -> Result<(JobRequest, bool), Vec<Invalid>> {
     let (from, timeout) = (selectors(fields.get("from")), timeout(fields.get("timeout_ms")));
     let cancel_on_disconnect = cancel_on_disconnect(fields.get("cancel_on_disconnect"), form);
     let callback = fields.get("callback").map(Callback::parse).transpose();
-    match (job::spec(fields), from, timeout, cancel_on_disconnect, callback) {
-        (Ok(spec), Ok(from), Ok(timeout), Ok(cancel_on_disconnect), Ok(callback)) => Ok((
-            JobRequest { spec, from, timeout, callback, traceparent: frame::traceparent(headers), idempotency: None },
+    let expires_in = expires_in(fields);
+    match (job::spec(fields), from, timeout, cancel_on_disconnect, callback, expires_in) {
+        (Ok(spec), Ok(from), Ok(timeout), Ok(cancel_on_disconnect), Ok(callback), Ok(expires_in)) => Ok((
+            JobRequest {
+                spec,
+                from,
+                timeout,
+                callback,
+                traceparent: frame::traceparent(headers),
+                idempotency: None,
+                expires_in,
+                schedule: None,
+            },
             cancel_on_disconnect,
         )),
-        (spec, from, timeout, cancel_on_disconnect, callback) => {
-            let errors = [spec.err(), from.err(), timeout.err(), cancel_on_disconnect.err(), callback.err()];
+        (spec, from, timeout, cancel_on_disconnect, callback, expires_in) => {
+            let errors = [spec.err(), from.err(), timeout.err(), cancel_on_disconnect.err(), callback.err(), expires_in.err()];
             Err(errors.into_iter().flatten().collect())
         }
     }
@@ -317,6 +334,34 @@ fn cancel_on_disconnect(given: Option<&Value>, form: Form) -> Result<bool, Inval
         Some(Value::Bool(true)) if form != Form::Json => Ok(true),
         Some(Value::Bool(true)) => refused("needs an answer that is streamed: `Accept: text/event-stream` or `text/plain`".to_owned()),
         Some(other) => refused(format!("must be true or false, not {}", shown(other))),
+    }
+}
+
+/// How long the job waits for a node, if it is to wait.
+fn expires_in(fields: &Map<String, Value>) -> Result<Option<Duration>, Invalid> {
+    let longest_ms = u64::try_from(EXPIRES_IN_MAX.as_millis()).unwrap_or(u64::MAX);
+    let expires_in = match fields.get("expires_in_ms") {
+        None => None,
+        Some(value) => {
+            let wants = || format!("must be a whole number of milliseconds from 1 to {longest_ms}, not {}", shown(value));
+            let given = value.as_u64().filter(|expires_in_ms| (1..=longest_ms).contains(expires_in_ms));
+            Some(given.map(Duration::from_millis).ok_or_else(|| Invalid::new("/expires_in_ms", wants()))?)
+        }
+    };
+    match fields.get("when") {
+        None if expires_in.is_some() => {
+            Err(Invalid::new("/expires_in_ms", "is how long a job waits for a node, and this one does not: say \"when\": \"online\", too"))
+        }
+        None => Ok(None),
+        Some(Value::String(when)) if when == "online" => {
+            if fields.get("cancel_on_disconnect") == Some(&Value::Bool(true)) {
+                return Err(Invalid::new("/cancel_on_disconnect", "contradicts \"when\": \"online\": such a job waits without anybody"));
+            }
+            Ok(Some(expires_in.unwrap_or(EXPIRES_IN)))
+        }
+        Some(other) => {
+            Err(Invalid::new("/when", format!("must be \"online\" (when a node that fits is there), or be left out, not {}", shown(other))))
+        }
     }
 }
 
@@ -396,6 +441,18 @@ mod tests {
         refuses(r#"{"tool":"echo","from":"eu","from":"us"}"#, "", "`from` is given twice");
         refuses("", "", "the body is empty");
         refuses(r#"{"tool":"echo""#, "", "ends too early");
+    }
+
+    #[test]
+    fn a_job_waits_for_a_node_where_it_says_so() {
+        let waits = |more: &str| parse(&format!(r#"{{"tool":"echo","from":"eu"{more}}}"#)).map(|request| request.expires_in);
+        assert_eq!(waits("").unwrap(), None);
+        assert_eq!(waits(r#","when":"online""#).unwrap(), Some(Duration::from_hours(1)));
+        assert_eq!(waits(r#","when":"online","expires_in_ms":604800000"#).unwrap(), Some(Duration::from_hours(168)));
+        refuses(r#"{"tool":"echo","from":"eu","when":"later"}"#, "/when", "must be \"online\"");
+        refuses(r#"{"tool":"echo","from":"eu","expires_in_ms":5}"#, "/expires_in_ms", "say \"when\"");
+        refuses(r#"{"tool":"echo","from":"eu","when":"online","expires_in_ms":604800001}"#, "/expires_in_ms", "from 1 to 604800000");
+        refuses(r#"{"tool":"echo","from":"eu","when":"online","cancel_on_disconnect":true}"#, "/cancel_on_disconnect", "contradicts");
     }
 
     #[test]

@@ -232,6 +232,7 @@ mod tests {
             scopes: scopes.to_vec(),
             limits: serde_json::from_str(limits).unwrap(),
             nodes: Vec::new(),
+            expires_at: None,
         };
         Principal::of(Arc::new(identity))
     }
@@ -296,6 +297,7 @@ mod tests {
             scopes: scopes.to_vec(),
             limits: Limits::default(),
             nodes: Vec::new(),
+            expires_at: None,
         };
         assert!(may_revoke(&identity(&format!("key:{}", record.id), &[Scope::KeysWrite]), &record));
         assert!(may_revoke(&identity("key:other", &[Scope::KeysWrite, Scope::JobsWrite]), &record));

@@ -322,7 +322,13 @@ mod tests {
 
     fn maker(scopes: &[Scope], limits: &str) -> Principal {
         let limits = serde_json::from_str(limits).unwrap();
-        Principal::new(Arc::new(Identity { name: "key:maker".to_owned(), scopes: scopes.to_vec(), limits, nodes: Vec::new() }))
+        Principal::of(Arc::new(Identity {
+            name: "key:maker".to_owned(),
+            scopes: scopes.to_vec(),
+            limits,
+            nodes: Vec::new(),
+            expires_at: None,
+        }))
     }
 
     fn request(rest: &str) -> ServiceRequest {

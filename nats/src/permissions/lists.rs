@@ -47,8 +47,14 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
         }
         Role::Provisioner => {
             let mut permissions = provisioner_permissions(role, &application_streams());
-            let verbs = |name| [broker::consumer_info(storage::CALLBACKS, name), broker::consumer_create_named(storage::CALLBACKS, name)];
-            permissions.publish.extend(storage::DELIVER.into_iter().flat_map(verbs));
+            let verbs = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_create_named(stream, name)];
+            permissions.publish.extend(consumers().flat_map(verbs));
+            // One with a filter is made on a subject that has it.
+            let filtered = [(storage::DUE, subjects::later_due(REST)), (storage::ONLINE, subjects::later_online(REST))];
+            let made = |(names, filter): ([&'static str; 2], String)| {
+                names.map(|name| broker::consumer_create_named(storage::LATER, format_args!("{name}.{filter}")))
+            };
+            permissions.publish.extend(filtered.into_iter().flat_map(made));
             permissions
         }
         Role::AuditProvisioner => provisioner_permissions(role, &[storage::AUDIT.to_owned()]),
@@ -68,8 +74,15 @@ pub fn application_streams() -> Vec<String> {
         storage::SERVICES,
         storage::SECRETS,
         storage::DELIVERIES,
+        storage::SCHEDULES,
     ];
-    [storage::JOBS, storage::CALLBACKS].map(str::to_owned).into_iter().chain(buckets.map(broker::bucket_stream)).collect()
+    [storage::JOBS, storage::CALLBACKS, storage::LATER].map(str::to_owned).into_iter().chain(buckets.map(broker::bucket_stream)).collect()
+}
+
+/// The durable consumers of the application account: stream and name.
+fn consumers() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let of = |stream, names: [&'static str; 2]| names.map(|name| (stream, name));
+    [of(storage::CALLBACKS, storage::DELIVER), of(storage::LATER, storage::DUE), of(storage::LATER, storage::ONLINE)].into_iter().flatten()
 }
 
 fn node_permissions(node: &NodeId, region: &Region, tools: &[ToolName]) -> Permissions {
@@ -107,9 +120,18 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     // It says of itself that it is there, and of nobody else.
     publish.push(broker::bucket_key(storage::REPLICAS, caller));
     publish.extend([subjects::callbacks(), broker::acknowledgements(storage::CALLBACKS)]);
-    let taking = |name| [broker::consumer_info(storage::CALLBACKS, name), broker::consumer_next(storage::CALLBACKS, name)];
-    publish.extend(storage::DELIVER.into_iter().flat_map(taking));
-    publish.extend([storage::SECRETS, storage::DELIVERIES, storage::LIMITS].into_iter().flat_map(bucket_by_key));
+    publish.extend([subjects::later_online(REST), subjects::schedule(REST), broker::acknowledgements(storage::LATER)]);
+    // What is there of a subject, and taking it away: a job that waits no longer, a schedule that ends.
+    publish.extend([
+        broker::stream_info(storage::LATER),
+        broker::direct_get_last(storage::LATER, subjects::later_online(REST)),
+        broker::direct_get_last(storage::LATER, subjects::schedule(REST)),
+        broker::direct_get(storage::LATER),
+        broker::stream_purge(storage::LATER),
+    ]);
+    let taking = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_next(stream, name)];
+    publish.extend(consumers().flat_map(taking));
+    publish.extend([storage::SECRETS, storage::DELIVERIES, storage::SCHEDULES, storage::LIMITS].into_iter().flat_map(bucket_by_key));
     Ok(Permissions {
         publish,
         subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use probeops_shared::presence::{BEAT_INTERVAL_MS, BEATS_UNTIL_GONE, REPLICA_GONE_AFTER};
-use probeops_shared::subjects::{self, broker, storage};
+use probeops_shared::subjects::{self, REST, broker, storage};
 use serde_json::{Map, Value, json};
 
 const MIB: u64 = 1024 * 1024;
@@ -35,6 +35,16 @@ const DELIVERIES_WAITING_MAX: u32 = 20_000;
 const DELIVERIES_KEPT: Duration = Duration::from_hours(7 * 24);
 /// What bucket DELIVERIES may take on disk, in bytes; then the oldest go.
 const DELIVERIES_BYTES_MAX: u64 = 256 * MIB;
+/// What stream LATER may take on disk, in bytes. A broker with schedules lets the oldest go then, so the API takes no more long before.
+pub const LATER_BYTES_MAX: u64 = 512 * MIB;
+/// How long a replica has to take what is due.
+const DUE_WITHIN: Duration = Duration::from_secs(30);
+/// How many that are due may wait at once for a replica, those that were put off included.
+const DUE_WAITING_MAX: u32 = 20_000;
+/// How long a replica has to say that it still holds a job that waits for a node.
+const ONLINE_WITHIN: Duration = Duration::from_secs(30);
+/// How many jobs that wait for a node replicas may hold at once, those that were put off included.
+const ONLINE_WAITING_MAX: u32 = 100_000;
 /// How long the mark of an expired key is kept, for watchers that were away.
 const LIMIT_MARKERS_KEPT: Duration = Duration::from_mins(1);
 /// How long what is left of a limit is kept; no rate has a longer window.
@@ -100,6 +110,8 @@ pub fn application(replicas: u32) -> Vec<Definition> {
         bucket(storage::NODES, replicas, REGISTER_HISTORY, register()),
         bucket(storage::SERVICES, replicas, REGISTER_HISTORY, register()),
         callbacks(replicas),
+        later(replicas),
+        bucket(storage::SCHEDULES, replicas, REGISTER_HISTORY, register()),
         // A secret that was replaced is not kept.
         bucket(storage::SECRETS, replicas, 1, register()),
         bucket(
@@ -130,6 +142,37 @@ fn callbacks(replicas: u32) -> Definition {
     });
     let consumers = vec![Consumer { names: storage::DELIVER, config: object(deliver) }];
     Definition { consumers, ..stream(storage::CALLBACKS, replicas, queue) }
+}
+
+/// What is to be done later: schedules, those that are due, and jobs that wait for a node. A schedule's message makes those on the subject that it
+/// names, at its time. The newest of a subject replaces the one before: of a schedule that was due several times while nobody looked, one is left.
+/// Without a greatest age, which would end schedules; each message that ends in time says so itself.
+fn later(replicas: u32) -> Definition {
+    let later = json!({
+        "subjects": [subjects::later_due(REST), subjects::later_online(REST), subjects::schedule(REST)],
+        "max_age": 0,
+        "max_bytes": LATER_BYTES_MAX,
+        "max_msgs_per_subject": 1,
+        "discard": "old",
+        "allow_msg_ttl": true,
+        "allow_msg_schedules": true,
+    });
+    let consumer = |names, filter: String, within: Duration, waiting_max: u32| {
+        let config = json!({
+            "filter_subject": filter,
+            "ack_policy": "explicit",
+            "deliver_policy": "all",
+            "ack_wait": nanos(within),
+            "max_deliver": -1,
+            "max_ack_pending": waiting_max,
+        });
+        Consumer { names, config: object(config) }
+    };
+    let consumers = vec![
+        consumer(storage::DUE, subjects::later_due(REST), DUE_WITHIN, DUE_WAITING_MAX),
+        consumer(storage::ONLINE, subjects::later_online(REST), ONLINE_WITHIN, ONLINE_WAITING_MAX),
+    ];
+    Definition { consumers, ..stream(storage::LATER, replicas, later) }
 }
 
 /// The stream of the audit trail.
@@ -216,12 +259,13 @@ mod tests {
             "KV_SERVICES",
             "KV_SECRETS",
             "KV_DELIVERIES",
+            "KV_SCHEDULES",
         ];
         let sorted = |mut names: Vec<String>| {
             names.sort_unstable();
             names
         };
-        let expected = ["JOBS", "CALLBACKS", "AUDIT"].into_iter().chain(buckets).map(str::to_owned).collect();
+        let expected = ["JOBS", "CALLBACKS", "LATER", "AUDIT"].into_iter().chain(buckets).map(str::to_owned).collect();
         assert_eq!(sorted(names.iter().map(ToString::to_string).collect()), sorted(expected));
         let provisioned: Vec<String> = crate::permissions::lists::application_streams();
         let made = names.iter().filter(|name| **name != "AUDIT").map(ToString::to_string).collect();

@@ -1,7 +1,7 @@
 //! What each kind of credential is for, done.
 
 use async_nats::jetstream::kv::{Operation, Watch};
-use async_nats::{Message, StatusCode, Subscriber, jetstream};
+use async_nats::{HeaderMap, Message, StatusCode, Subscriber, jetstream};
 use fixture::{Broker, Connection, PATIENCE, api, collector, node, registrar, service, service_at_the_door};
 use futures_util::StreamExt;
 use probeops_nats::connect::LinkEvent;
@@ -212,7 +212,7 @@ async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
     second.double_ack().await.unwrap();
     let mut rest = queue.batch().max_messages(1).expires(std::time::Duration::from_millis(500)).messages().await.unwrap();
     assert!(timeout(PATIENCE, rest.next()).await.unwrap().is_none(), "it is gone");
-    for bucket in [storage::SECRETS, storage::DELIVERIES, storage::LIMITS] {
+    for bucket in [storage::SECRETS, storage::DELIVERIES, storage::SCHEDULES, storage::LIMITS] {
         let store = context.get_key_value(bucket).await.unwrap();
         let revision = store.create("o.a", "1".into()).await.unwrap();
         store.update("o.a", "2".into(), revision).await.unwrap();
@@ -220,6 +220,42 @@ async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
         store.purge("o.a").await.unwrap();
         assert_eq!(store.get("o.a").await.unwrap(), None, "{bucket}");
     }
+    assert!(connection.violations_so_far().is_empty());
+}
+
+#[tokio::test]
+async fn a_schedule_is_due_in_time_and_ends_when_it_is_taken_away() {
+    let broker = Broker::start().await;
+    let mut connection = broker.connect(&api()).await;
+    let context = jetstream::new(connection.client.clone());
+    let mut every = HeaderMap::new();
+    every.insert("Nats-Schedule", "@every 1s");
+    every.insert("Nats-Schedule-Target", subjects::later_due("s1").as_str());
+    context.publish_with_headers(subjects::schedule("s1"), every, "s1".into()).await.unwrap().await.unwrap();
+    let due: jetstream::consumer::PullConsumer = context.get_consumer_from_stream(storage::DUE[0], storage::LATER).await.unwrap();
+    let take = async || {
+        let mut taken = due.batch().max_messages(1).expires(std::time::Duration::from_secs(3)).messages().await.unwrap();
+        timeout(PATIENCE, taken.next()).await.unwrap().transpose().unwrap()
+    };
+    for _ in 0..2 {
+        let fired = take().await.expect("it is due each second");
+        assert_eq!((fired.subject.as_str(), fired.payload.as_ref()), (subjects::later_due("s1").as_str(), &b"s1"[..]));
+        fired.double_ack().await.unwrap();
+    }
+    let body = serde_json::json!({"filter": subjects::schedule("s1")}).to_string();
+    let purged = connection.client.request(broker::stream_purge(storage::LATER), body.into()).await.unwrap();
+    assert!(String::from_utf8_lossy(&purged.payload).contains("\"success\":true"));
+    // One may have been due in that moment.
+    if let Some(last) = take().await {
+        last.double_ack().await.unwrap();
+        assert!(take().await.is_none(), "nothing is due any more");
+    }
+    context.publish(subjects::later_online("j1"), "job".into()).await.unwrap().await.unwrap();
+    let online: jetstream::consumer::PullConsumer = context.get_consumer_from_stream(storage::ONLINE[0], storage::LATER).await.unwrap();
+    let mut taken = online.batch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
+    let waiting = timeout(PATIENCE, taken.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(waiting.subject.as_str(), subjects::later_online("j1"));
+    waiting.double_ack().await.unwrap();
     assert!(connection.violations_so_far().is_empty());
 }
 

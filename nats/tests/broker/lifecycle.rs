@@ -36,6 +36,8 @@ async fn provisioning_again_changes_nothing_and_survives_a_restart() {
         "KV_NODES",
         "KV_SERVICES",
         "CALLBACKS",
+        "LATER",
+        "KV_SCHEDULES",
         "KV_SECRETS",
         "KV_DELIVERIES",
     ];

@@ -44,6 +44,11 @@ pub fn stream_update(stream: impl Display) -> String {
     format!("$JS.API.STREAM.UPDATE.{stream}")
 }
 
+/// Takes messages out of a stream, chosen in the body of the request.
+pub fn stream_purge(stream: impl Display) -> String {
+    format!("$JS.API.STREAM.PURGE.{stream}")
+}
+
 /// Reads a message of a stream, chosen in the body of the request.
 pub fn direct_get(stream: impl Display) -> String {
     format!("$JS.API.DIRECT.GET.{stream}")

@@ -4,6 +4,7 @@ use data_encoding::BASE64URL_NOPAD;
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::json;
+use probeops_shared::timestamp::Timestamp;
 use serde_json::{Map, Value};
 
 use crate::access::principal::Identity;
@@ -16,7 +17,14 @@ pub(super) fn identity(payload: &str) -> Result<Identity, String> {
     let bytes = BASE64URL_NOPAD.decode(payload.as_bytes()).map_err(|_| super::malformed("its payload is not base64url"))?;
     // Strict: a claim that stands twice could be read in two ways.
     let claims = json::parse(&bytes).and_then(json::object).map_err(|invalid| super::malformed(&format!("its payload: {invalid}")))?;
-    Ok(Identity { name: format!("jwt:{}", subject(&claims)?), scopes: scopes(&claims)?, limits: limits(&claims)?, nodes: Vec::new() })
+    let name = format!("jwt:{}", subject(&claims)?);
+    Ok(Identity { name, scopes: scopes(&claims)?, limits: limits(&claims)?, nodes: Vec::new(), expires_at: expires_at(&claims) })
+}
+
+/// When it ends. That it does, and has not, was checked with the signature. Numbers are seconds, perhaps with a fraction (RFC 7519), which is cut.
+fn expires_at(claims: &Map<String, Value>) -> Option<Timestamp> {
+    let exp_s: i64 = claims.get("exp")?.to_string().split('.').next()?.parse().ok()?;
+    Timestamp::from_unix_ms(exp_s.checked_mul(1_000)?)
 }
 
 /// The subject goes into headers and logs as it is, so it must be plain.

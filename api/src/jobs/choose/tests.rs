@@ -76,7 +76,13 @@ fn roster() -> Roster {
 
 fn principal(limits: &str) -> Principal {
     let limits = serde_json::from_str(limits).unwrap();
-    Principal::of(Arc::new(Identity { name: "key:k".to_owned(), scopes: vec![Scope::JobsWrite], limits, nodes: Vec::new() }))
+    Principal::of(Arc::new(Identity {
+        name: "key:k".to_owned(),
+        scopes: vec![Scope::JobsWrite],
+        limits,
+        nodes: Vec::new(),
+        expires_at: None,
+    }))
 }
 
 fn from(selectors: &[&str]) -> Vec<Selector> {
