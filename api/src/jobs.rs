@@ -302,7 +302,7 @@ impl Jobs {
     pub async fn submit(&self, principal: &Principal, request: JobRequest, how: How) -> Result<Submitted, Problem> {
         match request.idempotency.clone() {
             None => self.make(principal, request, how, Id::New).await,
-            Some(idempotency) => self.submit_once(principal, request, how, &idempotency).await,
+            Some(idempotency) => Box::pin(self.submit_once(principal, request, how, &idempotency)).await,
         }
     }
 
@@ -334,7 +334,7 @@ impl Jobs {
     /// Makes a job.
     async fn make(&self, principal: &Principal, request: JobRequest, how: How, id: Id) -> Result<Submitted, Problem> {
         if let Some(expires_in) = request.expires_in {
-            return self.queue(principal, request, how, (id, expires_in)).await;
+            return Box::pin(self.queue(principal, request, how, (id, expires_in))).await;
         }
         let chosen = choose::choose(self.0.broker.roster(), principal, request.spec.tool(), &request.from)?;
         admission::check_target(principal, &request.spec)?;
@@ -353,7 +353,7 @@ impl Jobs {
             Promise::Given(id) => id,
             Promise::GivenBefore(id) => {
                 drop(room);
-                return self.join_made(principal, id, how).await;
+                return Box::pin(self.join_made(principal, id, how)).await;
             }
         };
         let document = document(principal, &request, id, chosen.missing);

@@ -8,6 +8,7 @@ use std::process::Command;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
 use nix::sys::signal::Signal;
 use probeops_api::access::keys::{NewKey, mint};
 use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};

@@ -147,28 +147,32 @@ pub(super) fn operations() -> Vec<Operation> {
             ],
             problems: &[Code::NotFound, Code::Conflict, Code::Unavailable],
         },
-        Operation {
-            route: Route::get("/v1/jobs/{id}/events", follow),
-            needs: Needs::Scope(&[Scope::JobsRead, Scope::JobsWrite]),
-            id: "followJob".into(),
-            summary: "Follow one of your jobs".into(),
-            description: "Tells what its nodes tell, from the beginning or from after `Last-Event-ID`, and ends with the job. Of a job that is \
-                          over its outcomes are told.",
-            query: Cow::Borrowed(&[]),
-            headers: &RESUME,
-            body: None,
-            answers: vec![
-                Answer { status: success::DONE, description: "What is told.", schema: None, also: &FOLLOWED },
-                Answer {
-                    status: success::NOTHING_MORE,
-                    description: "The last event was seen already; do not come back.",
-                    schema: None,
-                    also: &[],
-                },
-            ],
-            problems: &[Code::NotFound, Code::Unavailable],
-        },
+        followed_job(),
     ]
+}
+
+fn followed_job() -> Operation {
+    Operation {
+        route: Route::get("/v1/jobs/{id}/events", follow),
+        needs: Needs::Scope(&[Scope::JobsRead, Scope::JobsWrite]),
+        id: "followJob".into(),
+        summary: "Follow one of your jobs".into(),
+        description: "Tells what its nodes tell, from the beginning or from after `Last-Event-ID`, and ends with the job. Of a job that is \
+                      over its outcomes are told.",
+        query: Cow::Borrowed(&[]),
+        headers: &RESUME,
+        body: None,
+        answers: vec![
+            Answer { status: success::DONE, description: "What is told.", schema: None, also: &FOLLOWED },
+            Answer {
+                status: success::NOTHING_MORE,
+                description: "The last event was seen already; do not come back.",
+                schema: None,
+                also: &[],
+            },
+        ],
+        problems: &[Code::NotFound, Code::Unavailable],
+    }
 }
 
 /// What running a job is answered with.
