@@ -29,7 +29,7 @@ fn post(api: &Api, job: &Value, traceparent: &str) -> (Value, String) {
 }
 
 #[track_caller]
-fn only<'a>(told: &'a [Told], kind: SpanKind) -> &'a Told {
+fn only(told: &[Told], kind: SpanKind) -> &Told {
     let of: Vec<&Told> = told.iter().filter(|told| told.span.kind() == kind).collect();
     let [only] = of.as_slice() else { panic!("{} spans of kind {kind:?}: {told:?}", of.len()) };
     only
