@@ -26,6 +26,8 @@ CASES_MIN = 100
 FUZZING_MAX_S = 600
 # Nodes to be drained and to be revoked while others do the work.
 SPARES = ["spare-1", "spare-2"]
+# A node that never comes, and its region: jobs can wait for it.
+ABSENT = "absent"
 # What makes no job while all of this runs, and who asks for nothing.
 SCHEDULE = {"tool": "echo", "from": "demo-eu", "every": "365d"}
 SERVICE = {"name": "to-be-revoked", "regions": ["demo-eu"], "tools": ["echo"]}
@@ -80,9 +82,10 @@ def fuzz(reader, api):
         assert time.monotonic() - started < HANG_S, "the callback of a job has become nothing"
         time.sleep(0.1)
     schedule = caller.ask("POST", "/v1/schedules", SCHEDULE)
+    keys = ",".join(key["id"] for key in caller.ask("GET", "/v1/keys")["keys"])
     counts = reader.folder / "counts.json"
     environment = {**reader.environment, "PYTHONPATH": str(HERE), "SCHEMATHESIS_HOOKS": "hooks", "FUZZ_URL": api.url,
-                   "FUZZ_ADMIN_KEY": api.key, "FUZZ_KEY_ID": created["id"], "FUZZ_DELIVERY_ID": deliveries[0]["id"],
+                   "FUZZ_ADMIN_KEY": api.key, "FUZZ_KEY_IDS": keys, "FUZZ_DELIVERY_ID": deliveries[0]["id"],
                    "FUZZ_SCHEDULE_ID": schedule["id"], "FUZZ_COUNTS": str(counts)}
     program = pathlib.Path(sys.executable).parent / "schemathesis"
     command = [str(program), "--config-file", str(HERE / "schemathesis.toml"), "run", f"{api.url}/openapi.json", "--checks", "all",
@@ -139,6 +142,7 @@ def main(program, folder, built_client, *_):
         for spare in SPARES:
             succeeded(reader.shell(f"probeops nodes add {spare} --region {spare} --tools echo"))
             spares.append(subprocess.Popen(agent(spare), cwd=reader.folder, env=reader.environment, stderr=subprocess.DEVNULL))
+        succeeded(reader.shell(f"probeops nodes add {ABSENT} --region {ABSENT} --tools echo"))
         client(reader, api, built_client)
         fuzz(reader, api)
     finally:

@@ -15,12 +15,14 @@ import urllib.request
 
 import schemathesis
 
-URL, ADMIN_KEY, OWN_KEY_ID = os.environ["FUZZ_URL"], os.environ["FUZZ_ADMIN_KEY"], os.environ["FUZZ_KEY_ID"]
+URL, ADMIN_KEY = os.environ["FUZZ_URL"], os.environ["FUZZ_ADMIN_KEY"]
+# The keys that all of this goes on with.
+KEY_IDS = os.environ["FUZZ_KEY_IDS"].split(",")
 DELIVERY_ID, SCHEDULE_ID = os.environ["FUZZ_DELIVERY_ID"], os.environ["FUZZ_SCHEDULE_ID"]
-REGION, NOBODY, SPARES = "demo-eu", "nobody-is-here", {"drainNode": "spare-1", "revokeNode": "spare-2"}
+REGION, ABSENT, SPARES = "demo-eu", "absent", {"drainNode": "spare-1", "revokeNode": "spare-2"}
 TARGETS = {"http": "http://127.0.0.1:1/", "whois": "example.com", "dns": "localhost"}
 
-NODES = {"demo-eu-1", "demo-us-1", *SPARES.values()}
+NODES = {"demo-eu-1", "demo-us-1", ABSENT, *SPARES.values()}
 
 # When nothing is due while all of this runs.
 FAR_OFF = {"at": (datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=300)).isoformat(),
@@ -76,8 +78,8 @@ def forget_schedules():
 
 
 def waiting_job():
-    """A job whose node is not there and comes never."""
-    return ask("POST", "/v1/jobs", {"tool": "echo", "from": NOBODY, "when": "online"})["id"]
+    """A job whose node never comes."""
+    return ask("POST", "/v1/jobs", {"tool": "echo", "from": ABSENT, "when": "online"})["id"]
 
 
 @schemathesis.hook
@@ -86,7 +88,7 @@ def before_call(context, case, kwargs):
     positive = case.meta is not None and case.meta.generation.mode.is_positive
     every_other = next(turn) % 2 == 0
     identity = (case.path_parameters or {}).get("id")
-    if operation == "revokeKey" and (identity == OWN_KEY_ID or positive and every_other):
+    if operation == "revokeKey" and (identity in KEY_IDS or positive and every_other):
         case.path_parameters["id"] = ask("POST", "/v1/keys", {"name": "to be revoked", "scopes": ["jobs:read"]})["id"]
     if operation == "deleteSchedule" and identity == SCHEDULE_ID:
         case.path_parameters["id"] = "none"

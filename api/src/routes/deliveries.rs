@@ -19,7 +19,7 @@ use crate::routes::frame::CurrentRequest;
 use crate::routes::guard::Who;
 use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
 use crate::routes::path_id::PathId;
-use crate::routes::query::{PageLimit, Query};
+use crate::routes::query::{PageLimit, Place, Query};
 
 const READS: Needs = Needs::Scope(&[Scope::JobsRead, Scope::JobsWrite]);
 
@@ -28,7 +28,7 @@ static LISTING: [Parameter; 4] = [
     Parameter::new("job", "Only that of this job.", schema::<JobId>),
     Parameter::new("status", "Only those of which this became.", schema::<DeliveryStatus>),
     Parameter::new("limit", "How many entries at most.", schema::<PageLimit>),
-    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<u64>),
+    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<Place>),
 ];
 
 pub(super) fn operations() -> Vec<Operation> {
@@ -91,7 +91,7 @@ async fn list(State(app): State<App>, Who(principal): Who, query: Query) -> Resu
         job: query.value("job")?,
         status: query.read("status", &format!("one of {}", words.join(", ")), status)?,
         limit: query.limit()?,
-        cursor: query.read("cursor", "`next` of the page before", |text| text.parse().ok())?.unwrap_or_default(),
+        cursor: query.read("cursor", "`next` of the page before", Place::read)?.unwrap_or_default(),
     };
     let (deliveries, next) = app.callbacks.deliveries(&principal, &filter).await?;
     Ok(Json(DeliveryList { deliveries, next: next.map(|next| next.to_string()) }))

@@ -34,7 +34,7 @@ use crate::routes::guard::Who;
 use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
 use crate::routes::path_id::PathId;
 use crate::routes::prefer::{Form, PREFERENCE_APPLIED, Prefer};
-use crate::routes::query::{PageLimit, Query};
+use crate::routes::query::{PageLimit, Place, Query};
 use crate::routes::stream::From;
 use crate::routes::{frame, idempotency, prefer, stream};
 
@@ -75,7 +75,7 @@ static LIST_QUERY: [Parameter; 5] = [
     Parameter::new("tool", "Only with this tool.", schema::<ToolName>),
     Parameter::new("caller", "Of whom: `key:<id>` or `jwt:<subject>`. Your own unless said; others need scope `admin`.", schema::<String>),
     Parameter::new("limit", "How many jobs at most.", schema::<PageLimit>),
-    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<u64>),
+    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<Place>),
 ];
 /// The forms in which a job can be followed.
 pub(super) const FOLLOWED: [(&str, &str); 2] = [
@@ -270,7 +270,7 @@ async fn list(State(app): State<App>, Who(principal): Who, query: Query) -> Resu
         status: query.read("status", &format!("one of {}", words.join(", ")), status)?,
         tool: query.value("tool")?,
         limit: query.limit()?,
-        cursor: query.read("cursor", cursor, |text| text.parse().ok())?,
+        cursor: query.read("cursor", cursor, Place::read)?,
     };
     app.jobs.list(&principal, &wanted).await.map(Json)
 }

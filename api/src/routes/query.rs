@@ -33,6 +33,31 @@ impl JsonSchema for PageLimit {
     }
 }
 
+/// A place in a stream, where a page goes on.
+pub(super) struct Place;
+
+impl Place {
+    /// The largest: what every reader of JSON keeps exactly (RFC 8259, 6), and more than a stream will ever have.
+    const MAX: u64 = (1 << 53) - 1;
+
+    /// The place that is written there, if it is one.
+    pub(super) fn read(text: &str) -> Option<u64> {
+        text.parse().ok().filter(|place| *place <= Self::MAX)
+    }
+}
+
+impl JsonSchema for Place {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Place".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "integer", "minimum": 0, "maximum": Self::MAX})
+    }
+}
+
 /// The parameters given.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Query(Vec<(String, String)>);

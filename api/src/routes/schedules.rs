@@ -34,7 +34,7 @@ use crate::routes::nodes::PAGING;
 use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
 use crate::routes::path_id::PathId;
 use crate::routes::prefer::Form;
-use crate::routes::query::{PageLimit, Query, page};
+use crate::routes::query::{PageLimit, Place, Query, page};
 
 const READS: Needs = Needs::Scope(&[Scope::JobsRead, Scope::JobsWrite]);
 const WRITES: Needs = Needs::Scope(&[Scope::JobsWrite]);
@@ -45,7 +45,7 @@ const OWN_FIELDS: [&str; 8] = ["at", "every", "cron", "time_zone", "jitter_ms", 
 /// Where reading results goes on.
 static RESULTS: [Parameter; 2] = [
     Parameter::new("limit", "How many entries at most.", schema::<PageLimit>),
-    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<u64>),
+    Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<Place>),
 ];
 
 pub(super) fn operations() -> Vec<Operation> {
@@ -298,7 +298,7 @@ async fn resume(
 }
 
 async fn results(State(app): State<App>, Who(principal): Who, PathId(id): PathId, query: Query) -> Result<Json<ResultPage>, Problem> {
-    let cursor = query.read("cursor", "a cursor as an earlier answer gave it in `next`, such as 1200", |text| text.parse().ok())?;
+    let cursor = query.read("cursor", "a cursor as an earlier answer gave it in `next`, such as 1200", Place::read)?;
     app.schedules.results((&principal, &app.jobs), &id, (query.limit()?, cursor)).await.map(Json)
 }
 
