@@ -20,6 +20,8 @@ pub use at_once::AtOnce;
 
 /// The most entries of one limit's list.
 const LIMIT_ENTRIES_MAX: usize = 100;
+/// The most digits that a network's prefix is written with.
+const PREFIX_DIGITS_MAX: usize = 3;
 
 /// What a principal may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -354,7 +356,9 @@ impl FromStr for TargetPattern {
         let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
         if let Ok(address) = address.parse::<IpAddr>() {
             let longest = if address.is_ipv4() { 32 } else { 128 };
-            let prefix = prefix.map_or(Ok(longest), |prefix| prefix.parse::<u8>().map_err(|_| wants()))?;
+            let digits = |text: &&str| text.len() <= PREFIX_DIGITS_MAX && text.bytes().all(|byte| byte.is_ascii_digit());
+            let read = |text: &str| Some(text).filter(digits)?.parse::<u8>().ok();
+            let prefix = prefix.map_or(Ok(longest), |prefix| read(prefix).ok_or_else(wants))?;
             return if prefix <= longest { Ok(Self::Network { address, prefix }) } else { Err(wants()) };
         }
         let parent = text.strip_prefix("*.");
@@ -408,7 +412,10 @@ as_text!(Scope, {"type": "string", "enum": (Scope::ALL)});
 as_text!(RegionPattern, {
     "type": "string", "pattern": "^([a-z0-9][a-z0-9-]{0,62}|([a-z0-9][a-z0-9-]{0,61})?[*])$", "examples": ["eu-*"]
 });
-as_text!(TargetPattern, {"type": "string", "minLength": 1, "maxLength": 256, "examples": ["10.0.0.0/8"]});
+as_text!(TargetPattern, {
+    "type": "string", "minLength": 1, "maxLength": 256,
+    "pattern": r"^(\*\.)?[A-Za-z0-9_:.][A-Za-z0-9_:.-]*(/[0-9]{1,3})?$|[^\x00-\x7f]", "examples": ["10.0.0.0/8"],
+});
 as_text!(Rate, {"type": "string", "pattern": "^[1-9][0-9]{0,6}/[smh]$", "examples": ["60/m"]});
 
 #[cfg(test)]

@@ -26,12 +26,17 @@ CASES_MIN = 100
 FUZZING_MAX_S = 600
 # Nodes to be drained and to be revoked while others do the work.
 SPARES = ["spare-1", "spare-2"]
-# What is made to be ended.
-MADE = {"revokeKey": ("/v1/keys", {"name": "to be revoked", "scopes": ["jobs:read"]}),
-        "deleteSecret": ("/v1/secrets", {"name": "to be deleted", "origin": "https://callback.invalid"})}
+# What makes no job while all of this runs, and who asks for nothing.
+SCHEDULE = {"tool": "echo", "from": "demo-eu", "every": "365d"}
+SERVICE = {"name": "to-be-revoked", "regions": ["demo-eu"], "tools": ["echo"]}
+# What is made to be ended: where, what names it, and of what.
+MADE = {"revokeKey": ("/v1/keys", "id", {"name": "to be revoked", "scopes": ["jobs:read"]}),
+        "deleteSecret": ("/v1/secrets", "id", {"name": "to be deleted", "origin": "https://callback.invalid"}),
+        "deleteSchedule": ("/v1/schedules", "id", SCHEDULE),
+        "revokeService": ("/v1/services", "name", SERVICE)}
 # In a network of its own, any port is free.
 BROKER = "127.0.0.1:4222"
-SCOPES = ["jobs:read", "jobs:write", "nodes:read", "nodes:write", "keys:write", "audit:read", "metrics:read", "admin"]
+SCOPES = ["jobs:read", "jobs:write", "nodes:read", "nodes:write", "keys:write", "services:write", "audit:read", "metrics:read", "admin"]
 
 
 def alone():
@@ -74,10 +79,11 @@ def fuzz(reader, api):
     while not (deliveries := caller.ask("GET", "/v1/deliveries")["deliveries"]):
         assert time.monotonic() - started < HANG_S, "the callback of a job has become nothing"
         time.sleep(0.1)
+    schedule = caller.ask("POST", "/v1/schedules", SCHEDULE)
     counts = reader.folder / "counts.json"
     environment = {**reader.environment, "PYTHONPATH": str(HERE), "SCHEMATHESIS_HOOKS": "hooks", "FUZZ_URL": api.url,
                    "FUZZ_ADMIN_KEY": api.key, "FUZZ_KEY_ID": created["id"], "FUZZ_DELIVERY_ID": deliveries[0]["id"],
-                   "FUZZ_COUNTS": str(counts)}
+                   "FUZZ_SCHEDULE_ID": schedule["id"], "FUZZ_COUNTS": str(counts)}
     program = pathlib.Path(sys.executable).parent / "schemathesis"
     command = [str(program), "--config-file", str(HERE / "schemathesis.toml"), "run", f"{api.url}/openapi.json", "--checks", "all",
                "--mode", "all", "--max-examples", str(CASES_MIN), "-H", f"Authorization: Bearer {caller.key}", *sys.argv[4:]]
@@ -106,7 +112,10 @@ def repeat(caller, counted):
             few.append(raw["operationId"])
             continue
         for _ in range(missing):
-            place = {"id": caller.ask("POST", *made)["id"]} if made else {}
+            place = {}
+            if made:
+                path, name, body = made
+                place[name] = caller.ask("POST", path, body)[name]
             case = operation.Case(path_parameters=place, headers={"Authorization": f"Bearer {caller.key}"})
             response = case.call_and_validate()
             status = str(response.status_code)

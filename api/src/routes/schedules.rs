@@ -310,10 +310,10 @@ fn request_schema(schemas: &mut SchemaGenerator) -> Schema {
         properties.retain(|name, _| JOB_FIELDS.contains(&name.as_str()));
         let own = json!({
             "at": {"description": "When, once.", "type": "string", "format": "date-time", "examples": ["2026-12-01T10:00:00Z"]},
-            "every": {"description": "After how long again and again, in s, m, h or d: from 1s to 366d.", "type": "string", "pattern": "^[0-9]{1,10}[smhd]$", "examples": ["15m"]},
+            "every": {"description": "After how long again and again, in s, m, h or d: from 1s to 366d.", "type": "string", "pattern": "^[0-9]{1,8}[smhd]$", "examples": ["15m"]},
             "cron": {
                 "description": "When: second, minute, hour, day of the month, month, day of the week.",
-                "type": "string", "maxLength": 256, "pattern": "^ *[^ ]+( +[^ ]+){5} *$", "examples": ["0 30 2 * * *"],
+                "type": "string", "maxLength": 256, "pattern": "^ *[!-~]+( +[!-~]+){5} *$", "examples": ["0 30 2 * * *"],
             },
             "time_zone": {"description": "On whose clock, with `cron`: a zone of the IANA database.", "type": "string", "maxLength": 256, "default": "UTC", "examples": ["Europe/Berlin"]},
             "jitter_ms": {"description": "By how much at most each firing is put off by chance; at most `every`.", "type": "integer", "minimum": 0, "maximum": JITTER_MS_MAX, "default": 0},

@@ -17,7 +17,7 @@ fn names_are_judged_by_names_and_addresses_by_networks() {
 
 #[test]
 fn what_cannot_be_understood_is_refused() {
-    for text in ["", "10.0.0.0/33", "*", "*.", "a b", "10.0.0.0/x", "::/129"] {
+    for text in ["", "10.0.0.0/33", "*", "*.", "a b", "10.0.0.0/x", "10.0.0.0/+8", "10.0.0.0/0008", "::/129"] {
         assert!(text.parse::<TargetPattern>().is_err(), "{text}");
     }
     for text in ["", "10", "0/s", "10/d", "x/m", "-1/s"] {

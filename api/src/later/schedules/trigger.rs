@@ -15,6 +15,8 @@ use serde_json::{Map, Value};
 const EVERY_MIN: Duration = Duration::from_secs(1);
 /// The longest, and how far ahead a single firing may be.
 const AHEAD_MAX: Duration = Duration::from_hours(366 * 24);
+/// The digits of the longest, in seconds.
+const EVERY_DIGITS_MAX: usize = 8;
 /// The longest pattern and the longest name of a zone.
 const TEXT_LENGTH_MAX: usize = 256;
 /// How many fields a pattern has.
@@ -126,7 +128,7 @@ fn every(text: &str) -> Result<Duration, String> {
             "d" => 86_400,
             _ => return None,
         };
-        count.bytes().all(|byte| byte.is_ascii_digit()).then_some(())?;
+        (count.len() <= EVERY_DIGITS_MAX && count.bytes().all(|byte| byte.is_ascii_digit())).then_some(())?;
         Some(Duration::from_secs(u64::from(count.parse::<u32>().ok()?).checked_mul(unit_s)?))
     };
     let every =
@@ -139,9 +141,12 @@ fn every(text: &str) -> Result<Duration, String> {
 
 fn cron(pattern: &str) -> Result<Cron, String> {
     let wants = "six fields: second, minute, hour, day of the month, month, day of the week, such as `0 30 2 * * *`";
-    let count = pattern.split_ascii_whitespace().count();
+    let count = pattern.split(' ').filter(|field| !field.is_empty()).count();
     if count != CRON_FIELDS {
         return Err(format!("must have {wants}; {} has {count}", shown(&pattern.into())));
+    }
+    if !pattern.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return Err(format!("must have {wants}, in printable ASCII with spaces between them, not {}", shown(&pattern.into())));
     }
     let parsed = CronParser::builder().seconds(Seconds::Required).build().parse(pattern);
     parsed.map_err(|error| format!("must have {wants}; {}: {error}", shown(&pattern.into())))
@@ -221,6 +226,9 @@ mod tests {
             (json!({"every": "5000000000d"}), "/every", "a number and its unit"),
             (json!({"every": "ü"}), "/every", "a number and its unit"),
             (json!({"cron": "* * * * *"}), "/cron", "has 5"),
+            (json!({"cron": "0 0 0 1 1\t*"}), "/cron", "has 5"),
+            (json!({"cron": "0\t0 0 0 1 1 *"}), "/cron", "printable ASCII"),
+            (json!({"every": "000000015m"}), "/every", "such as 90s"),
             (json!({"cron": "@daily"}), "/cron", "six fields"),
             (json!({"cron": "0 61 * * * *"}), "/cron", "six fields"),
             (json!({"cron": "0 0 0 31 2 *"}), "/cron", "never comes"),
