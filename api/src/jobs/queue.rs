@@ -239,14 +239,13 @@ impl Jobs {
             Ok(place) => place,
             Err(error) => {
                 // Only its acknowledgement may have been lost; what is there waits.
-                match self.store_of(waiting.id()).await? {
-                    Some(place) => Some(place),
-                    None => {
-                        // Whoever asked is told that it failed, so it must not run.
-                        let _tried = self.take_away(&waiting.state.document).await;
-                        return Err(error);
-                    }
+                let place = self.store_of(waiting.id()).await?;
+                if place.is_none() {
+                    // Whoever asked is told that it failed, so it must not run.
+                    let _tried = self.take_away(&waiting.state.document).await;
+                    return Err(error);
                 }
+                place
             }
         };
         if place.is_some() {
