@@ -7,6 +7,7 @@ pub(crate) mod last;
 mod late;
 mod lease;
 mod replies;
+pub(crate) mod room;
 mod shares;
 
 use std::path::PathBuf;

@@ -26,15 +26,15 @@ use async_nats::jetstream::{Context, kv};
 use probeops_shared::ids::JobId;
 use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
-use probeops_shared::subjects::{self, ANY, broker, storage};
+use probeops_shared::subjects::{self, ANY, storage};
 use probeops_shared::timestamp::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use crate::access::Principal;
 use crate::broker::Broker;
+use crate::broker::room::filled;
 use crate::callbacks::guard::Guard;
 use crate::callbacks::secrets::Secrets;
 use crate::jobs::{JobStatus, owner};
@@ -159,26 +159,6 @@ pub(crate) struct Due {
     pub(crate) replay: u32,
 }
 
-/// What the broker says of the queue.
-#[derive(Deserialize)]
-struct Info {
-    config: Bound,
-    state: Held,
-    /// How many subjects match the filter.
-    #[serde(default)]
-    total: u64,
-}
-
-#[derive(Deserialize)]
-struct Bound {
-    max_bytes: u64,
-}
-
-#[derive(Deserialize)]
-struct Held {
-    bytes: u64,
-}
-
 /// What delivers callbacks.
 #[derive(Clone, Debug)]
 pub struct Callbacks(Arc<Inner>);
@@ -242,19 +222,15 @@ impl Callbacks {
     async fn check_room(&self, principal: &str) -> Result<(), Problem> {
         let unknown =
             |error: &dyn fmt::Display| Problem::new(Code::Unavailable, format!("the queue of callbacks cannot be looked at now: {error}"));
-        // Beyond the last of them: how many there are is told all the same.
-        let request = json!({"subjects_filter": subjects::callback(owner(principal), ANY), "offset": u32::MAX});
-        let client = self.0.jetstream.client();
-        let asked =
-            client.request(broker::stream_info(storage::CALLBACKS), request.to_string().into()).await.map_err(|error| unknown(&error))?;
-        let info: Info = serde_json::from_slice(&asked.payload).map_err(|error| unknown(&error))?;
-        if info.total >= WAITING_MAX {
+        let filter = subjects::callback(owner(principal), ANY);
+        let filled = filled(&self.0.jetstream.client(), storage::CALLBACKS, &filter).await.map_err(|error| unknown(&error))?;
+        if filled.subjects >= WAITING_MAX {
             let detail = format!(
                 "{WAITING_MAX} callbacks of yours wait to be delivered, and no more are taken until some are; /v1/deliveries?status=pending lists them"
             );
             return Err(Problem::new(Code::RateLimited, detail).retry_after(ROOM_AGAIN_AFTER));
         }
-        if info.state.bytes >= info.config.max_bytes / 10 * 9 {
+        if filled.percent >= 90 {
             let detail = "the queue of callbacks is almost full; jobs without one are taken";
             return Err(Problem::new(Code::Unavailable, detail).retry_after(ROOM_AGAIN_AFTER));
         }

@@ -219,9 +219,14 @@ pub fn later_due(schedule: impl Display) -> String {
     format!("later.v1.due.{schedule}")
 }
 
-/// A job that waits for a node, in stream LATER.
-pub fn later_online(job: impl Display) -> String {
-    format!("later.v1.online.{job}")
+/// A job that waits for a node, in stream LATER. `owner` is a token made of its principal's name.
+pub fn later_online(owner: impl Display, job: impl Display) -> String {
+    format!("later.v1.online.{owner}.{job}")
+}
+
+/// All jobs that wait for a node, in stream LATER.
+pub fn later_online_all() -> String {
+    "later.v1.online.>".to_owned()
 }
 
 /// A schedule of the broker's, in stream LATER.

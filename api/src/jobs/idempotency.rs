@@ -4,9 +4,12 @@
 //! job that is asked for by a key is kept from its start, and its first state is stored only if there is none: so of several that come at once,
 //! and of one that comes after a crash between key and job, one makes the job, and the rest find it.
 
+use std::time::Duration;
+
 use data_encoding::HEXLOWER;
 use probeops_shared::ids::JobId;
 use probeops_shared::problem::Code;
+use probeops_shared::timestamp::Timestamp;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
@@ -15,6 +18,9 @@ use super::{Came, How, Id, JobRequest, Jobs, Submitted};
 use crate::access::Principal;
 use crate::broker::Used;
 use crate::problem::Problem;
+
+/// How long after a key is used first its job may be made, by a call that comes after a crash.
+const BEGINS_WITHIN: Duration = Duration::from_mins(10);
 
 /// The key of a call, and what the call asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +54,12 @@ impl Idempotency {
         );
         Err(Problem::new(Code::IdempotencyMismatch, detail))
     }
+}
+
+/// Whether a job that was promised has had its time to begin.
+fn is_old(job: JobId) -> bool {
+    let promised_at = job.unix_ms().and_then(Timestamp::from_unix_ms);
+    promised_at.is_some_and(|at| Timestamp::now().since(at) > BEGINS_WITHIN)
 }
 
 fn unavailable(error: impl std::fmt::Display) -> Problem {
@@ -86,6 +98,11 @@ impl Jobs {
         // A job that is about to begin is waited for, a little; one that never began is begun.
         match self.join(principal, used.job, how).await? {
             Some(joined) => Ok(joined),
+            // One of long ago has begun, and its stream has had to let it go.
+            None if is_old(used.job) => Err(Problem::new(
+                Code::NotFound,
+                format!("job `{}`, which this Idempotency-Key was used for, is no longer kept: too many newer ones came in", used.job),
+            )),
             None => self.make(principal, request, how, Id::Promised(used.job)).await,
         }
     }

@@ -21,7 +21,7 @@ use probeops_shared::ids::JobId;
 use probeops_shared::job::{GRACE, Job};
 use probeops_shared::outcome::{Failure, FailureKind, Outcome};
 use probeops_shared::problem::Code;
-use probeops_shared::subjects::{self, broker, storage};
+use probeops_shared::subjects::{self, ANY, broker, storage};
 use probeops_shared::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -32,8 +32,9 @@ use tokio_util::sync::CancellationToken;
 use super::callback::Patience;
 use super::idempotency::Promise;
 use super::store::{Open, State, Stored};
-use super::{Came, How, Id, JobDocument, JobRequest, JobStatus, Jobs, Room, Submitted, accepted, admission, choose, document};
+use super::{Came, How, Id, JobDocument, JobRequest, JobStatus, Jobs, Room, Submitted, accepted, admission, choose, document, owner};
 use crate::access::{Access, Identity, Principal};
+use crate::broker::room::filled;
 use crate::callbacks::Callback;
 use crate::later::rights::{self, PrincipalRef, Refused};
 use crate::limits::Admitted;
@@ -49,6 +50,14 @@ pub(crate) const EXPIRES_IN: Duration = Duration::from_hours(1);
 const HELD_MAX: usize = 2_000;
 /// How many bytes of them, as they lie in the stream.
 const HELD_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// How often a job that waits is looked at though no node is there.
+const LOOKED_AT_EVERY: Duration = Duration::from_hours(1);
+/// How long whoever queues a job may take to write its state.
+const WRITTEN_WITHIN: Duration = Duration::from_secs(2);
+/// How many of one principal may wait.
+const QUEUED_OF_ONE_MAX: u64 = 5_000;
+/// From when on the stream takes no more jobs, in percent of what it may take; what is left is for schedules.
+const FILLED_PERCENT_MAX: u64 = 80;
 /// How many may wait in all; it is less than the broker hands out at once, so that none is out of reach behind the others.
 const QUEUED_MAX: u64 = 90_000;
 /// How often those that are held are looked at.
@@ -119,6 +128,8 @@ impl Waiting {
 struct Held {
     message: Message,
     waiting: Arc<Waiting>,
+    /// When it was last tried, or came here.
+    attempted: Instant,
     /// Since when.
     since: Instant,
     /// When the broker was last told.
@@ -151,10 +162,7 @@ impl Jobs {
     ) -> Result<Submitted, Problem> {
         let who = PrincipalRef::of(principal)?;
         self.admit(principal, &request).await?;
-        if self.0.metrics.queued() >= QUEUED_MAX {
-            let detail = format!("{QUEUED_MAX} jobs wait for nodes already, and no more are taken for the moment");
-            return Err(Problem::new(Code::Unavailable, detail).retry_after(AGAIN_AFTER));
-        }
+        self.check_room_to_wait(principal).await?;
         // What it takes beyond the first run is known when it begins.
         let allowance = self.0.limits.pay(principal, 1).await?;
         let id = match self.promised(principal, id, request.idempotency.as_ref()).await? {
@@ -183,7 +191,12 @@ impl Jobs {
         if how == How::Wait(Duration::ZERO) {
             return Ok(Submitted { id, answer: Came::SoFar(state.document.to_bytes()), allowance, replayed: false });
         }
-        let mut watcher = self.elsewhere(&Stored { state, sequence, runs: Vec::new(), late: Vec::new() })?.watch(None);
+        let so_far = state.document.to_bytes();
+        let Ok(live) = self.elsewhere(&Stored { state, sequence, runs: Vec::new(), late: Vec::new() }) else {
+            // It is queued, whether it can be followed from here or not.
+            return Ok(Submitted { id, answer: Came::SoFar(so_far), allowance, replayed: false });
+        };
+        let mut watcher = live.watch(None);
         let answer = match how {
             How::Watch { .. } => Came::Watched(watcher),
             How::Wait(wait) => match timeout(wait, watcher.end()).await {
@@ -194,20 +207,45 @@ impl Jobs {
         Ok(Submitted { id, answer, allowance, replayed: false })
     }
 
+    /// Refuses one more job that waits where too many of this principal do, so that nobody takes the place of all others, and where the queue is
+    /// about to be full: its stream would let the oldest go.
+    async fn check_room_to_wait(&self, principal: &Principal) -> Result<(), Problem> {
+        let filter = subjects::later_online(owner(&principal.name), ANY);
+        let filled = filled(&self.0.broker.jetstream().client(), storage::LATER, &filter).await;
+        let filled = filled
+            .map_err(|error| Problem::new(Code::Unavailable, format!("the queue of jobs that wait cannot be looked at now: {error}")))?;
+        if filled.subjects >= QUEUED_OF_ONE_MAX {
+            let detail = format!(
+                "{QUEUED_OF_ONE_MAX} jobs of yours wait for nodes, and no more are taken until some have begun; /v1/jobs?status=queued lists them"
+            );
+            return Err(Problem::new(Code::RateLimited, detail).retry_after(AGAIN_AFTER));
+        }
+        if filled.percent >= FILLED_PERCENT_MAX || self.0.metrics.queued() >= QUEUED_MAX {
+            let detail = "so many jobs wait for nodes that no more are taken for the moment";
+            return Err(Problem::new(Code::Unavailable, detail).retry_after(AGAIN_AFTER));
+        }
+        Ok(())
+    }
+
     /// Stores a job that waits: first where it is taken from, for that is what has everything. The place of its state; none when it is there already.
     async fn put_waiting(&self, waiting: &Waiting) -> Result<Option<u64>, String> {
         let kept = waiting.expires_at().since(Timestamp::now()) + KEPT_AFTER;
         let headers = HeaderMap::from_iter([(NATS_MESSAGE_TTL, HeaderValue::from(kept.as_secs()))]);
         let payload = serde_json::to_vec(waiting).map_err(|error| error.to_string())?;
-        let subject = subjects::later_online(waiting.id());
+        let subject = subjects::later_online(owner(&waiting.state.document.caller), waiting.id());
         let sent = self.0.broker.jetstream().publish_with_headers(subject, headers, payload.into()).await;
         sent.map_err(|error| error.to_string())?.await.map_err(|error| error.to_string())?;
         let place = match self.0.store.replace(&waiting.state, 0).await {
             Ok(place) => place,
             Err(error) => {
-                // Whoever asked is told that it failed, so it must not run.
-                let _tried = self.take_away(waiting.id()).await;
-                return Err(error);
+                // Only its acknowledgement may have been lost; what is there waits.
+                let place = self.store_of(waiting.id()).await?;
+                if place.is_none() {
+                    // Whoever asked is told that it failed, so it must not run.
+                    let _tried = self.take_away(&waiting.state.document).await;
+                    return Err(error);
+                }
+                place
             }
         };
         if place.is_some() {
@@ -318,14 +356,16 @@ impl Jobs {
                         if held.busy || !(expired || due) {
                             continue;
                         }
-                        let fits = expired || self.fits(&anybody, &held.waiting);
+                        // Now and then it is looked at though no node is there: its state may have to be written anew.
+                        let old = held.attempted.elapsed() >= LOOKED_AT_EVERY;
+                        let fits = expired || old || self.fits(&anybody, &held.waiting);
                         let place = fits.then(|| Arc::clone(&room).try_acquire_owned().ok()).flatten();
                         if fits && place.is_none() {
                             continue;
                         }
                         (held.tried_with, held.again_at) = (Some(nodes), Instant::now() + AGAIN_AFTER);
                         let Some(place) = place else { continue };
-                        held.busy = true;
+                        (held.busy, held.attempted) = (true, Instant::now());
                         let (jobs, access, waiting, message) = (self.clone(), access.clone(), Arc::clone(&held.waiting), held.message.clone());
                         let (tell, id) = (tell.clone(), *id);
                         drop(self.0.tasks.spawn(async move { jobs.attempt(&access, &waiting, &message, (place, id, tell)).await }));
@@ -359,7 +399,9 @@ impl Jobs {
             }
         }
         let waiting = Arc::new(waiting);
-        drop(held.insert(id, Held { message, waiting, since: now, said: now, tried_with: None, again_at: now, busy: false }));
+        drop(
+            held.insert(id, Held { message, waiting, since: now, attempted: now, said: now, tried_with: None, again_at: now, busy: false }),
+        );
     }
 
     /// Whether a node is there for it, whoever its owner is.
@@ -377,7 +419,7 @@ impl Jobs {
     ) {
         let (tried, watcher) = match self.try_to_begin(access, waiting).await {
             Ok(watcher) => {
-                if let Err(error) = self.take_away(id).await {
+                if let Err(error) = self.take_away(&waiting.state.document).await {
                     tracing::warn!(job.id = %id, %error, "a job that waits no longer is still in its queue");
                 } else {
                     say(message, AckKind::Ack).await;
@@ -401,14 +443,25 @@ impl Jobs {
             RETRY_AFTER
         };
         let Some(stored) = self.0.store.read(waiting.id()).await.map_err(|error| later(&error))? else {
+            let job = &waiting.state.document;
+            if Timestamp::now().since(job.created_at) < WRITTEN_WITHIN {
+                return Err(RETRY_AFTER);
+            }
             // Its API ended before it could write it, or the stream has forgotten it.
-            let _place = self.0.store.replace(&waiting.state, 0).await.map_err(|error| later(&error))?;
+            if self.0.store.replace(&waiting.state, 0).await.map_err(|error| later(&error))?.is_some() {
+                self.0.audit.record(accepted(job, self.0.broker.caller().to_string()));
+            }
             return Err(Duration::ZERO);
         };
         if stored.state.document.status != JobStatus::Queued {
             return Ok(None);
         }
-        let over = async |status, why| self.end_queued(&stored, status, why).await.map(|_| None).map_err(|error| later(&error));
+        // Where its state has changed meanwhile, it is looked at again: it may only have been written anew.
+        let over = async |status, why| match self.end_queued(&stored, status, why).await {
+            Ok(true) => Ok(None),
+            Ok(false) => Err(RETRY_AFTER),
+            Err(error) => Err(later(&error)),
+        };
         if waiting.expires_at() <= Timestamp::now() {
             return over(JobStatus::Expired, None).await;
         }
@@ -455,7 +508,8 @@ impl Jobs {
         let ends_by = now.created_at.plus(start_within + budget + 2 * GRACE);
         let (deliver, refreshed) = (stored.state.deliver.clone(), stored.state.refreshed);
         let state = State { document, runs: Some(runs.len()), replica: Some(self.0.broker.caller().clone()), deliver, refreshed };
-        self.begin(state, runs, (ends_by, stored.sequence), false, (room, None)).await.map_err(|error| later(&error))
+        let begun = self.begin(state, runs, (ends_by, stored.sequence), false, (room, None)).await.map_err(|error| later(&error))?;
+        begun.map(Some).ok_or(RETRY_AFTER)
     }
 
     /// Writes the state of a job that waits again, if its stream is to forget it before long.
@@ -497,10 +551,13 @@ impl Jobs {
     pub(super) async fn cancel_queued(&self, stored: &Stored) -> Result<Option<JobDocument>, Problem> {
         let id = stored.state.document.id;
         let unavailable = |why: String| Problem::new(Code::Unavailable, format!("job `{id}` could not be cancelled: {why}"));
-        if !self.end_queued(stored, JobStatus::Cancelled, None).await.map_err(unavailable)? {
+        let (jobs, ending) = (self.clone(), stored.clone());
+        // What has been begun is done, though its caller hang up meanwhile.
+        let ended = self.0.tasks.spawn(async move { jobs.end_queued(&ending, JobStatus::Cancelled, None).await }).await;
+        if !ended.unwrap_or_else(|_| Err("it met a fault of this API".to_owned())).map_err(unavailable)? {
             return Ok(None);
         }
-        if let Err(error) = self.take_away(id).await {
+        if let Err(error) = self.take_away(&stored.state.document).await {
             // Whoever takes it sees that it waits no longer.
             tracing::warn!(job.id = %id, %error, "a job that was cancelled is still in its queue");
         }
@@ -508,9 +565,14 @@ impl Jobs {
         Ok(stored.map(Stored::into_document))
     }
 
+    /// The place of a job's state, if it is there.
+    async fn store_of(&self, id: JobId) -> Result<Option<u64>, String> {
+        Ok(self.0.store.read(id).await?.map(|stored| stored.sequence))
+    }
+
     /// Takes a job out of the queue.
-    async fn take_away(&self, id: JobId) -> Result<(), String> {
-        let filter = serde_json::json!({"filter": subjects::later_online(id)}).to_string();
+    async fn take_away(&self, job: &JobDocument) -> Result<(), String> {
+        let filter = serde_json::json!({"filter": subjects::later_online(owner(&job.caller), job.id)}).to_string();
         let client = self.0.broker.jetstream().client();
         let asked = client.request(broker::stream_purge(storage::LATER), filter.into()).await.map_err(|error| error.to_string())?;
         let answer: Value = serde_json::from_slice(&asked.payload).map_err(|error| error.to_string())?;

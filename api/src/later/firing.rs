@@ -27,6 +27,8 @@ use crate::later::rights::{self, Refused};
 use crate::later::schedules::{Last, Overdue, Reminder, Schedule, Schedules, Skipped, unavailable};
 use crate::problem::{Asked, Problem};
 
+/// How long after it was decided a firing is looked after whose taker may have ended; its records are kept for longer in any case.
+const BEFORE_LOOKED_AT_WITHIN: Duration = Duration::from_mins(10);
 /// How many firings are taken at once.
 const AT_ONCE_MAX: usize = 64;
 /// How long the broker holds a request for firings while there is none.
@@ -145,7 +147,8 @@ impl Firings {
         let (schedule, before) = if schedule.next_due == Some(reminder.due) {
             let now = Timestamp::now();
             let Decided { became, missed, next_due } = decide(&schedule, reminder.due, now);
-            let before = schedule.last.clone();
+            // One of long ago has been kept, and may have been forgotten since: it is not done again.
+            let before = schedule.last.clone().filter(|last| now.since(last.fired_at) < BEFORE_LOOKED_AT_WITHIN);
             let decided = Schedule { next_due, last: Some(became), last_reminded: Some(reminder.due), ..schedule };
             self.schedules.update(&decided, revision).await?;
             for due in missed {

@@ -39,6 +39,10 @@ use trigger::Trigger;
 
 /// How many schedules one principal may have.
 const SCHEDULES_MAX: usize = 100;
+/// How large one may be, in bytes.
+const SCHEDULE_BYTES_MAX: usize = 16 * 1024;
+/// How long the mark of one that was deleted is kept.
+const DELETED_KEPT: Duration = Duration::from_mins(1);
 /// How many entries are read at once.
 const READ_AT_ONCE: usize = 256;
 /// How often a change tries again when somebody else wrote the schedule in between.
@@ -306,10 +310,17 @@ impl Schedules {
         let next_due = if schedule.paused { None } else { schedule.due_after(schedule.created_at) };
         let schedule = Schedule { id, next_due, ..schedule };
         let value = serde_json::to_vec(&schedule).map_err(|error| unavailable(&error))?;
+        if value.len() > SCHEDULE_BYTES_MAX {
+            let detail = format!(
+                "the job of a schedule may have {SCHEDULE_BYTES_MAX} bytes with everything that is kept of it, not {}",
+                value.len()
+            );
+            return Err(Problem::new(Code::TooLarge, detail));
+        }
         self.bucket.create(schedule.key(), value.into()).await.map_err(|error| unavailable(&error))?;
         if let Err(error) = self.remind(&schedule).await {
             // Who is told that it was not made must not find it.
-            drop(self.bucket.purge(schedule.key()).await);
+            drop(self.bucket.purge_with_ttl(schedule.key(), DELETED_KEPT).await);
             return Err(unavailable(&error));
         }
         Ok(schedule)
@@ -426,7 +437,7 @@ impl Schedules {
     }
 
     async fn forget(&self, schedule: &Schedule) -> Result<(), Problem> {
-        self.bucket.purge(schedule.key()).await.map_err(|error| unavailable(&error))?;
+        self.bucket.purge_with_ttl(schedule.key(), DELETED_KEPT).await.map_err(|error| unavailable(&error))?;
         self.remind(&Schedule { next_due: None, ..schedule.clone() }).await.map_err(|error| unavailable(&error))
     }
 

@@ -46,6 +46,7 @@ impl<S: Sync> FromRequest<S> for NoBody {
         if read.is_empty() || read.trim_ascii() == b"{}" {
             return Ok(Self);
         }
+        parts.extensions.get::<Seen>().into_iter().for_each(|seen| seen.keep(&read));
         Err(Problem::new(Code::Invalid, "this takes no body; send none, or {}"))
     }
 }

@@ -135,9 +135,7 @@ fn request_schema(document: &Value, method: &Method, path: &str) -> Option<Value
         "type": "object",
         "properties": {"query": part("query")?, "header": part("header")?},
     });
-    if let Some(body) = body {
-        schema["properties"]["body"] = body.clone();
-    }
+    schema["properties"]["body"] = body.cloned().unwrap_or(Value::Bool(false));
     Some(schema)
 }
 

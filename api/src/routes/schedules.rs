@@ -53,7 +53,7 @@ pub(super) fn operations() -> Vec<Operation> {
         Operation {
             body: Some(request_schema),
             answers: vec![Answer::json(success::CREATED, "The schedule.", schema::<ScheduleView>)],
-            problems: &[Code::NoSuchRegion, Code::NoSuchNode, Code::Conflict, Code::Unavailable],
+            problems: &[Code::NoSuchRegion, Code::NoSuchNode, Code::Conflict, Code::RateLimited, Code::TooLarge, Code::Unavailable],
             ..operation(
                 Route::post("/v1/schedules", create),
                 WRITES,
@@ -208,6 +208,7 @@ async fn made(app: &App, owner: &Principal, mut fields: Map<String, Value>) -> R
         last: None,
         last_reminded: None,
     };
+    app.jobs.charge(owner).await?;
     app.schedules.create(schedule).await
 }
 

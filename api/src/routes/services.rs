@@ -142,7 +142,7 @@ async fn create(
     let about = Asked { target: target(request.name.as_str()), ..Asked::default() };
     let made = async {
         let request = granted(&principal, request, |node| app.roster.node(node).map(|node| node.region))?;
-        make(&app, request).await
+        make(&app, &principal, request).await
     };
     let ServiceCreated { creds, grant } = made.await.map_err(|problem: Problem| problem.asked(about))?;
     app.audit.changed(&principal.name, &current.0, target(grant.name.as_str()), said(&grant));
@@ -150,7 +150,8 @@ async fn create(
     Ok((success::CREATED, headers, Json(ServiceCreated { creds, grant })).into_response())
 }
 
-async fn make(app: &App, request: ServiceRequest) -> Result<ServiceCreated, Problem> {
+/// Makes a service, that does not outlive a maker whose credential says when it ends.
+async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<ServiceCreated, Problem> {
     let services = app.access.services();
     let held = services.find(&request.name).await?;
     let now = Timestamp::now();
@@ -167,7 +168,9 @@ async fn make(app: &App, request: ServiceRequest) -> Result<ServiceCreated, Prob
         nodes: nodes.clone(),
         direct: targets.is_none(),
     };
-    let minted = app.broker.mint_service(role, valid_for.unwrap_or(ValidFor::MAX).duration()).await?;
+    let wanted = valid_for.unwrap_or(ValidFor::MAX).duration();
+    let valid_for = maker.expires_at.map_or(wanted, |ends| wanted.min(ends.since(now)));
+    let minted = app.broker.mint_service(role, valid_for).await?;
     let grant = ServiceGrant {
         name,
         regions,

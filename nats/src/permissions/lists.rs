@@ -50,7 +50,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
             let verbs = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_create_named(stream, name)];
             permissions.publish.extend(consumers().flat_map(verbs));
             // One with a filter is made on a subject that has it.
-            let filtered = [(storage::DUE, subjects::later_due(REST)), (storage::ONLINE, subjects::later_online(REST))];
+            let filtered = [(storage::DUE, subjects::later_due(REST)), (storage::ONLINE, subjects::later_online_all())];
             let made = |(names, filter): ([&'static str; 2], String)| {
                 names.map(|name| broker::consumer_create_named(storage::LATER, format_args!("{name}.{filter}")))
             };
@@ -120,11 +120,11 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     // It says of itself that it is there, and of nobody else.
     publish.push(broker::bucket_key(storage::REPLICAS, caller));
     publish.extend([subjects::callbacks(), broker::acknowledgements(storage::CALLBACKS), broker::stream_info(storage::CALLBACKS)]);
-    publish.extend([subjects::later_online(REST), subjects::schedule(REST), broker::acknowledgements(storage::LATER)]);
+    publish.extend([subjects::later_online_all(), subjects::schedule(REST), broker::acknowledgements(storage::LATER)]);
     // What is there of a subject, and taking it away: a job that waits no longer, a schedule that ends.
     publish.extend([
         broker::stream_info(storage::LATER),
-        broker::direct_get_last(storage::LATER, subjects::later_online(REST)),
+        broker::direct_get_last(storage::LATER, subjects::later_online_all()),
         broker::direct_get_last(storage::LATER, subjects::schedule(REST)),
         broker::direct_get(storage::LATER),
         broker::stream_purge(storage::LATER),

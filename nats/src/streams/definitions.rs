@@ -36,8 +36,10 @@ const DELIVERIES_WAITING_MAX: u32 = 10_000_000;
 const DELIVERIES_KEPT: Duration = Duration::from_hours(7 * 24);
 /// What bucket DELIVERIES may take on disk, in bytes; then the oldest go.
 const DELIVERIES_BYTES_MAX: u64 = 256 * MIB;
-/// What stream LATER may take on disk, in bytes. A broker with schedules lets the oldest go then, so the API takes no more long before.
-pub const LATER_BYTES_MAX: u64 = 512 * MIB;
+/// What stream LATER may take on disk, in bytes. A broker with schedules lets the oldest go then, so the API takes no more jobs long before.
+const LATER_BYTES_MAX: u64 = 512 * MIB;
+/// What bucket SCHEDULES may take on disk, in bytes.
+const SCHEDULES_BYTES_MAX: u64 = 256 * MIB;
 /// How long a replica has to take what is due.
 const DUE_WITHIN: Duration = Duration::from_secs(30);
 /// How many that are due may wait at once for a replica, those that were put off included.
@@ -112,7 +114,13 @@ pub fn application(replicas: u32) -> Vec<Definition> {
         bucket(storage::SERVICES, replicas, REGISTER_HISTORY, register()),
         callbacks(replicas),
         later(replicas),
-        bucket(storage::SCHEDULES, replicas, REGISTER_HISTORY, register()),
+        // Of one that was deleted nothing is kept, after a while.
+        bucket(
+            storage::SCHEDULES,
+            replicas,
+            1,
+            json!({"max_bytes": SCHEDULES_BYTES_MAX, "allow_msg_ttl": true, "subject_delete_marker_ttl": nanos(LIMIT_MARKERS_KEPT)}),
+        ),
         // A secret that was replaced is not kept, and of one that was deleted nothing is, after a while.
         bucket(storage::SECRETS, replicas, 1, json!({"allow_msg_ttl": true, "subject_delete_marker_ttl": nanos(LIMIT_MARKERS_KEPT)})),
         bucket(
@@ -150,7 +158,7 @@ fn callbacks(replicas: u32) -> Definition {
 /// Without a greatest age, which would end schedules; each message that ends in time says so itself.
 fn later(replicas: u32) -> Definition {
     let later = json!({
-        "subjects": [subjects::later_due(REST), subjects::later_online(REST), subjects::schedule(REST)],
+        "subjects": [subjects::later_due(REST), subjects::later_online_all(), subjects::schedule(REST)],
         "max_age": 0,
         "max_bytes": LATER_BYTES_MAX,
         "max_msgs_per_subject": 1,
@@ -171,7 +179,7 @@ fn later(replicas: u32) -> Definition {
     };
     let consumers = vec![
         consumer(storage::DUE, subjects::later_due(REST), DUE_WITHIN, DUE_WAITING_MAX),
-        consumer(storage::ONLINE, subjects::later_online(REST), ONLINE_WITHIN, ONLINE_WAITING_MAX),
+        consumer(storage::ONLINE, subjects::later_online_all(), ONLINE_WITHIN, ONLINE_WAITING_MAX),
     ];
     Definition { consumers, ..stream(storage::LATER, replicas, later) }
 }

@@ -133,8 +133,7 @@ async fn the_api_and_commands_keep_their_registers_and_jobs() {
     let mut command = broker.connect(&registrar()).await;
     let context = jetstream::new(connection.client.clone());
     let command_context = jetstream::new(command.client.clone());
-    let written =
-        [(&context, storage::KEYS), (&context, storage::NODES), (&command_context, storage::SERVICES), (&context, storage::IDEMPOTENCY)];
+    let written = [(&context, storage::KEYS), (&context, storage::NODES), (&command_context, storage::SERVICES)];
     for (context, bucket) in written {
         let store = context.get_key_value(bucket).await.unwrap();
         let revision = store.create("a", "1".into()).await.unwrap();
@@ -212,7 +211,7 @@ async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
     second.double_ack().await.unwrap();
     let mut rest = queue.batch().max_messages(1).expires(std::time::Duration::from_millis(500)).messages().await.unwrap();
     assert!(timeout(PATIENCE, rest.next()).await.unwrap().is_none(), "it is gone");
-    for bucket in [storage::SECRETS, storage::DELIVERIES, storage::SCHEDULES, storage::LIMITS] {
+    for bucket in [storage::SECRETS, storage::DELIVERIES, storage::SCHEDULES, storage::LIMITS, storage::IDEMPOTENCY] {
         let store = context.get_key_value(bucket).await.unwrap();
         let revision = store.create("o.a", "1".into()).await.unwrap();
         store.update("o.a", "2".into(), revision).await.unwrap();
@@ -250,11 +249,11 @@ async fn a_schedule_is_due_in_time_and_ends_when_it_is_taken_away() {
         last.double_ack().await.unwrap();
         assert!(take().await.is_none(), "nothing is due any more");
     }
-    context.publish(subjects::later_online("j1"), "job".into()).await.unwrap().await.unwrap();
+    context.publish(subjects::later_online("o", "j1"), "job".into()).await.unwrap().await.unwrap();
     let online: jetstream::consumer::PullConsumer = context.get_consumer_from_stream(storage::ONLINE[0], storage::LATER).await.unwrap();
     let mut taken = online.batch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
     let waiting = timeout(PATIENCE, taken.next()).await.unwrap().unwrap().unwrap();
-    assert_eq!(waiting.subject.as_str(), subjects::later_online("j1"));
+    assert_eq!(waiting.subject.as_str(), subjects::later_online("o", "j1"));
     waiting.double_ack().await.unwrap();
     assert!(connection.violations_so_far().is_empty());
 }

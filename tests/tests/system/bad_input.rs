@@ -97,7 +97,7 @@ fn fields() -> Vec<Row> {
             json!({"tool": "ping", "target": "127.0.0.1", "from": "eu", "form": 1}),
             "/form",
             "unknown field `form`; did you mean `from`? the fields are tool, target, parameters, from, timeout_ms, callback, \
-             cancel_on_disconnect, idempotency_key",
+             cancel_on_disconnect, idempotency_key, when, expires_in_ms",
         ),
     ]
 }
@@ -201,8 +201,7 @@ fn each_mistake_around_a_job_is_named() {
     let json_type = "application/json";
     let (early, not_json) =
         ("the JSON ends too early: EOF while parsing a value at line 1 column 8", "not JSON: expected value at line 1 column 1");
-    let unknown =
-        "unknown field `x`; the fields are tool, target, parameters, from, timeout_ms, callback, cancel_on_disconnect, idempotency_key";
+    let unknown = "unknown field `x`; the fields are tool, target, parameters, from, timeout_ms, callback, cancel_on_disconnect, idempotency_key, when, expires_in_ms";
     let content_type = |said: &str| format!("{said}; it must be application/json (with curl, add -H 'Content-Type: application/json')");
     let text = content_type("the body's content type is `text/plain`");
     let form = content_type("the body's content type is `application/x-www-form-urlencoded`");

@@ -94,7 +94,7 @@ fn an_explanation_names_every_node_and_runs_nothing() {
     let (_fabric, api, agents) = three_nodes();
     agents[1].kill();
     api.wait_until("it is known to be gone", || api.admin().get("/v1/nodes/eu-2").expect(200)["online"] == json!(false));
-    let key = api.key(&json!({"name": "rare", "scopes": ["jobs:write"], "limits": {"rate": "1/h"}}));
+    let key = api.key(&json!({"name": "rare", "scopes": ["jobs:write"], "limits": {"rate": "3/h"}}));
     let caller = api.caller(&key);
     let ask = |from: &Value| {
         let body = json!({"tool": "ping", "target": "127.0.0.1", "from": from, "parameters": {"count": 1}});
@@ -119,7 +119,7 @@ fn an_explanation_names_every_node_and_runs_nothing() {
     assert_eq!((&by_url["runs"], &by_url["selectors"][0]["nodes"]), (&json!(1), &eu_1), "{by_url}");
     let wrong = caller.post("/v1/jobs?explain=yes", &json!({"tool": "echo", "from": "eu"})).expect(400);
     assert!(wrong["detail"].as_str().unwrap().contains("?explain: must be true or false"), "{wrong}");
-    // Nothing counted: the one run of this hour is still there, and a job that goes without a node says so.
+    // Each explanation counted as one run, the mistake as none: one run of this hour is still there, and a job that goes without a node says so.
     let document = caller.post("/v1/jobs", &json!({"tool": "echo", "target": "x", "from": "eu:all"})).expect(200);
     assert_eq!((nodes(&document), &document["missing"]), (vec!["eu-1".to_owned()], &json!([gone])));
     assert_eq!(echo(&caller, &json!("eu")).status, 429);

@@ -87,7 +87,7 @@ fn a_callers_own_jobs_are_listed_newest_first_in_pages_on_every_replica() {
     let shown = probeops(&["cancel", running.expect(202)["id"].as_str().unwrap()]);
     assert!(shown.contains("cancelled"), "{shown}");
     for (query, wrong) in [
-        ("status=done", "?status: must be one of running, finished, cancelled, not the string \"done\""),
+        ("status=done", "?status: must be one of queued, running, finished, cancelled, expired, not the string \"done\""),
         ("tool=pong", "?tool: "),
         ("cursor=x", "?cursor: must be a cursor as an earlier answer gave it in `next`"),
         ("limit=0", "?limit: must be a whole number from 1 to 1000"),
