@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::io::Write;
 
+use probeops_shared::ids::JobId;
 use probeops_tests::fabric::Fabric;
 use probeops_tests::http::{Answer, Caller};
 use probeops_tests::silent::Silent;
@@ -97,12 +98,16 @@ fn a_key_whose_replica_died_before_the_job_began_makes_it_later() {
     let made = ask(&first.admin(), "kept", &body, "wait=10").expect(200);
     let bucket = "IDEMPOTENCY";
     let entry = fabric.oldest_entry(bucket);
-    let begun_never = json!({"fingerprint": entry.1["fingerprint"], "job": "01927f6e-0000-7000-8000-000000000000"});
+    let begun_never = json!({"fingerprint": entry.1["fingerprint"], "job": JobId::new()});
     fabric.put(bucket, &entry.0, &begun_never);
     first.kill();
     let later = ask(&second.admin(), "kept", &body, "wait=10").expect(200);
     assert_eq!((&later["id"], &later["status"]), (&begun_never["job"], &json!("finished")));
     assert_ne!(later["id"], made["id"]);
+    // One that was promised long ago has begun, and was forgotten: it does not run a second time.
+    fabric.put(bucket, &entry.0, &json!({"fingerprint": entry.1["fingerprint"], "job": "01927f6e-0000-7000-8000-000000000000"}));
+    let forgotten = ask(&second.admin(), "kept", &body, "wait=10").expect(404);
+    assert!(forgotten["detail"].as_str().unwrap().contains("is no longer kept"), "{forgotten}");
 }
 
 #[test]
