@@ -492,13 +492,19 @@ class Run:
         workflow = TRIGGERED
         before = self.n8n.newest()
         self.n8n.publish(workflow)
-        schedules = self.probeops.ask("GET", "/v1/schedules")["schedules"]
-        wants(len(schedules) == 1, schedules)
+        # Publishing is answered before the node has been told of it.
+        until = time.monotonic() + 30
+        while not (schedules := self.probeops.ask("GET", "/v1/schedules")["schedules"]) and time.monotonic() < until:
+            time.sleep(0.2)
+        wants(len(schedules) == 1, f"made {len(schedules)} schedules, not 1")
         execution = self.n8n.ended(workflow, after=before)
         used = execution.output("Use the results")
         wants(execution.status == "success" and used[0]["schedule"] == schedules[0]["id"], [execution, used])
         self.n8n.rest("POST", f"/workflows/{workflow}/deactivate", {})
-        wants(self.probeops.ask("GET", "/v1/schedules")["schedules"] == [], "the schedule is still there")
+        until = time.monotonic() + 30
+        while (left := self.probeops.ask("GET", "/v1/schedules")["schedules"]) and time.monotonic() < until:
+            time.sleep(0.2)
+        wants(left == [], "the schedule is still there")
         return f"execution {execution.id}, begun by schedule {used[0]['schedule']}, which is gone with the workflow"
 
     def all(self):
