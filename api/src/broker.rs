@@ -39,6 +39,7 @@ pub(crate) use self::lease::Lease;
 use self::replies::Replies;
 pub(crate) use self::replies::{Heard, Listener};
 pub(crate) use self::shares::Told;
+use crate::access::services::Services;
 use crate::collector::Collector;
 use crate::problem::Problem;
 use crate::roster::Roster;
@@ -93,6 +94,8 @@ struct Inner {
     roster: Roster,
     /// Whether the roster has been told of all who were granted, and of all who are there.
     told: [CancellationToken; 2],
+    /// What nodes know of the limits of services.
+    shares: Told,
     link: watch::Receiver<LinkState>,
     links: Links,
 }
@@ -138,7 +141,7 @@ impl Broker {
             auditor: jetstream_of(auditing),
             keys,
             nodes: nodes.clone(),
-            services: services.clone(),
+            services,
             idempotency,
             limits,
             lease,
@@ -146,6 +149,7 @@ impl Broker {
             late_answers: Mutex::new(Some(late_answers)),
             roster: roster.clone(),
             told: [CancellationToken::new(), CancellationToken::new()],
+            shares: Told::default(),
             link: link.clone(),
             links,
         }));
@@ -158,10 +162,7 @@ impl Broker {
         let learn_presence = and_then(present_told, move |change| roster.learn_presence(change));
         drop(tasks.spawn(watch(presence, link, stop.clone(), learn_presence)));
         let collector_name = broker.0.links.name_of("collector")?;
-        let told = Told::default();
-        let (client, caller) = (&broker.0.client, &broker.0.caller);
-        shares::start(&told, (client, caller), (services, &broker.0.roster, &broker.0.link), (tasks, stop));
-        let collector = Collector::new(collecting, collector_name, acknowledger, told)
+        let collector = Collector::new(collecting, collector_name, acknowledger, broker.0.shares.clone())
             .await
             .map_err(|error| format!("bucket PRESENCE cannot be written: {error}"))?;
         let events = collector.subscribe().await.map_err(|error| format!("cannot subscribe to nodes' events: {error}"))?;
@@ -173,6 +174,14 @@ impl Broker {
             }
         }));
         Ok(broker)
+    }
+
+    /// Begins to tell nodes what these services may ask them for; ends with `stop`.
+    pub(crate) fn share_out(&self, services: &Services, tasks: &TaskTracker, stop: &CancellationToken) {
+        let (all, changed) = (services.clone(), services.changed());
+        // One that has the front door only is limited there.
+        let direct = move || all.list().into_iter().filter(|grant| grant.revoked_at.is_none() && grant.direct()).collect();
+        shares::start(&self.0.shares, (&self.0.client, &self.0.caller, &self.0.roster), (direct, changed), (tasks, stop));
     }
 
     /// Waits until the roster has been told of every node there was. Where there is none it is never told so: not longer than `at_most`.

@@ -426,7 +426,7 @@ impl Jobs {
         (room, accepted): (Room, Option<Record>),
     ) -> Result<Option<Watcher>, String> {
         let id = state.document.id;
-        let open = Open { id, replica: self.0.broker.caller().clone(), ends_by };
+        let open = Open { id, replica: self.0.broker.caller().clone(), begun_at: Timestamp::now(), ends_by };
         let Some(place) = self.0.store.put_now(&state, &open, after).await? else { return Ok(None) };
         if let Some(accepted) = accepted {
             self.0.audit.record(accepted);

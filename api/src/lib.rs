@@ -86,6 +86,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     };
     let broker = broker?;
     let access = Access::start(&broker, settings.jwt.as_ref(), &tasks, &ended)?;
+    broker.share_out(access.services(), &tasks, &ended);
     let audit = Audit::start(&broker, &writers, &ended);
     let metrics = Metrics::new()?;
     let scheme = if settings.listen.tls.is_some() { "https" } else { "http" };

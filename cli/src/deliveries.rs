@@ -3,12 +3,11 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use probeops_shared::text::plain;
 use serde_json::{Value, json};
 
 use crate::client::{Client, ClientArgs};
 use crate::exit::{Exit, Failed};
-use crate::terminal::{Form, pretty, say, table};
+use crate::terminal::{Form, field, table};
 
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -98,18 +97,18 @@ pub(crate) fn deliveries(command: &Deliveries) -> Result<(), Failed> {
             let filters = [("job", job), ("status", status)];
             let filters = filters.into_iter().filter_map(|(name, value)| Some((name, value.clone()?))).collect();
             let all = listed(&Client::open(&shown.client)?, "/v1/deliveries", "deliveries", filters)?;
-            print(shown, &json!({"deliveries": all}), || deliveries_table(&all));
+            shown.output.show(&json!({"deliveries": all}), || deliveries_table(&all));
         }
         Deliveries::Show { id, shown } => {
             let delivery = Client::open(&shown.client)?.get(&format!("/v1/deliveries/{id}"), &[], ANSWER_TIMEOUT)?.body;
-            print(shown, &delivery, || {
+            shown.output.show(&delivery, || {
                 format!("{}\n{}", deliveries_table(std::slice::from_ref(&delivery)).trim_end(), attempts_table(&delivery))
             });
         }
         Deliveries::Replay { id, shown } => {
             let path = format!("/v1/deliveries/{id}/replay");
             let delivery = Client::open(&shown.client)?.post(&path, &json!({}), ANSWER_TIMEOUT)?.body;
-            print(shown, &delivery, || deliveries_table(std::slice::from_ref(&delivery)));
+            shown.output.show(&delivery, || deliveries_table(std::slice::from_ref(&delivery)));
         }
     }
     Ok(())
@@ -121,19 +120,19 @@ pub(crate) fn secrets(command: &Secrets) -> Result<(), Failed> {
         Secrets::Add { name, origin, shown } => {
             let body = json!({"name": name, "origin": origin});
             let made = Client::open(&shown.client)?.post("/v1/secrets", &body, ANSWER_TIMEOUT)?.body;
-            print(shown, &made, || format!("{}\n{}", secrets_table(std::slice::from_ref(&made)).trim_end(), text(&made, "secret")));
+            shown.output.show(&made, || format!("{}\n{}", secrets_table(std::slice::from_ref(&made)).trim_end(), field(&made, "/secret")));
         }
         Secrets::List { shown } => {
             let all = listed(&Client::open(&shown.client)?, "/v1/secrets", "secrets", Vec::new())?;
-            print(shown, &json!({"secrets": all}), || secrets_table(&all));
+            shown.output.show(&json!({"secrets": all}), || secrets_table(&all));
         }
         Secrets::Rotate { id, shown } => {
             let made = Client::open(&shown.client)?.post(&format!("/v1/secrets/{id}/rotate"), &json!({}), ANSWER_TIMEOUT)?.body;
-            print(shown, &made, || format!("{}\n{}", secrets_table(std::slice::from_ref(&made)).trim_end(), text(&made, "secret")));
+            shown.output.show(&made, || format!("{}\n{}", secrets_table(std::slice::from_ref(&made)).trim_end(), field(&made, "/secret")));
         }
         Secrets::Remove { id, shown } => {
             let removed = Client::open(&shown.client)?.delete(&format!("/v1/secrets/{id}"), ANSWER_TIMEOUT)?.body;
-            print(shown, &removed, || secrets_table(std::slice::from_ref(&removed)));
+            shown.output.show(&removed, || secrets_table(std::slice::from_ref(&removed)));
         }
     }
     Ok(())
@@ -154,33 +153,18 @@ fn listed(client: &Client, path: &str, name: &str, filters: Vec<(&'static str, S
     }
 }
 
-fn print(shown: &Shown, whole: &Value, text: impl FnOnce() -> String) {
-    match shown.output {
-        Form::Json => say(pretty(whole)),
-        Form::Text => say(text()),
-    }
-}
-
-fn text(value: &Value, name: &str) -> String {
-    match value.get(name) {
-        None | Some(Value::Null) => "-".to_owned(),
-        Some(Value::String(text)) => plain(text),
-        Some(other) => other.to_string(),
-    }
-}
-
 fn deliveries_table(deliveries: &[Value]) -> String {
-    let row = |delivery: &Value| ["id", "status", "tries", "caller", "url"].map(|name| text(delivery, name));
+    let row = |delivery: &Value| ["/id", "/status", "/tries", "/caller", "/url"].map(|name| field(delivery, name));
     table(["DELIVERY", "STATUS", "TRIES", "CALLER", "URL"], &deliveries.iter().map(row).collect::<Vec<_>>())
 }
 
 fn attempts_table(delivery: &Value) -> String {
     let attempts = delivery.get("attempts").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let row = |attempt: &Value| ["at", "status", "took_ms", "next_at", "error"].map(|name| text(attempt, name));
+    let row = |attempt: &Value| ["/at", "/status", "/took_ms", "/next_at", "/error"].map(|name| field(attempt, name));
     table(["ATTEMPT", "STATUS", "TOOK (MS)", "NEXT", "ERROR"], &attempts.iter().map(row).collect::<Vec<_>>())
 }
 
 fn secrets_table(secrets: &[Value]) -> String {
-    let row = |secret: &Value| ["id", "name", "origin", "created_at", "old_until"].map(|name| text(secret, name));
+    let row = |secret: &Value| ["/id", "/name", "/origin", "/created_at", "/old_until"].map(|name| field(secret, name));
     table(["SECRET", "NAME", "ORIGIN", "CREATED", "OLD SIGNS UNTIL"], &secrets.iter().map(row).collect::<Vec<_>>())
 }

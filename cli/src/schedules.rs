@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 use probeops_shared::selector::{self, Selector};
-use probeops_shared::text::plain;
 use probeops_shared::tools::{Spec, ToolName};
 use serde_json::{Map, Value, json};
 
 use crate::client::{Client, ClientArgs};
 use crate::exit::Failed;
-use crate::terminal::{Form, pretty, say, table};
+use crate::terminal::{Form, field, table};
 
 /// How long one answer may take.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -108,12 +107,13 @@ pub(crate) struct AddArgs {
 
 /// When, in one of three ways.
 #[derive(Args, Debug)]
+#[command(group = ArgGroup::new("trigger").required(true).args(["at", "every", "cron"]))]
 pub(crate) struct WhenArgs {
     /// Once, at this time (RFC 3339)
-    #[arg(long, value_name = "TIME", required_unless_present_any = ["every", "cron"], conflicts_with_all = ["every", "cron"])]
+    #[arg(long, value_name = "TIME")]
     at: Option<String>,
     /// Again and again, after so long: 90s, 15m, 2h, 1d
-    #[arg(long, value_name = "SPAN", conflicts_with = "cron")]
+    #[arg(long, value_name = "SPAN")]
     every: Option<String>,
     /// Second, minute, hour, day of the month, month, day of the week
     #[arg(long, value_name = "SIX FIELDS")]
@@ -142,7 +142,7 @@ pub(crate) fn run(command: &Schedules) -> Result<(), Failed> {
         }
         Schedules::List { limit, shown } => {
             let all = listed(shown, ("/v1/schedules", "schedules"), *limit)?;
-            print(shown, &json!({"schedules": all}), || schedules_table(&all));
+            shown.output.show(&json!({"schedules": all}), || schedules_table(&all));
         }
         Schedules::Show(args) => one(&args.shown, &Client::open(&args.shown.client)?.get(&path(args, ""), &[], PATIENCE)?.body),
         Schedules::Pause(args) => {
@@ -151,10 +151,13 @@ pub(crate) fn run(command: &Schedules) -> Result<(), Failed> {
         Schedules::Resume(args) => {
             one(&args.shown, &Client::open(&args.shown.client)?.post(&path(args, "/resume"), &json!({}), PATIENCE)?.body);
         }
-        Schedules::Delete(args) => one(&args.shown, &Client::open(&args.shown.client)?.delete(&path(args, ""), PATIENCE)?.body),
+        Schedules::Delete(args) => {
+            let deleted = Client::open(&args.shown.client)?.delete(&path(args, ""), PATIENCE)?.body;
+            args.shown.output.show(&deleted, || format!("schedule {} is deleted", field(&deleted, "/id")));
+        }
         Schedules::Results { id, limit, shown } => {
             let all = listed(shown, (&format!("/v1/schedules/{id}/results"), "results"), *limit)?;
-            print(shown, &json!({"results": all}), || results_table(&all));
+            shown.output.show(&json!({"results": all}), || results_table(&all));
         }
     }
     Ok(())
@@ -208,38 +211,23 @@ fn option(argument: &str) -> Result<(String, Value), String> {
 }
 
 fn one(shown: &Shown, schedule: &Value) {
-    print(shown, schedule, || schedules_table(std::slice::from_ref(schedule)));
-}
-
-fn print(shown: &Shown, whole: &Value, text: impl FnOnce() -> String) {
-    match shown.output {
-        Form::Json => say(pretty(whole)),
-        Form::Text => say(text()),
-    }
-}
-
-fn text(value: &Value, pointer: &str) -> String {
-    match value.pointer(pointer) {
-        None | Some(Value::Null) => "-".to_owned(),
-        Some(Value::String(text)) => plain(text),
-        Some(other) => plain(&other.to_string()),
-    }
+    shown.output.show(schedule, || schedules_table(std::slice::from_ref(schedule)));
 }
 
 fn schedules_table(schedules: &[Value]) -> String {
     let row = |schedule: &Value| {
-        let when = ["/at", "/every", "/cron"].into_iter().map(|pointer| text(schedule, pointer)).find(|text| text != "-");
-        let when = match text(schedule, "/time_zone").as_str() {
+        let when = ["/at", "/every", "/cron"].into_iter().map(|pointer| field(schedule, pointer)).find(|text| text != "-");
+        let when = match field(schedule, "/time_zone").as_str() {
             "-" => when.unwrap_or_default(),
             zone => format!("{} {zone}", when.unwrap_or_default()),
         };
         let state = match (schedule.get("suspended"), schedule.get("paused"), schedule.get("next_due")) {
-            (Some(_), _, _) => format!("suspended: {}", text(schedule, "/suspended")),
+            (Some(_), _, _) => format!("suspended: {}", field(schedule, "/suspended")),
             (None, Some(Value::Bool(true)), _) => "paused".to_owned(),
             (None, _, Some(_)) => "active".to_owned(),
             (None, _, None) => "over".to_owned(),
         };
-        [text(schedule, "/id"), text(schedule, "/tool"), text(schedule, "/target"), when, text(schedule, "/next_due"), state]
+        [field(schedule, "/id"), field(schedule, "/tool"), field(schedule, "/target"), when, field(schedule, "/next_due"), state]
     };
     table(["SCHEDULE", "TOOL", "TARGET", "WHEN", "NEXT DUE", "STATE"], &schedules.iter().map(row).collect::<Vec<_>>())
 }
@@ -247,12 +235,12 @@ fn schedules_table(schedules: &[Value]) -> String {
 fn results_table(results: &[Value]) -> String {
     let row = |fired: &Value| {
         let became = match (fired.get("job"), fired.get("skipped"), fired.get("refused")) {
-            (Some(_), _, _) => format!("{} {}", text(fired, "/job/status"), outcomes(fired)),
-            (None, Some(_), _) => format!("skipped: {}", text(fired, "/skipped")),
-            (None, None, Some(_)) => format!("refused: {}", text(fired, "/refused/detail")),
+            (Some(_), _, _) => format!("{} {}", field(fired, "/job/status"), outcomes(fired)),
+            (None, Some(_), _) => format!("skipped: {}", field(fired, "/skipped")),
+            (None, None, Some(_)) => format!("refused: {}", field(fired, "/refused/detail")),
             (None, None, None) => "its job is no longer kept".to_owned(),
         };
-        [text(fired, "/due"), text(fired, "/fired_at"), text(fired, "/job/id"), became]
+        [field(fired, "/due"), field(fired, "/fired_at"), field(fired, "/job/id"), became]
     };
     table(["DUE", "FIRED", "JOB", "BECAME"], &results.iter().map(row).collect::<Vec<_>>())
 }
@@ -260,8 +248,8 @@ fn results_table(results: &[Value]) -> String {
 /// How a job's runs ended, in a word each.
 fn outcomes(fired: &Value) -> String {
     let results = fired.pointer("/job/results").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let words = results.iter().map(|outcome| match text(outcome, "/failure/kind").as_str() {
-        "-" => text(outcome, "/status"),
+    let words = results.iter().map(|outcome| match field(outcome, "/failure/kind").as_str() {
+        "-" => field(outcome, "/status"),
         kind => kind.to_owned(),
     });
     words.collect::<Vec<_>>().join(",")

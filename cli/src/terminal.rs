@@ -3,7 +3,9 @@
 use std::fmt::Display;
 use std::io::Write;
 
+use probeops_shared::text::plain;
 use serde::Serialize;
+use serde_json::Value;
 
 /// How results are printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -13,6 +15,25 @@ pub(crate) enum Form {
     Text,
     /// JSON, as the API answers.
     Json,
+}
+
+impl Form {
+    /// Prints an answer of the API: as it is, or as this text.
+    pub(crate) fn show(self, answer: &Value, text: impl FnOnce() -> String) {
+        match self {
+            Self::Json => say(pretty(answer)),
+            Self::Text => say(text()),
+        }
+    }
+}
+
+/// What an answer says at this JSON pointer, for a cell of a table; a dash where it says nothing.
+pub(crate) fn field(value: &Value, pointer: &str) -> String {
+    match value.pointer(pointer) {
+        None | Some(Value::Null) => "-".to_owned(),
+        Some(Value::String(text)) => plain(text),
+        Some(other) => plain(&other.to_string()),
+    }
 }
 
 /// Writes a line to standard output. A reader that has gone away (`| head`) wants no more, which is not an error.

@@ -8,6 +8,7 @@ use probeops_shared::ids::Caller;
 use probeops_shared::problem::Code;
 use probeops_shared::registry::ServiceGrant;
 use probeops_shared::timestamp::Timestamp;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -28,6 +29,8 @@ pub struct Services(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     known: RwLock<Known>,
+    /// Told when one may have changed.
+    changed: Arc<Notify>,
     broker: Broker,
 }
 
@@ -57,10 +60,15 @@ impl Services {
     /// Begins to watch; ends with `stop`.
     pub(super) fn start(broker: Broker, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
         let (bucket, link) = (broker.services(), broker.link());
-        let services = Self(Arc::new(Inner { known: RwLock::default(), broker }));
+        let services = Self(Arc::new(Inner { known: RwLock::default(), changed: Arc::default(), broker }));
         let learning = services.clone();
         drop(tasks.spawn(watch(bucket, link, stop.clone(), move |change| learning.learn(change))));
         services
+    }
+
+    /// Told when a service may have changed; for one listener.
+    pub(crate) fn changed(&self) -> Arc<Notify> {
+        Arc::clone(&self.0.changed)
     }
 
     /// Whom a caller is that the broker has attested: only who holds the service's credential can ask in its name.
@@ -134,6 +142,7 @@ impl Services {
 
     fn write(&self, writer: impl FnOnce(&mut Known)) {
         writer(&mut self.0.known.write().unwrap_or_else(PoisonError::into_inner));
+        self.0.changed.notify_one();
     }
 }
 

@@ -2,11 +2,10 @@
 //! acknowledgement of a beat, and at once when a service or the nodes that are there have changed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_nats::Client;
-use async_nats::jetstream::kv::Store;
 use data_encoding::HEXLOWER;
 use probeops_shared::ids::{Caller, NodeId, Region};
 use probeops_shared::job::Verb;
@@ -15,13 +14,11 @@ use probeops_shared::registry::ServiceGrant;
 use probeops_shared::subjects;
 use probeops_shared::tools::ToolName;
 use sha2::{Digest, Sha256};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::LinkState;
 use crate::roster::Roster;
-use crate::watch::{Change, watch as watch_bucket};
 
 /// Changes that come so close together are told together.
 const TOLD_WITHIN: Duration = Duration::from_millis(200);
@@ -29,10 +26,6 @@ const TOLD_WITHIN: Duration = Duration::from_millis(200);
 /// What each node is told.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Told(Arc<RwLock<HashMap<NodeId, Arc<Shares>>>>);
-
-/// The services there are.
-#[derive(Clone, Debug, Default)]
-struct Services(Arc<Mutex<BTreeMap<Caller, ServiceGrant>>>);
 
 /// A node that is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,39 +58,13 @@ impl Told {
     }
 }
 
-impl Services {
-    fn learn(&self, change: Change) {
-        let mut services = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match change {
-            Change::Restart => {}
-            Change::Put(entry) => match serde_json::from_slice::<ServiceGrant>(&entry.value) {
-                // One that has the front door only is limited there.
-                Ok(grant) if grant.revoked_at.is_none() && grant.direct() => drop(services.insert(grant.name.clone(), grant)),
-                Ok(grant) => drop(services.remove(&grant.name)),
-                Err(error) => tracing::warn!(key = entry.key, %error, "the grant of a service cannot be read and is passed over"),
-            },
-            Change::Gone(entry) => services.retain(|name, _| name.as_str() != entry.key),
-        }
-    }
-
-    fn all(&self) -> Vec<ServiceGrant> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
-    }
-}
-
-/// Follows services and nodes, and tells nodes what has changed for them; the tasks end with `stop`.
-pub(crate) fn start(
+/// Tells nodes what has changed for them, whenever services or nodes have; ends with `stop`. `services` says which there are.
+pub(super) fn start(
     told: &Told,
-    (client, caller): (&Client, &Caller),
-    (services, roster, link): (Store, &Roster, &watch::Receiver<LinkState>),
+    (client, caller, roster): (&Client, &Caller, &Roster),
+    (services, changed): (impl Fn() -> Vec<ServiceGrant> + Send + Sync + 'static, Arc<Notify>),
     (tasks, stop): (&TaskTracker, &CancellationToken),
 ) {
-    let (known, changed) = (Services::default(), Arc::new(Notify::new()));
-    let (learning, heard) = (known.clone(), Arc::clone(&changed));
-    drop(tasks.spawn(watch_bucket(services, link.clone(), stop.clone(), move |change| {
-        learning.learn(change);
-        heard.notify_one();
-    })));
     let (told, client, caller, roster, stop) = (told.clone(), client.clone(), caller.clone(), roster.clone(), stop.clone());
     drop(tasks.spawn(async move {
         let telling = async {
@@ -107,7 +74,7 @@ pub(crate) fn start(
                     () = roster.changed() => {}
                 }
                 tokio::time::sleep(TOLD_WITHIN).await;
-                let shares = shares(&known.all(), &present(&roster));
+                let shares = shares(&services(), &present(&roster));
                 for (node, shares) in told.change(shares) {
                     tell(&client, &caller, &node, &shares).await;
                 }

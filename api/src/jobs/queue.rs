@@ -536,10 +536,10 @@ impl Jobs {
             return self.0.store.replace(&end, stored.sequence).await.map(|place| place.is_some());
         }
         // Its callback is queued before its end is stored, as that of any job; so it must be ours before that, and if we end, another's.
-        let (me, ends_by) = (self.0.broker.caller().clone(), Timestamp::now().plus(ENDED_WITHIN));
+        let (me, now) = (self.0.broker.caller().clone(), Timestamp::now());
         let document = JobDocument { status: JobStatus::Running, ..end.document.clone() };
         let claim = State { document, runs: Some(0), replica: Some(me.clone()), ..end.clone() };
-        let open = Open { id: end.document.id, replica: me, ends_by };
+        let open = Open { id: end.document.id, replica: me, begun_at: now, ends_by: now.plus(ENDED_WITHIN) };
         let Some(place) = self.0.store.put_now(&claim, &open, stored.sequence).await? else { return Ok(false) };
         if !self.call_back(&end, Patience::AllThereIs).await {
             return Ok(true);

@@ -90,6 +90,8 @@ pub(crate) struct Open {
     pub(crate) id: JobId,
     /// Where.
     pub(crate) replica: Caller,
+    /// Since when.
+    pub(crate) begun_at: Timestamp,
     /// When it is over at the latest.
     pub(crate) ends_by: Timestamp,
 }
@@ -230,8 +232,8 @@ impl Store {
         let ttl = open.ends_by.since(Timestamp::now()) + OPEN_KEPT;
         let headers = HeaderMap::from_iter([(NATS_MESSAGE_TTL, HeaderValue::from(ttl.as_secs()))]);
         let subject = subjects::job_open(&open.replica, open.id);
-        let ends_by = open.ends_by.unix_ms().to_string();
-        let mut marker = PublishMessage::build().payload(ends_by.into());
+        let times = format!("{} {}", open.begun_at.unix_ms(), open.ends_by.unix_ms());
+        let mut marker = PublishMessage::build().payload(times.into());
         for (name, values) in headers.iter() {
             marker = values.iter().fold(marker, |marker, value| marker.header(name.clone(), value.clone()));
         }
@@ -261,8 +263,9 @@ impl Store {
             from = messages.last().map_or(from, |last| last.sequence + 1);
             open.extend(messages.iter().filter_map(|message| {
                 let (replica, id, _) = subjects::parse_job(&message.subject)?;
-                let ends_by = Timestamp::from_unix_ms(std::str::from_utf8(&message.payload).ok()?.parse().ok()?)?;
-                Some(Open { id, replica: replica.parse().ok()?, ends_by })
+                let (begun_at, ends_by) = std::str::from_utf8(&message.payload).ok()?.split_once(' ')?;
+                let time = |unix_ms: &str| Timestamp::from_unix_ms(unix_ms.parse().ok()?);
+                Some(Open { id, replica: replica.parse().ok()?, begun_at: time(begun_at)?, ends_by: time(ends_by)? })
             }));
             if messages.is_empty() || !more {
                 return Ok(open);

@@ -54,7 +54,7 @@ impl Jobs {
         for open in self.0.store.open().await? {
             let is_there = if open.replica == *self.0.broker.caller() {
                 // Of the process before this one it is left, too.
-                open.id.unix_ms() >= Some(lease.since().unix_ms())
+                open.begun_at.unix_ms() >= lease.since().unix_ms()
             } else if let Some(is_there) = there.get(&open.replica) {
                 *is_there
             } else {
@@ -92,7 +92,13 @@ impl Jobs {
             let outcome = Outcome::failed(request_id, document.tool.clone(), document.target.clone(), failure);
             self.0.store.put_run(&document, index, &RunEnd { attempt: 0, seq: 0, outcome }).await;
         }
-        let status = if kind == FailureKind::Cancelled { JobStatus::Cancelled } else { JobStatus::Finished };
+        let status = match kind {
+            FailureKind::Cancelled => JobStatus::Cancelled,
+            // It had not begun: whoever was ending it as it waited has gone.
+            _ if count == 0 && document.expires_at.is_some_and(|at| at <= Timestamp::now()) => JobStatus::Expired,
+            _ if count == 0 && document.results.is_empty() => JobStatus::Cancelled,
+            _ => JobStatus::Finished,
+        };
         let document = JobDocument { status, finished_at: Some(Timestamp::now()), ..document };
         let end = State { document, runs, replica: None, deliver, refreshed };
         if self.call_back(&end, Patience::Little).await && self.0.store.put_end(&end, stored.sequence).await? {

@@ -198,8 +198,16 @@ async fn submit(
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
     let explain = explains(&query)?;
-    let fields = json::parse_object(&body, &JOB_FIELDS).map_err(Problem::invalid)?;
+    let fields = json::parse_object(&body, &JOB_FIELDS).map_err(|invalid| Problem::invalid(of_a_schedule(invalid)))?;
     if explain { explanation(&app, &principal, &headers, fields).await } else { run(&app, &principal, &headers, fields).await }
+}
+
+/// Says where a field belongs that only schedules have.
+fn of_a_schedule(invalid: Invalid) -> Invalid {
+    if !["/at", "/every", "/cron"].contains(&invalid.pointer.as_str()) {
+        return invalid;
+    }
+    Invalid { detail: "belongs to POST /v1/schedules, which takes the fields of a job and when it is to run".to_owned(), ..invalid }
 }
 
 /// Whether only an explanation is wanted.

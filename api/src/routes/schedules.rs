@@ -266,8 +266,7 @@ async fn delete(
     NoBody: NoBody,
 ) -> Result<Json<ScheduleView>, Problem> {
     let deleted = app.schedules.delete(&principal, &id).await?;
-    app.audit.changed(&principal.name, &current.0, format!("schedule:{id}"), format!("schedule deleted: {}", when(&deleted.trigger)));
-    deleted.view().map(Json)
+    changed(&app, &principal, &current, (&deleted, "deleted"))
 }
 
 async fn pause(
@@ -277,11 +276,10 @@ async fn pause(
     PathId(id): PathId,
     NoBody: NoBody,
 ) -> Result<Json<ScheduleView>, Problem> {
-    let (schedule, changed) = app.schedules.pause(&principal, &id).await?;
-    if changed {
-        app.audit.changed(&principal.name, &current.0, format!("schedule:{id}"), format!("schedule paused: {}", when(&schedule.trigger)));
+    match app.schedules.pause(&principal, &id).await? {
+        (schedule, true) => changed(&app, &principal, &current, (&schedule, "paused")),
+        (schedule, false) => schedule.view().map(Json),
     }
-    schedule.view().map(Json)
 }
 
 async fn resume(
@@ -291,10 +289,20 @@ async fn resume(
     PathId(id): PathId,
     NoBody: NoBody,
 ) -> Result<Json<ScheduleView>, Problem> {
-    let (schedule, changed) = app.schedules.resume(&principal, &id).await?;
-    if changed {
-        app.audit.changed(&principal.name, &current.0, format!("schedule:{id}"), format!("schedule resumed: {}", when(&schedule.trigger)));
+    match app.schedules.resume(&principal, &id).await? {
+        (schedule, true) => changed(&app, &principal, &current, (&schedule, "resumed")),
+        (schedule, false) => schedule.view().map(Json),
     }
+}
+
+/// Notes in the trail what was done with a schedule, and shows it.
+fn changed(
+    app: &App,
+    who: &Principal,
+    current: &CurrentRequest,
+    (schedule, done): (&Schedule, &str),
+) -> Result<Json<ScheduleView>, Problem> {
+    app.audit.changed(&who.name, &current.0, format!("schedule:{}", schedule.id), format!("schedule {done}: {}", when(&schedule.trigger)));
     schedule.view().map(Json)
 }
 

@@ -40,6 +40,7 @@ fn bodies() -> Vec<Case> {
         invalid("[]", "", "must be a JSON object, not a list"),
         invalid(r#"{"tool":"echo","tool":"echo"}"#, "/tool", "`tool` is given twice"),
         invalid(r#"{"tool":"echo","from":"eu-central","count":1}"#, "/count", "unknown field `count`"),
+        invalid(r#"{"tool":"echo","from":"eu-central","every":"5m"}"#, "/every", "belongs to POST /v1/schedules"),
         invalid(r#"{"tool":"ehco","from":"eu-central"}"#, "/tool", "did you mean `echo`?"),
         invalid(
             r#"{"tool":"echo","from":"eu-central","parameters":{"payload_byte":1}}"#,
