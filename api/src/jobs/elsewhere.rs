@@ -96,6 +96,7 @@ impl Jobs {
         let unavailable = |why: String| Problem::new(Code::Unavailable, format!("job `{id}` could not be cancelled: {why}"));
         let replica = stored.state.replica.as_ref().ok_or_else(|| unavailable("it is not known where it goes on".to_owned()))?;
         let live = self.elsewhere(stored)?;
+        live.cancel.cancel();
         let mut watcher = live.watch(None);
         let gives_up = Instant::now() + REPLICA_GONE_AFTER + CANCELLED_WITHIN;
         let mut within = CANCELLED_WITHIN;
@@ -123,6 +124,12 @@ impl Jobs {
         self.end_for_another(id, FailureKind::Cancelled).await.map_err(unavailable)?;
         let stored = self.0.store.read(id).await.map_err(unavailable)?;
         stored.map(Stored::into_document).ok_or_else(|| unavailable("it is no longer kept".to_owned()))
+    }
+
+    /// Whether a job of another replica is about to be cancelled here, which ends it as such even if that replica is gone.
+    pub(super) fn is_cancelled_here(&self, id: JobId) -> bool {
+        let followed = self.0.elsewhere.lock().unwrap_or_else(PoisonError::into_inner);
+        followed.get(&id).is_some_and(|live| live.cancel.is_cancelled())
     }
 
     /// Does what other replicas ask for.

@@ -63,7 +63,10 @@ impl Jobs {
                 is_there
             };
             // Even a replica that is there may have lost one.
-            if (!is_there || open.ends_by.plus(SLACK) < Timestamp::now()) && !self.live().contains_key(&open.id) {
+            if (!is_there || open.ends_by.plus(SLACK) < Timestamp::now())
+                && !self.live().contains_key(&open.id)
+                && !self.is_cancelled_here(open.id)
+            {
                 left.insert(open.id);
             }
         }
