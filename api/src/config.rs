@@ -53,10 +53,6 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
-    /// The data folder with the signing keys; without it this API can neither revoke nodes nor make or revoke services
-    #[arg(long, env = "PROBEOPS_VAULT", value_name = "FOLDER")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vault: Option<PathBuf>,
     /// The public keys that check JWTs (a JWKS file; EdDSA, ES256, RS256); read again when it changes
     #[arg(long, env = "PROBEOPS_JWKS", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -182,7 +178,6 @@ impl Given {
             servers: self.servers.or(file.servers),
             ca: self.ca.or(file.ca),
             creds: self.creds.or(file.creds),
-            vault: self.vault.or(file.vault),
             jwks: self.jwks.or(file.jwks),
             jwt_issuer: self.jwt_issuer.or(file.jwt_issuer),
             jwt_audience: self.jwt_audience.or(file.jwt_audience),
@@ -216,7 +211,6 @@ impl Given {
             creds: given.creds.clone().ok_or(
                 "no credentials are given: set --creds (PROBEOPS_CREDS, `creds` in the file) to the folder with api.creds and the others",
             )?,
-            vault: given.vault.clone(),
         };
         let callback_allow = given.callback_allow.clone().unwrap_or_default();
         let traces = TraceSettings::read(

@@ -63,6 +63,8 @@ pub enum Role {
     },
     /// Pushes account claims to the servers.
     Keymaster,
+    /// Where replicas of the API ask the keymaster; can publish to their inboxes and nowhere else.
+    KeymasterDesk,
     /// Reads the audit trail.
     Auditor,
     /// Makes and changes streams and buckets of the application account; not kept online.
@@ -142,6 +144,7 @@ impl Role {
             Self::Acknowledger => "acknowledger".to_owned(),
             Self::Presence { .. } => "presence".to_owned(),
             Self::Keymaster => "keymaster".to_owned(),
+            Self::KeymasterDesk => "keymaster-desk".to_owned(),
             Self::Auditor => "auditor".to_owned(),
             Self::Provisioner => "provisioner".to_owned(),
             Self::AuditProvisioner => "audit-provisioner".to_owned(),
@@ -162,6 +165,7 @@ impl Role {
             | Self::Acknowledger
             | Self::Presence { .. }
             | Self::Keymaster
+            | Self::KeymasterDesk
             | Self::Auditor
             | Self::Provisioner
             | Self::AuditProvisioner => subjects::client_inbox(self.name()),
@@ -181,6 +185,7 @@ impl Role {
             | Self::Registrar { .. }
             | Self::Collector { .. }
             | Self::Acknowledger
+            | Self::KeymasterDesk
             | Self::Provisioner => AccountName::Application,
         }
     }

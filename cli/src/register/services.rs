@@ -173,6 +173,7 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
         at_once,
         public_key: minted.public_key,
         created_at,
+        created_by: COMMAND.to_owned(),
         expires_at,
         revoked_at: None,
     };

@@ -4,7 +4,7 @@ use probeops_shared::ids::{Caller, NodeId, Region};
 use probeops_shared::job::JOB_BYTES_MAX;
 use probeops_shared::outcome::OUTCOME_BYTES_MAX;
 use probeops_shared::subjects::{
-    self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, FRONT_DOOR_QUEUE, NODE_QUEUE, REST, broker, storage,
+    self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, FRONT_DOOR_QUEUE, KEYMASTER_QUEUE, NODE_QUEUE, REST, broker, storage,
 };
 use probeops_shared::tools::ToolName;
 
@@ -36,6 +36,11 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
         Role::Keymaster => {
             let publish = vec![broker::CLAIMS_UPDATE.to_owned(), broker::SERVER_PING.to_owned()];
             Permissions { transports: vec![Transport::Standard], ..internal(publish, role) }
+        }
+        Role::KeymasterDesk => {
+            let mut permissions = internal(vec![below(&subjects::client_inbox(ANY))], role);
+            permissions.subscribe.push(format!("{} {KEYMASTER_QUEUE}", subjects::keymaster_all()));
+            Permissions { transports: vec![Transport::Standard], ..permissions }
         }
         Role::Auditor => {
             let publish = vec![
@@ -109,6 +114,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
         subjects::node_job(ANY, ANY, caller),
         subjects::node_control(ANY, ANY, caller),
         subjects::replica(ANY, ANY, caller),
+        subjects::keymaster(ANY, caller),
         subjects::audit(ANY, caller),
         subjects::jobs(),
         broker::direct_get(storage::JOBS),
