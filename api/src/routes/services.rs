@@ -188,9 +188,10 @@ async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<S
     Ok(ServiceCreated { creds: minted.to_creds_file(), grant })
 }
 
-async fn list(State(app): State<App>, query: Query) -> Result<Json<ServiceList>, Problem> {
+async fn list(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<ServiceList>, Problem> {
     let cursor = query.value::<String>("cursor")?;
     let (services, next) = page(app.access.services().list(), |grant| grant.name.as_str(), cursor.as_deref(), query.limit()?);
+    app.audit.read(&principal.name, &current.0, "services".to_owned(), "listed");
     Ok(Json(ServiceList { services, next }))
 }
 

@@ -74,7 +74,7 @@ pub struct Exported {
 }
 
 /// Makes the messages of one writer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Chain {
     writer: String,
     start: String,

@@ -109,7 +109,7 @@ impl Verifier {
         };
         match self.message {
             Some(before) if message < before => {
-                self.find(format!("{name} is out of its place: message {before} of the trail came before it"))
+                self.find(format!("{name} is out of its place: message {before} of the trail came before it"));
             }
             Some(before) if message > before + 1 => {
                 let (first, last) = (before + 1, message - 1);
@@ -146,8 +146,8 @@ impl Verifier {
             return;
         }
         if sequence > read.last + 1 {
-            let (first, last) = (read.last + 1, sequence - 1);
-            let gap = if first == last { format!("record {first}") } else { format!("records {first} to {last}") };
+            let (from, to) = (read.last + 1, sequence - 1);
+            let gap = if from == to { format!("record {from}") } else { format!("records {from} to {to}") };
             self.find(format!("{gap} of {} (chain of {}) is missing, before {name}", key.0, key.1));
         } else if previous != read.hash {
             self.find(format!("{name} does not follow record {}: one of the two was changed or is not in its place", read.last));
@@ -195,7 +195,9 @@ mod tests {
 
     fn verified(lines: &[String]) -> Verified {
         let mut verifier = Verifier::default();
-        lines.iter().for_each(|line| verifier.line(line));
+        for line in lines {
+            verifier.line(line);
+        }
         verifier.end()
     }
 
