@@ -145,14 +145,16 @@ async fn what_is_exported_is_whole_page_by_page() {
     }
     let verified = |lines: &[String]| {
         let mut reading = Verifier::default();
-        lines.iter().for_each(|line| reading.line(line));
+        for line in lines {
+            reading.line(line);
+        }
         reading.end()
     };
     let whole = verified(&lines);
     assert!(whole.records >= 3 && whole.findings.is_empty(), "{whole:#?}");
     assert!(lines.iter().any(|line| line.contains("\"verdict\":\"accepted\"")), "{lines:#?}");
     lines.remove(1);
-    assert_eq!(verified(&lines).findings.len(), 1);
+    assert!(verified(&lines).findings.iter().any(|finding| finding.detail.starts_with("record 2 of ")), "{lines:#?}");
     // Asked again at the end, it goes on with what came since; and from a time on, with what was stored then.
     let since = api.get(&fabric.admin, "/v1/audit/export?since=2100-01-01T00:00:00Z").await;
     assert_eq!((since.body["records"].as_array().map(Vec::len), &since.body["end"]), (Some(0), &true.into()), "{since:?}");
