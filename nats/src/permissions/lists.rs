@@ -53,8 +53,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
                 broker::of_our_domain(&broker::stream_info(storage::AUDIT)),
                 broker::FLOW_CONTROL.to_owned(),
             ],
-            // In this account nobody else has such inboxes; the copying server makes them.
-            subscribe: vec![below(broker::MIRRORED), below("$JSC"), below("_INBOX"), below("_R_"), below("_GR_")],
+            subscribe: [broker::MIRRORED].into_iter().chain(broker::SERVER_INBOXES).map(below).collect(),
             max_subscriptions: None,
             max_payload_bytes: None,
             transports: vec![Transport::Leaf],
