@@ -1,6 +1,8 @@
 //! The tools beside the programs that everybody knows, on one network of our own: the same sets, order and counts. It needs root and the Debian
 //! packages that `.ci/run` names: `cargo test --workspace --test testnet -- --ignored`.
 
+#![expect(clippy::print_stdout, reason = "as the harness of the other tests does")]
+
 use std::process::ExitCode;
 use std::time::Duration;
 
