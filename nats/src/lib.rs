@@ -4,6 +4,7 @@
 //! - [`layout`]: where everything lies below the data folder.
 //! - [`vault`]: keys and signed claims: operator, accounts, credentials, revocation. [`claims`] is their form, [`permissions`] what they say.
 //! - [`keymaster`]: pushes account claims to running servers.
+//! - [`sentry`]: sees violations, clones and floods, records and cuts them.
 //! - [`revoke`]: takes a credential back.
 //! - [`tls`]: our own authority and the broker's certificate.
 //! - [`config`]: what `server.conf` says.
@@ -19,6 +20,7 @@ pub mod layout;
 pub mod permissions;
 pub mod process;
 pub mod revoke;
+pub mod sentry;
 pub mod server;
 pub mod streams;
 #[cfg(test)]

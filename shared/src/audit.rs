@@ -55,11 +55,14 @@ pub enum Verdict {
     Finished,
     /// A node did not run it: policy, bounds, deadline, slots.
     Denied,
+    /// The broker refused what somebody tried whom it lets in, or did not let somebody in; or a connection was cut: a flood, a clone. Target is
+    /// the subject, where there is one.
+    Violation,
 }
 
 impl Verdict {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Accepted, Self::Refused, Self::Changed, Self::Finished, Self::Denied];
+    pub const ALL: [Self; 6] = [Self::Accepted, Self::Refused, Self::Changed, Self::Finished, Self::Denied, Self::Violation];
 
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {
@@ -69,6 +72,7 @@ impl Verdict {
             Self::Changed => "changed",
             Self::Finished => "finished",
             Self::Denied => "denied",
+            Self::Violation => "violation",
         }
     }
 }

@@ -283,8 +283,7 @@ async fn the_parts_of_the_control_plane_may_not() {
         Subscribe("$SYS.ACCOUNT.*.CONNECT"),
         Subscribe("$SYS.SERVER.>"),
     ];
-    let account = broker.vault.account_key(AccountName::Application).to_owned();
-    refuses(&broker, &Role::Presence { account }, &presence).await;
+    refuses(&broker, &broker.presence(), &presence).await;
 }
 
 #[tokio::test]

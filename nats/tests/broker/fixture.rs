@@ -9,7 +9,7 @@ use async_nats::Client;
 use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
 use probeops_nats::connect::{Link, LinkError, LinkEvent, connect};
 use probeops_nats::layout::Layout;
-use probeops_nats::permissions::Role;
+use probeops_nats::permissions::{AccountName, Role};
 use probeops_nats::server::ports::free_port;
 use probeops_nats::server::supervise::{self, Running};
 use probeops_nats::server::{Program, Search, VARIABLE};
@@ -121,6 +121,10 @@ impl Broker {
         let credentials = self.vault.mint_to(&creds, role, CREDENTIAL_LIFETIME).unwrap();
         let (client, events) = connect(&self.link(creds), &role.name(), &role.inbox_prefix()).await.unwrap();
         Connection { client, events, credentials }
+    }
+
+    pub(crate) fn presence(&self) -> Role {
+        Role::Presence { accounts: AccountName::ALL.map(|name| self.vault.account_key(name).to_owned()).to_vec() }
     }
 
     pub(crate) async fn try_connect(&self, link: &Link) -> Result<Client, LinkError> {

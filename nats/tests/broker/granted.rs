@@ -298,7 +298,7 @@ async fn what_is_audited_is_kept_in_the_other_account_and_read_there() {
 async fn connections_of_the_application_are_seen_coming_and_going() {
     let broker = Broker::start().await;
     let account = broker.vault.account_key(probeops_nats::permissions::AccountName::Application).to_owned();
-    let watching = broker.connect(&Role::Presence { account: account.clone() }).await;
+    let watching = broker.connect(&broker.presence()).await;
     let mut connects = watching.client.subscribe(broker::account_connect(&account)).await.unwrap();
     let mut disconnects = watching.client.subscribe(broker::account_disconnect(&account)).await.unwrap();
     let listed = timeout(PATIENCE, watching.client.request(broker::account_connections(&account), "{}".into())).await.unwrap().unwrap();
