@@ -24,7 +24,7 @@ use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
 use futures_util::stream::{SelectAll, select_all};
 use probeops_shared::subjects::broker;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -62,8 +62,8 @@ pub struct Settings {
     pub bounds: Bounds,
 }
 
-/// Watches until told to stop.
-pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), String> {
+/// Watches until told to stop; says when it has begun.
+pub async fn run(settings: Settings, ready: oneshot::Sender<()>, stop: CancellationToken) -> Result<(), String> {
     let accounts: Arc<[String]> = accounts(&settings)?.into();
     let presence = Role::Presence { accounts: accounts.to_vec() };
     let Some((system, system_events)) = connected(&settings, &presence, &stop).await? else { return Ok(()) };
@@ -84,6 +84,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let (listings, mut listed) = mpsc::channel(1);
     let mut listing = false;
     tracing::info!(connections = watch.connections(), logs = settings.logs.len(), "the sentry is ready");
+    // Nobody may wait for it.
+    let _ = ready.send(());
     let mut looked_at = Instant::now();
     let mut look = interval(LISTED_EVERY_SUSPECT);
     let mut write = interval(WRITTEN_EVERY);
