@@ -131,7 +131,8 @@ impl Inside {
         let own = message.reply.as_ref().is_some_and(|reply| subjects::is_own_door_inbox(reply, &caller));
         let knocked = async {
             if !own {
-                let detail = format!("the reply subject must be in your own inbox, {}.>; nobody is answered", subjects::door_inbox(&caller));
+                let detail =
+                    format!("the reply subject must be in your own inbox, {}.>; nobody is answered", subjects::door_inbox(&caller));
                 return Err(Problem::new(Code::Forbidden, detail));
             }
             let _room = room.ok_or_else(full)?;
@@ -217,7 +218,8 @@ impl Inside {
     fn refuse(&self, caller: &Caller, id: &str, problem: &Problem) -> Answer {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let principal = format!("service:{caller}");
-        self.app.audit.refused(&Refusal { principal: Some(&principal), request_id: id, request: REQUEST, problem });
+        let refusal = Refusal { principal: Some(&principal), request_id: id, request: REQUEST, problem };
+        self.app.audit.refused_at_the_door(caller.as_str(), &refusal);
         match problem.code() {
             Code::Internal => tracing::error!(request.id = id, principal, "{REQUEST}: {problem}"),
             Code::Unavailable => tracing::warn!(request.id = id, principal, "{REQUEST}: {problem}"),

@@ -153,10 +153,11 @@ async fn create(
     Ok((success::CREATED, headers, Json(created)).into_response())
 }
 
-async fn list(State(app): State<App>, query: Query) -> Result<Json<KeyList>, Problem> {
+async fn list(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<KeyList>, Problem> {
     let keys: Vec<KeyView> = app.access.keyring().list().iter().map(KeyView::from).collect();
     let cursor = query.value::<String>("cursor")?;
     let (keys, next) = page(keys, |key| key.id.as_str(), cursor.as_deref(), query.limit()?);
+    app.audit.read(&principal.name, &current.0, "keys".to_owned(), "listed");
     Ok(Json(KeyList { keys, next }))
 }
 

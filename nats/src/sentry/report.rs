@@ -7,9 +7,9 @@ use std::time::Duration;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Client, jetstream};
 use data_encoding::HEXLOWER;
+use probeops_shared::audit::chain::Chain;
 use probeops_shared::audit::{BATCH_MAX, Record, Verdict};
 use probeops_shared::subjects::{self, AUDIT_VIOLATION};
-use probeops_shared::timestamp::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -31,6 +31,8 @@ const APART_MAX: usize = 1000;
 const PRINCIPALS_MAX: usize = 10_000;
 /// How many records wait to be kept by the broker; more are lost, and counted.
 const WAITING_MAX: usize = 4096;
+/// The most bytes of one message.
+const BATCH_BYTES_MAX: usize = 256 * 1024;
 /// How often a batch is tried.
 const TRIES_MAX: u32 = 20;
 /// The wait between two tries.
@@ -147,7 +149,7 @@ impl Reporter {
             if self.may_write(&principal, now) {
                 let more = self.unrecorded.remove(&principal).unwrap_or_default();
                 let detail = format!("{more} violations were seen and not recorded one by one");
-                self.send(Record { detail, ..blank(principal) }, more);
+                self.send(Record { detail, ..Record::new(Verdict::Violation, principal) }, more);
             }
         }
         let full = |allowance: &Allowance| allowance.left + now.duration_since(allowance.at).as_secs_f64() * OF_ONE_PER_S >= OF_ONE_MAX;
@@ -199,23 +201,7 @@ fn record(finding: &Finding, count: u64, more: u64) -> Record {
         Some(Kind::Part(name)) => (None, None, Some(name.clone())),
         Some(Kind::Unknown) | None => (None, None, None),
     };
-    Record { node, region, caller, target: short(&finding.subject), detail, ..blank(principal(finding)) }
-}
-
-fn blank(principal: String) -> Record {
-    Record {
-        time: Timestamp::now(),
-        verdict: Verdict::Violation,
-        principal,
-        caller: None,
-        node: None,
-        region: None,
-        tool: String::new(),
-        target: String::new(),
-        request_id: String::new(),
-        detail: String::new(),
-        duration_ms: None,
-    }
+    Record { node, region, caller, target: short(&finding.subject), detail, ..Record::new(Verdict::Violation, principal(finding)) }
 }
 
 fn short(text: &str) -> String {
@@ -229,16 +215,20 @@ fn short(text: &str) -> String {
 /// Writes records until there are no more, in batches.
 async fn write(client: Client, mut records: mpsc::Receiver<Record>) {
     let jetstream = jetstream::new(client);
-    let mut batch = Vec::with_capacity(BATCH_MAX);
-    while records.recv_many(&mut batch, BATCH_MAX).await > 0 {
-        keep(&jetstream, &batch).await;
-        batch.clear();
+    let mut chain = Chain::begin(Role::Sentry.name());
+    let mut waiting = Vec::with_capacity(BATCH_MAX);
+    while !waiting.is_empty() || records.recv_many(&mut waiting, BATCH_MAX).await > 0 {
+        let Some((payload, count)) = chain.batch(&waiting, BATCH_BYTES_MAX) else {
+            waiting.clear();
+            continue;
+        };
+        keep(&jetstream, payload.into(), count).await;
+        drop(waiting.drain(..count));
     }
 }
 
-async fn keep(jetstream: &jetstream::Context, batch: &[Record]) {
-    let Ok(payload) = serde_json::to_vec(batch) else { return };
-    let (name, payload) = (Role::Sentry.name(), bytes::Bytes::from(payload));
+async fn keep(jetstream: &jetstream::Context, payload: bytes::Bytes, records: usize) {
+    let name = Role::Sentry.name();
     let id = format!("{name}.{}", HEXLOWER.encode(&Sha256::digest(&payload)));
     for attempt in 1..=TRIES_MAX {
         let message = PublishMessage::build().payload(payload.clone()).message_id(&id);
@@ -252,7 +242,7 @@ async fn keep(jetstream: &jetstream::Context, batch: &[Record]) {
         }
         sleep(RETRY_AFTER).await;
     }
-    tracing::error!(records = batch.len(), "records of violations are lost: the broker did not keep them in {TRIES_MAX} attempts");
+    tracing::error!(records, "records of violations are lost: the broker did not keep them in {TRIES_MAX} attempts");
 }
 
 #[cfg(test)]

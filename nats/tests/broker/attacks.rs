@@ -223,8 +223,13 @@ async fn clones_and_floods_are_cut_and_one_that_reconnects_is_not() {
     const SPEAK_EVERY: Duration = Duration::from_millis(200);
     let broker = Broker::start().await;
     let stop = CancellationToken::new();
-    let (layout, servers, ca, stopped) = (broker.layout.clone(), broker.servers(), broker.layout.ca_certificate(), stop.clone());
-    let keymaster = tokio::spawn(async move { keymaster::run(&layout, &servers, Some(ca), stopped).await });
+    let settings = keymaster::Settings {
+        layout: broker.layout.clone(),
+        servers: broker.servers(),
+        ca: Some(broker.layout.ca_certificate()),
+        health_file: None,
+    };
+    let keymaster = tokio::spawn(keymaster::run(settings, stop.clone()));
     let bounds = Bounds { messages_per_s: 1_000, ..Bounds::default() };
     let sentry = broker.sentry(bounds).await;
 

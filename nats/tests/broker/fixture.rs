@@ -19,6 +19,7 @@ use probeops_nats::streams::{Provisioned, provision};
 use probeops_nats::vault::credentials::Credentials;
 use probeops_nats::vault::{CREDENTIAL_LIFETIME, Vault};
 use probeops_nats::{process, tls};
+use probeops_shared::audit::chain::Batch;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::subjects::storage;
 use probeops_shared::tools::ToolName;
@@ -174,8 +175,9 @@ impl Sentry {
         let mut records = Vec::new();
         for sequence in 1..=last {
             let message = trail.direct_get(sequence).await.unwrap();
-            let batch: serde_json::Value = serde_json::from_slice(&message.payload).unwrap_or_default();
-            records.extend(serde_json::from_value::<Vec<Record>>(batch).unwrap_or_default());
+            // What tests write themselves may be anything.
+            let batch = serde_json::from_slice::<Batch<Record>>(&message.payload);
+            records.extend(batch.into_iter().flat_map(|batch| batch.records).map(|link| link.record));
         }
         records.retain(|record| record.verdict == Verdict::Violation);
         records
