@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use async_nats::Client;
 use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
@@ -114,7 +114,7 @@ impl Home {
         let desk = Desk::open(client.clone(), clerk.clone()).await?;
         tracing::info!(server, "the keymaster is ready");
         tokio::select! {
-            () = desk.serve() => tracing::error!(server, "the connection has ended"),
+            () = desk.serve() => bail!("the connection to {server} has ended"),
             () = log_events(events) => {}
             () = stop.cancelled() => {}
         }
