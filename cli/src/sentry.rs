@@ -7,7 +7,6 @@ use clap::Args;
 use probeops_nats::layout::Layout;
 use probeops_nats::process::{self, LogFormat};
 use probeops_nats::sentry::{self, Bounds, Settings};
-use probeops_shared::settings::parse_word;
 use tokio::sync::oneshot;
 
 use crate::client::DATA_DEFAULT;
@@ -17,14 +16,14 @@ use crate::terminal::note;
 /// Watch the broker: record what it refuses, cut connections that flood it, and cut and revoke a node's key that two use
 #[derive(Args, Clone, Debug)]
 #[command(after_help = "\
-It needs no signing key: of the data folder it reads creds/presence.creds, creds/sentry.creds, tls/ca.pem, servers and the broker's log.
+It needs no signing key: of the data folder it reads sentry/, tls/ca.pem, the addresses of the broker, and the broker's log.
 What it sees is in the trail: probeops audit --verdict violation
 
 Examples:
   probeops sentry --data .probeops
-  probeops sentry --data /sentry --broker-log /log/server.log       # a broker with a log elsewhere; once for each of its servers")]
+  probeops sentry --broker-log /log/a.log --broker-log /log/b.log   # a broker of two servers")]
 pub(crate) struct SentryArgs {
-    /// The data folder, or one to which `probeops provision --hand-over-sentry` has copied what a sentry needs
+    /// The data folder of `probeops up` or `probeops init`, or a copy of those parts of it
     #[arg(long, env = "PROBEOPS_DATA", value_name = "DIR", default_value = DATA_DEFAULT)]
     data: PathBuf,
     /// The broker's addresses, where they are not those that the data folder names
@@ -43,7 +42,7 @@ pub(crate) struct SentryArgs {
     #[arg(long, value_name = "BYTES", default_value_t = Bounds::default().bytes_per_s)]
     bytes_per_s_max: u64,
     /// How log lines look: text or json [default: text on a terminal, else json]
-    #[arg(long, env = "PROBEOPS_LOG_FORMAT", value_name = "FORMAT", value_parser = parse_word::<LogFormat>)]
+    #[arg(long, env = "PROBEOPS_LOG_FORMAT", value_name = "FORMAT", value_parser = probeops_api::config::log_format)]
     log_format: Option<LogFormat>,
 }
 
@@ -83,6 +82,6 @@ impl SentryArgs {
             ..Bounds::default()
         };
         let ca = Some(layout.ca_certificate()).filter(|ca| ca.exists());
-        Ok(Settings { servers, ca, creds: layout.creds_dir(), logs, bounds })
+        Ok(Settings { servers, ca, creds: layout.sentry_dir(), logs, bounds })
     }
 }

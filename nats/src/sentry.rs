@@ -29,10 +29,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
-use crate::permissions::Role;
+use crate::layout::Layout;
+use crate::permissions::{AccountName, Role};
 use crate::sentry::act::Actor;
 use crate::sentry::report::Reporter;
 use crate::sentry::watch::{Act, Watch};
+use crate::vault::Vault;
 
 pub use crate::sentry::watch::Bounds;
 
@@ -60,6 +62,20 @@ pub struct Settings {
     pub logs: Vec<PathBuf>,
     /// What is too much.
     pub bounds: Bounds,
+}
+
+/// The roles of its two connections; each credential is in the file of its name.
+pub fn roles(vault: &Vault) -> [Role; 2] {
+    let accounts = AccountName::ALL.map(|name| vault.account_key(name).to_owned());
+    [Role::Presence { accounts: accounts.to_vec() }, Role::Sentry]
+}
+
+/// Makes or renews its credentials where [`Settings::creds`] of a data folder is.
+pub fn mint(layout: &Layout, vault: &Vault, lifetime: Duration) -> anyhow::Result<()> {
+    for role in roles(vault) {
+        vault.mint_to(&layout.sentry_dir().join(format!("{}.creds", role.name())), &role, lifetime)?;
+    }
+    Ok(())
 }
 
 /// Watches until told to stop; says when it has begun.

@@ -10,7 +10,7 @@ use async_nats::{Client, jetstream};
 use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
 use probeops_nats::connect::{Link, LinkError, LinkEvent, connect};
 use probeops_nats::layout::Layout;
-use probeops_nats::permissions::{AccountName, Role};
+use probeops_nats::permissions::Role;
 use probeops_nats::sentry::{self, Bounds};
 use probeops_nats::server::ports::free_port;
 use probeops_nats::server::supervise::{self, Running};
@@ -133,14 +133,11 @@ impl Broker {
 
     /// Starts a sentry, and reads what it has to say.
     pub(crate) async fn sentry(&self, bounds: Bounds) -> Sentry {
-        let creds = self.layout.creds_dir();
-        for role in [self.presence(), Role::Sentry] {
-            self.vault.mint_to(&creds.join(format!("{}.creds", role.name())), &role, CREDENTIAL_LIFETIME).unwrap();
-        }
+        sentry::mint(&self.layout, &self.vault, CREDENTIAL_LIFETIME).unwrap();
         let settings = sentry::Settings {
             servers: self.servers(),
             ca: Some(self.layout.ca_certificate()),
-            creds,
+            creds: self.layout.sentry_dir(),
             logs: vec![self.layout.server_log()],
             bounds,
         };
@@ -152,7 +149,8 @@ impl Broker {
     }
 
     pub(crate) fn presence(&self) -> Role {
-        Role::Presence { accounts: AccountName::ALL.map(|name| self.vault.account_key(name).to_owned()).to_vec() }
+        let [presence, _] = sentry::roles(&self.vault);
+        presence
     }
 
     pub(crate) async fn try_connect(&self, link: &Link) -> Result<Client, LinkError> {

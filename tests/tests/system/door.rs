@@ -222,7 +222,14 @@ fn what_is_wrong_is_answered_with_a_problem_at_once() {
 fn nobody_is_answered_elsewhere_than_in_his_own_inbox() {
     let (fabric, api) = one_node();
     let (service, other) = (Service::made(&fabric, &api, "billing", &json!({})), Service::made(&fabric, &api, "other", &json!({})));
-    let foreign = ["_INBOX_f.other.abc", "_INBOX_f.billingx.abc", "_INBOX_f.billing.*", "_INBOX.billing.abc", "_INBOX_n.d-1.x", "node.v1.d-1.ctl.drain.api-1"];
+    let foreign = [
+        "_INBOX_f.other.abc",
+        "_INBOX_f.billingx.abc",
+        "_INBOX_f.billing.*",
+        "_INBOX.billing.abc",
+        "_INBOX_n.d-1.x",
+        "node.v1.d-1.ctl.drain.api-1",
+    ];
     fabric.block_on(async {
         let mut heard = other.client.subscribe("_INBOX_f.other.>").await.unwrap();
         other.client.flush().await.unwrap();
