@@ -69,6 +69,8 @@ pub enum Role {
     KeymasterDesk,
     /// Reads the audit trail.
     Auditor,
+    /// A server of another operator that keeps a copy of the audit trail, which comes over a leaf connection.
+    Mirror,
     /// Makes and changes streams and buckets of the application account; not kept online.
     Provisioner,
     /// Makes and changes the stream of the audit trail; not kept online.
@@ -107,6 +109,8 @@ pub enum Transport {
     Standard,
     /// `wss://`.
     WebSocket,
+    /// Another server, as a leaf.
+    Leaf,
 }
 
 impl Transport {
@@ -115,6 +119,7 @@ impl Transport {
         match self {
             Self::Standard => "STANDARD",
             Self::WebSocket => "WEBSOCKET",
+            Self::Leaf => "LEAFNODE",
         }
     }
 }
@@ -149,6 +154,7 @@ impl Role {
             Self::Keymaster => "keymaster".to_owned(),
             Self::KeymasterDesk => "keymaster-desk".to_owned(),
             Self::Auditor => "auditor".to_owned(),
+            Self::Mirror => "mirror".to_owned(),
             Self::Provisioner => "provisioner".to_owned(),
             Self::AuditProvisioner => "audit-provisioner".to_owned(),
         }
@@ -171,6 +177,7 @@ impl Role {
             | Self::Keymaster
             | Self::KeymasterDesk
             | Self::Auditor
+            | Self::Mirror
             | Self::Provisioner
             | Self::AuditProvisioner => subjects::client_inbox(self.name()),
         }
@@ -180,7 +187,7 @@ impl Role {
     pub fn account(&self) -> AccountName {
         match self {
             Self::Presence { .. } | Self::Keymaster => AccountName::System,
-            Self::Auditor | Self::AuditProvisioner => AccountName::Audit,
+            Self::Auditor | Self::Mirror | Self::AuditProvisioner => AccountName::Audit,
             Self::Node { .. }
             | Self::Api { .. }
             | Self::Service { .. }

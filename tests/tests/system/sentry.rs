@@ -29,7 +29,10 @@ fn ordinary_work_is_no_violation_an_attack_is_and_a_cloned_agent_ends() {
     let second = fabric.agent_again("a-1");
     assert_eq!((first.wait(), second.wait()), (Some(78), Some(78)), "both end: {}", sentry.log());
     let said = first.log();
-    assert!(said.contains("the broker's sentry cuts this connection: clone: its key is used by two connections at the same time"), "{said}");
+    assert!(
+        said.contains("the broker's sentry cuts this connection: clone: its key is used by two connections at the same time"),
+        "{said}"
+    );
     let records = api.wait_for_audit("verdict=violation&node=a-1", 3);
     for words in ["cut: clone", "clone: its key", "revoked: its key is void on probeops"] {
         assert!(records.iter().any(|record| record["detail"].as_str().unwrap().starts_with(words)), "{words}: {records:#?}");
