@@ -233,7 +233,9 @@ impl Life {
                 tracing::info!("the credential was renewed while the old one ran out; connecting with the new one");
             }
             LinkEvent::Refused(why) => return Err(AgentError::Revoked(refused(link, &why))),
-            LinkEvent::Violation(text) => tracing::error!("the broker forbade something: {text}"),
+            LinkEvent::Violation(text) => {
+                tracing::error!(violations_total = probeops_nats::connect::violations_total(), "the broker forbade something: {text}");
+            }
             LinkEvent::SlowConsumer => tracing::error!("jobs arrived faster than they could be read; some were lost"),
             LinkEvent::Other(text) => tracing::warn!("the connection says: {text}"),
         }
