@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{AtOnce, Rate, Targets};
 use crate::bounded::shown;
+use crate::enroll::{Digest, Mark, PublicKey};
 use crate::ids::{Caller, LabelKey, LabelValue, NodeId, Region};
 use crate::text::as_text;
 use crate::timestamp::Timestamp;
@@ -48,6 +49,35 @@ pub struct NodeGrant {
     /// When it was revoked; absent while it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+    /// How it comes by its credentials; absent for one whose credential the operator carries to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolled: Option<Enrollment>,
+}
+
+/// How a node comes by its credentials.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Enrollment {
+    /// The id of the token that it enrolled with; absent for one whose public key was registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Whether it has yet to confirm that the broker takes its first credential. Where that has ended, the name is free again.
+    #[serde(default)]
+    pub pending: bool,
+    /// Whether it is forgotten once it was away for a while.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// A digest of what identifies its machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Digest>,
+    /// What it wrote down when it last got a credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<Mark>,
+    /// The key that is to take the place of the one it has, until it has confirmed that the broker takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<PublicKey>,
+    /// The key that it had before and that is still to be revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<PublicKey>,
 }
 
 /// A service that may publish jobs straight to the broker.

@@ -357,6 +357,7 @@ impl Fabric {
             created_at,
             expires_at,
             revoked_at: None,
+            enrolled: None,
         };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
         self.start_agent(id, options)
@@ -375,7 +376,19 @@ impl Fabric {
             let (region, tools, labels) = (region.clone(), tools.clone(), Labels::new());
             (
                 creds,
-                NodeGrant { id, region, tools, labels, public_key, created_at, expires_at, revoked_at: None, rate: None, at_once: None },
+                NodeGrant {
+                    id,
+                    region,
+                    tools,
+                    labels,
+                    public_key,
+                    created_at,
+                    expires_at,
+                    revoked_at: None,
+                    rate: None,
+                    at_once: None,
+                    enrolled: None,
+                },
             )
         });
         let (creds, grants): (Vec<PathBuf>, Vec<NodeGrant>) = enrolled.unzip();

@@ -195,5 +195,6 @@ pub(crate) fn grant_node(
         created_at: Timestamp::now(),
         expires_at: minted.expires_at,
         revoked_at: None,
+        enrolled: None,
     })
 }
