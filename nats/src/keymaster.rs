@@ -1,114 +1,126 @@
-//! Pushing account claims to every running server, and proof that each has taken them.
+//! The keymaster: the only process that has the signing keys while everything runs.
+//!
+//! Replicas of the API ask it for credentials of nodes and services, and to take credentials back (`desk`). The broker attests who asks, and it
+//! signs what nodes and services may have, and nothing that is the control plane's own. `fleet` keeps every server of the broker at the claims
+//! of the accounts as they are on disk, whoever changed them: a server that starts, or comes back, is told within a second. [`push`] is the
+//! same, once, for commands and provisioning.
 
-use std::collections::BTreeSet;
+mod desk;
+mod fleet;
+mod telling;
+
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
-use async_nats::{Client, Subscriber};
-use futures_util::StreamExt;
-use probeops_shared::subjects::broker;
-use serde::Deserialize;
-use tokio::time::{Instant, timeout_at};
+use anyhow::{Context, Result};
+use async_nats::Client;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-/// How long after the last server's answer no other is expected.
-const PING_QUIET: Duration = Duration::from_millis(250);
-/// How long servers may take to answer at all.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// The most servers one broker has.
-const SERVERS_MAX: usize = 64;
+pub use self::telling::{Pushed, push};
+use crate::connect::{Link, LinkError, LinkEvent, backoff, connect};
+use crate::keymaster::desk::Desk;
+use crate::keymaster::fleet::Fleet;
+use crate::layout::Layout;
+use crate::permissions::Role;
+use crate::vault::{CREDENTIAL_LIFETIME, Vault};
 
-/// Which servers have taken the claims.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pushed {
-    /// Their names.
-    pub servers: Vec<String>,
-}
+/// How often it renews its own two credentials: each is used at the next reconnect.
+const RENEW_EVERY: Duration = Duration::from_hours(24);
+/// How many revocations wait to be signed and pushed together; more are refused.
+const REVOCATIONS_WAITING_MAX: usize = 1024;
 
-/// Pushes an account's claims over a connection of the keymaster and waits until every server has acknowledged them.
-pub async fn push(system: &Client, account_jwt: &str) -> Result<Pushed> {
-    let servers = servers(system).await?;
-    let mut answers = ask(system, broker::CLAIMS_UPDATE, account_jwt.to_owned()).await?;
-    let deadline = Instant::now() + ANSWER_MAX;
-    let mut waiting: BTreeSet<Server> = servers.iter().cloned().collect();
-    while !waiting.is_empty() {
-        let Ok(answer) = timeout_at(deadline, answers.next()).await else {
-            let silent: Vec<&str> = waiting.iter().map(|server| server.name.as_str()).collect();
-            bail!("{} of {} servers did not acknowledge the account's claims: {}", silent.len(), servers.len(), silent.join(", "));
-        };
-        let message = answer.context("the connection to the broker ended while the account's claims were pushed")?;
-        let answer = read_answer(&message.payload)?;
-        if let Some(error) = answer.error {
-            bail!("server {} refused the account's claims: {} (code {})", answer.server.name, error.description, error.code);
-        }
-        waiting.remove(&answer.server);
+/// Runs until `stop` is cancelled. The broker may be away for as long as it likes, also at the beginning.
+pub async fn run(layout: &Layout, servers: &[String], ca: Option<PathBuf>, stop: CancellationToken) -> Result<()> {
+    let vault = Arc::new(Vault::open(layout)?);
+    let home = Home { layout: layout.clone(), vault: Arc::clone(&vault), servers: servers.to_vec(), ca };
+    home.mint()?;
+    let Some(connected) = stop.run_until_cancelled(async { tokio::try_join!(home.connect(&SYSTEM), home.connect(&DESK)) }).await else {
+        return Ok(());
+    };
+    let ((system, system_events), (client, desk_events)) = connected?;
+    let (revoking, wanted) = mpsc::channel(REVOCATIONS_WAITING_MAX);
+    let desk = Desk::open(client.clone(), Arc::clone(&vault), revoking).await?;
+    let fleet = Fleet::new(system.clone(), vault);
+    tracing::info!(servers = servers.join(","), "the keymaster is ready");
+    tokio::select! {
+        () = desk.serve() => {}
+        () = fleet.keep(wanted, system_events) => {}
+        () = log_events(desk_events) => {}
+        renewed = home.renew() => renewed?,
+        () = stop.cancelled() => {}
     }
-    Ok(Pushed { servers: servers.into_iter().map(|server| server.name).collect() })
+    for client in [client, system] {
+        client.drain().await.context("a connection to the broker does not close")?;
+    }
+    Ok(())
 }
 
-/// The servers that are running now.
-async fn servers(system: &Client) -> Result<BTreeSet<Server>> {
-    let mut answers = ask(system, broker::SERVER_PING, String::new()).await?;
-    let mut deadline = Instant::now() + ANSWER_MAX;
-    let mut servers = BTreeSet::new();
-    while servers.len() < SERVERS_MAX {
-        match timeout_at(deadline, answers.next()).await {
-            Ok(Some(message)) => {
-                if message.status.is_some_and(|status| !status.is_success()) {
-                    break;
+const SYSTEM: Role = Role::Keymaster;
+const DESK: Role = Role::KeymasterDesk;
+
+/// Where the keys are and where the broker is.
+struct Home {
+    layout: Layout,
+    vault: Arc<Vault>,
+    servers: Vec<String>,
+    ca: Option<PathBuf>,
+}
+
+impl Home {
+    /// Where the credential of one of its two roles lies: with the keys, where nobody else looks.
+    fn creds(&self, role: &Role) -> PathBuf {
+        self.layout.keys_dir().join(format!("{}.creds", role.name()))
+    }
+
+    fn mint(&self) -> Result<()> {
+        for role in [&SYSTEM, &DESK] {
+            self.vault.mint_to(&self.creds(role), role, CREDENTIAL_LIFETIME)?;
+        }
+        Ok(())
+    }
+
+    async fn renew(&self) -> Result<()> {
+        loop {
+            tokio::time::sleep(RENEW_EVERY).await;
+            self.mint()?;
+        }
+    }
+
+    /// Connects, however long it takes.
+    async fn connect(&self, role: &Role) -> Result<(Client, mpsc::Receiver<LinkEvent>)> {
+        let link = Link { servers: self.servers.clone(), ca: self.ca.clone(), creds: self.creds(role) };
+        let mut attempt = 1;
+        loop {
+            match connect(&link, &role.name(), &role.inbox_prefix()).await {
+                Err(LinkError::Unreachable(why)) => {
+                    let wait = backoff(attempt);
+                    tracing::warn!(attempt, wait_ms = wait.as_millis(), "{why}");
+                    tokio::time::sleep(wait).await;
+                    attempt += 1;
                 }
-                servers.insert(read_answer(&message.payload)?.server);
-                deadline = Instant::now() + PING_QUIET;
+                done => return Ok(done?),
             }
-            Ok(None) | Err(_) => break,
         }
     }
-    if servers.is_empty() {
-        bail!("no server of the broker answered within {} s; is this the credential of the keymaster?", ANSWER_MAX.as_secs());
+}
+
+fn log_event(event: &LinkEvent) {
+    match event {
+        LinkEvent::Connected => tracing::info!("connected to the broker"),
+        LinkEvent::Disconnected => tracing::warn!("the connection to the broker is gone; trying to get it back"),
+        LinkEvent::Refused(text) => {
+            tracing::error!("the broker does not accept the keymaster: {text}; was it provisioned from this data folder?")
+        }
+        LinkEvent::Violation(text) => tracing::error!("the broker forbade something: {text}"),
+        LinkEvent::SlowConsumer => tracing::error!("requests came faster than they could be read; some were lost"),
+        LinkEvent::LameDuck | LinkEvent::Other(_) => tracing::debug!("the connection says: {event:?}"),
     }
-    Ok(servers)
 }
 
-async fn ask(system: &Client, subject: &str, body: String) -> Result<Subscriber> {
-    let inbox = system.new_inbox();
-    let answers = system.subscribe(inbox.clone()).await.with_context(|| format!("cannot subscribe the answers of {subject}"))?;
-    system.publish_with_reply(subject.to_owned(), inbox, body.into()).await.with_context(|| format!("cannot publish to {subject}"))?;
-    Ok(answers)
-}
-
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
-struct Server {
-    id: String,
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    server: Server,
-    #[serde(default)]
-    error: Option<Refusal>,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    code: i64,
-    description: String,
-}
-
-fn read_answer(payload: &[u8]) -> Result<Answer> {
-    serde_json::from_slice(payload).map_err(|error| anyhow!("a server's answer cannot be understood: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_of_servers_are_understood() {
-        let taken =
-            read_answer(br#"{"server":{"name":"s1","id":"NA"},"data":{"account":"A","code":200,"message":"jwt updated"}}"#).unwrap();
-        assert!(taken.error.is_none() && taken.server.name == "s1");
-        let refused = read_answer(br#"{"server":{"name":"s1","id":"NA"},"error":{"account":"A","code":500,"description":"no"}}"#).unwrap();
-        assert_eq!(refused.error.unwrap().description, "no");
-        assert!(read_answer(b"+OK").is_err());
+async fn log_events(mut events: mpsc::Receiver<LinkEvent>) {
+    while let Some(event) = events.recv().await {
+        log_event(&event);
     }
 }

@@ -74,7 +74,7 @@ pub enum Role {
 }
 
 /// An account of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AccountName {
     /// The servers themselves.
     System,
