@@ -20,7 +20,7 @@ use probeops_shared::ids::NodeId;
 use probeops_shared::invalid::Invalid;
 use probeops_shared::keymaster::{Minted, NodeRights};
 use probeops_shared::problem::Code;
-use probeops_shared::registry::{Enrollment, NodeGrant};
+use probeops_shared::registry::{Enrollment, NodeGrant, ValidFor};
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
 use tokio_util::sync::CancellationToken;
@@ -382,7 +382,8 @@ impl Enroll {
 
     fn lifetime(&self) -> Duration {
         let jitter = 1.0 + LIFETIME_JITTER * (2.0 * rand::random::<f64>() - 1.0);
-        Duration::from_secs(self.0.settings.lifetime.mul_f64(jitter).as_secs().max(1))
+        let seconds = self.0.settings.lifetime.mul_f64(jitter).as_secs();
+        Duration::from_secs(seconds.max(1)).min(ValidFor::MAX.duration())
     }
 }
 
@@ -407,13 +408,9 @@ fn proven((key_at, key): (&str, &PublicKey), statement: &str, (at, signature): (
     })
 }
 
-/// The name of the node that a token enrols.
+/// The name of the node that a token enrols; where it gives one, that is it.
 fn name(token: &TokenView, request: &EnrollRequest) -> Result<NodeId, Problem> {
     match (&token.node, &request.node) {
-        (Some(fixed), Some(wanted)) if fixed != wanted => {
-            let detail = format!("the enrolment token {} is for the node `{fixed}`, not `{wanted}`; leave --node out", token.id);
-            Err(Problem::new(Code::Conflict, detail).at(Invalid::new("/node", "is not the name that the token gives")))
-        }
         (Some(name), _) | (None, Some(name)) => Ok(name.clone()),
         (None, None) => {
             let key = request.public_key.as_str().to_ascii_lowercase();

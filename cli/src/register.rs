@@ -16,7 +16,7 @@ use crate::exit::Failed;
 use crate::terminal::{Form, note, pretty, say, table};
 
 pub(crate) use self::keys::{Keys, keys};
-pub(crate) use self::nodes::{Nodes, grant_node, nodes};
+pub(crate) use self::nodes::{Nodes, grant_node, label, nodes};
 pub(crate) use self::services::{Services, services};
 
 /// How to list.
@@ -45,7 +45,7 @@ fn refuse_second(held: bool, renew: bool, kind: &str, name: &str) -> Result<(), 
     Ok(())
 }
 
-async fn revoke(control: &Control, public_key: &str) -> Result<(), Failed> {
+pub(crate) async fn revoke(control: &Control, public_key: &str) -> Result<(), Failed> {
     let revoked = probeops_nats::revoke::revoke(&control.layout, &control.servers, control.ca(), public_key).await;
     revoked.map(drop).map_err(|error| Failed::work(format!("{error:#}")))
 }
@@ -70,7 +70,7 @@ pub(crate) async fn void_what_would_stay(control: &Control, held: &Held<'_>, pat
     Ok(())
 }
 
-fn joined<T: std::fmt::Display>(items: &[T]) -> String {
+pub(crate) fn joined<T: std::fmt::Display>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 

@@ -71,6 +71,16 @@ pub enum Unproven {
     Signature,
 }
 
+/// Refuses what cannot be the public half of a node's key.
+pub fn check(public_key: &str) -> Result<(), String> {
+    let is_user = KeyPair::from_public_key(public_key).is_ok_and(|key| key.key_pair_type() == KeyPairType::User);
+    if is_user {
+        Ok(())
+    } else {
+        Err(format!("`{}` is not the public key of a node (U…): its own checksum does not fit", public_key.escape_debug()))
+    }
+}
+
 /// Whether the private half of the key has signed the text.
 pub fn verify(key: &PublicKey, statement: &str, signature: &Signature) -> Result<(), Unproven> {
     let pair = KeyPair::from_public_key(key.as_str()).map_err(|_| Unproven::Key)?;

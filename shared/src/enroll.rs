@@ -127,7 +127,7 @@ pub struct EnrollRequest {
     pub challenge: String,
     /// The key's signature over the challenge and all that is asked.
     pub signature: Signature,
-    /// The name that the node wants, or has. Where the token leaves it open and this too, the node is named after its key.
+    /// The name that the node wants, or has. One that the token gives wins; where both leave it open, the node is named after its key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
     /// A digest of what identifies the machine; absent where nothing does.
