@@ -118,7 +118,8 @@ pub struct Given {
     pub log_format: Option<LogFormat>,
 }
 
-fn log_format(text: &str) -> Result<LogFormat, String> {
+/// Reads how log lines are to look.
+pub fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),

@@ -26,6 +26,8 @@ const SERVERS_FILE: &str = "servers";
 const SERVERS_ELSEWHERE_FILE: &str = "servers-elsewhere";
 /// How long the credential of one command lasts.
 const COMMAND_LIFETIME: Duration = Duration::from_mins(5);
+/// Who made what a command makes.
+pub(crate) const COMMAND: &str = "command";
 /// How often an entry is written again that somebody else has changed meanwhile.
 const WRITES_MAX: u32 = 5;
 
@@ -167,7 +169,7 @@ impl Session {
         let record = Record {
             time: Timestamp::now(),
             verdict: Verdict::Changed,
-            principal: "command".to_owned(),
+            principal: COMMAND.to_owned(),
             caller: Some(self.caller.clone()),
             node: None,
             region: None,

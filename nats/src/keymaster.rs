@@ -7,6 +7,7 @@
 
 mod desk;
 mod fleet;
+mod health;
 mod telling;
 
 use std::path::PathBuf;
@@ -18,10 +19,12 @@ use async_nats::Client;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+pub use self::health::check_health;
 pub use self::telling::{Pushed, push};
 use crate::connect::{Link, LinkError, LinkEvent, backoff, connect};
 use crate::keymaster::desk::Desk;
 use crate::keymaster::fleet::Fleet;
+use crate::keymaster::health::Health;
 use crate::layout::Layout;
 use crate::permissions::Role;
 use crate::vault::{CREDENTIAL_LIFETIME, Vault};
@@ -31,10 +34,25 @@ const RENEW_EVERY: Duration = Duration::from_hours(24);
 /// How many revocations wait to be signed and pushed together; more are refused.
 const REVOCATIONS_WAITING_MAX: usize = 1024;
 
+/// What a keymaster is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the keys are.
+    pub layout: Layout,
+    /// The broker's addresses.
+    pub servers: Vec<String>,
+    /// The authority that signed its certificate; the system's own when absent.
+    pub ca: Option<PathBuf>,
+    /// Where it says that it is well; see [`check_health`].
+    pub health_file: Option<PathBuf>,
+}
+
 /// Runs until `stop` is cancelled. The broker may be away for as long as it likes, also at the beginning.
-pub async fn run(layout: &Layout, servers: &[String], ca: Option<PathBuf>, stop: CancellationToken) -> Result<()> {
-    let vault = Arc::new(Vault::open(layout)?);
-    let home = Home { layout: layout.clone(), vault: Arc::clone(&vault), servers: servers.to_vec(), ca };
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
+    let Settings { layout, servers, ca, health_file } = settings;
+    let health = Health::begin(health_file)?;
+    let vault = Arc::new(Vault::open(&layout)?);
+    let home = Home { layout, vault: Arc::clone(&vault), servers, ca };
     home.mint()?;
     let Some(connected) = stop.run_until_cancelled(async { tokio::try_join!(home.connect(&SYSTEM), home.connect(&DESK)) }).await else {
         return Ok(());
@@ -42,8 +60,8 @@ pub async fn run(layout: &Layout, servers: &[String], ca: Option<PathBuf>, stop:
     let ((system, system_events), (client, desk_events)) = connected?;
     let (revoking, wanted) = mpsc::channel(REVOCATIONS_WAITING_MAX);
     let desk = Desk::open(client.clone(), Arc::clone(&vault), revoking).await?;
-    let fleet = Fleet::new(system.clone(), vault);
-    tracing::info!(servers = servers.join(","), "the keymaster is ready");
+    let fleet = Fleet::new(system.clone(), vault, health);
+    tracing::info!(servers = home.servers.join(","), "the keymaster is ready");
     tokio::select! {
         () = desk.serve() => {}
         () = fleet.keep(wanted, system_events) => {}

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::MissedTickBehavior;
 
 use crate::connect::LinkEvent;
+use crate::keymaster::health::Health;
 use crate::keymaster::log_event;
 use crate::keymaster::telling::{Server, Told, present, tell};
 use crate::permissions::AccountName;
@@ -38,6 +39,7 @@ pub(super) struct Fleet {
     system: Client,
     vault: Arc<Vault>,
     servers: BTreeMap<String, Known>,
+    health: Health,
 }
 
 /// A server, under its name.
@@ -49,8 +51,8 @@ struct Known {
 }
 
 impl Fleet {
-    pub(super) fn new(system: Client, vault: Arc<Vault>) -> Self {
-        Self { system, vault, servers: BTreeMap::new() }
+    pub(super) fn new(system: Client, vault: Arc<Vault>, health: Health) -> Self {
+        Self { system, vault, servers: BTreeMap::new(), health }
     }
 
     /// Revokes what is wanted, and sees to it that servers know what they should, until nobody can want anything any more.
@@ -120,6 +122,7 @@ impl Fleet {
         for server in &there {
             self.hear(server);
         }
+        let mut everywhere = !there.is_empty();
         for account in ACCOUNTS {
             let vault = Arc::clone(&self.vault);
             let jwt = tokio::task::spawn_blocking(move || vault.account_jwt(account)).await??;
@@ -127,8 +130,12 @@ impl Fleet {
             let lacking: BTreeSet<Server> = there.iter().filter(lacks).cloned().collect();
             if !lacking.is_empty() {
                 let told = tell(&self.system, &jwt, lacking, TAKE_WITHIN).await?;
+                everywhere &= told.silent.is_empty() && told.refused.is_empty();
                 self.learn(account, jwt, told);
             }
+        }
+        if everywhere {
+            self.health.well();
         }
         Ok(())
     }
