@@ -87,7 +87,7 @@ pub struct Wanted<'a> {
 
 /// Makes this machine a node. Of one that is a node already it only says so; what a crash left half done is finished.
 pub async fn enroll(folder: &Folder, wanted: &Wanted<'_>, say: &(dyn Fn(String) + Sync)) -> Result<Done, EnrollError> {
-    let _lock = folder.lock()?;
+    let _lock = folder.lock().await?;
     let mut record = folder.record()?.unwrap_or_else(|| Record::new(wanted.api, machine()));
     if let Some(given) = record.given.clone().filter(|given| !given.to_confirm) {
         check_machine(&record)?;
@@ -121,7 +121,7 @@ pub async fn enroll(folder: &Folder, wanted: &Wanted<'_>, say: &(dyn Fn(String) 
 
 /// Renews the credential of this node, and finishes what a crash left half done.
 pub async fn renew(folder: &Folder) -> Result<Given, EnrollError> {
-    let _lock = folder.lock()?;
+    let _lock = folder.lock().await?;
     let record = folder.record()?.ok_or_else(|| EnrollError::Here(not_enrolled(folder)))?;
     check_machine(&record)?;
     ask(folder, record, None, None).await
@@ -129,7 +129,7 @@ pub async fn renew(folder: &Folder) -> Result<Given, EnrollError> {
 
 /// Puts another key in the place of the one that this node has. The old one is revoked once the broker has taken the new one.
 pub async fn rotate(folder: &Folder, say: &(dyn Fn(String) + Sync)) -> Result<Given, EnrollError> {
-    let _lock = folder.lock()?;
+    let _lock = folder.lock().await?;
     let record = folder.record()?.filter(|record| record.given.is_some()).ok_or_else(|| EnrollError::Here(not_enrolled(folder)))?;
     check_machine(&record)?;
     let api = Api::new(&record.api, folder.api_authority().as_deref())?;

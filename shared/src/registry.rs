@@ -164,6 +164,14 @@ const VALID_FOR_PATTERN: &str = "^(([1-9]|[12][0-9]|30)d|([1-9][0-9]?|[1-6][0-9]
     |([1-9][0-9]{0,5}|1[0-9]{6}|2[0-4][0-9]{5}|25[0-8][0-9]{4}|259[01][0-9]{3}|2592000)s)$";
 as_text!(ValidFor, {"type": "string", "pattern": VALID_FOR_PATTERN, "examples": ["12h"]});
 
+impl NodeGrant {
+    /// Every key of which a credential of this node may be in force: its own, and one that it had before or is about to have.
+    pub fn keys(&self) -> Vec<String> {
+        let others = self.enrolled.iter().flat_map(|enrolled| [&enrolled.successor, &enrolled.predecessor]).flatten();
+        std::iter::once(self.public_key.clone()).chain(others.map(ToString::to_string)).collect()
+    }
+}
+
 impl ServiceGrant {
     /// Whether it may publish jobs itself: not with limits that only the API can hold.
     pub fn direct(&self) -> bool {

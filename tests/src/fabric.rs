@@ -457,6 +457,19 @@ impl Fabric {
         self.start_agent(id, options)
     }
 
+    /// Starts an agent that is told by the caller who it is, and waits until it is ready. Its policy allows loopback.
+    pub fn agent_of(&self, name: &str, told: &[&str]) -> Rc<Agent> {
+        let policy = self.file(&format!("{name}-policy.toml"), "allow_loopback = true\n");
+        let mut command = with_subcommand("agent");
+        command.arg("--policy").arg(policy).args(told);
+        let number = self.agents.borrow().len();
+        let mut process = Process::start(&format!("agent-{name}-{number}"), &self.folder.0, command);
+        process.wait_for_log("the agent is ready");
+        let agent = Rc::new(Agent { process: RefCell::new(process) });
+        self.agents.borrow_mut().push(Rc::clone(&agent));
+        agent
+    }
+
     fn start_agent(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {
         let creds = self.layout.node_creds(&id.parse().expect("an id"));
         let policy = self.file(&format!("{id}-policy.toml"), if options.allow_loopback { "allow_loopback = true\n" } else { "" });

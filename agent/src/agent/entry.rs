@@ -113,7 +113,7 @@ impl Access {
                 self.known = Credential::read(&self.link.creds).ok();
                 Ok(())
             }
-            Err(EnrollError::Refused(detail)) => Err(AgentError::Revoked(format!("{detail}. The broker says: {why}"))),
+            Err(EnrollError::Refused(detail)) => Err(AgentError::Revoked(format!("{}. The API says: {detail}", refused(&self.link, why)))),
             Err(error) if ran_out => {
                 tracing::warn!("the credential has run out and cannot be renewed now: {error}");
                 Ok(())
@@ -129,7 +129,7 @@ pub(super) fn refused(link: &Link, why: &str) -> String {
     match Credential::read(&link.creds).ok().and_then(|credential| credential.expires_at) {
         Some(expired) if expired <= Timestamp::now() => {
             format!(
-                "the credential {file} expired at {expired}; ask the operator for a new one (`probeops nodes add … --renew`). The broker says: {why}"
+                "the credential {file} expired at {expired}; ask the operator for a new one (`probeops nodes add … --renew`, or a token to enrol with). The broker says: {why}"
             )
         }
         _ => format!(

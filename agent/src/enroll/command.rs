@@ -88,11 +88,11 @@ impl Command {
 async fn enrolled(args: EnrollArgs) -> Result<String, EnrollError> {
     let folder = Folder::new(&args.state);
     if args.new_identity {
-        let _lock = folder.lock()?;
+        let _lock = folder.lock().await?;
         folder.clear()?;
     }
     if args.print_key {
-        let _lock = folder.lock()?;
+        let _lock = folder.lock().await?;
         return folder.key_or_new()?.public_key().map(|key| key.to_string()).map_err(EnrollError::here);
     }
     let token = match (args.token_file, args.no_token) {

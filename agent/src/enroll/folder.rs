@@ -117,7 +117,13 @@ impl Folder {
     }
 
     /// Makes the folder where there is none, and waits until no other process changes it.
-    pub(super) fn lock(&self) -> Result<File, EnrollError> {
+    pub(super) async fn lock(&self) -> Result<File, EnrollError> {
+        // Another process may hold it while it waits for the API.
+        let folder = self.clone();
+        tokio::task::spawn_blocking(move || folder.lock_now()).await.map_err(EnrollError::here)?
+    }
+
+    fn lock_now(&self) -> Result<File, EnrollError> {
         files::make_dir(&self.0).map_err(|error| EnrollError::Here(format!("{error:#}")))?;
         let path = self.0.join("lock");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
@@ -240,7 +246,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let scratch = Scratch::new();
         let folder = Folder::new(&scratch.path().join("state"));
-        drop(folder.lock().unwrap());
+        drop(folder.lock_now().unwrap());
         let key = folder.key_or_new().unwrap().public_key().unwrap();
         assert_eq!(folder.key_or_new().unwrap().public_key().unwrap(), key);
         assert_eq!(std::fs::metadata(folder.key_path()).unwrap().permissions().mode() & 0o777, 0o600);

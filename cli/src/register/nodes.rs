@@ -109,7 +109,10 @@ pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
             let grant: Option<NodeGrant> = session.read(storage::NODES, args.id.as_str()).await?;
             let grant = grant
                 .ok_or_else(|| Failed::usage(format!("there is no node `{}`; `probeops nodes list` shows those there are", args.id)))?;
-            let servers = revoke(&control, &grant.public_key).await?;
+            let mut servers = String::new();
+            for key in grant.keys() {
+                servers = revoke(&control, &key).await?;
+            }
             session.change(storage::NODES, args.id.as_str(), |grant: &mut NodeGrant| grant.revoked_at = Some(Timestamp::now())).await?;
             session.record(args.id.as_str(), format!("node revoked, taken by {servers}")).await?;
             say(format!("node {} is revoked; its agent is cut off and exits 78, on {servers}", args.id));

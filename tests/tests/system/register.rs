@@ -161,10 +161,11 @@ fn a_credential_that_was_carried_away_or_was_wider_is_void_once_another_takes_it
     runtime.block_on(connect(&home, &made)).unwrap();
     assert_eq!(up.end(Signal::SIGTERM), Some(0), "{}", up.log());
 
-    // What `up` makes of itself is no exception.
-    let (made, away) = (home.path("data/nodes/demo-eu-1.creds"), home.path("demo-away.creds"));
+    // A node of `up` itself, whose folder was carried away with its key, is no exception: it enrols anew.
+    let (made, away) = (home.path("data/nodes/demo-eu-1"), home.path("demo-away"));
     std::fs::rename(&made, &away).unwrap();
     let mut up = home.up("data", &[]);
+    let (made, away) = (made.join("node.creds"), away.join("node.creds"));
     assert_ne!(key(&made), key(&away));
     assert_eq!(ended(&away), Some(78));
     assert_eq!(up.end(Signal::SIGTERM), Some(0), "{}", up.log());
