@@ -1,6 +1,6 @@
 //! The API's way to the keymaster, which alone can sign credentials and take them back. The API itself holds no key that signs.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use probeops_shared::keymaster::{Answer, Mint, Minted, NodeRights, Refusal, Revoke, Revoked, ServiceRights, Verb};
 use probeops_shared::problem::Code;
@@ -13,6 +13,10 @@ use crate::problem::Problem;
 
 /// How long the keymaster may take: it waits for the slowest server of the broker, and not for ever.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How long it may be without a connection before it is said that none runs.
+const RECONNECT_WITHIN: Duration = Duration::from_secs(2);
+/// How often to look whether it is back.
+const RECONNECT_POLL: Duration = Duration::from_millis(100);
 
 /// The keymaster, asked in this replica's own name. What is asked is recorded in the trail by whoever asks, with who wanted it.
 #[derive(Clone, Debug)]
@@ -48,7 +52,13 @@ impl Keymaster {
         let body =
             serde_json::to_vec(request).map_err(|error| internal(format!("a request to the keymaster cannot be written: {error}")))?;
         let subject = subjects::keymaster(verb, self.broker.caller());
-        let answer = self.broker.ask(subject, body, ANSWER_WITHIN).await.map_err(unanswered)?;
+        let begun = Instant::now();
+        let answer = loop {
+            match self.broker.ask(subject.clone(), body.clone(), ANSWER_WITHIN).await {
+                Err(Unanswered::Nobody) if begun.elapsed() < RECONNECT_WITHIN => tokio::time::sleep(RECONNECT_POLL).await,
+                answer => break answer.map_err(unanswered)?,
+            }
+        };
         match serde_json::from_slice(&answer) {
             Ok(Answer::Done(done)) => Ok(done),
             Ok(Answer::Refused { problem: Refusal { code, detail } }) => {

@@ -14,15 +14,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use async_nats::Client;
+use futures_util::future::try_join_all;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use self::health::check_health;
 pub use self::telling::{Pushed, push};
 use crate::connect::{Link, LinkError, LinkEvent, backoff, connect};
-use crate::keymaster::desk::Desk;
+use crate::keymaster::desk::{Clerk, Desk};
 use crate::keymaster::fleet::Fleet;
 use crate::keymaster::health::Health;
 use crate::layout::Layout;
@@ -33,6 +34,8 @@ use crate::vault::{CREDENTIAL_LIFETIME, Vault};
 const RENEW_EVERY: Duration = Duration::from_hours(24);
 /// How many revocations wait to be signed and pushed together; more are refused.
 const REVOCATIONS_WAITING_MAX: usize = 1024;
+/// How long the last answers may take to go out.
+const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a keymaster is told.
 #[derive(Clone, Debug)]
@@ -54,23 +57,21 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let vault = Arc::new(Vault::open(&layout)?);
     let home = Home { layout, vault: Arc::clone(&vault), servers, ca };
     home.mint()?;
-    let Some(connected) = stop.run_until_cancelled(async { tokio::try_join!(home.connect(&SYSTEM), home.connect(&DESK)) }).await else {
-        return Ok(());
-    };
-    let ((system, system_events), (client, desk_events)) = connected?;
-    let (revoking, wanted) = mpsc::channel(REVOCATIONS_WAITING_MAX);
-    let desk = Desk::open(client.clone(), Arc::clone(&vault), revoking).await?;
-    let fleet = Fleet::new(system.clone(), vault, health);
-    tracing::info!(servers = home.servers.join(","), "the keymaster is ready");
-    tokio::select! {
-        () = desk.serve() => {}
-        () = fleet.keep(wanted, system_events) => {}
-        () = log_events(desk_events) => {}
-        renewed = home.renew() => renewed?,
-        () = stop.cancelled() => {}
+    let Some(connected) = stop.run_until_cancelled(home.connect(&SYSTEM, &home.servers)).await else { return Ok(()) };
+    let (system, system_events) = connected?;
+    let mut fleet = Fleet::new(system, Arc::clone(&vault), health);
+    // Servers that know the application's account from nobody else know it now, and let the desks in.
+    if let Err(error) = fleet.look().await {
+        tracing::warn!("the servers of the broker could not be looked after and will be: {error:#}");
     }
-    for client in [client, system] {
-        client.drain().await.context("a connection to the broker does not close")?;
+    let (revoking, wanted) = mpsc::channel(REVOCATIONS_WAITING_MAX);
+    let clerk = Clerk { vault, revoking };
+    // One at each server: whoever asks is heard at his own, whichever other hangs.
+    let desks = try_join_all(home.servers.iter().map(|server| home.desk(server, &clerk, &stop)));
+    tokio::select! {
+        ended = desks => drop(ended?),
+        () = fleet.keep(wanted, system_events) => {}
+        renewed = home.renew() => renewed?,
     }
     Ok(())
 }
@@ -106,13 +107,31 @@ impl Home {
         }
     }
 
-    /// Connects, however long it takes.
-    async fn connect(&self, role: &Role) -> Result<(Client, mpsc::Receiver<LinkEvent>)> {
-        let link = Link { servers: self.servers.clone(), ca: self.ca.clone(), creds: self.creds(role) };
+    /// Answers requests at one server until told to stop.
+    async fn desk(&self, server: &String, clerk: &Clerk, stop: &CancellationToken) -> Result<()> {
+        let Some(connected) = stop.run_until_cancelled(self.connect(&DESK, std::slice::from_ref(server))).await else { return Ok(()) };
+        let (client, events) = connected?;
+        let desk = Desk::open(client.clone(), clerk.clone()).await?;
+        tracing::info!(server, "the keymaster is ready");
+        tokio::select! {
+            () = desk.serve() => bail!("the connection to {server} has ended"),
+            () = log_events(events) => {}
+            () = stop.cancelled() => {}
+        }
+        // The last answers go out, if the broker is there.
+        if let Ok(Err(error)) = tokio::time::timeout(LAST_ANSWERS_WITHIN, client.drain()).await {
+            tracing::debug!("the connection to the broker does not close: {error}");
+        }
+        Ok(())
+    }
+
+    /// Connects, however long it takes: also to a server that does not know the account yet, which it will be told.
+    async fn connect(&self, role: &Role, servers: &[String]) -> Result<(Client, mpsc::Receiver<LinkEvent>)> {
+        let link = Link { servers: servers.to_vec(), ca: self.ca.clone(), creds: self.creds(role) };
         let mut attempt = 1;
         loop {
             match connect(&link, &role.name(), &role.inbox_prefix()).await {
-                Err(LinkError::Unreachable(why)) => {
+                Err(LinkError::Unreachable(why) | LinkError::Refused(why)) => {
                     let wait = backoff(attempt);
                     tracing::warn!(attempt, wait_ms = wait.as_millis(), "{why}");
                     tokio::time::sleep(wait).await;

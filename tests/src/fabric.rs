@@ -203,9 +203,10 @@ impl Fabric {
         *self.keymaster.borrow_mut() = Some(Process::start("keymaster", &self.folder.0, command));
     }
 
-    /// Ends the keymaster at once.
+    /// Ends the keymaster at once; what it has logged is forgotten.
     pub fn kill_keymaster(&self) {
         *self.keymaster.borrow_mut() = None;
+        std::fs::remove_file(self.folder.0.join("keymaster.log")).expect("its log");
     }
 
     /// What the keymaster has logged.

@@ -32,9 +32,9 @@ pub(super) struct Desk {
 }
 
 impl Desk {
-    pub(super) async fn open(client: Client, vault: Arc<Vault>, revoking: mpsc::Sender<Wanted>) -> Result<Self> {
+    pub(super) async fn open(client: Client, clerk: Clerk) -> Result<Self> {
         let requests = client.queue_subscribe(subjects::keymaster_all(), KEYMASTER_QUEUE.to_owned()).await;
-        Ok(Self { client, requests: requests.context("cannot subscribe to requests")?, clerk: Clerk { vault, revoking } })
+        Ok(Self { client, requests: requests.context("cannot subscribe to requests")?, clerk })
     }
 
     /// Answers requests until the connection ends.
@@ -66,9 +66,9 @@ async fn answer(client: &Client, clerk: &Clerk, message: Message) {
 
 /// Whoever does what is asked.
 #[derive(Clone, Debug)]
-struct Clerk {
-    vault: Arc<Vault>,
-    revoking: mpsc::Sender<Wanted>,
+pub(super) struct Clerk {
+    pub(super) vault: Arc<Vault>,
+    pub(super) revoking: mpsc::Sender<Wanted>,
 }
 
 impl Clerk {

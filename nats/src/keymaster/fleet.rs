@@ -24,6 +24,10 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 /// How long servers may take to say that they have taken claims, before whoever asked is told that they have not.
 const TAKE_WITHIN: Duration = Duration::from_millis(1500);
+/// How long the connection to the broker may take to come back, before whoever asked is told that nobody could be told.
+const RECONNECT_WITHIN: Duration = Duration::from_secs(4);
+/// How often to look whether it has.
+const RECONNECT_POLL: Duration = Duration::from_millis(10);
 /// A server that was not heard of for so long is taken for gone for good, and not waited for any more; it is told when it comes back all the same.
 const FORGET_AFTER: Duration = Duration::from_hours(1);
 /// How many revocations are signed and pushed together.
@@ -101,8 +105,15 @@ impl Fleet {
 
     /// Tells all servers, and waits for those that are known.
     async fn tell(&mut self, account: AccountName, jwt: String) -> Result<Revoked> {
-        let expected = self.servers.iter().map(|(name, known)| Server { name: name.clone(), id: known.id.clone() }).collect();
-        self.learn(account, jwt.clone(), tell(&self.system, &jwt, expected, TAKE_WITHIN).await?);
+        self.connected().await;
+        let expected: BTreeSet<Server> =
+            self.servers.iter().map(|(name, known)| Server { name: name.clone(), id: known.id.clone() }).collect();
+        let mut told = tell(&self.system, &jwt, expected.clone(), TAKE_WITHIN).await?;
+        if told.taken.is_empty() && told.refused.is_empty() {
+            self.move_on().await;
+            told = tell(&self.system, &jwt, expected, TAKE_WITHIN).await?;
+        }
+        self.learn(account, jwt.clone(), told);
         self.servers.retain(|_, known| known.heard.elapsed() < FORGET_AFTER);
         let (servers, waiting): (Vec<_>, Vec<_>) = self.servers.iter().partition(|(_, known)| known.taken.get(&account) == Some(&jwt));
         if servers.is_empty() && waiting.is_empty() {
@@ -112,17 +123,40 @@ impl Fleet {
         Ok(Revoked { servers: names(servers), waiting: names(waiting) })
     }
 
+    /// Waits a while for the connection: its own server may be the one that is away, and there are others.
+    async fn connected(&self) {
+        let begun = Instant::now();
+        while self.system.connection_state() != State::Connected && begun.elapsed() < RECONNECT_WITHIN {
+            tokio::time::sleep(RECONNECT_POLL).await;
+        }
+    }
+
+    /// Connects to another server: this one says nothing any more.
+    async fn move_on(&self) {
+        tracing::warn!("the server that the keymaster is connected to does not answer; connecting to another");
+        if let Err(error) = self.system.force_reconnect().await {
+            tracing::error!("the connection to the broker cannot be made again: {error}");
+        }
+        // It takes a moment until it is gone.
+        tokio::time::sleep(RECONNECT_POLL).await;
+        self.connected().await;
+    }
+
     /// Looks who is there, and tells those who do not have what is on disk: they were away, or somebody else has changed it.
-    async fn look(&mut self) -> Result<()> {
+    pub(super) async fn look(&mut self) -> Result<()> {
         // That it is away was said when it went.
         if self.system.connection_state() != State::Connected {
             return Ok(());
         }
         let there = present(&self.system, LOOK_WITHIN).await?;
+        if there.is_empty() {
+            self.move_on().await;
+            return Ok(());
+        }
         for server in &there {
             self.hear(server);
         }
-        let mut everywhere = !there.is_empty();
+        let mut everywhere = true;
         for account in ACCOUNTS {
             let vault = Arc::clone(&self.vault);
             let jwt = tokio::task::spawn_blocking(move || vault.account_jwt(account)).await??;

@@ -89,6 +89,7 @@ fn a_machine_enrols_and_its_agent_renews_and_changes_keys_without_losing_a_job()
     std::thread::scope(|scope| {
         let (caller, parameters) = (api.admin(), silent.parameters(8_000));
         let long = scope.spawn(move || caller.job("tcp", "127.0.0.1", "eu", &parameters).outcome());
+        let _held = silent.connected();
         let mut jobs = 0;
         while Timestamp::now() < first.plus(Duration::from_secs(1)) {
             let outcome = api.admin().job("echo", "x", "eu", &json!({})).outcome();
@@ -105,7 +106,7 @@ fn a_machine_enrols_and_its_agent_renews_and_changes_keys_without_losing_a_job()
     std::thread::scope(|scope| {
         let (caller, parameters) = (api.admin(), silent.parameters(4_000));
         let long = scope.spawn(move || caller.job("tcp", "127.0.0.1", "eu", &parameters).outcome());
-        drop(silent.connected());
+        let _held = silent.connected();
         let rotated = scope.spawn(|| home.run(&["agent", "rotate", "--state", "state"]).good());
         for job in 0..40 {
             let outcome = api.admin().job("echo", "x", "eu", &json!({})).outcome();
