@@ -217,19 +217,20 @@ async fn complete(
     credential: NodeCredential,
     say: &(dyn Fn(String) + Sync),
 ) -> Result<Given, EnrollError> {
-    let (mut record, mut given) = store(folder, key, record, &credential)?;
+    let mut given = store(folder, key, record.with_next_mark(), &credential)?;
     if given.to_confirm {
+        let record = folder.record()?.ok_or_else(|| EnrollError::Here(not_enrolled(folder)))?;
         prove(&link_of(folder, &record, &credential, &folder.creds_path()), &credential.node).await?;
         say(format!("the broker takes the credential ({})", record.servers.as_ref().unwrap_or(&credential.servers).join(", ")));
         let confirmed = confirm(api, key, &credential.node).await?;
-        (record, given) = store(folder, key, record, &confirmed)?;
+        given = store(folder, key, record, &confirmed)?;
     }
-    tracing::info!(node = %given.node, expires_at = %given.expires_at, api = record.api, "this node has a credential");
+    tracing::info!(node = %given.node, expires_at = %given.expires_at, "this node has a credential");
     Ok(given)
 }
 
 /// Keeps a credential. The record comes last: what it says is there.
-fn store(folder: &Folder, key: &NodeKey, record: Record, credential: &NodeCredential) -> Result<(Record, Given), EnrollError> {
+fn store(folder: &Folder, key: &NodeKey, record: Record, credential: &NodeCredential) -> Result<Given, EnrollError> {
     folder.keep_broker_authority(credential.ca.as_deref())?;
     folder.keep(&folder.creds_path(), &key.creds_file(&credential.jwt).map_err(EnrollError::here)?)?;
     let given = Given {
@@ -241,9 +242,8 @@ fn store(folder: &Folder, key: &NodeKey, record: Record, credential: &NodeCreden
         valid_for_ms: credential.valid_for_ms,
         to_confirm: credential.to_confirm,
     };
-    let record = record.with(given.clone());
-    folder.keep_record(&record)?;
-    Ok((record, given))
+    folder.keep_record(&Record { given: Some(given.clone()), ..record })?;
+    Ok(given)
 }
 
 async fn request(

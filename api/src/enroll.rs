@@ -33,8 +33,10 @@ use crate::broker::Broker;
 use crate::keymaster::Keymaster;
 use crate::problem::{Asked, Problem};
 
-/// How many requests of strangers are looked at in a second; a fleet of 10,000 that renews every 12 hours makes one in four seconds.
-const STRANGERS_PER_SECOND: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
+/// How many challenges are made in a second: they cost a MAC each. A fleet of 10,000 that renews every 12 hours takes one in four seconds.
+const CHALLENGES_PER_SECOND: NonZeroU32 = NonZeroU32::new(1000).expect("not zero");
+/// How many tokens are looked up in a second, so that guessing does not burden the broker. Nodes that renew do not count.
+const TOKENS_PER_SECOND: NonZeroU32 = NonZeroU32::new(100).expect("not zero");
 /// Where in bucket TOKENS the key is that signs challenges.
 const CHALLENGE_KEY: &str = "challenge";
 /// How often an entry is read and written again that somebody else has changed meanwhile.
@@ -64,7 +66,8 @@ struct Inner {
     nodes: kv::Store,
     tokens: Tokens,
     challenges: Challenges,
-    strangers: DefaultDirectRateLimiter,
+    challenged: DefaultDirectRateLimiter,
+    looked_up: DefaultDirectRateLimiter,
     settings: NodeSettings,
     /// The authority that signed the broker's certificate (PEM).
     ca: Option<String>,
@@ -98,7 +101,8 @@ impl Enroll {
         let enroll = Self(Arc::new(Inner {
             challenges: Challenges::new(&secret)?,
             tokens: Tokens::new(broker.jetstream(), tokens),
-            strangers: RateLimiter::direct(Quota::per_second(STRANGERS_PER_SECOND)),
+            challenged: RateLimiter::direct(Quota::per_second(CHALLENGES_PER_SECOND)),
+            looked_up: RateLimiter::direct(Quota::per_second(TOKENS_PER_SECOND)),
             ca: ca.map_err(|error| format!("the broker's authority cannot be read: {error}"))?,
             broker: broker.clone(),
             keymaster: keymaster.clone(),
@@ -117,10 +121,7 @@ impl Enroll {
 
     /// A challenge for a key.
     pub(crate) fn challenge(&self, key: &PublicKey) -> Result<Challenge, Problem> {
-        self.0.strangers.check().map_err(|_| {
-            let detail = format!("more than {STRANGERS_PER_SECOND} nodes a second want to enrol; try again");
-            Problem::new(Code::RateLimited, detail).retry_after(Duration::from_secs(1))
-        })?;
+        not_too_many(&self.0.challenged, CHALLENGES_PER_SECOND)?;
         Ok(self.0.challenges.make(key, Timestamp::now()))
     }
 
@@ -173,6 +174,7 @@ impl Enroll {
             return Err(stranger());
         }
         let Some(token) = &request.token else { return Err(stranger()) };
+        not_too_many(&self.0.looked_up, TOKENS_PER_SECOND)?;
         let grants = self.0.tokens.take(token, &request.public_key).await?;
         let principal = format!("token:{}", grants.id);
         let admitted = self.admit_by(&grants, request).await;
@@ -387,6 +389,13 @@ impl Enroll {
     }
 }
 
+fn not_too_many(limiter: &DefaultDirectRateLimiter, per_second: NonZeroU32) -> Result<(), Problem> {
+    limiter.check().map_err(|_| {
+        let detail = format!("more than {per_second} nodes a second want to enrol; try again");
+        Problem::new(Code::RateLimited, detail).retry_after(Duration::from_secs(1))
+    })
+}
+
 /// The key that all replicas sign challenges with; the first of them makes it.
 async fn shared_secret(bucket: &kv::Store) -> Result<Vec<u8>, String> {
     if let Some(secret) = bucket.get(CHALLENGE_KEY).await.map_err(|error| error.to_string())? {
@@ -421,8 +430,7 @@ fn name(token: &TokenView, request: &EnrollRequest) -> Result<NodeId, Problem> {
 
 /// Whether a key may have this name: nobody has it any more, or the key itself.
 fn is_free(held: &NodeGrant, key: &PublicKey, now: Timestamp) -> bool {
-    let failed = held.enrolled.as_ref().is_some_and(|enrolled| enrolled.pending) && held.expires_at <= now;
-    held.revoked_at.is_some() || failed || held.public_key == key.as_str()
+    held.revoked_at.is_some() || held.has_failed_to_enroll(now) || held.public_key == key.as_str()
 }
 
 fn not_revoked(grant: &NodeGrant) -> Result<(), Problem> {

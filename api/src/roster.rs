@@ -106,6 +106,12 @@ impl Roster {
         })
     }
 
+    /// The nodes whose first credential has ended before they confirmed it.
+    pub(crate) fn never_enrolled(&self) -> Vec<NodeId> {
+        let now = Timestamp::now();
+        self.look(|inner| inner.granted.values().filter(|grant| grant.has_failed_to_enroll(now)).map(|grant| grant.id.clone()).collect())
+    }
+
     /// The ephemeral nodes that are not there.
     pub(crate) fn ephemeral_away(&self) -> Vec<NodeId> {
         let is_ephemeral = |grant: &NodeGrant| grant.enrolled.as_ref().is_some_and(|enrolled| enrolled.ephemeral && !enrolled.pending);

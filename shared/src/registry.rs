@@ -165,6 +165,11 @@ const VALID_FOR_PATTERN: &str = "^(([1-9]|[12][0-9]|30)d|([1-9][0-9]?|[1-6][0-9]
 as_text!(ValidFor, {"type": "string", "pattern": VALID_FOR_PATTERN, "examples": ["12h"]});
 
 impl NodeGrant {
+    /// Whether its first credential has ended before it confirmed that the broker takes it. Its name is free again.
+    pub fn has_failed_to_enroll(&self, now: Timestamp) -> bool {
+        self.revoked_at.is_none() && self.expires_at <= now && self.enrolled.as_ref().is_some_and(|enrolled| enrolled.pending)
+    }
+
     /// Every key of which a credential of this node may be in force: its own, and one that it had before or is about to have.
     pub fn keys(&self) -> Vec<String> {
         let others = self.enrolled.iter().flat_map(|enrolled| [&enrolled.successor, &enrolled.predecessor]).flatten();

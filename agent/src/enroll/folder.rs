@@ -66,9 +66,9 @@ impl Record {
         Self { api, machine, mark: None, next_mark: Mark::new(), servers: None, given: None }
     }
 
-    /// With a credential that has come.
-    pub(super) fn with(self, given: Given) -> Self {
-        Self { mark: Some(self.next_mark), next_mark: Mark::new(), given: Some(given), ..self }
+    /// Of a node that has got the credential that it asked for with the next mark.
+    pub(super) fn with_next_mark(self) -> Self {
+        Self { mark: Some(self.next_mark), next_mark: Mark::new(), ..self }
     }
 }
 
@@ -269,7 +269,7 @@ mod tests {
         let now = Timestamp::now();
         let (node, region) = ("n".parse().unwrap(), "r".parse().unwrap());
         let given = Given { node, region, servers: Vec::new(), expires_at: now, obtained_at: now, valid_for_ms: 1, to_confirm: false };
-        let next = record.clone().with(given);
+        let next = Record { given: Some(given), ..record.clone().with_next_mark() };
         assert_eq!((next.api.as_str(), next.mark.as_ref()), ("https://a", Some(&record.next_mark)));
         assert_ne!(next.next_mark, record.next_mark);
         folder.keep_record(&next).unwrap();

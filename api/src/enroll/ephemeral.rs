@@ -1,9 +1,11 @@
-//! Nodes that are forgotten once they were away for a while: their credential is revoked and their entry removed.
+//! Nodes that are forgotten: those that never confirmed their first credential, once it has ended, and ephemeral ones, once they were away for a
+//! while; their credential is revoked.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use probeops_shared::ids::NodeId;
+use probeops_shared::timestamp::Timestamp;
 use tokio_util::sync::CancellationToken;
 
 use super::{Enroll, target};
@@ -21,6 +23,11 @@ pub(super) async fn forget(enroll: Enroll, stop: CancellationToken) {
             away.clear();
             continue;
         }
+        for id in enroll.0.broker.roster().never_enrolled() {
+            if let Err(error) = enroll.forget_failed(&id).await {
+                tracing::warn!("node {id}, which has failed to enrol, could not be forgotten and is tried again: {error}");
+            }
+        }
         let missed = enroll.0.broker.roster().ephemeral_away();
         away.retain(|id, _| missed.contains(id));
         for id in missed {
@@ -37,6 +44,15 @@ pub(super) async fn forget(enroll: Enroll, stop: CancellationToken) {
 }
 
 impl Enroll {
+    /// Removes a node whose first credential has ended before it was confirmed.
+    async fn forget_failed(&self, id: &NodeId) -> Result<(), String> {
+        let Some((grant, revision)) = self.node(id).await.map_err(|problem| problem.to_string())? else { return Ok(()) };
+        if grant.has_failed_to_enroll(Timestamp::now()) {
+            self.0.nodes.delete_expect_revision(id.as_str(), Some(revision)).await.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
     async fn forget(&self, id: &NodeId) -> Result<(), String> {
         let Some((grant, revision)) = self.node(id).await.map_err(|problem| problem.to_string())? else { return Ok(()) };
         if !grant.enrolled.as_ref().is_some_and(|enrolled| enrolled.ephemeral && !enrolled.pending) {

@@ -47,7 +47,7 @@ pub(super) fn operations() -> Vec<Operation> {
             headers: &[],
             body: Some(schema::<EnrollRequest>),
             answers: vec![Answer::json(success::DONE, "The credential.", schema::<NodeCredential>)],
-            problems: &[Code::Forbidden, Code::Conflict, Code::Unavailable],
+            problems: &[Code::Forbidden, Code::Conflict, Code::RateLimited, Code::Unavailable],
         },
         Operation {
             route: Route::post("/v1/enroll/confirm", confirm),
