@@ -180,6 +180,9 @@ async fn settle(folder: &Folder, enrolling: &Enrolling, settings: &Settings) -> 
     let is_node = held.as_ref().and_then(|record| record.given.as_ref()).is_some_and(|given| !given.to_confirm);
     if let Some(record) = held.as_ref().filter(|_| is_node) {
         check_machine(record)?;
+        if let Some(api) = &enrolling.api {
+            move_to(folder, api, enrolling.ca.as_deref()).await?;
+        }
         let expired = record.given.as_ref().is_some_and(|given| given.expires_at <= Timestamp::now());
         if expired {
             tracing::info!("the credential has expired; asking for another");
@@ -197,6 +200,17 @@ async fn settle(folder: &Folder, enrolling: &Enrolling, settings: &Settings) -> 
     let record = folder.record()?.ok_or_else(|| EnrollError::Here(not_enrolled(folder)))?;
     let given = record.given.clone().ok_or_else(|| EnrollError::Here(not_enrolled(folder)))?;
     Ok((record, given))
+}
+
+/// Renews at this address of the API from now on: the owner of the node says so.
+async fn move_to(folder: &Folder, api: &str, ca: Option<&Path>) -> Result<(), EnrollError> {
+    let _lock = folder.lock().await?;
+    folder.keep_api_authority(ca)?;
+    let api = api.trim_end_matches('/');
+    match folder.record()?.filter(|record| record.api != api) {
+        Some(record) => folder.keep_record(&Record { api: api.to_owned(), ..record }),
+        None => Ok(()),
+    }
 }
 
 /// Asks for a credential by signature alone, and keeps it.
