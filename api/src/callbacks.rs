@@ -9,7 +9,7 @@ mod client;
 pub(crate) mod deliver;
 pub(crate) mod deliveries;
 pub(crate) mod guard;
-mod hosts;
+pub(crate) mod hosts;
 mod request;
 mod schedule;
 pub(crate) mod secrets;

@@ -450,7 +450,6 @@ fn a_key_that_is_revoked_takes_its_services_with_it_and_without_a_keymaster_noth
     fabric.start_keymaster();
     fabric.wait_for_keymaster();
     api.admin().post("/v1/services", &json!({"name": "late", "regions": ["eu"], "tools": ["echo"]})).expect(201);
-    // What it refuses, it refuses to whoever asks.
     let reserved = api.admin().post("/v1/services", &json!({"name": "keymaster", "regions": ["eu"], "tools": ["echo"]}));
-    assert_eq!(reserved.status, 400, "{}", reserved.text);
+    assert_eq!(reserved.status, 422, "{}", reserved.text);
 }
