@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use self::challenge::{Challenges, SECRET_BYTES};
 use self::tokens::{CONFIRM_WITHIN, TokenView, Tokens};
+use crate::access::keyring::Keyring;
 use crate::audit::Audit;
 use crate::broker::Broker;
 use crate::keymaster::Keymaster;
@@ -62,6 +63,7 @@ pub(crate) struct Enroll(Arc<Inner>);
 struct Inner {
     broker: Broker,
     keymaster: Keymaster,
+    keyring: Keyring,
     audit: Audit,
     nodes: kv::Store,
     tokens: Tokens,
@@ -89,7 +91,7 @@ struct Known {
 impl Enroll {
     /// Begins to enrol, and to forget ephemeral nodes until `stop`.
     pub(crate) async fn start(
-        (broker, keymaster): (&Broker, &Keymaster),
+        (broker, keymaster, keyring): (&Broker, &Keymaster, &Keyring),
         audit: &Audit,
         settings: NodeSettings,
         (tasks, stop): (&TaskTracker, &CancellationToken),
@@ -106,6 +108,7 @@ impl Enroll {
             ca: ca.map_err(|error| format!("the broker's authority cannot be read: {error}"))?,
             broker: broker.clone(),
             keymaster: keymaster.clone(),
+            keyring: keyring.clone(),
             audit: audit.clone(),
             nodes: broker.nodes(),
             settings,
@@ -177,7 +180,10 @@ impl Enroll {
         not_too_many(&self.0.looked_up, TOKENS_PER_SECOND)?;
         let grants = self.0.tokens.take(token, &request.public_key).await?;
         let principal = format!("token:{}", grants.id);
-        let admitted = self.admit_by(&grants, request).await;
+        let admitted = match self.is_in_force(&grants).await {
+            Ok(()) => self.admit_by(&grants, request).await,
+            Err(problem) => Err(problem),
+        };
         if !matches!(admitted, Ok(Some(_))) {
             self.0.tokens.give_back(&grants.id, &request.public_key).await;
         }
@@ -190,6 +196,18 @@ impl Enroll {
             self.0.audit.changed(&principal, request_id, target(&given.node), detail);
         }
         Ok(admitted)
+    }
+
+    /// Refuses the token of a key that was revoked.
+    async fn is_in_force(&self, token: &TokenView) -> Result<(), Problem> {
+        let Some(id) = token.created_by.strip_prefix("key:") else { return Ok(()) };
+        match self.0.keyring.find(id).await?.and_then(|maker| maker.revoked_at) {
+            None => Ok(()),
+            Some(at) => {
+                let detail = format!("the API key that made the enrolment token {} was revoked at {at}; get another one", token.id);
+                Err(Problem::new(Code::Forbidden, detail))
+            }
+        }
     }
 
     async fn admit_by(&self, token: &TokenView, request: &EnrollRequest) -> Result<Option<NodeCredential>, Problem> {

@@ -98,7 +98,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     broker.share_out(access.services(), &tasks, &ended);
     let audit = Audit::start(&broker, &writers, &ended);
     let keymaster = Keymaster::new(&broker);
-    let enroll = Enroll::start((&broker, &keymaster), &audit, settings.nodes, (&tasks, &ended)).await?;
+    let enroll = Enroll::start((&broker, &keymaster, access.keyring()), &audit, settings.nodes, (&tasks, &ended)).await?;
     let metrics = Metrics::new()?;
     let scheme = if settings.listen.tls.is_some() { "https" } else { "http" };
     let ending = Ending { tasks: &writers, stop: &ended };

@@ -312,6 +312,14 @@ fn what_is_no_node_is_told_why_and_a_token_counts_only_what_the_broker_took() {
     let said = enroll(&home, &api, "b", &["--token-file", &named_file, "--node", "b-1"]);
     assert!(said.err.contains("the token gives the name fixed-1, not b-1"), "{}", said.err);
     said.good();
+    let maker = json!({"name": "maker", "scopes": ["nodes:enroll"], "limits": {"regions": ["eu"]}});
+    let maker = api.admin().post("/v1/keys", &maker).expect(201);
+    let caller = api.caller(maker["key"].as_str().unwrap());
+    let asked = |region: &str| caller.post("/v1/enroll-tokens", &json!({"region": region, "tools": ["echo"]}));
+    asked("us").expect(403);
+    let orphan = home.file("orphan", asked("eu").expect(201)["token"].as_str().unwrap());
+    api.admin().delete(&format!("/v1/keys/{}", maker["id"].as_str().unwrap())).expect(200);
+    refused(enroll(&home, &api, "c", &["--token-file", orphan.to_str().unwrap()]), 78, "the API key that made the enrolment token");
     let (over_file, over) = token(&home, &api, "over", &json!({"expires_in_ms": 1000}));
     let (gone_file, gone) = token(&home, &api, "gone", &json!({}));
     api.admin().delete(&format!("/v1/enroll-tokens/{}", gone["id"].as_str().unwrap())).expect(200);
