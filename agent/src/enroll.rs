@@ -154,7 +154,7 @@ pub(crate) async fn ready(settings: Settings, stop: &CancellationToken) -> Resul
     let folder = Folder::new(&enrolling.state);
     let mut attempt = 1;
     let (record, given) = loop {
-        match stop.run_until_cancelled(settle(&folder, &enrolling, &settings)).await {
+        match stop.run_until_cancelled(Box::pin(settle(&folder, &enrolling, &settings))).await {
             None => return Ok(None),
             Some(Ok(done)) => break done,
             Some(Err(EnrollError::Later(why))) => {

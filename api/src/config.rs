@@ -10,6 +10,7 @@ use probeops_shared::access::TargetPattern;
 use probeops_shared::registry::ValidFor;
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditMode;
 use crate::broker::Links;
 use crate::enroll::NodeSettings;
 use crate::trace::settings::TraceSettings;
@@ -108,6 +109,10 @@ pub struct Given {
     #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp_ratio: Option<f64>,
+    /// Whether a job may run of which the audit trail has no record. With `required` none is dispatched before its record is stored; where the trail takes none, jobs are answered 503. With `best_effort` they do not wait: a trail that is full or away, or an API that is killed, leaves jobs that ran and are in no trail [default: required]
+    #[arg(long, env = "PROBEOPS_AUDIT", value_name = "MODE", value_enum, hide_possible_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditMode>,
     /// How many connections at once; more wait [default: 4096]
     #[arg(long, env = "PROBEOPS_CONNECTIONS_MAX", value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -140,6 +145,8 @@ pub struct Settings {
     pub jwt: Option<JwtSettings>,
     /// Where callbacks may go beyond the public internet.
     pub callback_allow: Vec<TargetPattern>,
+    /// Whether jobs are run of which the trail has no record.
+    pub audit: AuditMode,
     /// Where spans go; nowhere where this is absent.
     pub traces: Option<TraceSettings>,
     /// How log lines look.
@@ -212,6 +219,7 @@ impl Given {
             otlp_headers_file: self.otlp_headers_file.or(file.otlp_headers_file),
             otlp_service_name: self.otlp_service_name.or(file.otlp_service_name),
             otlp_ratio: self.otlp_ratio.or(file.otlp_ratio),
+            audit: self.audit.or(file.audit),
             connections_max: self.connections_max.or(file.connections_max),
             log_format: self.log_format.or(file.log_format),
         }
@@ -224,6 +232,7 @@ impl Given {
             http: self.http.or_else(|| Some(HTTP_DEFAULT.to_owned())),
             behind_proxy: Some(self.behind_proxy.unwrap_or(false)),
             jwt_audience: jwt.as_ref().map(|jwt| jwt.audience.clone()),
+            audit: Some(self.audit.unwrap_or_default()),
             connections_max: self.connections_max.or(Some(CONNECTIONS_DEFAULT)),
             ..self
         };
@@ -249,7 +258,8 @@ impl Given {
             given.otlp_service_name.as_deref(),
             given.otlp_ratio,
         )?;
-        Ok(Settings { listen: given.listen()?, links, nodes, jwt, callback_allow, traces, log_format: given.log_format, given })
+        let (audit, log_format) = (given.audit.unwrap_or_default(), given.log_format);
+        Ok(Settings { listen: given.listen()?, links, nodes, jwt, callback_allow, audit, traces, log_format, given })
     }
 
     fn listen(&self) -> Result<Listen, String> {

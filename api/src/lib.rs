@@ -96,10 +96,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let broker = broker?;
     let access = Access::start(&broker, settings.jwt.as_ref(), &tasks, &ended)?;
     broker.share_out(access.services(), &tasks, &ended);
-    let audit = Audit::start(&broker, &writers, &ended);
+    let metrics = Metrics::new()?;
+    let audit = Audit::start(&broker, (settings.audit, &metrics), &writers, &ended);
     let keymaster = Keymaster::new(&broker);
     let enroll = Enroll::start((&broker, &keymaster, access.keyring()), &audit, settings.nodes, (&tasks, &ended)).await?;
-    let metrics = Metrics::new()?;
     let scheme = if settings.listen.tls.is_some() { "https" } else { "http" };
     let ending = Ending { tasks: &writers, stop: &ended };
     let tracer = Tracer::start(settings.traces, (broker.caller().as_str(), scheme), &metrics, ending);

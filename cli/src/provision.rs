@@ -66,6 +66,9 @@ pub(crate) struct InitArgs {
     /// The authority that signed it (PEM), where the systems of agents and services do not know it
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_ca: Option<PathBuf>,
+    /// Where servers of another operator may connect to copy the audit trail; `provision --mirror FILE` writes their credential
+    #[arg(long, value_name = "ADDRESS")]
+    pub mirror_listen: Option<SocketAddr>,
     /// Log to standard error instead of a file
     #[arg(long)]
     pub log_to_stderr: bool,
@@ -81,6 +84,9 @@ pub(crate) struct ProvisionArgs {
     /// Write what each of these nodes needs to DIR/ID, where it keeps its key: its token as token, the authority as ca.pem
     #[arg(long, value_name = "DIR", requires = "nodes")]
     pub hand_over: Option<PathBuf>,
+    /// Write a credential to FILE with which a server of another operator can copy the audit trail, and nothing else
+    #[arg(long, value_name = "FILE")]
+    pub mirror: Option<PathBuf>,
     #[command(flatten)]
     pub data: DataArgs,
 }
@@ -100,6 +106,7 @@ pub(crate) fn init(args: &InitArgs) -> Result<(), Failed> {
     let end = if args.websocket_behind_proxy { TlsEnd::Proxy } else { TlsEnd::Server };
     settings.websocket = args.websocket.map(|listen| WebSocket { listen, tls: end });
     settings.monitoring_port = Some(args.monitoring);
+    settings.mirrors = args.mirror_listen;
     if args.log_to_stderr {
         settings.log_file = None;
     }
@@ -138,6 +145,9 @@ pub(crate) fn provision(args: &ProvisionArgs) -> Result<(), Failed> {
         }
         for (id, _) in args.nodes.iter().filter(|(id, _)| !granted.iter().any(|granted| granted.id == *id)) {
             note(format!("node {id} was revoked and stays so; `probeops nodes add {id} --renew` would grant it again"));
+        }
+        if let Some(file) = &args.mirror {
+            control.vault.mint_to(file, &Role::Mirror, CREDENTIAL_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
         }
         say(format!("the broker is provisioned; the first key is in {}", control.layout.admin_key().display()));
         Ok(())

@@ -67,6 +67,8 @@ pub enum Role {
     KeymasterDesk,
     /// Reads the audit trail.
     Auditor,
+    /// A server of another operator that keeps a copy of the audit trail, which comes over a leaf connection.
+    Mirror,
     /// Makes and changes streams and buckets of the application account; not kept online.
     Provisioner,
     /// Makes and changes the stream of the audit trail; not kept online.
@@ -105,6 +107,8 @@ pub enum Transport {
     Standard,
     /// `wss://`.
     WebSocket,
+    /// Another server, as a leaf.
+    Leaf,
 }
 
 impl Transport {
@@ -113,6 +117,7 @@ impl Transport {
         match self {
             Self::Standard => "STANDARD",
             Self::WebSocket => "WEBSOCKET",
+            Self::Leaf => "LEAFNODE",
         }
     }
 }
@@ -146,6 +151,7 @@ impl Role {
             Self::Keymaster => "keymaster".to_owned(),
             Self::KeymasterDesk => "keymaster-desk".to_owned(),
             Self::Auditor => "auditor".to_owned(),
+            Self::Mirror => "mirror".to_owned(),
             Self::Provisioner => "provisioner".to_owned(),
             Self::AuditProvisioner => "audit-provisioner".to_owned(),
         }
@@ -167,6 +173,7 @@ impl Role {
             | Self::Keymaster
             | Self::KeymasterDesk
             | Self::Auditor
+            | Self::Mirror
             | Self::Provisioner
             | Self::AuditProvisioner => subjects::client_inbox(self.name()),
         }
@@ -176,7 +183,7 @@ impl Role {
     pub fn account(&self) -> AccountName {
         match self {
             Self::Presence { .. } | Self::Keymaster => AccountName::System,
-            Self::Auditor | Self::AuditProvisioner => AccountName::Audit,
+            Self::Auditor | Self::Mirror | Self::AuditProvisioner => AccountName::Audit,
             Self::Node { .. }
             | Self::Api { .. }
             | Self::Service { .. }

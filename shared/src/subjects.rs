@@ -141,6 +141,11 @@ pub fn audit(category: impl Display, writer: impl Display) -> String {
     format!("audit.v1.{category}.{writer}")
 }
 
+/// The category and the publisher of a batch of audit records.
+pub fn parse_audit(subject: &str) -> Option<(&str, &str)> {
+    subject.strip_prefix("audit.v1.")?.split_once('.').filter(|(_, publisher)| !publisher.contains('.'))
+}
+
 /// The state of a job, in stream JOBS. `owner` is a token made of its principal's name.
 pub fn job_state(owner: impl Display, job: impl Display) -> String {
     format!("jobs.v1.{owner}.{job}.state")

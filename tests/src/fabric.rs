@@ -126,6 +126,8 @@ pub struct ApiOptions {
     pub zoneinfo: Option<PathBuf>,
     /// Certificate and key for HTTPS.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Whether jobs run of which the audit trail has no record.
+    pub audit: Option<String>,
     /// How many connections it takes at once.
     pub connections_max: Option<usize>,
     /// The collector that spans go to, and the share of traces that is kept.
@@ -337,6 +339,7 @@ impl Fabric {
             ("--jwt-issuer", &options.jwt_issuer),
             ("--jwt-audience", &options.jwt_audience),
             ("--callback-allow", &options.callback_allow),
+            ("--audit", &options.audit),
         ] {
             command.args(value.iter().flat_map(|value| [flag, value]));
         }

@@ -123,6 +123,7 @@ fn shown(given: &Given) -> String {
     format!("node {} in region {}, with a credential until {}", given.node, given.region, given.expires_at)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "it is what is told each line")]
 fn note(line: String) {
     // With nowhere to say it to, the exit code has to do.
     drop(writeln!(std::io::stderr(), "{line}"));

@@ -136,7 +136,7 @@ impl Folder {
     /// What is known of the enrolment, if anything.
     pub fn record(&self) -> Result<Option<Record>, EnrollError> {
         let path = self.record_path();
-        let Some(text) = self.read(&path)? else { return Ok(None) };
+        let Some(text) = read(&path)? else { return Ok(None) };
         let read = serde_json::from_str(&text);
         read.map(Some).map_err(|error| EnrollError::Here(format!("{} is damaged: {error}; {}", path.display(), self.cure())))
     }
@@ -166,7 +166,7 @@ impl Folder {
     }
 
     fn load_or_make(&self, path: &Path) -> Result<NodeKey, EnrollError> {
-        if let Some(seed) = self.read(path)? {
+        if let Some(seed) = read(path)? {
             let key = NodeKey::from_seed(&seed);
             return key.map_err(|detail| EnrollError::Here(format!("{} is damaged: {detail}; {}", path.display(), self.cure())));
         }
@@ -188,7 +188,7 @@ impl Folder {
     fn keep_or_remove(&self, path: &Path, text: Option<&str>) -> Result<(), EnrollError> {
         match text {
             // Rewriting what is there would have every reader look at it again.
-            Some(text) if self.read(path)?.as_deref() == Some(text) => Ok(()),
+            Some(text) if read(path)?.as_deref() == Some(text) => Ok(()),
             Some(text) => self.keep(path, text),
             None if path.exists() => {
                 std::fs::remove_file(path).map_err(|error| EnrollError::Here(format!("cannot remove {}: {error}", path.display())))
@@ -227,13 +227,13 @@ impl Folder {
         std::os::unix::fs::chown(path, Some(folder.uid()), Some(folder.gid())).map_err(failed)
     }
 
-    fn read(&self, path: &Path) -> Result<Option<String>, EnrollError> {
-        files::read_if_exists(path).map_err(|error| EnrollError::Here(format!("{error:#}; is this the user whose folder it is?")))
-    }
-
     fn cure(&self) -> String {
         format!("`probeops-agent enroll URL --new-identity --state {}` begins anew, with a token", self.0.display())
     }
+}
+
+fn read(path: &Path) -> Result<Option<String>, EnrollError> {
+    files::read_if_exists(path).map_err(|error| EnrollError::Here(format!("{error:#}; is this the user whose folder it is?")))
 }
 
 #[cfg(test)]

@@ -56,7 +56,7 @@ impl Renewal {
                 match error {
                     // What it has is good until it ends; the broker has the last word.
                     EnrollError::Refused(why) => {
-                        tracing::error!(wait_ms = wait.as_millis(), "the API does not renew the credential: {why}")
+                        tracing::error!(wait_ms = wait.as_millis(), "the API does not renew the credential: {why}");
                     }
                     EnrollError::Later(why) | EnrollError::Here(why) => {
                         tracing::warn!(wait_ms = wait.as_millis(), "the credential could not be renewed and is tried again: {why}");

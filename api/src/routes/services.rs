@@ -221,10 +221,11 @@ async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<S
     Ok(ServiceCreated { creds: credentials.to_creds_file(), grant })
 }
 
-async fn list(State(app): State<App>, Who(principal): Who, query: Query) -> Result<Json<ServiceList>, Problem> {
+async fn list(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<ServiceList>, Problem> {
     let cursor = query.value::<String>("cursor")?;
     let seen = app.access.services().list().into_iter().filter(|grant| sees(&principal, grant, |node| region_of(&app, node)));
     let (services, next) = page(seen.collect(), |grant| grant.name.as_str(), cursor.as_deref(), query.limit()?);
+    app.audit.read(&principal.name, &current.0, "services".to_owned(), "listed");
     Ok(Json(ServiceList { services, next }))
 }
 

@@ -50,6 +50,19 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
             ];
             internal(publish, role)
         }
+        Role::Mirror => Permissions {
+            // It asks for a consumer by the name of our domain, and what it gets comes below one subject.
+            publish: vec![
+                broker::of_our_domain(&broker::consumer_create(storage::AUDIT)),
+                broker::of_our_domain(&broker::consumer_create_named(storage::AUDIT, REST)),
+                broker::of_our_domain(&broker::stream_info(storage::AUDIT)),
+                broker::FLOW_CONTROL.to_owned(),
+            ],
+            subscribe: [broker::MIRRORED].into_iter().chain(broker::SERVER_INBOXES).map(below).collect(),
+            max_subscriptions: None,
+            max_payload_bytes: None,
+            transports: vec![Transport::Leaf],
+        },
         Role::Provisioner => {
             let mut permissions = provisioner_permissions(role, &application_streams());
             let verbs = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_create_named(stream, name)];

@@ -30,6 +30,7 @@ fn every_role() -> Vec<Role> {
         Role::Keymaster,
         Role::KeymasterDesk,
         Role::Auditor,
+        Role::Mirror,
         Role::Provisioner,
         Role::AuditProvisioner,
     ]
@@ -167,6 +168,16 @@ fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
         &Role::Auditor,
         &["$JS.API.STREAM.INFO.AUDIT", "$JS.API.DIRECT.GET.AUDIT", "$JS.API.DIRECT.GET.AUDIT.audit.v1.>"],
         &["_INBOX_c.auditor.>"],
+    );
+    check(
+        &Role::Mirror,
+        &[
+            "$JS.probeops.API.CONSUMER.CREATE.AUDIT",
+            "$JS.probeops.API.CONSUMER.CREATE.AUDIT.>",
+            "$JS.probeops.API.STREAM.INFO.AUDIT",
+            "$JS.FC.>",
+        ],
+        &["mirror.audit.>", "$JSC.>", "_INBOX.>", "_R_.>", "_GR_.>"],
     );
     check(
         &Role::AuditProvisioner,

@@ -13,6 +13,57 @@ enum Attempt {
 }
 use Attempt::{Join, Publish, Subscribe};
 
+/// What would make the trail forget, by its own API and by those that reach across accounts.
+const ON_THE_TRAIL: [Attempt; 18] = [
+    Publish("$JS.API.STREAM.DELETE.AUDIT"),
+    Publish("$JS.API.STREAM.PURGE.AUDIT"),
+    Publish("$JS.API.STREAM.UPDATE.AUDIT"),
+    Publish("$JS.API.STREAM.CREATE.AUDIT"),
+    Publish("$JS.API.STREAM.RESTORE.AUDIT"),
+    Publish("$JS.API.STREAM.SNAPSHOT.AUDIT"),
+    Publish("$JS.API.STREAM.MSG.DELETE.AUDIT"),
+    Publish("$JS.API.STREAM.PEER.REMOVE.AUDIT"),
+    Publish("$JS.API.STREAM.LEADER.STEPDOWN.AUDIT"),
+    Publish("$JS.API.CONSUMER.CREATE.AUDIT"),
+    Publish("$JS.API.CONSUMER.CREATE.AUDIT.x"),
+    Publish("$JS.API.CONSUMER.DURABLE.CREATE.AUDIT.x"),
+    Publish("$JS.API.CONSUMER.DELETE.AUDIT.x"),
+    Publish("$JS.API.ACCOUNT.PURGE.AUDIT"),
+    Publish("$JS.API.META.LEADER.STEPDOWN"),
+    Publish("$JS.API.SERVER.REMOVE"),
+    Publish("audit.v1.other.writer"),
+    Subscribe("audit.v1.>"),
+];
+
+#[tokio::test]
+async fn no_credential_that_runs_makes_the_trail_forget() {
+    let broker = Broker::start().await;
+    let account = broker.vault.account_key(AccountName::Application).to_owned();
+    let running = [
+        node("n1", "eu"),
+        service("svc"),
+        service_at_the_door("svc"),
+        api(),
+        collector(),
+        registrar(),
+        Role::Acknowledger,
+        Role::FrontDoor,
+        Role::Observer,
+        Role::Auditor,
+        Role::Presence { account },
+        Role::Keymaster,
+    ];
+    for role in &running {
+        refuses(&broker, role, &ON_THE_TRAIL).await;
+    }
+    // Whoever may change the stream, which is not kept online, cannot make it forget either, but by what age it lets things go.
+    let provisioner: Vec<Attempt> = ON_THE_TRAIL
+        .into_iter()
+        .filter(|attempt| !matches!(attempt, Publish("$JS.API.STREAM.UPDATE.AUDIT" | "$JS.API.STREAM.CREATE.AUDIT")))
+        .collect();
+    refuses(&broker, &Role::AuditProvisioner, &provisioner).await;
+}
+
 async fn refuses(broker: &Broker, role: &Role, attempts: &[Attempt]) {
     let mut connection = broker.connect(role).await;
     for attempt in attempts {
