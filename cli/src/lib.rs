@@ -12,6 +12,7 @@ mod audit;
 mod client;
 mod control;
 mod deliveries;
+mod enroll_tokens;
 mod exit;
 mod health;
 mod jobs;
@@ -44,7 +45,7 @@ Examples:
   probeops up                                  # a broker, an API and two agents, here
   probeops ping 127.0.0.1 --from demo-eu       # asks the local `up`; PROBEOPS_URL and
                                                # PROBEOPS_TOKEN name another API
-  probeops nodes add fra-1 --region eu-central --tools echo,ping,dns,tcp
+  probeops enroll-tokens add --region eu-central --tools echo,ping,dns,tcp
   probeops audit --since 1h
 
 {EXIT_CODES}"))]
@@ -58,6 +59,8 @@ enum Own {
     Up(Box<up::UpArgs>),
     #[command(subcommand)]
     Nodes(register::Nodes),
+    #[command(subcommand)]
+    EnrollTokens(enroll_tokens::EnrollTokens),
     #[command(subcommand)]
     Services(register::Services),
     #[command(subcommand)]
@@ -139,6 +142,7 @@ fn run(command: Own) -> Result<(), Failed> {
     match command {
         Own::Up(args) => up::run(*args),
         Own::Nodes(command) => register::nodes(command),
+        Own::EnrollTokens(command) => enroll_tokens::enroll_tokens(&command),
         Own::Services(command) => register::services(command),
         Own::Keys(command) => register::keys(command),
         Own::Jobs(command) => jobs::run(command),

@@ -85,7 +85,7 @@ impl fmt::Display for LinkError {
 impl std::error::Error for LinkError {}
 
 /// A credential, as its file says it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credential {
     /// The signed claims.
     jwt: String,

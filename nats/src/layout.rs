@@ -198,6 +198,11 @@ impl Layout {
         self.root.join("nodes")
     }
 
+    /// Where a node of this machine that enrols keeps its key and credential.
+    pub fn node_state(&self, node: &NodeId) -> PathBuf {
+        self.nodes_dir().join(node.as_str())
+    }
+
     /// The credential of a node.
     pub fn node_creds(&self, node: &NodeId) -> PathBuf {
         self.nodes_dir().join(format!("{node}.creds"))

@@ -17,6 +17,7 @@ pub mod config;
 pub mod connect;
 pub mod keymaster;
 pub mod layout;
+pub mod node_key;
 pub mod permissions;
 pub mod process;
 pub mod revoke;

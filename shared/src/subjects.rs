@@ -51,6 +51,8 @@ pub mod storage {
     pub const PRESENCE: &str = "PRESENCE";
     /// Bucket of nodes granted: id to [`crate::registry::NodeGrant`].
     pub const NODES: &str = "NODES";
+    /// Bucket of enrolment tokens, hashed, by id; the broker forgets those that have expired. And of the key that signs challenges.
+    pub const TOKENS: &str = "TOKENS";
     /// Bucket of services granted: name to [`crate::registry::ServiceGrant`].
     pub const SERVICES: &str = "SERVICES";
     /// Bucket of the API's replicas that are there, by name; the broker forgets those that do not say so again.

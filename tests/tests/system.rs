@@ -12,6 +12,7 @@ mod system {
     mod certificates;
     mod direct;
     mod door;
+    mod enroll;
     mod examples;
     mod failover;
     mod idempotency;

@@ -24,7 +24,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
         Role::Observer => internal(vec![broker::SERVICES_ALL.to_owned()], role),
         Role::Registrar { name } => {
             let mut publish = vec![subjects::audit(AUDIT_COMMAND, name), broker::FLOW_CONTROL.to_owned()];
-            publish.extend([storage::KEYS, storage::NODES, storage::SERVICES].into_iter().flat_map(bucket_writing));
+            publish.extend([storage::KEYS, storage::NODES, storage::SERVICES, storage::TOKENS].into_iter().flat_map(bucket_writing));
             internal(publish, role)
         }
         Role::Collector { name } => collector_permissions(name),
@@ -97,6 +97,7 @@ pub fn application_streams() -> Vec<String> {
         storage::KEYS,
         storage::NODES,
         storage::SERVICES,
+        storage::TOKENS,
         storage::SECRETS,
         storage::DELIVERIES,
         storage::SCHEDULES,
@@ -158,7 +159,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     let taking = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_next(stream, name)];
     publish.extend(consumers().flat_map(taking));
     publish.extend(
-        [storage::SECRETS, storage::DELIVERIES, storage::IDEMPOTENCY, storage::SCHEDULES, storage::LIMITS]
+        [storage::SECRETS, storage::DELIVERIES, storage::IDEMPOTENCY, storage::SCHEDULES, storage::LIMITS, storage::TOKENS]
             .into_iter()
             .flat_map(bucket_by_key),
     );
