@@ -25,6 +25,9 @@ pub const KEYMASTER_QUEUE: &str = "k";
 /// The last token of a job's reply subject: the broker's "no responders" lands here, and nothing else can.
 pub const NO_RESPONDERS: &str = "_";
 
+/// What the inboxes begin with that servers make for questions of their own. In the account of the trail nobody else has such.
+pub const SERVER_INBOXES: [&str; 4] = ["$JSC", "_INBOX", "_R_", "_GR_"];
+
 /// The category of audit records that nodes make.
 pub const AUDIT_NODE: &str = "node";
 /// The category of audit records that commands of the operator make.

@@ -65,7 +65,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
                 broker::of_our_domain(&broker::stream_info(storage::AUDIT)),
                 broker::FLOW_CONTROL.to_owned(),
             ],
-            subscribe: [broker::MIRRORED].into_iter().chain(broker::SERVER_INBOXES).map(below).collect(),
+            subscribe: [broker::MIRRORED].into_iter().chain(subjects::SERVER_INBOXES).map(below).collect(),
             max_subscriptions: None,
             max_payload_bytes: None,
             transports: vec![Transport::Leaf],

@@ -10,8 +10,6 @@ pub const CLAIMS_UPDATE: &str = "$SYS.REQ.CLAIMS.UPDATE";
 pub const FLOW_CONTROL: &str = "$JS.FC.>";
 /// Where the audit trail comes that a server of another operator copies.
 pub const MIRRORED: &str = "mirror.audit";
-/// What the inboxes begin with that servers make for questions of their own. In the account of the trail nobody else has such.
-pub const SERVER_INBOXES: [&str; 4] = ["$JSC", "_INBOX", "_R_", "_GR_"];
 /// Every server answers.
 pub const SERVER_PING: &str = "$SYS.REQ.SERVER.PING";
 
