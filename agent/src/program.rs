@@ -38,6 +38,7 @@ impl Program {
         if self.check_health {
             return self.checked();
         }
+        process::keep_memory_private();
         process::install_tls_provider();
         let settings = match self.settings() {
             Ok(Some(settings)) => settings,

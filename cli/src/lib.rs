@@ -30,6 +30,7 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand};
+use probeops_nats::process;
 use probeops_shared::tools::ToolName;
 
 use crate::exit::{EXIT_CODES, Failed};
@@ -106,6 +107,7 @@ fn command() -> Command {
 
 /// Runs the command and says how it ended.
 pub fn main() -> ExitCode {
+    process::keep_memory_private();
     let matches = command().get_matches();
     let asked = matches.subcommand().and_then(|(name, of_tool)| Some((name.parse::<ToolName>().ok()?, of_tool)));
     let done = match asked {

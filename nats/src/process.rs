@@ -2,6 +2,8 @@
 
 use std::io::IsTerminal;
 
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -26,6 +28,16 @@ pub enum LogFormat {
 pub fn install_tls_provider() {
     // An error means that a provider is installed already, which is what we want.
     drop(async_nats::rustls::crypto::ring::default_provider().install_default());
+}
+
+/// Lets nobody have this process's memory, in which its secrets are: no core is dumped (`RLIMIT_CORE` 0, which programs that it starts
+/// inherit), and no other process of its user may trace it or read its environment (`PR_SET_DUMPABLE`). Call it first thing.
+pub fn keep_memory_private() {
+    let kept = setrlimit(Resource::RLIMIT_CORE, 0, 0).and_then(|()| prctl::set_dumpable(false));
+    // Neither needs a privilege; where a sandbox forbids them, the program is better run than not.
+    if let Err(error) = kept {
+        tracing::warn!(%error, "core dumps could not be turned off");
+    }
 }
 
 /// Starts logging to standard error; what is logged is chosen by `PROBEOPS_LOG` (default `info`, without the client library's own).
