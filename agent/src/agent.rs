@@ -18,7 +18,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use entry::{connected, identity, refused, was_renewed};
+pub(crate) use entry::identity;
+use entry::{connected, refused, was_renewed};
 
 use crate::capability;
 use crate::clock::Clock;
@@ -32,6 +33,7 @@ use crate::policy::Policy;
 use crate::presence::Presence;
 use crate::slots::Slots;
 use crate::trail::Trail;
+use crate::way::Way;
 use crate::worker::Worker;
 
 /// How often the slots are looked at.
@@ -72,10 +74,11 @@ impl std::error::Error for AgentError {}
 
 /// Runs an agent until `stop` is cancelled, and then drains it.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AgentError> {
-    let link = settings.link();
-    let credential = Credential::read(&link.creds).map_err(|error| AgentError::Start(error.to_string()))?;
+    let credential = Credential::read(&settings.creds).map_err(|error| AgentError::Start(error.to_string()))?;
     let (node, granted) = identity(&credential).map_err(AgentError::Start)?;
-    let policy = Policy::load(settings.policy.as_deref(), &link.servers).map_err(|error| AgentError::Start(error.to_string()))?;
+    let policy = Policy::load(settings.policy.as_deref(), &settings.servers).map_err(|error| AgentError::Start(error.to_string()))?;
+    let way = Way::open(settings.link(), &settings.proxies().map_err(AgentError::Start)?).await.map_err(AgentError::Start)?;
+    let policy = policy.keeping_away_from(way.endpoints());
     let context = Context::new(policy, &settings.resolvers).map_err(|error| AgentError::Start(error.to_string()))?;
     let context = context.with_engine(settings.icmp_engine).with_asn_zone(settings.asn_zone.as_deref());
     let (tools, unavailable) = capability::probe(&granted);
@@ -83,7 +86,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         tracing::warn!(tool = %lacks.tool, "cannot run {}: {}; to grant it: {}", lacks.tool, lacks.missing, lacks.grant);
     }
     let health = Health::begin(settings.health_file.clone()).map_err(AgentError::Start)?;
-    let Some((client, events)) = connected(&link, &node, &stop).await? else { return Ok(()) };
+    let Some((client, events)) = connected(&way, &node, &stop).await? else { return Ok(()) };
     let slots = Slots::new(&BTreeMap::from([(Class::Light, settings.slots_light), (Class::Probe, settings.slots_probe)]));
     let (outbox, to_carry) = Outbox::new(client.clone());
     let worker = Arc::new(Worker {
@@ -106,7 +109,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         .await
         .map_err(|error| AgentError::Start(format!("cannot subscribe: {error}")))?;
     tracing::info!(node = %node.id, region = %node.region, tools = ?tools, "the agent is ready");
-    life.live(events, &link, &stop).await
+    let lived = life.live(events, way.link(), &stop).await;
+    way.close().await;
+    lived
 }
 
 /// Everything that lives while the agent does.

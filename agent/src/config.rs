@@ -10,6 +10,8 @@ use probeops_shared::tools::Class;
 use probeops_shared::tools::ping::report::IcmpEngine;
 use serde::{Deserialize, Serialize};
 
+use crate::way::proxy::Proxies;
+
 /// How long runs may go on after the agent was told to stop, unless set otherwise.
 const DRAIN_TIMEOUT_S: u64 = 60;
 
@@ -24,7 +26,7 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_SERVERS", value_delimiter = ',', value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub servers: Option<Vec<String>>,
-    /// The authority that signed the broker's certificate (PEM); the system's own unless given
+    /// The authorities that may have signed the broker's certificate (PEM, read again at every connection); the system's own unless given
     #[arg(long, env = "PROBEOPS_CA", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
@@ -32,6 +34,14 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
+    /// An HTTP proxy on the way to the broker, `http://HOST:PORT` or `http://USER@HOST:PORT`; what the environment says (`HTTPS_PROXY`, `NO_PROXY`) unless given
+    #[arg(long, env = "PROBEOPS_PROXY", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    /// A file with the password of the proxy's user
+    #[arg(long, env = "PROBEOPS_PROXY_PASSWORD_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_password_file: Option<PathBuf>,
     /// Whom tools may touch from here (TOML); the default policy unless given
     #[arg(long, env = "PROBEOPS_POLICY", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -87,10 +97,14 @@ fn icmp_engine(text: &str) -> Result<IcmpEngine, String> {
 pub struct Settings {
     /// The broker's addresses.
     pub servers: Vec<String>,
-    /// The authority that signed its certificate.
+    /// The authorities that may have signed its certificate.
     pub ca: Option<PathBuf>,
     /// This node's credential.
     pub creds: PathBuf,
+    /// The proxy on the way to it.
+    pub proxy: Option<String>,
+    /// Where the password of the proxy's user is.
+    pub proxy_password_file: Option<PathBuf>,
     /// The owner's policy.
     pub policy: Option<PathBuf>,
     /// Name servers to resolve names with; the system's way when empty.
@@ -119,6 +133,8 @@ impl Given {
             servers: self.servers.or(file.servers),
             ca: self.ca.or(file.ca),
             creds: self.creds.or(file.creds),
+            proxy: self.proxy.or(file.proxy),
+            proxy_password_file: self.proxy_password_file.or(file.proxy_password_file),
             policy: self.policy.or(file.policy),
             resolvers: self.resolvers.or(file.resolvers),
             asn_zone: self.asn_zone.or(file.asn_zone),
@@ -139,6 +155,7 @@ impl Given {
             other => Err(format!("{name} must be from 1 to {SLOTS_MAX}, not {other}")),
         };
         let resolvers = self.resolvers.unwrap_or_default();
+        drop(Proxies::new(self.proxy.as_deref(), self.proxy_password_file.as_ref())?);
         Ok(Settings {
             servers: self
                 .servers
@@ -147,6 +164,8 @@ impl Given {
             creds: self
                 .creds
                 .ok_or("no credential is given: set --creds (PROBEOPS_CREDS, `creds` in the file) to what `probeops nodes add` wrote")?,
+            proxy: self.proxy,
+            proxy_password_file: self.proxy_password_file,
             policy: self.policy,
             resolvers: resolvers.iter().map(|text| resolver(text)).collect::<Result<_, _>>()?,
             asn_zone: self.asn_zone.map(|text| asn_zone(&text)).transpose()?,
@@ -161,6 +180,11 @@ impl Given {
 }
 
 impl Settings {
+    /// What stands between us and the broker.
+    pub(crate) fn proxies(&self) -> Result<Proxies, String> {
+        Proxies::new(self.proxy.as_deref(), self.proxy_password_file.as_ref())
+    }
+
     /// Where the broker is and who we are.
     pub fn link(&self) -> Link {
         Link { servers: self.servers.clone(), ca: self.ca.clone(), creds: self.creds.clone() }

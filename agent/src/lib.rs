@@ -6,12 +6,14 @@
 //! - `groups`: which queue groups the node is in. `presence`: hello, beat, bye. `health`: the same for the machine it is on. `trail`: audit records until they are acknowledged.
 //! - `outbox`: answers, kept over a reconnect. `inbox`: acknowledgements. `clock`: the control plane's time.
 //! - `executors`: one file a tool. [`policy`]: whom the owner lets it touch. `resolve`: names to addresses. `capability`: what it can run.
+//! - `way`: straight to the broker, or through a proxy. [`doctor`]: what of all this works, and what does not.
 //! - `net`: the operating system, thinly wrapped.
 
 pub mod agent;
 mod capability;
 mod clock;
 pub mod config;
+pub mod doctor;
 mod executors;
 mod groups;
 mod health;
@@ -30,4 +32,5 @@ mod testing;
 mod trail;
 #[doc(hidden)]
 pub mod trial;
+pub mod way;
 mod worker;

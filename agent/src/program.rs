@@ -4,12 +4,13 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use probeops_nats::process;
 use probeops_shared::settings;
 
 use crate::agent;
 use crate::config::{Given, Settings};
+use crate::doctor::Doctor;
 use crate::health;
 
 /// How many threads a node needs at most: diagnostics wait more than they work. One for each processor, as two on one only wake each other.
@@ -30,6 +31,16 @@ pub struct Program {
     /// Say whether the agent that writes --health-file is well, and stop: exit 0 if it is, else 1
     #[arg(long)]
     pub check_health: bool,
+    /// What to do instead of running
+    #[command(subcommand)]
+    pub task: Option<Task>,
+}
+
+/// What an agent's program does besides running.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Task {
+    /// Say what works on this machine and what does not, each with its cure
+    Doctor(Box<Doctor>),
 }
 
 impl Program {
@@ -40,6 +51,9 @@ impl Program {
         }
         process::keep_memory_private();
         process::install_tls_provider();
+        if let Some(Task::Doctor(doctor)) = self.task {
+            return doctor.run();
+        }
         let settings = match self.settings() {
             Ok(Some(settings)) => settings,
             Ok(None) => return ExitCode::SUCCESS,

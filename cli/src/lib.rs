@@ -4,10 +4,11 @@
 //! - `up`: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
 //! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `limits`: what is left. `schedules`: jobs at a time.
 //!   `deliveries`: callbacks and their secrets. They ask the HTTP API, by `client`.
-//! - `register`: nodes, services and keys, with the keys of the data folder (`control`).
+//! - `register`: nodes, services and keys, and `ca`: the broker's authority, with the keys of the data folder (`control`).
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
 
 mod audit;
+mod ca;
 mod client;
 mod control;
 mod deliveries;
@@ -60,6 +61,8 @@ enum Own {
     Services(register::Services),
     #[command(subcommand)]
     Keys(register::Keys),
+    #[command(subcommand)]
+    Ca(ca::Ca),
     #[command(subcommand)]
     Jobs(jobs::Jobs),
     #[command(subcommand)]
@@ -136,6 +139,7 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::Nodes(command) => register::nodes(command),
         Own::Services(command) => register::services(command),
         Own::Keys(command) => register::keys(command),
+        Own::Ca(command) => ca::run(&command),
         Own::Jobs(command) => jobs::run(command),
         Own::Schedules(command) => schedules::run(&command),
         Own::Deliveries(command) => deliveries::deliveries(&command),

@@ -4,7 +4,7 @@
 //! - [`layout`]: where everything lies below the data folder.
 //! - [`vault`]: keys and signed claims: operator, accounts, credentials, revocation. [`claims`] is their form, [`permissions`] what they say.
 //! - [`keymaster`]: pushes account claims to running servers.
-//! - [`revoke`]: takes a credential back.
+//! - [`revoke`]: takes a credential back. [`reload`]: has servers read their certificate again.
 //! - [`tls`]: our own authority and the broker's certificate.
 //! - [`config`]: what `server.conf` says.
 //! - [`server`]: finds or fetches nats-server, starts it, stops it.
@@ -18,6 +18,7 @@ pub mod keymaster;
 pub mod layout;
 pub mod permissions;
 pub mod process;
+pub mod reload;
 pub mod revoke;
 pub mod server;
 pub mod streams;

@@ -63,6 +63,8 @@ pub enum Role {
     },
     /// Pushes account claims to the servers.
     Keymaster,
+    /// Has the servers read their configuration and certificates again; lasts minutes.
+    Reloader,
     /// Reads the audit trail.
     Auditor,
     /// Makes and changes streams and buckets of the application account; not kept online.
@@ -142,6 +144,7 @@ impl Role {
             Self::Acknowledger => "acknowledger".to_owned(),
             Self::Presence { .. } => "presence".to_owned(),
             Self::Keymaster => "keymaster".to_owned(),
+            Self::Reloader => "reloader".to_owned(),
             Self::Auditor => "auditor".to_owned(),
             Self::Provisioner => "provisioner".to_owned(),
             Self::AuditProvisioner => "audit-provisioner".to_owned(),
@@ -162,6 +165,7 @@ impl Role {
             | Self::Acknowledger
             | Self::Presence { .. }
             | Self::Keymaster
+            | Self::Reloader
             | Self::Auditor
             | Self::Provisioner
             | Self::AuditProvisioner => subjects::client_inbox(self.name()),
@@ -171,7 +175,7 @@ impl Role {
     /// The account it belongs to.
     pub fn account(&self) -> AccountName {
         match self {
-            Self::Presence { .. } | Self::Keymaster => AccountName::System,
+            Self::Presence { .. } | Self::Keymaster | Self::Reloader => AccountName::System,
             Self::Auditor | Self::AuditProvisioner => AccountName::Audit,
             Self::Node { .. }
             | Self::Api { .. }

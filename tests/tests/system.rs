@@ -8,9 +8,11 @@ mod system {
     mod audit;
     mod bad_input;
     mod batch;
+    mod ca;
     mod callbacks;
     mod certificates;
     mod direct;
+    mod doctor;
     mod door;
     mod examples;
     mod failover;
@@ -23,6 +25,7 @@ mod system {
     mod register;
     mod replicas;
     mod schedules;
+    mod secrets;
     mod state;
     mod takeover;
     mod tidy;

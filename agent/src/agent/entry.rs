@@ -1,7 +1,7 @@
 //! Who the agent is, and how it gets in.
 
 use async_nats::Client;
-use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
+use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff};
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::outcome::NodeRef;
 use probeops_shared::subjects;
@@ -11,9 +11,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::AgentError;
+use crate::way::Way;
 
 /// Who we are is what the broker will hold us to: the credential's own claims.
-pub(super) fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName>), String> {
+pub(crate) fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName>), String> {
     let id: NodeId = credential.name.parse()?;
     let mut region: Option<Region> = None;
     let mut granted = Vec::new();
@@ -31,7 +32,7 @@ pub(super) fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName
 
 /// Connects, however long it takes; `None` when told to stop before.
 pub(super) async fn connected(
-    link: &Link,
+    way: &Way,
     node: &NodeRef,
     stop: &CancellationToken,
 ) -> Result<Option<(Client, mpsc::Receiver<LinkEvent>)>, AgentError> {
@@ -40,12 +41,12 @@ pub(super) async fn connected(
     let mut attempt = 1;
     loop {
         let attempted = tokio::select! {
-            attempted = connect(link, &name, &inbox) => attempted,
+            attempted = way.connect(&name, &inbox) => attempted,
             () = stop.cancelled() => return Ok(None),
         };
         match attempted {
             Ok(connection) => return Ok(Some(connection)),
-            Err(LinkError::Refused(why)) => return Err(AgentError::Revoked(refused(link, &why))),
+            Err(LinkError::Refused(why)) => return Err(AgentError::Revoked(refused(way.link(), &why))),
             Err(error @ (LinkError::Invalid(_) | LinkError::Credential(_))) => return Err(AgentError::Start(error.to_string())),
             Err(LinkError::Unreachable(why)) => {
                 let wait = backoff(attempt);

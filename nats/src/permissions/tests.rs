@@ -28,6 +28,7 @@ fn every_role() -> Vec<Role> {
         Role::Acknowledger,
         Role::Presence { account: "ACC".to_owned() },
         Role::Keymaster,
+        Role::Reloader,
         Role::Auditor,
         Role::Provisioner,
         Role::AuditProvisioner,
@@ -154,6 +155,7 @@ fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
     assert_eq!(Role::Acknowledger.permissions().unwrap().max_subscriptions, Some(1));
     check(&Role::FrontDoor, &["_INBOX.*.>"], &["_INBOX_c.frontdoor.>", "api.v1.run.* f", "$SRV.>"]);
     check(&Role::Observer, &["$SRV.>"], &["_INBOX.observer.>"]);
+    check(&Role::Reloader, &["$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.*.RELOAD"], &["_INBOX_c.reloader.>"]);
     check(&Role::Keymaster, &["$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.PING"], &["_INBOX_c.keymaster.>"]);
     check(
         &Role::Presence { account: "ACC".to_owned() },
