@@ -33,10 +33,12 @@ pub fn install_tls_provider() {
 /// Lets nobody have this process's memory, in which its secrets are: no core is dumped (`RLIMIT_CORE` 0, which programs that it starts
 /// inherit), and no other process of its user may trace it or read its environment (`PR_SET_DUMPABLE`). Call it first thing.
 pub fn keep_memory_private() {
-    let kept = setrlimit(Resource::RLIMIT_CORE, 0, 0).and_then(|()| prctl::set_dumpable(false));
-    // Neither needs a privilege; where a sandbox forbids them, the program is better run than not.
-    if let Err(error) = kept {
-        tracing::warn!(%error, "core dumps could not be turned off");
+    // Neither needs a privilege. Where a sandbox forbids one, as systemd's filter of `@resources` does the first, the other still counts, and
+    // whoever wrote the sandbox has set `LimitCORE=0`.
+    for kept in [setrlimit(Resource::RLIMIT_CORE, 0, 0), prctl::set_dumpable(false)] {
+        if let Err(error) = kept {
+            tracing::debug!(%error, "a protection against core dumps could not be turned on");
+        }
     }
 }
 

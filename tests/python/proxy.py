@@ -5,6 +5,7 @@ connection is taken up again, every way in which a proxy says no is told with it
 Arguments: the program `probeops`, an empty folder. Needs root, tinyproxy, squid, unshare and setpriv.
 """
 
+import base64
 import json
 import os
 import pathlib
@@ -175,10 +176,9 @@ def jobs_run_and_go_on(site):
         agents[name].wait_for("the agent is ready")
         answer = site.job("echo", "hello", name)
         assert '"status": "success"' in answer or '"status":"success"' in answer, answer
-    # What stands between is kept from, by its own port and the forwarder's.
-    forwarder = re.search(r"agent's way|127\.0\.0\.1:(\d+)", agents["far"].log())
+    # What stands between is kept from.
     denied = site.job("tcp", "127.0.0.1", "far", "--port", str(ports["far"]))
-    assert "the node's own way to its broker" in denied and forwarder, denied
+    assert "the node's own way to its broker" in denied, denied
     # tinyproxy goes, and comes back.
     proxies["far"].end()
     agents["far"].wait_for("the connection to the broker is gone")
@@ -190,7 +190,7 @@ def jobs_run_and_go_on(site):
         argv = pathlib.Path(f"/proc/{agent.child.pid}/cmdline").read_bytes() + pathlib.Path(f"/proc/{agent.child.pid}/environ").read_bytes()
         assert PASSWORD.encode() not in argv and "DEBUG" in agent.log()
         # Nor as the header has it.
-        for secret in (PASSWORD, __import__("base64").b64encode(f"{USER}:{PASSWORD}".encode()).decode()):
+        for secret in (PASSWORD, base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()):
             assert secret not in agent.log(), f"the log of {name} has the password"
         assert agent.end() == 0, agent.log()[-3000:]
     return ports

@@ -56,7 +56,7 @@ fn planted_secrets_are_in_no_log_argument_environment_problem_or_record() {
     let (id, signing) = (made["id"].as_str().unwrap(), made["secret"].as_str().unwrap().to_owned());
     let key = api.key(&json!({"name": "planted", "scopes": ["jobs:write"]}));
     let callback = json!({"url": receiver.url("/c"), "secret_id": id, "header": {"name": "X-Token", "value": HEADER_VALUE}});
-    let answered = api.caller(&key).post("/v1/jobs", &json!({"tool": "echo", "target": "x", "from": "eu", "callback": callback}));
+    let answered = api.admin().post("/v1/jobs", &json!({"tool": "echo", "target": "x", "from": "eu", "callback": callback}));
     assert_eq!(answered.status, 200, "{}", answered.text);
     receiver.wait_for("/c", 1);
     // The http tool is given credentials for a target; nobody listens there, which is a finding.
