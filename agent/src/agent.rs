@@ -27,6 +27,7 @@ use crate::config::Settings;
 use crate::executors::Context;
 use crate::groups::{self, Advice, Groups};
 use crate::health::Health;
+use crate::here;
 use crate::inbox::Inbox;
 use crate::outbox::{Leaving, Outbox};
 use crate::policy::Policy;
@@ -76,6 +77,9 @@ impl std::error::Error for AgentError {}
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AgentError> {
     let credential = Credential::read(&settings.creds).map_err(|error| AgentError::Start(error.to_string()))?;
     let (node, granted) = identity(&credential).map_err(AgentError::Start)?;
+    let _here = here::take(&credential).inspect_err(|error| {
+        tracing::warn!(node = %node.id, %error, "does another agent run here with the same credential? The broker takes two for a theft");
+    });
     let policy = Policy::load(settings.policy.as_deref(), &settings.servers).map_err(|error| AgentError::Start(error.to_string()))?;
     let way = Way::open(settings.link(), &settings.proxies().map_err(AgentError::Start)?).await.map_err(AgentError::Start)?;
     let policy = policy.keeping_away_from(way.endpoints());

@@ -95,6 +95,8 @@ pub struct Credential {
     pub issued_at: Option<Timestamp>,
     /// When it ends; absent when never.
     pub expires_at: Option<Timestamp>,
+    /// The account it is of, by its public key.
+    pub account: String,
     /// What it may subscribe, queue group included.
     pub subscribe: Vec<String>,
 }
@@ -125,7 +127,15 @@ impl Credential {
         let claims: Claims = serde_json::from_slice(&payload).map_err(|_| broken("its JWT is damaged"))?;
         let at = |seconds: Option<i64>| seconds.and_then(|seconds| Timestamp::from_unix_ms(seconds.saturating_mul(1000)));
         let (issued_at, expires_at) = (at(claims.iat), at(claims.exp));
-        Ok(Self { jwt, seed, name: claims.name, issued_at, expires_at, subscribe: claims.nats.sub.allow })
+        Ok(Self {
+            jwt,
+            seed,
+            name: claims.name,
+            issued_at,
+            expires_at,
+            account: claims.nats.issuer_account,
+            subscribe: claims.nats.sub.allow,
+        })
     }
 
     fn sign(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
@@ -149,6 +159,8 @@ struct Claims {
 
 #[derive(Deserialize)]
 struct UserClaims {
+    #[serde(default)]
+    issuer_account: String,
     #[serde(default)]
     sub: Allow,
 }

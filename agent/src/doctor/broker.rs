@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::Client;
 use futures_util::StreamExt;
+use probeops_nats::connect::Credential;
 use probeops_shared::outcome::NodeRef;
 use probeops_shared::presence::{EventAck, EventKind};
 use probeops_shared::subjects;
@@ -15,12 +16,12 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Finding, Verdict, link_to, refusal};
 use crate::config::Settings;
-use crate::health;
 use crate::net::tls::Trust;
 use crate::way::Way;
 use crate::way::dial::{self, Obstacle};
 use crate::way::proxy::{Proxies, Proxy};
 use crate::way::server::{Scheme, Server};
+use crate::{health, here};
 
 /// How long the control plane may take to say its time.
 const TIME_WITHIN: Duration = Duration::from_secs(5);
@@ -54,11 +55,8 @@ pub(super) async fn examine(settings: &Settings, who: Option<(&NodeRef, &[ToolNa
         let reached = steps.iter().all(|finding| finding.verdict != Verdict::Failed);
         found.extend(steps);
         let Some(who) = who.filter(|_| reached) else { continue };
-        if let Some(beat) = running_agent(settings) {
-            found.push(Finding::ok(
-                "broker",
-                format!("{text}: not tried, as the agent runs with this credential; the control plane has acknowledged it at {beat}"),
-            ));
+        if let Some(how) = running_agent(settings) {
+            found.push(Finding::ok("broker", format!("{text}: not tried, as an agent runs here with this credential; {how}")));
             continue;
         }
         match enter(settings, text, &proxies, who).await {
@@ -135,11 +133,16 @@ fn trusted(server: &Server, session: &TlsSession) -> Vec<Finding> {
     }
 }
 
-/// When the control plane last acknowledged an agent that runs here: it has the credential in use, and two of one kind look like a clone.
+/// How the agent is that runs here with this credential, if one does: a second connection with it would look like a stolen one.
 fn running_agent(settings: &Settings) -> Option<String> {
-    let path = settings.health_file.as_deref().unwrap_or_else(|| Path::new(PACKAGED_HEALTH_FILE));
-    health::check(path).ok()?;
-    std::fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+    let credential = Credential::read(&settings.creds).ok().filter(here::is_taken);
+    credential.map(|_| {
+        let path = settings.health_file.as_deref().unwrap_or_else(|| Path::new(PACKAGED_HEALTH_FILE));
+        match health::check(path) {
+            Ok(()) => "the control plane has acknowledged it lately".to_owned(),
+            Err(why) => format!("how it is, is not known: {why}"),
+        }
+    })
 }
 
 async fn enter(settings: &Settings, server: &str, proxies: &Proxies, who: (&NodeRef, &[ToolName])) -> Result<(Way, Client), Box<Finding>> {

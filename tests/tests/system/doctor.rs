@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use probeops_tests::fabric::{Fabric, free_port, program};
+use probeops_tests::fabric::{AgentOptions, Fabric, free_port, program};
 use rcgen::{CertificateParams, DnType, Issuer, KeyPair};
 use serde_json::Value;
 
@@ -64,6 +64,14 @@ fn the_doctor_names_each_failure_with_its_cure_and_tells_no_secret() {
     let seed = std::fs::read_to_string(&creds[0]).unwrap().lines().find(|line| line.starts_with("SU")).unwrap().to_owned();
     let text = String::from_utf8(text.stdout).unwrap();
     assert!(text.contains("ok      broker") && !text.contains(&seed) && !found.to_string().contains(&seed), "{text}");
+
+    // While an agent has the credential it is not used a second time.
+    let agent = fabric.start_agent("d-1", &AgentOptions::default());
+    let (_, found) = doctor(&fabric, &tls, &ca, &creds[0]);
+    let broker = checks(&found).iter().find(|one| one["check"] == "broker").unwrap();
+    assert!(broker["verdict"] == "ok" && broker["detail"].as_str().unwrap().contains("an agent runs here"), "{broker}");
+    agent.terminate();
+    assert_eq!(agent.wait(), Some(0), "{}", agent.log());
 
     // Another authority; it is said which one is missing.
     let other = fabric.file("other.pem", &rcgen::generate_simple_self_signed(["other".to_owned()]).unwrap().cert.pem());
