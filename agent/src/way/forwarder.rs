@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
+use std::time::Duration;
 use std::{fmt, io};
 
 use probeops_nats::connect::CONNECT_TIMEOUT;
@@ -24,6 +25,8 @@ use crate::way::server::{Scheme, Server};
 
 /// The longest head of the library's own request for a WebSocket.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
+/// How long to wait when no connection can be taken.
+const BREATH: Duration = Duration::from_millis(100);
 /// Who has which connection (proc(5)).
 const CONNECTIONS: &str = "/proc/net/tcp";
 
@@ -104,7 +107,8 @@ async fn accept(listener: TcpListener, route: Arc<Route>, carrying: TaskTracker,
             }
             Err(error) => {
                 tracing::warn!(%error, "the forwarder to the proxy could not take a connection");
-                tokio::task::yield_now().await;
+                // No file can be opened now: then not in this very moment either.
+                tokio::time::sleep(BREATH).await;
             }
         }
     }

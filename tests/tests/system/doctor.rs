@@ -66,7 +66,7 @@ fn the_doctor_names_each_failure_with_its_cure_and_tells_no_secret() {
     assert!(text.contains("ok      broker") && !text.contains(&seed) && !found.to_string().contains(&seed), "{text}");
 
     // While an agent has the credential it is not used a second time.
-    let agent = fabric.start_agent("d-1", &AgentOptions::default());
+    let agent = fabric.agent_with_credential("d-1", &AgentOptions::default());
     let (_, found) = doctor(&fabric, &tls, &ca, &creds[0]);
     let broker = checks(&found).iter().find(|one| one["check"] == "broker").unwrap();
     assert!(broker["verdict"] == "ok" && broker["detail"].as_str().unwrap().contains("an agent runs here"), "{broker}");
