@@ -184,7 +184,7 @@ def jobs_run_and_go_on(site):
     agents["far"].wait_for("the connection to the broker is gone")
     agents["far"].wait_for("is not reached: no TCP connection to 127.0.0.1")
     site.tinyproxy("tinyproxy-again", ports["far"], [port_of(site.tls)])
-    agents["far"].wait_for("connected to the broker", 1)
+    agents["far"].wait_for("INFO connected to the broker", 2)
     wait_until("jobs run again", lambda: "success" in site.job("echo", "again", "far"))
     for name, agent in agents.items():
         argv = pathlib.Path(f"/proc/{agent.child.pid}/cmdline").read_bytes() + pathlib.Path(f"/proc/{agent.child.pid}/environ").read_bytes()
