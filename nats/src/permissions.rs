@@ -65,8 +65,12 @@ pub enum Role {
     Keymaster,
     /// Has the servers read their configuration and certificates again; lasts minutes.
     Reloader,
+    /// Where replicas of the API ask the keymaster; can publish to their inboxes and nowhere else.
+    KeymasterDesk,
     /// Reads the audit trail.
     Auditor,
+    /// A server of another operator that keeps a copy of the audit trail, which comes over a leaf connection.
+    Mirror,
     /// Makes and changes streams and buckets of the application account; not kept online.
     Provisioner,
     /// Makes and changes the stream of the audit trail; not kept online.
@@ -74,7 +78,7 @@ pub enum Role {
 }
 
 /// An account of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AccountName {
     /// The servers themselves.
     System,
@@ -105,6 +109,8 @@ pub enum Transport {
     Standard,
     /// `wss://`.
     WebSocket,
+    /// Another server, as a leaf.
+    Leaf,
 }
 
 impl Transport {
@@ -113,6 +119,7 @@ impl Transport {
         match self {
             Self::Standard => "STANDARD",
             Self::WebSocket => "WEBSOCKET",
+            Self::Leaf => "LEAFNODE",
         }
     }
 }
@@ -145,7 +152,9 @@ impl Role {
             Self::Presence { .. } => "presence".to_owned(),
             Self::Keymaster => "keymaster".to_owned(),
             Self::Reloader => "reloader".to_owned(),
+            Self::KeymasterDesk => "keymaster-desk".to_owned(),
             Self::Auditor => "auditor".to_owned(),
+            Self::Mirror => "mirror".to_owned(),
             Self::Provisioner => "provisioner".to_owned(),
             Self::AuditProvisioner => "audit-provisioner".to_owned(),
         }
@@ -166,7 +175,9 @@ impl Role {
             | Self::Presence { .. }
             | Self::Keymaster
             | Self::Reloader
+            | Self::KeymasterDesk
             | Self::Auditor
+            | Self::Mirror
             | Self::Provisioner
             | Self::AuditProvisioner => subjects::client_inbox(self.name()),
         }
@@ -176,7 +187,7 @@ impl Role {
     pub fn account(&self) -> AccountName {
         match self {
             Self::Presence { .. } | Self::Keymaster | Self::Reloader => AccountName::System,
-            Self::Auditor | Self::AuditProvisioner => AccountName::Audit,
+            Self::Auditor | Self::Mirror | Self::AuditProvisioner => AccountName::Audit,
             Self::Node { .. }
             | Self::Api { .. }
             | Self::Service { .. }
@@ -185,6 +196,7 @@ impl Role {
             | Self::Registrar { .. }
             | Self::Collector { .. }
             | Self::Acknowledger
+            | Self::KeymasterDesk
             | Self::Provisioner => AccountName::Application,
         }
     }
