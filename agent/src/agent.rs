@@ -18,7 +18,8 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use entry::{Access, connected, identity};
+pub(crate) use entry::identity;
+use entry::{Access, connected};
 
 use crate::capability;
 use crate::clock::Clock;
@@ -27,12 +28,14 @@ use crate::enroll::{self, Renewal};
 use crate::executors::Context;
 use crate::groups::{self, Advice, Groups};
 use crate::health::Health;
+use crate::here;
 use crate::inbox::Inbox;
 use crate::outbox::{Leaving, Outbox};
 use crate::policy::Policy;
 use crate::presence::Presence;
 use crate::slots::Slots;
 use crate::trail::Trail;
+use crate::way::Way;
 use crate::worker::Worker;
 
 /// How often the slots are looked at.
@@ -74,10 +77,14 @@ impl std::error::Error for AgentError {}
 /// Runs an agent until `stop` is cancelled, and then drains it.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AgentError> {
     let Some((settings, renewal)) = Box::pin(enroll::ready(settings, &stop)).await? else { return Ok(()) };
-    let link = settings.link();
-    let credential = Credential::read(&link.creds).map_err(|error| AgentError::Start(error.to_string()))?;
+    let credential = Credential::read(&settings.creds).map_err(|error| AgentError::Start(error.to_string()))?;
     let (node, granted) = identity(&credential).map_err(AgentError::Start)?;
-    let policy = Policy::load(settings.policy.as_deref(), &link.servers).map_err(|error| AgentError::Start(error.to_string()))?;
+    let _here = here::take(&credential).inspect_err(|error| {
+        tracing::warn!(node = %node.id, %error, "does another agent run here with the same credential? The broker takes two for a theft");
+    });
+    let policy = Policy::load(settings.policy.as_deref(), &settings.servers).map_err(|error| AgentError::Start(error.to_string()))?;
+    let way = Way::open(settings.link(), &settings.proxies().map_err(AgentError::Start)?).await.map_err(AgentError::Start)?;
+    let policy = policy.keeping_away_from(way.endpoints());
     let context = Context::new(policy, &settings.resolvers).map_err(|error| AgentError::Start(error.to_string()))?;
     let context = context.with_engine(settings.icmp_engine).with_asn_zone(settings.asn_zone.as_deref());
     let (tools, unavailable) = capability::probe(&granted);
@@ -85,7 +92,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         tracing::warn!(tool = %lacks.tool, "cannot run {}: {}; to grant it: {}", lacks.tool, lacks.missing, lacks.grant);
     }
     let health = Health::begin(settings.health_file.clone()).map_err(AgentError::Start)?;
-    let Some((client, events)) = connected(&link, &node, renewal.as_ref(), &stop).await? else { return Ok(()) };
+    let Some((client, events)) = connected(&way, &node, renewal.as_ref(), &stop).await? else { return Ok(()) };
     let slots = Slots::new(&BTreeMap::from([(Class::Light, settings.slots_light), (Class::Probe, settings.slots_probe)]));
     let (outbox, to_carry) = Outbox::new(client.clone());
     let worker = Arc::new(Worker {
@@ -109,8 +116,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         .map_err(|error| AgentError::Start(format!("cannot subscribe: {error}")))?;
     tracing::info!(node = %node.id, region = %node.region, tools = ?tools, "the agent is ready");
     let replaced = life.renew(renewal.clone());
-    let access = Access::new(link, renewal);
-    life.live((events, replaced), access, &stop).await
+    let access = Access::new(way.link().clone(), renewal);
+    let lived = life.live((events, replaced), access, &stop).await;
+    way.close().await;
+    lived
 }
 
 /// Everything that lives while the agent does.

@@ -12,6 +12,7 @@ use probeops_shared::tools::ping::report::IcmpEngine;
 use serde::{Deserialize, Serialize};
 
 use crate::enroll::{Folder, TokenSource};
+use crate::way::proxy::Proxies;
 
 /// How long runs may go on after the agent was told to stop, unless set otherwise.
 const DRAIN_TIMEOUT_S: u64 = 60;
@@ -27,7 +28,7 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_SERVERS", value_delimiter = ',', value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub servers: Option<Vec<String>>,
-    /// The authority that signed the broker's certificate (PEM); the system's own unless given
+    /// The authorities that may have signed the broker's certificate (PEM, read again at every connection); the system's own unless given
     #[arg(long, env = "PROBEOPS_CA", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
@@ -55,6 +56,14 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_NODE", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
+    /// An HTTP proxy on the way to the broker, `http://HOST:PORT` or `http://USER@HOST:PORT`; what the environment says (`HTTPS_PROXY`, `NO_PROXY`) unless given
+    #[arg(long, env = "PROBEOPS_PROXY", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    /// A file with the password of the proxy's user
+    #[arg(long, env = "PROBEOPS_PROXY_PASSWORD_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_password_file: Option<PathBuf>,
     /// Whom tools may touch from here (TOML); the default policy unless given
     #[arg(long, env = "PROBEOPS_POLICY", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -110,13 +119,17 @@ fn icmp_engine(text: &str) -> Result<IcmpEngine, String> {
 pub struct Settings {
     /// The broker's addresses.
     pub servers: Vec<String>,
-    /// The authority that signed its certificate.
+    /// The authorities that may have signed its certificate.
     pub ca: Option<PathBuf>,
     /// This node's credential.
     pub creds: PathBuf,
     /// How it comes by its credential, where the operator does not carry it here.
     #[serde(skip)]
     pub enrolling: Option<Enrolling>,
+    /// The proxy on the way to it.
+    pub proxy: Option<String>,
+    /// Where the password of the proxy's user is.
+    pub proxy_password_file: Option<PathBuf>,
     /// The owner's policy.
     pub policy: Option<PathBuf>,
     /// Name servers to resolve names with; the system's way when empty.
@@ -165,6 +178,8 @@ impl Given {
             enroll_ca: self.enroll_ca.or(file.enroll_ca),
             enroll_token_file: self.enroll_token_file.or(file.enroll_token_file),
             node: self.node.or(file.node),
+            proxy: self.proxy.or(file.proxy),
+            proxy_password_file: self.proxy_password_file.or(file.proxy_password_file),
             policy: self.policy.or(file.policy),
             resolvers: self.resolvers.or(file.resolvers),
             asn_zone: self.asn_zone.or(file.asn_zone),
@@ -196,6 +211,7 @@ impl Given {
         let creds = self.creds.or_else(|| enrolling.as_ref().map(|enrolling| Folder::new(&enrolling.state).creds_path()));
         // Who enrols is told where the broker is.
         let servers = self.servers.or_else(|| enrolling.as_ref().map(|_| Vec::new()));
+        drop(Proxies::new(self.proxy.as_deref(), self.proxy_password_file.as_ref())?);
         Ok(Settings {
             servers: servers
                 .ok_or("no broker is given: set --servers (PROBEOPS_SERVERS, `servers` in the file), such as tls://broker.example:4222")?,
@@ -205,6 +221,8 @@ impl Given {
                  `probeops nodes add` wrote",
             )?,
             enrolling,
+            proxy: self.proxy,
+            proxy_password_file: self.proxy_password_file,
             policy: self.policy,
             resolvers: resolvers.iter().map(|text| resolver(text)).collect::<Result<_, _>>()?,
             asn_zone: self.asn_zone.map(|text| asn_zone(&text)).transpose()?,
@@ -219,6 +237,11 @@ impl Given {
 }
 
 impl Settings {
+    /// What stands between us and the broker.
+    pub(crate) fn proxies(&self) -> Result<Proxies, String> {
+        Proxies::new(self.proxy.as_deref(), self.proxy_password_file.as_ref())
+    }
+
     /// Where the broker is and who we are.
     pub fn link(&self) -> Link {
         Link { servers: self.servers.clone(), ca: self.ca.clone(), creds: self.creds.clone() }

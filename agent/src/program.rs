@@ -4,12 +4,13 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use probeops_nats::process;
 use probeops_shared::settings;
 
 use crate::agent;
 use crate::config::{Given, Settings};
+use crate::doctor::Doctor;
 use crate::enroll::command::Command;
 use crate::health;
 
@@ -29,24 +30,37 @@ pub struct Program {
     /// Print the settings as they are after flags, environment, file and defaults, and stop
     #[arg(long)]
     pub print_config: bool,
-    /// What to do instead of running
-    #[command(subcommand)]
-    pub command: Option<Command>,
     /// Say whether the agent that writes --health-file is well, and stop: exit 0 if it is, else 1
     #[arg(long)]
     pub check_health: bool,
+    /// What to do instead of running
+    #[command(subcommand)]
+    pub task: Option<Task>,
+}
+
+/// What an agent's program does besides running.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Task {
+    /// Say what works on this machine and what does not, each with its cure
+    Doctor(Box<Doctor>),
+    /// Become a node, or another key of it
+    #[command(flatten)]
+    Enroll(Command),
 }
 
 impl Program {
     /// Runs the agent until SIGTERM or SIGINT. Exit codes: 0 drained, 1 cannot start, 78 credential refused for good.
     pub fn run(self) -> ExitCode {
-        if let Some(command) = self.command {
-            return command.run();
-        }
         if self.check_health {
             return self.checked();
         }
+        process::keep_memory_private();
         process::install_tls_provider();
+        match self.task {
+            Some(Task::Doctor(doctor)) => return doctor.run(),
+            Some(Task::Enroll(command)) => return command.run(),
+            None => {}
+        }
         let settings = match self.settings() {
             Ok(Some(settings)) => settings,
             Ok(None) => return ExitCode::SUCCESS,

@@ -4,11 +4,12 @@
 //! - `up`: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
 //! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `limits`: what is left. `schedules`: jobs at a time.
 //!   `deliveries`: callbacks and their secrets. They ask the HTTP API, by `client`.
-//! - `register`: nodes, services and keys, with the keys of the data folder (`control`). `keymaster`: the process that has them meanwhile.
-//!   `sentry`: the process that watches the broker.
+//! - `register`: nodes, services and keys, and `ca`: the broker's authority, with the keys of the data folder (`control`). `keymaster`: the process
+//!   that has them meanwhile. `sentry`: the process that watches the broker.
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
 
 mod audit;
+mod ca;
 mod client;
 mod control;
 mod deliveries;
@@ -34,6 +35,7 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand};
+use probeops_nats::process;
 use probeops_shared::tools::ToolName;
 
 use crate::exit::{EXIT_CODES, Failed};
@@ -65,6 +67,8 @@ enum Own {
     Services(register::Services),
     #[command(subcommand)]
     Keys(register::Keys),
+    #[command(subcommand)]
+    Ca(ca::Ca),
     #[command(subcommand)]
     Jobs(jobs::Jobs),
     #[command(subcommand)]
@@ -114,6 +118,7 @@ fn command() -> Command {
 
 /// Runs the command and says how it ended.
 pub fn main() -> ExitCode {
+    process::keep_memory_private();
     let matches = command().get_matches();
     let asked = matches.subcommand().and_then(|(name, of_tool)| Some((name.parse::<ToolName>().ok()?, of_tool)));
     let done = match asked {
@@ -145,6 +150,7 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::EnrollTokens(command) => enroll_tokens::enroll_tokens(&command),
         Own::Services(command) => register::services(command),
         Own::Keys(command) => register::keys(command),
+        Own::Ca(command) => ca::run(&command),
         Own::Jobs(command) => jobs::run(command),
         Own::Schedules(command) => schedules::run(&command),
         Own::Deliveries(command) => deliveries::deliveries(&command),

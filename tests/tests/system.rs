@@ -8,9 +8,11 @@ mod system {
     mod audit;
     mod bad_input;
     mod batch;
+    mod ca;
     mod callbacks;
     mod certificates;
     mod direct;
+    mod doctor;
     mod door;
     mod enroll;
     mod examples;
@@ -24,6 +26,7 @@ mod system {
     mod register;
     mod replicas;
     mod schedules;
+    mod secrets;
     mod sentry;
     mod state;
     mod takeover;

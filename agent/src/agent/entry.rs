@@ -1,7 +1,7 @@
 //! Who the agent is, and how it gets in.
 
 use async_nats::Client;
-use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
+use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff};
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::outcome::NodeRef;
 use probeops_shared::subjects;
@@ -12,12 +12,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::AgentError;
 use crate::enroll::{EnrollError, Renewal};
+use crate::way::Way;
 
 /// How many credentials in a row that the API gave may be refused by the broker.
 const REFUSALS_MAX: usize = 3;
 
 /// Who we are is what the broker will hold us to: the credential's own claims.
-pub(super) fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName>), String> {
+pub(crate) fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName>), String> {
     let id: NodeId = credential.name.parse()?;
     let mut region: Option<Region> = None;
     let mut granted = Vec::new();
@@ -35,7 +36,7 @@ pub(super) fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName
 
 /// Connects, however long it takes; `None` when told to stop before.
 pub(super) async fn connected(
-    link: &Link,
+    way: &Way,
     node: &NodeRef,
     renewal: Option<&Renewal>,
     stop: &CancellationToken,
@@ -43,10 +44,10 @@ pub(super) async fn connected(
     let name = format!("agent {}", node.id);
     let inbox = subjects::node_inbox(&node.id);
     let mut attempt = 1;
-    let mut access = Access::new(link.clone(), renewal.cloned());
+    let mut access = Access::new(way.link().clone(), renewal.cloned());
     loop {
         let attempted = tokio::select! {
-            attempted = connect(link, &name, &inbox) => attempted,
+            attempted = way.connect(&name, &inbox) => attempted,
             () = stop.cancelled() => return Ok(None),
         };
         match attempted {

@@ -71,7 +71,6 @@ pub struct RotateArgs {
 impl Command {
     /// Does it. Exit codes: 0 done, 1 not now or not here, 78 refused.
     pub fn run(self) -> ExitCode {
-        process::install_tls_provider();
         let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => runtime,
             Err(error) => return ended(Err(EnrollError::here(error))),

@@ -44,6 +44,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
             let publish = vec![broker::CLAIMS_UPDATE.to_owned(), broker::SERVER_PING.to_owned()];
             Permissions { transports: vec![Transport::Standard], ..internal(publish, role) }
         }
+        Role::Reloader => internal(vec![broker::SERVER_PING.to_owned(), broker::server_reload(ANY)], role),
         Role::KeymasterDesk => {
             let mut permissions = internal(vec![below(&subjects::client_inbox(ANY))], role);
             permissions.subscribe.push(format!("{} {KEYMASTER_QUEUE}", subjects::keymaster_all()));

@@ -121,6 +121,11 @@ pub fn account_connections(account: impl Display) -> String {
     format!("$SYS.REQ.ACCOUNT.{account}.CONNZ")
 }
 
+/// Has a server read its configuration and certificates again.
+pub fn server_reload(server: impl Display) -> String {
+    format!("$SYS.REQ.SERVER.{server}.RELOAD")
+}
+
 /// Ends one connection.
 pub fn server_kick(server: impl Display) -> String {
     format!("$SYS.REQ.SERVER.{server}.KICK")

@@ -15,13 +15,15 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// What speaks to the broker: not the tools, the routes, the policy, nor what keys and jobs are.
-const BROKER: [&str; 21] = [
+const BROKER: [&str; 23] = [
     "nats/",
     "agent/src/agent",
+    "agent/src/doctor/",
     "agent/src/groups.rs",
     "agent/src/inbox.rs",
     "agent/src/outbox.rs",
     "agent/src/presence.rs",
+    "agent/src/way.rs",
     "agent/src/worker",
     "api/src/audit/",
     "api/src/broker",
