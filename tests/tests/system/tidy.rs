@@ -51,7 +51,7 @@ const HOMES: [(&str, &[&str], &str); 9] = [
     ),
     ("\"job.v1.", &["shared/src/subjects.rs", "tests/"], "subjects are spelled in one file"),
     ("\"node.v1.", &["shared/src/subjects.rs", "tests/"], "subjects are spelled in one file"),
-    ("\"_INBOX", &["shared/src/subjects.rs", "tests/"], "subjects are spelled in one file"),
+    ("\"_INBOX", &["shared/src/subjects", "tests/"], "subjects are spelled in one place"),
     ("async_nats", &BROKER, "the broker is spoken to by few"),
     ("socket2", &["agent/src/net/", "api/src/server.rs", "tests/"], "sockets are opened below one module"),
     ("surge_ping", &["agent/src/net/icmp"], "sockets are opened below one module"),
