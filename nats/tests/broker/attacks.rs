@@ -169,7 +169,7 @@ async fn what_the_broker_lets_pass_gains_nobody_anything() {
     n1.client.flush().await.unwrap();
     drop(fence);
     let context = jetstream::new(asking.client.clone());
-    let recorded = |id: &str| PublishMessage::build().payload("[]".into()).message_id(id.to_owned());
+    let recorded = |id: &str| PublishMessage::build().payload("[]".into()).message_id(id);
     // Its message ids take away nobody's.
     let kept = context.send_publish(subjects::audit("api", "api-1"), recorded("k1")).await.unwrap().await.unwrap();
     assert!(!kept.duplicate, "{kept:?}");
