@@ -14,6 +14,7 @@ mod system {
     mod door;
     mod examples;
     mod failover;
+    mod hostile;
     mod idempotency;
     mod lifecycle;
     mod limits;
