@@ -13,6 +13,8 @@ mod capability;
 mod clock;
 pub mod config;
 mod executors;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod groups;
 mod health;
 mod inbox;

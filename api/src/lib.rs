@@ -17,6 +17,8 @@ pub mod callbacks;
 mod collector;
 pub mod config;
 mod door;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod jobs;
 pub(crate) mod later;
 pub mod limits;

@@ -4,15 +4,15 @@ use std::net::SocketAddr;
 
 use hyper::header::HeaderName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::title_case;
+use crate::net::Connection;
 
 /// The longest head of a proxy's answer.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
 
 /// Asks the proxy at the other end for a tunnel to an address, with these header lines; in words why there is none. The caller bounds the wait.
-pub(crate) async fn open(stream: &mut TcpStream, to: SocketAddr, lines: &[(HeaderName, String)]) -> Result<(), String> {
+pub(crate) async fn open(stream: &mut impl Connection, to: SocketAddr, lines: &[(HeaderName, String)]) -> Result<(), String> {
     let lines: Vec<String> = lines.iter().map(|(name, value)| format!("{}: {value}\r\n", title_case(name.as_str()))).collect();
     let request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{}\r\n", lines.concat());
     stream.write_all(request.as_bytes()).await.map_err(|error| crate::net::words(&error))?;
