@@ -10,6 +10,7 @@ use probeops_shared::settings;
 
 use crate::agent;
 use crate::config::{Given, Settings};
+use crate::enroll::command::Command;
 use crate::health;
 
 /// How many threads a node needs at most: diagnostics wait more than they work. One for each processor, as two on one only wake each other.
@@ -17,6 +18,7 @@ const WORKER_THREADS_MAX: usize = 2;
 
 /// What may be said on the command line.
 #[derive(Args, Clone, Debug, Default)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Program {
     /// Where the settings are
     #[command(flatten)]
@@ -27,6 +29,9 @@ pub struct Program {
     /// Print the settings as they are after flags, environment, file and defaults, and stop
     #[arg(long)]
     pub print_config: bool,
+    /// What to do instead of running
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Say whether the agent that writes --health-file is well, and stop: exit 0 if it is, else 1
     #[arg(long)]
     pub check_health: bool,
@@ -35,6 +40,9 @@ pub struct Program {
 impl Program {
     /// Runs the agent until SIGTERM or SIGINT. Exit codes: 0 drained, 1 cannot start, 78 credential refused for good.
     pub fn run(self) -> ExitCode {
+        if let Some(command) = self.command {
+            return command.run();
+        }
         if self.check_health {
             return self.checked();
         }

@@ -2,13 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use probeops_nats::process::LogFormat;
 use probeops_shared::access::TargetPattern;
+use probeops_shared::registry::ValidFor;
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditMode;
 use crate::broker::Links;
+use crate::enroll::NodeSettings;
 use crate::trace::settings::TraceSettings;
 
 /// Where the API listens, unless told.
@@ -19,6 +23,10 @@ const CONNECTIONS_DEFAULT: usize = 4_096;
 const CONNECTIONS_MAX: usize = 1_000_000;
 /// The audience that JWTs must name, unless told.
 const AUDIENCE_DEFAULT: &str = "probeops";
+/// How long the credentials of nodes last, unless told.
+const NODE_VALID_FOR_DEFAULT: Duration = Duration::from_hours(24);
+/// How long an ephemeral node may be away, unless told.
+const EPHEMERAL_AFTER_DEFAULT: Duration = Duration::from_mins(10);
 
 /// The API's settings as given: flags, then environment, then the file; what is absent has a default.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -53,10 +61,18 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
-    /// The data folder with the signing keys; without it this API can neither revoke nodes nor make or revoke services
-    #[arg(long, env = "PROBEOPS_VAULT", value_name = "FOLDER")]
+    /// The broker's addresses as nodes that enrol reach them: tls://HOST:4222 or wss://HOST/PATH, several with commas [default: those of --servers]
+    #[arg(long, env = "PROBEOPS_NODE_SERVERS", value_delimiter = ',', value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub vault: Option<PathBuf>,
+    pub node_servers: Option<Vec<String>>,
+    /// How long the credentials of nodes that enrolled last, more or less a tenth; they renew them at half of it: 90m, 12h, 7d [default: 24h]
+    #[arg(long, env = "PROBEOPS_NODE_VALID_FOR", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_valid_for: Option<ValidFor>,
+    /// How long a node that enrolled with an ephemeral token may be away before it is forgotten [default: 10m]
+    #[arg(long, env = "PROBEOPS_EPHEMERAL_AFTER", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ephemeral_after: Option<ValidFor>,
     /// The public keys that check JWTs (a JWKS file; EdDSA, ES256, RS256); read again when it changes
     #[arg(long, env = "PROBEOPS_JWKS", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -93,6 +109,10 @@ pub struct Given {
     #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp_ratio: Option<f64>,
+    /// Whether a job may run of which the audit trail has no record. With `required` none is dispatched before its record is stored; where the trail takes none, jobs are answered 503. With `best_effort` they do not wait: a trail that is full or away, or an API that is killed, leaves jobs that ran and are in no trail [default: required]
+    #[arg(long, env = "PROBEOPS_AUDIT", value_name = "MODE", value_enum, hide_possible_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditMode>,
     /// How many connections at once; more wait [default: 4096]
     #[arg(long, env = "PROBEOPS_CONNECTIONS_MAX", value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -103,7 +123,8 @@ pub struct Given {
     pub log_format: Option<LogFormat>,
 }
 
-fn log_format(text: &str) -> Result<LogFormat, String> {
+/// Reads how log lines are to look.
+pub fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
@@ -118,10 +139,14 @@ pub struct Settings {
     pub listen: Listen,
     /// The broker.
     pub links: Links,
+    /// What nodes that enrol are told.
+    pub nodes: NodeSettings,
     /// JWTs; none are accepted where this is absent.
     pub jwt: Option<JwtSettings>,
     /// Where callbacks may go beyond the public internet.
     pub callback_allow: Vec<TargetPattern>,
+    /// Whether jobs are run of which the trail has no record.
+    pub audit: AuditMode,
     /// Where spans go; nowhere where this is absent.
     pub traces: Option<TraceSettings>,
     /// How log lines look.
@@ -182,7 +207,9 @@ impl Given {
             servers: self.servers.or(file.servers),
             ca: self.ca.or(file.ca),
             creds: self.creds.or(file.creds),
-            vault: self.vault.or(file.vault),
+            node_servers: self.node_servers.or(file.node_servers),
+            node_valid_for: self.node_valid_for.or(file.node_valid_for),
+            ephemeral_after: self.ephemeral_after.or(file.ephemeral_after),
             jwks: self.jwks.or(file.jwks),
             jwt_issuer: self.jwt_issuer.or(file.jwt_issuer),
             jwt_audience: self.jwt_audience.or(file.jwt_audience),
@@ -192,6 +219,7 @@ impl Given {
             otlp_headers_file: self.otlp_headers_file.or(file.otlp_headers_file),
             otlp_service_name: self.otlp_service_name.or(file.otlp_service_name),
             otlp_ratio: self.otlp_ratio.or(file.otlp_ratio),
+            audit: self.audit.or(file.audit),
             connections_max: self.connections_max.or(file.connections_max),
             log_format: self.log_format.or(file.log_format),
         }
@@ -204,6 +232,7 @@ impl Given {
             http: self.http.or_else(|| Some(HTTP_DEFAULT.to_owned())),
             behind_proxy: Some(self.behind_proxy.unwrap_or(false)),
             jwt_audience: jwt.as_ref().map(|jwt| jwt.audience.clone()),
+            audit: Some(self.audit.unwrap_or_default()),
             connections_max: self.connections_max.or(Some(CONNECTIONS_DEFAULT)),
             ..self
         };
@@ -216,7 +245,11 @@ impl Given {
             creds: given.creds.clone().ok_or(
                 "no credentials are given: set --creds (PROBEOPS_CREDS, `creds` in the file) to the folder with api.creds and the others",
             )?,
-            vault: given.vault.clone(),
+        };
+        let nodes = NodeSettings {
+            servers: given.node_servers.clone().unwrap_or_else(|| links.servers.clone()),
+            lifetime: given.node_valid_for.map_or(NODE_VALID_FOR_DEFAULT, ValidFor::duration),
+            ephemeral_after: given.ephemeral_after.map_or(EPHEMERAL_AFTER_DEFAULT, ValidFor::duration),
         };
         let callback_allow = given.callback_allow.clone().unwrap_or_default();
         let traces = TraceSettings::read(
@@ -225,7 +258,8 @@ impl Given {
             given.otlp_service_name.as_deref(),
             given.otlp_ratio,
         )?;
-        Ok(Settings { listen: given.listen()?, links, jwt, callback_allow, traces, log_format: given.log_format, given })
+        let (audit, log_format) = (given.audit.unwrap_or_default(), given.log_format);
+        Ok(Settings { listen: given.listen()?, links, nodes, jwt, callback_allow, audit, traces, log_format, given })
     }
 
     fn listen(&self) -> Result<Listen, String> {

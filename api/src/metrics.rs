@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use probeops_nats::connect::violations_total;
 use probeops_shared::outcome::Outcome;
 use probeops_shared::tools::ToolName;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    exponential_buckets,
 };
 
 use crate::roster::Roster;
@@ -29,7 +31,31 @@ struct Inner {
     spans: IntCounterVec,
     nodes: IntGaugeVec,
     connected: IntGauge,
+    violations: IntCounter,
     queued: IntGauge,
+    audit: Trail,
+}
+
+/// What is counted of the audit trail.
+#[derive(Debug)]
+struct Trail {
+    recording: IntGauge,
+    filled: IntGauge,
+    lost: IntCounter,
+}
+
+impl Trail {
+    fn registered(registry: &Registry) -> prometheus::Result<Self> {
+        let made = Self {
+            recording: IntGauge::new("probeops_audit_recording", "Whether the audit trail takes records.")?,
+            filled: IntGauge::new("probeops_audit_filled_percent", "How full the audit trail is; every replica tells the same.")?,
+            lost: IntCounter::new("probeops_audit_lost_total", "Records that the audit trail does not have.")?,
+        };
+        registry.register(Box::new(made.recording.clone()))?;
+        registry.register(Box::new(made.filled.clone()))?;
+        registry.register(Box::new(made.lost.clone()))?;
+        Ok(made)
+    }
 }
 
 impl Metrics {
@@ -60,6 +86,9 @@ impl Metrics {
         gauges("probeops_build_info", "The version of this API.", &["version"])?.with_label_values(&[probeops_shared::VERSION]).set(1);
         let connected = IntGauge::new("probeops_broker_connected", "Whether the broker can be reached.")?;
         registry.register(Box::new(connected.clone()))?;
+        let violations =
+            IntCounter::new("probeops_violations_total", "What the broker has forbidden this API; more than none is a fault.")?;
+        registry.register(Box::new(violations.clone()))?;
         let queued = IntGauge::new("probeops_jobs_queued", "Jobs that wait for a node, in all; every replica tells the same.")?;
         registry.register(Box::new(queued.clone()))?;
         Ok(Self(Arc::new(Inner {
@@ -71,7 +100,9 @@ impl Metrics {
             spans: counters("probeops_spans_total", "Spans by what became of them: exported, or lost and why.", &["result"])?,
             nodes: gauges("probeops_nodes", "Nodes by whether they are there.", &["region", "state"])?,
             connected,
+            violations,
             queued,
+            audit: Trail::registered(&registry)?,
             registry,
         })))
     }
@@ -96,6 +127,21 @@ impl Metrics {
         self.0.queued.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
+    /// Whether the audit trail takes records.
+    pub(crate) fn audit_records(&self, takes: bool) {
+        self.0.audit.recording.set(takes.into());
+    }
+
+    /// How full the audit trail is.
+    pub(crate) fn audit_filled(&self, percent: u64) {
+        self.0.audit.filled.set(i64::try_from(percent).unwrap_or(i64::MAX));
+    }
+
+    /// One record was left out of the audit trail.
+    pub(crate) fn audit_lost(&self) {
+        self.0.audit.lost.inc();
+    }
+
     /// How many jobs wait for a node.
     pub(crate) fn queued(&self) -> u64 {
         u64::try_from(self.0.queued.get()).unwrap_or_default()
@@ -109,6 +155,7 @@ impl Metrics {
     /// All of it as Prometheus reads it (text format 0.0.4).
     pub(crate) fn text(&self, roster: &Roster, connected: bool) -> Result<String, String> {
         self.0.connected.set(connected.into());
+        self.0.violations.inc_by(violations_total().saturating_sub(self.0.violations.get()));
         self.0.nodes.reset();
         for region in roster.regions() {
             let states =

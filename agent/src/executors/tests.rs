@@ -5,7 +5,6 @@ mod dns;
 mod dns_server;
 mod http;
 mod live;
-#[cfg(feature = "netns")]
 mod netns;
 mod paths;
 mod pmtu;

@@ -8,6 +8,10 @@ pub const AUDIT_ALL: &str = "audit.v1.>";
 pub const CLAIMS_UPDATE: &str = "$SYS.REQ.CLAIMS.UPDATE";
 /// Where readers of streams answer the broker's flow control.
 pub const FLOW_CONTROL: &str = "$JS.FC.>";
+/// Where the audit trail comes that a server of another operator copies.
+pub const MIRRORED: &str = "mirror.audit";
+/// What the inboxes begin with that servers make for questions of their own. In the account of the trail nobody else has such.
+pub const SERVER_INBOXES: [&str; 4] = ["$JSC", "_INBOX", "_R_", "_GR_"];
 /// Every server answers.
 pub const SERVER_PING: &str = "$SYS.REQ.SERVER.PING";
 
@@ -59,6 +63,11 @@ pub fn direct_get_last(stream: impl Display, subject: impl Display) -> String {
     format!("$JS.API.DIRECT.GET.{stream}.{subject}")
 }
 
+/// The same question of another server, which calls us by our domain.
+pub fn of_our_domain(question: &str) -> String {
+    question.replacen("$JS.API.", "$JS.probeops.API.", 1)
+}
+
 /// Makes a consumer that the broker names.
 pub fn consumer_create(stream: impl Display) -> String {
     format!("$JS.API.CONSUMER.CREATE.{stream}")
@@ -94,10 +103,20 @@ pub fn account_connect(account: impl Display) -> String {
     format!("$SYS.ACCOUNT.{account}.CONNECT")
 }
 
+/// The account whose clients' coming is told on this subject.
+pub fn parse_account_connect(subject: &str) -> Option<String> {
+    subject.strip_prefix("$SYS.ACCOUNT.")?.strip_suffix(".CONNECT").map(str::to_owned)
+}
+
 /// A client of an account has gone.
 pub fn account_disconnect(account: impl Display) -> String {
     format!("$SYS.ACCOUNT.{account}.DISCONNECT")
 }
+
+/// Somebody was not let in, on any server.
+pub const AUTHENTICATION_ERRORS: &str = "$SYS.SERVER.*.CLIENT.AUTH.ERR";
+/// Somebody has gone who never said who he is, such as one without TLS.
+pub const STRANGER_DISCONNECT: &str = "$SYS.ACCOUNT.$G.DISCONNECT";
 
 /// Lists the connections of an account; every server answers.
 pub fn account_connections(account: impl Display) -> String {
