@@ -17,6 +17,8 @@ pub mod config;
 pub mod doctor;
 pub mod enroll;
 mod executors;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod groups;
 mod health;
 mod here;

@@ -19,6 +19,8 @@ mod collector;
 pub mod config;
 mod door;
 pub mod enroll;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod jobs;
 pub mod keymaster;
 pub(crate) mod later;

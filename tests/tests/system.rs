@@ -17,6 +17,7 @@ mod system {
     mod enroll;
     mod examples;
     mod failover;
+    mod hostile;
     mod idempotency;
     mod lifecycle;
     mod limits;

@@ -12,7 +12,7 @@
 mod conversation;
 mod duplicate;
 mod filter;
-mod packet;
+pub(crate) mod packet;
 mod sequence;
 mod socket;
 mod stopwatch;

@@ -12,7 +12,7 @@ pub(crate) mod certificate;
 mod der;
 pub(crate) mod hello;
 mod judge;
-mod ocsp;
+pub(crate) mod ocsp;
 mod roots;
 mod verifier;
 

@@ -4,9 +4,9 @@ use std::fmt;
 
 use hyper::header::HeaderName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::title_case;
+use crate::net::Connection;
 
 /// The longest head of a proxy's answer.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -33,7 +33,7 @@ impl fmt::Display for NoTunnel {
 }
 
 /// Asks the proxy at the other end for a tunnel to `HOST:PORT`, with these header lines. The caller bounds the wait.
-pub(crate) async fn open(stream: &mut TcpStream, to: impl fmt::Display, lines: &[(HeaderName, String)]) -> Result<(), NoTunnel> {
+pub(crate) async fn open(stream: &mut impl Connection, to: impl fmt::Display, lines: &[(HeaderName, String)]) -> Result<(), NoTunnel> {
     let lines: Vec<String> = lines.iter().map(|(name, value)| format!("{}: {value}\r\n", title_case(name.as_str()))).collect();
     let request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{}\r\n", lines.concat());
     stream.write_all(request.as_bytes()).await.map_err(|error| NoTunnel::Broken(crate::net::words(&error)))?;
