@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use probeops_nats::process;
 use probeops_nats::process::exit;
 use probeops_shared::ids::NodeId;
 

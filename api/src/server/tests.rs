@@ -133,7 +133,7 @@ async fn a_request_that_goes_on_is_not_sent_away() {
     stream.write_all(b"GET /held HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
     let idle = ask_and_stay(running.address).await;
     // Longer than anybody is fresh.
-    tokio::time::sleep(crowd::FRESH * 2).await;
+    sleep(crowd::FRESH * 2).await;
     for _ in 0..3 {
         drop(ask_and_stay(running.address).await);
     }
