@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::dispatch::Traced;
 pub(crate) use self::dispatch::{Destination, Dispatched, Run, Spares, UsedNodes, Watched};
 pub(crate) use self::idempotency::{Keys, Used};

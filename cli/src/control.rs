@@ -135,6 +135,13 @@ impl Session {
         written.map(drop).map_err(|error| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}")))
     }
 
+    /// Makes an entry that the broker forgets after a while.
+    pub(crate) async fn create_for(&self, bucket: &str, key: &str, value: &impl Serialize, kept_for: Duration) -> Result<(), Failed> {
+        let body = serde_json::to_vec(value).map_err(Failed::work)?;
+        let created = self.bucket(bucket).await?.create_with_ttl(key, body.into(), kept_for).await;
+        created.map(drop).map_err(|error| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}")))
+    }
+
     /// Changes an entry that there must be; what others write meanwhile is kept.
     pub(crate) async fn change<T: DeserializeOwned + Serialize>(
         &self,

@@ -57,7 +57,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let vault = Arc::new(Vault::open(&layout)?);
     let home = Home { layout, vault: Arc::clone(&vault), servers, ca };
     home.mint()?;
-    let Some(connected) = stop.run_until_cancelled(home.connect(&SYSTEM, &home.servers)).await else { return Ok(()) };
+    let Some(connected) = stop.run_until_cancelled(Box::pin(home.connect(&SYSTEM, &home.servers))).await else { return Ok(()) };
     let (system, system_events) = connected?;
     let mut fleet = Fleet::new(system, Arc::clone(&vault), health);
     // Servers that know the application's account from nobody else know it now, and let the desks in.
@@ -109,7 +109,9 @@ impl Home {
 
     /// Answers requests at one server until told to stop.
     async fn desk(&self, server: &String, clerk: &Clerk, stop: &CancellationToken) -> Result<()> {
-        let Some(connected) = stop.run_until_cancelled(self.connect(&DESK, std::slice::from_ref(server))).await else { return Ok(()) };
+        let Some(connected) = stop.run_until_cancelled(Box::pin(self.connect(&DESK, std::slice::from_ref(server)))).await else {
+            return Ok(());
+        };
         let (client, events) = connected?;
         let desk = Desk::open(client.clone(), clerk.clone()).await?;
         tracing::info!(server, "the keymaster is ready");
@@ -148,7 +150,7 @@ fn log_event(event: &LinkEvent) {
         LinkEvent::Connected => tracing::info!("connected to the broker"),
         LinkEvent::Disconnected => tracing::warn!("the connection to the broker is gone; trying to get it back"),
         LinkEvent::Refused(text) => {
-            tracing::error!("the broker does not accept the keymaster: {text}; was it provisioned from this data folder?")
+            tracing::error!("the broker does not accept the keymaster (was it provisioned from this folder?): {text}");
         }
         LinkEvent::Violation(text) => tracing::error!("the broker forbade something: {text}"),
         LinkEvent::SlowConsumer => tracing::error!("requests came faster than they could be read; some were lost"),

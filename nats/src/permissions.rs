@@ -65,6 +65,8 @@ pub enum Role {
     Sentry,
     /// Pushes account claims to the servers.
     Keymaster,
+    /// Has the servers read their configuration and certificates again; lasts minutes.
+    Reloader,
     /// Where replicas of the API ask the keymaster; can publish to their inboxes and nowhere else.
     KeymasterDesk,
     /// Reads the audit trail.
@@ -152,6 +154,7 @@ impl Role {
             Self::Presence { .. } => "presence".to_owned(),
             Self::Sentry => "sentry".to_owned(),
             Self::Keymaster => "keymaster".to_owned(),
+            Self::Reloader => "reloader".to_owned(),
             Self::KeymasterDesk => "keymaster-desk".to_owned(),
             Self::Auditor => "auditor".to_owned(),
             Self::Mirror => "mirror".to_owned(),
@@ -175,6 +178,7 @@ impl Role {
             | Self::Presence { .. }
             | Self::Sentry
             | Self::Keymaster
+            | Self::Reloader
             | Self::KeymasterDesk
             | Self::Auditor
             | Self::Mirror
@@ -186,7 +190,7 @@ impl Role {
     /// The account it belongs to.
     pub fn account(&self) -> AccountName {
         match self {
-            Self::Presence { .. } | Self::Keymaster => AccountName::System,
+            Self::Presence { .. } | Self::Keymaster | Self::Reloader => AccountName::System,
             Self::Auditor | Self::Mirror | Self::AuditProvisioner => AccountName::Audit,
             Self::Node { .. }
             | Self::Api { .. }

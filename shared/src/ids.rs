@@ -20,7 +20,7 @@ pub const API_CALLER_PREFIX: &str = "api-";
 pub const OBSERVER: &str = "observer";
 
 /// Names of ours on the broker; no node and no service has one.
-const OURS: [&str; 11] = [
+const OURS: [&str; 12] = [
     OBSERVER,
     "acknowledger",
     "audit-provisioner",
@@ -31,6 +31,7 @@ const OURS: [&str; 11] = [
     "keymaster-desk",
     "presence",
     "provisioner",
+    "reloader",
     "sentry",
 ];
 /// Names that begin so are ours, too.

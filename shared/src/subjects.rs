@@ -25,6 +25,9 @@ pub const KEYMASTER_QUEUE: &str = "k";
 /// The last token of a job's reply subject: the broker's "no responders" lands here, and nothing else can.
 pub const NO_RESPONDERS: &str = "_";
 
+/// What the inboxes begin with that servers make for questions of their own. In the account of the trail nobody else has such.
+pub const SERVER_INBOXES: [&str; 4] = ["$JSC", "_INBOX", "_R_", "_GR_"];
+
 /// The category of audit records that nodes make.
 pub const AUDIT_NODE: &str = "node";
 /// The category of audit records that commands of the operator make.
@@ -51,6 +54,8 @@ pub mod storage {
     pub const PRESENCE: &str = "PRESENCE";
     /// Bucket of nodes granted: id to [`crate::registry::NodeGrant`].
     pub const NODES: &str = "NODES";
+    /// Bucket of enrolment tokens, hashed, by id; the broker forgets those that have expired. And of the key that signs challenges.
+    pub const TOKENS: &str = "TOKENS";
     /// Bucket of services granted: name to [`crate::registry::ServiceGrant`].
     pub const SERVICES: &str = "SERVICES";
     /// Bucket of the API's replicas that are there, by name; the broker forgets those that do not say so again.

@@ -416,6 +416,7 @@ impl Fabric {
             created_at,
             expires_at,
             revoked_at: None,
+            enrolled: None,
         };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
         self.start_agent(id, options)
@@ -434,7 +435,19 @@ impl Fabric {
             let (region, tools, labels) = (region.clone(), tools.clone(), Labels::new());
             (
                 creds,
-                NodeGrant { id, region, tools, labels, public_key, created_at, expires_at, revoked_at: None, rate: None, at_once: None },
+                NodeGrant {
+                    id,
+                    region,
+                    tools,
+                    labels,
+                    public_key,
+                    created_at,
+                    expires_at,
+                    revoked_at: None,
+                    rate: None,
+                    at_once: None,
+                    enrolled: None,
+                },
             )
         });
         let (creds, grants): (Vec<PathBuf>, Vec<NodeGrant>) = enrolled.unzip();
@@ -474,6 +487,19 @@ impl Fabric {
     /// Starts an agent with the credential that was made for it before.
     pub fn agent_with_credential(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {
         self.start_agent(id, options)
+    }
+
+    /// Starts an agent that is told by the caller who it is, and waits until it is ready. Its policy allows loopback.
+    pub fn agent_of(&self, name: &str, told: &[&str]) -> Rc<Agent> {
+        let policy = self.file(&format!("{name}-policy.toml"), "allow_loopback = true\n");
+        let mut command = with_subcommand("agent");
+        command.arg("--policy").arg(policy).args(told);
+        let number = self.agents.borrow().len();
+        let mut process = Process::start(&format!("agent-{name}-{number}"), &self.folder.0, command);
+        process.wait_for_log("the agent is ready");
+        let agent = Rc::new(Agent { process: RefCell::new(process) });
+        self.agents.borrow_mut().push(Rc::clone(&agent));
+        agent
     }
 
     fn start_agent(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {

@@ -184,8 +184,8 @@ async fn revoke(
     }
     let keys: Vec<String> =
         keyring.list().into_iter().filter(|key| key.created_by == name && key.revoked_at.is_none()).map(|key| key.id).collect();
-    let what = format!("the key is revoked, but a service that it made is not; revoke the key again, or the service by itself");
-    let (services, told) = revoke_made_by(&app, &name).await.map_err(|problem| problem.of(&what).asked(about))?;
+    let what = "the key is revoked, but a service that it made is not; revoke the key again, or the service by itself";
+    let (services, told) = revoke_made_by(&app, &name).await.map_err(|problem| problem.of(what).asked(about))?;
     for service in &services {
         let detail = format!("service revoked with the key that made it, {}", told.said());
         app.audit.changed(&principal.name, &current.0, format!("service:{service}"), detail);

@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::client::{Client, URL_FILE};
 use crate::control::{Control, write_servers, write_servers_elsewhere};
 use crate::exit::Failed;
-use crate::provision;
+use crate::provision::{self, Granted, TOKEN_FILE};
 use crate::terminal::note;
 use crate::up::child::{Child, Ended};
 use crate::up::settings::Settings;
@@ -49,6 +49,8 @@ const LOOK_MAX: Duration = Duration::from_secs(5);
 const AGENT_PATIENCE: Duration = Duration::from_secs(70);
 /// How long the API may take to end.
 const API_PATIENCE: Duration = Duration::from_secs(90);
+/// How long the credentials of nodes last at most.
+const NODE_VALID_FOR_MAX: Duration = Duration::from_hours(24);
 /// How long the keymaster and the sentry may take to end.
 const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
 /// So often in their lifetime credentials are renewed: one renewal may fail.
@@ -63,7 +65,7 @@ pub(super) struct Fabric {
     sentry: Option<Child>,
     api: Option<Child>,
     agents: Vec<Child>,
-    nodes: Vec<NodeId>,
+    nodes: Vec<Granted>,
     url: String,
 }
 
@@ -130,7 +132,7 @@ impl Fabric {
         if let Some(broker) = &mut self.broker {
             broker.ready(&self.server).await.map_err(unusable)?;
         }
-        self.nodes = provision::everything(&self.control, &demo_nodes()?, settings.credential_lifetime).await?;
+        self.nodes = self.provision(settings.credential_lifetime).await?;
         let layout = &self.control.layout;
         let logs = layout.root().join(LOG_DIR);
         files::make_dir(&logs).map_err(unusable)?;
@@ -148,17 +150,35 @@ impl Fabric {
         self.sentry = Some(keeper("sentry")?);
         let mut api = self.common("api");
         api.extend(words([("--http", Path::new(&http.to_string())), ("--creds", &layout.creds_dir())]));
+        // They renew their own; the rest of the fabric's credentials are renewed here.
+        let valid_for = format!("{}s", settings.credential_lifetime.min(NODE_VALID_FOR_MAX).as_secs().max(1));
+        api.extend(words([
+            ("--node-servers", Path::new(&self.control.servers_elsewhere()?.join(","))),
+            ("--node-valid-for", Path::new(&valid_for)),
+        ]));
         if !settings.callback_allow.is_empty() {
             let places: Vec<String> = settings.callback_allow.iter().map(ToString::to_string).collect();
             api.extend(words([("--callback-allow", Path::new(&places.join(",")))]));
         }
         self.api = Some(Child::start("api", &api, &logs)?);
-        for id in &self.nodes {
+        for Granted { id, carried } in &self.nodes {
             let mut agent = self.common("agent");
-            agent.extend(words([("--creds", &layout.node_creds(id)), ("--policy", &policy)]));
+            agent.extend(words([("--policy", policy.as_path())]));
+            if *carried {
+                agent.extend(words([("--creds", layout.node_creds(id).as_path())]));
+            } else {
+                let state = layout.node_state(id);
+                let (url, token) = (Path::new(&self.url), state.join(TOKEN_FILE));
+                agent.extend(words([("--state", state.as_path()), ("--enroll", url), ("--enroll-token-file", &token)]));
+            }
             self.agents.push(Child::start(id.as_str(), &agent, &logs)?);
         }
         Ok(())
+    }
+
+    async fn provision(&self, lifetime: Duration) -> Result<Vec<Granted>, Failed> {
+        let layout = &self.control.layout;
+        provision::everything(&self.control, &demo_nodes()?, &|id| layout.node_state(id), lifetime).await
     }
 
     /// What every program of ours is told.
@@ -183,7 +203,7 @@ impl Fabric {
             let lacks = match answer {
                 Ok(answer) => {
                     let nodes: Vec<Value> = answer.body["nodes"].as_array().cloned().unwrap_or_default();
-                    let ours = |node: &Value| self.nodes.iter().any(|id| node["id"] == id.as_str()) && node["online"] == true;
+                    let ours = |node: &Value| self.nodes.iter().any(|granted| node["id"] == granted.id.as_str()) && node["online"] == true;
                     // Others may be online too; what the demo agents allow, they need not.
                     let online: Vec<Value> = nodes.into_iter().filter(ours).collect();
                     if online.len() == self.nodes.len() {
@@ -209,7 +229,7 @@ impl Fabric {
         loop {
             tokio::select! {
                 ended = self.ended() => self.survive(ended)?,
-                _ = renewal.tick() => match provision::everything(&self.control, &demo_nodes()?, credential_lifetime).await {
+                _ = renewal.tick() => match self.provision(credential_lifetime).await {
                     Ok(_) => tracing::info!("the credentials of this fabric were renewed"),
                     Err(error) => tracing::warn!("the credentials of this fabric could not be renewed and are tried again: {error}"),
                 },

@@ -113,7 +113,7 @@ impl Fleet {
             self.move_on().await;
             told = tell(&self.system, &jwt, expected, TAKE_WITHIN).await?;
         }
-        self.learn(account, jwt.clone(), told);
+        self.learn(account, &jwt, told);
         self.servers.retain(|_, known| known.heard.elapsed() < FORGET_AFTER);
         let (servers, waiting): (Vec<_>, Vec<_>) = self.servers.iter().partition(|(_, known)| known.taken.get(&account) == Some(&jwt));
         if servers.is_empty() && waiting.is_empty() {
@@ -165,7 +165,7 @@ impl Fleet {
             if !lacking.is_empty() {
                 let told = tell(&self.system, &jwt, lacking, TAKE_WITHIN).await?;
                 everywhere &= told.silent.is_empty() && told.refused.is_empty();
-                self.learn(account, jwt, told);
+                self.learn(account, &jwt, told);
             }
         }
         if everywhere {
@@ -174,11 +174,11 @@ impl Fleet {
         Ok(())
     }
 
-    fn learn(&mut self, account: AccountName, jwt: String, told: Told) {
+    fn learn(&mut self, account: AccountName, jwt: &str, told: Told) {
         let Told { taken, silent, refused } = told;
         for server in taken {
             let known = self.hear(&server);
-            if known.taken.insert(account, jwt.clone()).is_none() {
+            if known.taken.insert(account, jwt.to_owned()).is_none() {
                 tracing::info!(server = server.name, account = account.as_str(), "a server has taken the account's claims");
             }
         }

@@ -24,7 +24,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
         Role::Observer => internal(vec![broker::SERVICES_ALL.to_owned()], role),
         Role::Registrar { name } => {
             let mut publish = vec![subjects::audit(AUDIT_COMMAND, name), broker::FLOW_CONTROL.to_owned()];
-            publish.extend([storage::KEYS, storage::NODES, storage::SERVICES].into_iter().flat_map(bucket_writing));
+            publish.extend([storage::KEYS, storage::NODES, storage::SERVICES, storage::TOKENS].into_iter().flat_map(bucket_writing));
             internal(publish, role)
         }
         Role::Collector { name } => collector_permissions(name),
@@ -44,6 +44,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
             let publish = vec![broker::CLAIMS_UPDATE.to_owned(), broker::SERVER_PING.to_owned()];
             Permissions { transports: vec![Transport::Standard], ..internal(publish, role) }
         }
+        Role::Reloader => internal(vec![broker::SERVER_PING.to_owned(), broker::server_reload(ANY)], role),
         Role::KeymasterDesk => {
             let mut permissions = internal(vec![below(&subjects::client_inbox(ANY))], role);
             permissions.subscribe.push(format!("{} {KEYMASTER_QUEUE}", subjects::keymaster_all()));
@@ -65,7 +66,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
                 broker::of_our_domain(&broker::stream_info(storage::AUDIT)),
                 broker::FLOW_CONTROL.to_owned(),
             ],
-            subscribe: [broker::MIRRORED].into_iter().chain(broker::SERVER_INBOXES).map(below).collect(),
+            subscribe: [broker::MIRRORED].into_iter().chain(subjects::SERVER_INBOXES).map(below).collect(),
             max_subscriptions: None,
             max_payload_bytes: None,
             transports: vec![Transport::Leaf],
@@ -97,6 +98,7 @@ pub fn application_streams() -> Vec<String> {
         storage::KEYS,
         storage::NODES,
         storage::SERVICES,
+        storage::TOKENS,
         storage::SECRETS,
         storage::DELIVERIES,
         storage::SCHEDULES,
@@ -158,7 +160,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     let taking = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_next(stream, name)];
     publish.extend(consumers().flat_map(taking));
     publish.extend(
-        [storage::SECRETS, storage::DELIVERIES, storage::IDEMPOTENCY, storage::SCHEDULES, storage::LIMITS]
+        [storage::SECRETS, storage::DELIVERIES, storage::IDEMPOTENCY, storage::SCHEDULES, storage::LIMITS, storage::TOKENS]
             .into_iter()
             .flat_map(bucket_by_key),
     );

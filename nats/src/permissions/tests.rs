@@ -29,6 +29,7 @@ fn every_role() -> Vec<Role> {
         Role::Presence { accounts: vec!["ACC".to_owned()] },
         Role::Sentry,
         Role::Keymaster,
+        Role::Reloader,
         Role::KeymasterDesk,
         Role::Auditor,
         Role::Mirror,
@@ -158,6 +159,7 @@ fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
     assert_eq!(Role::Acknowledger.permissions().unwrap().max_subscriptions, Some(1));
     check(&Role::FrontDoor, &["_INBOX_f.*.>"], &["_INBOX_c.frontdoor.>", "api.v1.run.* f", "$SRV.>"]);
     check(&Role::Observer, &["$SRV.>"], &["_INBOX_f.observer.>"]);
+    check(&Role::Reloader, &["$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.*.RELOAD"], &["_INBOX_c.reloader.>"]);
     check(&Role::Keymaster, &["$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.PING"], &["_INBOX_c.keymaster.>"]);
     check(&Role::KeymasterDesk, &["_INBOX_c.*.>"], &["_INBOX_c.keymaster-desk.>", "key.v1.> k"]);
     check(

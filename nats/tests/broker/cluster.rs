@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::{Client, Request};
 use fixture::{Connection, PATIENCE, Scratch, api, node, program};
+use futures_util::{FutureExt, StreamExt};
 use probeops_nats::config::ServerSettings;
 use probeops_nats::connect::{Link, LinkError, LinkEvent, connect};
 use probeops_nats::keymaster::{self, Settings};
@@ -56,7 +57,7 @@ impl Cluster {
         let mut servers = Vec::new();
         for (name, route) in NAMES.iter().zip(routes) {
             let mut settings = ServerSettings::in_layout(&layout, &certificate, loopback(free_port().unwrap()));
-            settings.server_name = (*name).to_owned();
+            (*name).clone_into(&mut settings.server_name);
             settings.resolver_dir = scratch.path().join(format!("{name}-resolver"));
             settings.log_file = Some(scratch.path().join(format!("{name}.log")));
             let conf = scratch.path().join(format!("{name}.conf"));
@@ -101,6 +102,16 @@ impl Cluster {
         Link { servers: vec![self.url(index)], ca: Some(self.layout.ca_certificate()), creds }
     }
 
+    fn mint(&self, role: &Role) -> Credentials {
+        self.vault.mint(role, CREDENTIAL_LIFETIME).unwrap()
+    }
+
+    async fn is_refused_everywhere(&self, credentials: &Credentials) {
+        for (index, name) in NAMES.iter().enumerate() {
+            assert!(self.is_refused(index, credentials).await, "{name}");
+        }
+    }
+
     async fn connect(&self, index: usize, role: &Role, credentials: &Credentials) -> Connection {
         let (client, events) = connect(&self.link(index, credentials), &role.name(), &role.inbox_prefix()).await.unwrap();
         Connection { client, events, credentials: credentials.clone() }
@@ -136,61 +147,21 @@ async fn who_is_revoked_is_cut_on_three_servers_at_once_and_stays_out_whatever_h
     let stop = CancellationToken::new();
     let servers = (0..NAMES.len()).map(|index| cluster.url(index)).collect();
     let ca = Some(cluster.layout.ca_certificate());
-    let health_file = Some(cluster.layout.root().join("health"));
-    let settings = Settings { layout: cluster.layout.clone(), servers, ca, health_file: health_file.clone() };
+    let health = cluster.layout.root().join("health");
+    let settings = Settings { layout: cluster.layout.clone(), servers, ca, health_file: Some(health.clone()) };
     // No server knows the application's account yet: the keymaster tells them.
     let keymaster = tokio::spawn(keymaster::run(settings, stop.clone()));
     let well = async {
-        while keymaster::check_health(health_file.as_deref().unwrap()).is_err() {
+        while keymaster::check_health(&health).is_err() {
             assert!(!keymaster.is_finished(), "the keymaster has ended");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     tokio::time::timeout(PATIENCE, well).await.unwrap();
-    let mint = |role: &Role| cluster.vault.mint(role, CREDENTIAL_LIFETIME).unwrap();
-    let api = cluster.connect(0, &api(), &mint(&api())).await;
-
-    // One credential with a connection to each server: all are cut, and others are left alone.
-    let [bad, older, silent, good] = ["n1", "n2", "n3", "n4"].map(|id| mint(&node(id, "eu")));
-    let mut connections = Vec::new();
-    let mut left_alone = Vec::new();
-    for index in 0..NAMES.len() {
-        connections.push(cluster.connect(index, &node("n1", "eu"), &bad).await);
-        left_alone.push(cluster.connect(index, &node("n4", "eu"), &good).await);
-    }
-    let asked = Instant::now();
-    let (answer, ()) = tokio::join!(revoke(&api.client, &bad), async {
-        for connection in &mut connections {
-            is_cut(connection).await;
-        }
-        assert!(asked.elapsed() < CUT_WITHIN, "cut after {:?}", asked.elapsed());
-    });
-    assert_eq!(answer, json!({"servers": NAMES, "waiting": []}));
-    println!("three connections cut and acknowledged by three servers after {:?}", asked.elapsed());
-    for index in 0..NAMES.len() {
-        assert!(cluster.is_refused(index, &bad).await, "{}", NAMES[index]);
-    }
-    for connection in &mut left_alone {
-        while let Ok(event) = connection.events.try_recv() {
-            assert!(!matches!(event, LinkEvent::Refused(_) | LinkEvent::Disconnected), "{event:?}");
-        }
-    }
-    // Nor does the key get another credential.
-    let rights = json!({"node": "n1", "region": "eu", "tools": ["echo"]});
-    let again = ask(&api.client, Verb::MintNode, &json!({"public_key": bad.public_key, "lifetime_s": 60, "rights": rights})).await;
-    assert_eq!(again["problem"]["code"], "conflict", "{again}");
-
-    // An answer goes to who asked, and to nobody else.
-    let other = Role::Api { caller: "api-2".parse::<Caller>().unwrap() };
-    let other = cluster.connect(0, &other, &mint(&other)).await;
-    let mut overheard = other.client.subscribe("_INBOX_c.api-2.x").await.unwrap();
-    other.client.flush().await.unwrap();
-    let subject = subjects::keymaster(Verb::Revoke, "api-1");
-    let request = json!({"public_key": good.public_key}).to_string();
-    api.client.publish_with_reply(subject, "_INBOX_c.api-2.x", request.into()).await.unwrap();
-    assert_eq!(revoke(&api.client, &bad).await["servers"], json!(NAMES), "it has been through the same queue");
-    assert!(futures_util::FutureExt::now_or_never(futures_util::StreamExt::next(&mut overheard)).is_none());
-    assert!(!cluster.is_refused(0, &good).await, "what cannot be answered is not done");
+    let api = cluster.connect(0, &api(), &cluster.mint(&api())).await.client;
+    let [bad, older, silent, good] = ["n1", "n2", "n3", "n4"].map(|id| cluster.mint(&node(id, "eu")));
+    all_connections_are_cut(&cluster, &api, &bad, &good).await;
+    nobody_else_is_answered(&cluster, &api, &bad, &good).await;
 
     // A server that lost its disk has the account from the others before it lets anybody in.
     cluster.stop(1).await;
@@ -199,28 +170,8 @@ async fn who_is_revoked_is_cut_on_three_servers_at_once_and_stays_out_whatever_h
     assert!(cluster.is_refused(1, &bad).await, "after the loss of its disk");
     assert!(!cluster.is_refused(1, &good).await);
 
-    // One that was away is named; it comes back with an old disk, and is told before it is asked for.
-    cluster.stop(2).await;
-    let answer = revoke(&api.client, &older).await;
-    assert_eq!(answer, json!({"servers": ["s1", "s2"], "waiting": ["s3"]}));
-    cluster.run(2).await;
-    let refused = async {
-        while !cluster.is_refused(2, &older).await {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let back = Instant::now();
-    tokio::time::timeout(PATIENCE, refused).await.unwrap();
-    println!("a server that came back with an old disk was told after {:?}", back.elapsed());
-    assert_eq!(revoke(&api.client, &older).await, json!({"servers": NAMES, "waiting": []}));
-
-    // One that hangs is named, and told again until it has it.
-    let mut on_silent = cluster.connect(2, &node("n3", "eu"), &silent).await;
-    cluster.signal(2, "STOP");
-    assert_eq!(revoke(&api.client, &silent).await, json!({"servers": ["s1", "s2"], "waiting": ["s3"]}));
-    cluster.signal(2, "CONT");
-    is_cut(&mut on_silent).await;
-    assert_eq!(revoke(&api.client, &silent).await["waiting"], json!([]));
+    one_that_was_away_is_told(&mut cluster, &api, &older).await;
+    one_that_hangs_is_told_again(&cluster, &api, &silent).await;
 
     // All of it survives the end of everything.
     for index in 0..NAMES.len() {
@@ -231,10 +182,76 @@ async fn who_is_revoked_is_cut_on_three_servers_at_once_and_stays_out_whatever_h
     }
     for credentials in [&bad, &older, &silent] {
         assert!(cluster.vault.is_revoked(AccountName::Application, &credentials.public_key).unwrap());
-        for index in 0..NAMES.len() {
-            assert!(cluster.is_refused(index, credentials).await, "{}", NAMES[index]);
-        }
+        cluster.is_refused_everywhere(credentials).await;
     }
     stop.cancel();
     tokio::time::timeout(PATIENCE, keymaster).await.unwrap().unwrap().unwrap();
+}
+
+/// One credential with a connection to each server.
+async fn all_connections_are_cut(cluster: &Cluster, api: &Client, bad: &Credentials, good: &Credentials) {
+    let mut connections = Vec::new();
+    let mut left_alone = Vec::new();
+    for index in 0..NAMES.len() {
+        connections.push(cluster.connect(index, &node("n1", "eu"), bad).await);
+        left_alone.push(cluster.connect(index, &node("n4", "eu"), good).await);
+    }
+    let asked = Instant::now();
+    let (answer, ()) = tokio::join!(revoke(api, bad), async {
+        for connection in &mut connections {
+            is_cut(connection).await;
+        }
+        assert!(asked.elapsed() < CUT_WITHIN, "cut after {:?}", asked.elapsed());
+    });
+    assert_eq!(answer, json!({"servers": NAMES, "waiting": []}));
+    eprintln!("three connections cut, and acknowledged by three servers, after {:?}", asked.elapsed());
+    cluster.is_refused_everywhere(bad).await;
+    for connection in &mut left_alone {
+        while let Ok(event) = connection.events.try_recv() {
+            assert!(!matches!(event, LinkEvent::Refused(_) | LinkEvent::Disconnected), "{event:?}");
+        }
+    }
+    // Nor does the key get another credential.
+    let rights = json!({"node": "n1", "region": "eu", "tools": ["echo"]});
+    let again = ask(api, Verb::MintNode, &json!({"public_key": bad.public_key, "lifetime_s": 60, "rights": rights})).await;
+    assert_eq!(again["problem"]["code"], "conflict", "{again}");
+}
+
+/// A request that wants its answer in somebody else's inbox.
+async fn nobody_else_is_answered(cluster: &Cluster, api: &Client, bad: &Credentials, good: &Credentials) {
+    let other = Role::Api { caller: "api-2".parse::<Caller>().unwrap() };
+    let other = cluster.connect(0, &other, &cluster.mint(&other)).await;
+    let mut overheard = other.client.subscribe("_INBOX_c.api-2.x").await.unwrap();
+    other.client.flush().await.unwrap();
+    let request = json!({"public_key": good.public_key}).to_string();
+    api.publish_with_reply(subjects::keymaster(Verb::Revoke, "api-1"), "_INBOX_c.api-2.x", request.into()).await.unwrap();
+    assert_eq!(revoke(api, bad).await["servers"], json!(NAMES), "it has been through the same queue");
+    assert!(overheard.next().now_or_never().is_none());
+    assert!(!cluster.is_refused(0, good).await, "what cannot be answered is not done");
+}
+
+/// It is named, comes back with an old disk, and has it before anybody asks.
+async fn one_that_was_away_is_told(cluster: &mut Cluster, api: &Client, older: &Credentials) {
+    cluster.stop(2).await;
+    assert_eq!(revoke(api, older).await, json!({"servers": ["s1", "s2"], "waiting": ["s3"]}));
+    cluster.run(2).await;
+    let back = Instant::now();
+    let refused = async {
+        while !cluster.is_refused(2, older).await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    eprintln!("a server that came back with an old disk was told after {:?}", back.elapsed());
+    assert_eq!(revoke(api, older).await, json!({"servers": NAMES, "waiting": []}));
+}
+
+/// It is named, and told again until it has it.
+async fn one_that_hangs_is_told_again(cluster: &Cluster, api: &Client, silent: &Credentials) {
+    let mut on_silent = cluster.connect(2, &node("n3", "eu"), silent).await;
+    cluster.signal(2, "STOP");
+    assert_eq!(revoke(api, silent).await, json!({"servers": ["s1", "s2"], "waiting": ["s3"]}));
+    cluster.signal(2, "CONT");
+    is_cut(&mut on_silent).await;
+    assert_eq!(revoke(api, silent).await["waiting"], json!([]));
 }

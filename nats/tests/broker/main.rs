@@ -1,5 +1,5 @@
 //! Our configuration, credentials and streams on a real nats-server.
-#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stderr, clippy::print_stdout, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::print_stderr, reason = "tests")]
 
 mod attacks;
 mod cluster;

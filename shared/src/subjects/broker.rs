@@ -10,8 +10,6 @@ pub const CLAIMS_UPDATE: &str = "$SYS.REQ.CLAIMS.UPDATE";
 pub const FLOW_CONTROL: &str = "$JS.FC.>";
 /// Where the audit trail comes that a server of another operator copies.
 pub const MIRRORED: &str = "mirror.audit";
-/// What the inboxes begin with that servers make for questions of their own. In the account of the trail nobody else has such.
-pub const SERVER_INBOXES: [&str; 4] = ["$JSC", "_INBOX", "_R_", "_GR_"];
 /// Every server answers.
 pub const SERVER_PING: &str = "$SYS.REQ.SERVER.PING";
 
@@ -121,6 +119,11 @@ pub const STRANGER_DISCONNECT: &str = "$SYS.ACCOUNT.$G.DISCONNECT";
 /// Lists the connections of an account; every server answers.
 pub fn account_connections(account: impl Display) -> String {
     format!("$SYS.REQ.ACCOUNT.{account}.CONNZ")
+}
+
+/// Has a server read its configuration and certificates again.
+pub fn server_reload(server: impl Display) -> String {
+    format!("$SYS.REQ.SERVER.{server}.RELOAD")
 }
 
 /// Ends one connection.

@@ -122,11 +122,11 @@ async fn a_revoked_key_is_signed_nothing_more() {
 
     // Whoever revokes is told what the servers said.
     let clerk = office.clerk.clone();
-    let asked = tokio::spawn(async move {
+    let working = tokio::spawn(async move {
         clerk.work(Verb::Revoke, &"api-1".parse().unwrap(), json!({"public_key": key}).to_string().as_bytes()).await
     });
-    let (_, asker) = office.wanted.recv().await.unwrap();
-    asker.send(Ok(Revoked { servers: vec!["a".to_owned()], waiting: vec!["b".to_owned()] })).unwrap();
-    let answer: Value = serde_json::from_slice(&asked.await.unwrap().unwrap()).unwrap();
+    let (_, waiting) = office.wanted.recv().await.unwrap();
+    waiting.send(Ok(Revoked { servers: vec!["a".to_owned()], waiting: vec!["b".to_owned()] })).unwrap();
+    let answer: Value = serde_json::from_slice(&working.await.unwrap().unwrap()).unwrap();
     assert_eq!(answer, json!({"servers": ["a"], "waiting": ["b"]}));
 }
