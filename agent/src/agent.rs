@@ -258,7 +258,9 @@ impl Life {
             LinkEvent::Disconnected => tracing::warn!("the connection to the broker is gone; trying to get it back"),
             LinkEvent::LameDuck => tracing::info!("the broker is about to stop; the client will find another or wait"),
             LinkEvent::Refused(why) => access.again(&why).await?,
-            LinkEvent::Violation(text) => tracing::error!("the broker forbade something: {text}"),
+            LinkEvent::Violation(text) => {
+                tracing::error!(violations_total = probeops_nats::connect::violations_total(), "the broker forbade something: {text}");
+            }
             LinkEvent::SlowConsumer => tracing::error!("jobs arrived faster than they could be read; some were lost"),
             LinkEvent::Other(text) => tracing::warn!("the connection says: {text}"),
         }

@@ -196,7 +196,7 @@ pub(crate) fn write_servers_elsewhere(layout: &Layout, servers: &[String]) -> Re
     files::write(&path, servers.join("\n").as_bytes(), Secrecy::Public).map_err(|error| Failed::work(format!("{error:#}")))
 }
 
-fn read_servers(layout: &Layout) -> Result<Vec<String>, Failed> {
+pub(crate) fn read_servers(layout: &Layout) -> Result<Vec<String>, Failed> {
     let path = layout.root().join(SERVERS_FILE);
     let servers = read_lines(&path)?;
     if servers.is_empty() {

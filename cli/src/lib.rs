@@ -5,6 +5,7 @@
 //! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `limits`: what is left. `schedules`: jobs at a time.
 //!   `deliveries`: callbacks and their secrets. They ask the HTTP API, by `client`.
 //! - `register`: nodes, services and keys, with the keys of the data folder (`control`). `keymaster`: the process that has them meanwhile.
+//!   `sentry`: the process that watches the broker.
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
 
 mod audit;
@@ -22,6 +23,7 @@ mod nats_server;
 mod provision;
 mod register;
 mod schedules;
+mod sentry;
 mod spans;
 mod terminal;
 #[cfg(test)]
@@ -80,6 +82,7 @@ enum Own {
     /// Run the API (the program probeops-api)
     Api(Held<probeops_api::program::Program>),
     Keymaster(Held<keymaster::KeymasterArgs>),
+    Sentry(Held<sentry::SentryArgs>),
     /// Run an agent (the program probeops-agent)
     Agent(Held<probeops_agent::program::Program>),
 }
@@ -119,6 +122,7 @@ pub fn main() -> ExitCode {
             Ok(Root { command: Own::Api(program) }) => return program.release().run(),
             Ok(Root { command: Own::Agent(program) }) => return program.release().run(),
             Ok(Root { command: Own::Keymaster(program) }) => return program.release().run(),
+            Ok(Root { command: Own::Sentry(program) }) => return program.release().run(),
             Ok(Root { command }) => run(command),
             Err(error) => error.exit(),
         },
@@ -152,7 +156,7 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::Health(args) => health::run(&args),
         Own::NatsServer(args) => nats_server::run(args),
         // Handled before: they end with exit codes of their own.
-        Own::Api(_) | Own::Agent(_) | Own::Keymaster(_) => Ok(()),
+        Own::Api(_) | Own::Agent(_) | Own::Keymaster(_) | Own::Sentry(_) => Ok(()),
     }
 }
 

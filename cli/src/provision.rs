@@ -14,7 +14,7 @@ use probeops_nats::layout::files::{self, Secrecy};
 use probeops_nats::permissions::Role;
 use probeops_nats::tls::ServerCertificate;
 use probeops_nats::vault::{CREDENTIAL_LIFETIME, Vault};
-use probeops_nats::{streams, tls};
+use probeops_nats::{sentry, streams, tls};
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{Caller, NodeId, Region};
 use probeops_shared::registry::{Labels, NodeGrant};
@@ -72,6 +72,9 @@ pub(crate) struct InitArgs {
     /// Log to standard error instead of a file
     #[arg(long)]
     pub log_to_stderr: bool,
+    /// Log to this file, which a sentry reads, in place of the one in the data folder
+    #[arg(long, value_name = "FILE", conflicts_with = "log_to_stderr")]
+    pub log_file: Option<PathBuf>,
 }
 
 /// Prepare a running broker: accounts, streams, buckets, the first key, credentials of the API, tokens for named nodes. Doing it again renews the
@@ -106,6 +109,9 @@ pub(crate) fn init(args: &InitArgs) -> Result<(), Failed> {
     let end = if args.websocket_behind_proxy { TlsEnd::Proxy } else { TlsEnd::Server };
     settings.websocket = args.websocket.map(|listen| WebSocket { listen, tls: end });
     settings.monitoring_port = Some(args.monitoring);
+    if let Some(file) = &args.log_file {
+        settings.log_file = Some(file.clone());
+    }
     settings.mirrors = args.mirror_listen;
     if args.log_to_stderr {
         settings.log_file = None;
@@ -256,7 +262,7 @@ async fn invite(
     files::write(&folder.join(TOKEN_FILE), format!("{token}\n").as_bytes(), Secrecy::Secret).map_err(failed)
 }
 
-/// Makes or renews the credentials of the API's connections.
+/// Makes or renews the credentials of the API's connections, and of the sentry's.
 pub(crate) fn credentials(control: &Control, lifetime: Duration) -> Result<(), Failed> {
     // A replica keeps its name: those who wait for its answers do not notice a renewal.
     let caller = named(control, "api").filter(Caller::is_api).unwrap_or_else(Caller::new_api);
@@ -272,7 +278,7 @@ pub(crate) fn credentials(control: &Control, lifetime: Duration) -> Result<(), F
     for (file, role) in roles {
         control.vault.mint_to(&control.layout.creds(file), &role, lifetime).map_err(|error| Failed::work(format!("{error:#}")))?;
     }
-    Ok(())
+    sentry::mint(&control.layout, &control.vault, lifetime).map_err(|error| Failed::work(format!("{error:#}")))
 }
 
 fn named(control: &Control, role: &str) -> Option<Caller> {

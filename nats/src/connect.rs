@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
@@ -26,6 +27,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(250);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// How many events of a connection may wait to be read.
 const EVENTS_MAX: usize = 256;
+
+/// Counts violations.
+static VIOLATIONS: AtomicU64 = AtomicU64::new(0);
 
 /// Where the broker is and who we are.
 #[derive(Clone, Debug)]
@@ -157,6 +161,11 @@ fn section(text: &str, name: &str) -> Option<String> {
     (!body.is_empty()).then(|| body.to_owned())
 }
 
+/// How often the broker has forbidden this process something, since it began. Each is one too many: it is a fault of ours, or somebody else's work.
+pub fn violations_total() -> u64 {
+    VIOLATIONS.load(Ordering::Relaxed)
+}
+
 /// Connects. `name` is shown in the broker's own listings; `inbox_prefix` is where the client library's own requests are answered.
 pub async fn connect(link: &Link, name: &str, inbox_prefix: &str) -> Result<(Client, mpsc::Receiver<LinkEvent>), LinkError> {
     check_servers(&link.servers)?;
@@ -235,6 +244,7 @@ fn read_event(event: Event) -> Option<LinkEvent> {
 fn read_server_text(text: String) -> LinkEvent {
     let lower = text.to_ascii_lowercase();
     if lower.contains("permissions violation") {
+        VIOLATIONS.fetch_add(1, Ordering::Relaxed);
         LinkEvent::Violation(text)
     } else if ["authentication revoked", "authentication expired", "authorization violation"].iter().any(|words| lower.contains(words)) {
         LinkEvent::Refused(text)

@@ -89,6 +89,7 @@ impl Layout {
             self.jwt_dir(),
             self.tls_dir(),
             self.creds_dir(),
+            self.sentry_dir(),
             self.nodes_dir(),
             self.services_dir(),
             self.broker_dir(),
@@ -185,6 +186,11 @@ impl Layout {
     /// The credential of our own program `name`.
     pub fn creds(&self, name: &str) -> PathBuf {
         self.creds_dir().join(format!("{name}.creds"))
+    }
+
+    /// Credentials of the sentry: what ends connections is not where the API's are.
+    pub fn sentry_dir(&self) -> PathBuf {
+        self.root.join("sentry")
     }
 
     /// Credentials of nodes.

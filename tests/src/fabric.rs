@@ -153,6 +153,24 @@ pub struct Api {
     admin_key: String,
 }
 
+/// A sentry.
+#[derive(Debug)]
+pub struct Sentry {
+    process: RefCell<Process>,
+}
+
+impl Sentry {
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.borrow().log()
+    }
+
+    /// Waits until it has logged this.
+    pub fn wait_for_log(&self, words: &str) {
+        self.process.borrow_mut().wait_for_log(words);
+    }
+}
+
 /// An agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -203,6 +221,16 @@ impl Fabric {
         let mut command = with_subcommand("keymaster");
         command.arg("--data").arg(self.data()).args(["--servers", &self.url()]);
         *self.keymaster.borrow_mut() = Some(Process::start("keymaster", &self.folder.0, command));
+    }
+
+    /// Starts a sentry and waits until it watches.
+    pub fn sentry(&self) -> Sentry {
+        probeops_nats::sentry::mint(&self.layout, &self.vault, LIFETIME).expect("credentials");
+        let mut command = with_subcommand("sentry");
+        command.arg("--data").arg(self.data()).args(["--servers", &self.url()]);
+        let mut process = Process::start("sentry", &self.folder.0, command);
+        process.wait_for_log("the sentry is ready");
+        Sentry { process: RefCell::new(process) }
     }
 
     /// Ends the keymaster at once; what it has logged is forgotten.

@@ -24,6 +24,7 @@ mod system {
     mod register;
     mod replicas;
     mod schedules;
+    mod sentry;
     mod state;
     mod takeover;
     mod tidy;

@@ -1,4 +1,4 @@
-//! Everything that `up` runs: a broker, a keymaster, an API, and an agent for each demo node.
+//! Everything that `up` runs: a broker, a keymaster, a sentry, an API, and an agent for each demo node.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -51,8 +51,8 @@ const AGENT_PATIENCE: Duration = Duration::from_secs(70);
 const API_PATIENCE: Duration = Duration::from_secs(90);
 /// How long the credentials of nodes last at most.
 const NODE_VALID_FOR_MAX: Duration = Duration::from_hours(24);
-/// How long the keymaster may take to end.
-const KEYMASTER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the keymaster and the sentry may take to end.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
 /// So often in their lifetime credentials are renewed: one renewal may fail.
 const RENEWALS: u32 = 3;
 
@@ -62,6 +62,7 @@ pub(super) struct Fabric {
     server: ServerSettings,
     broker: Option<Running>,
     keymaster: Option<Child>,
+    sentry: Option<Child>,
     api: Option<Child>,
     agents: Vec<Child>,
     nodes: Vec<Granted>,
@@ -97,8 +98,8 @@ impl Fabric {
         let elsewhere: Vec<String> = settings.names.iter().map(|name| format!("tls://{}:{}", bracketed(name), ports.broker)).collect();
         write_servers_elsewhere(&layout, &elsewhere)?;
         let control = Control { layout, vault, servers };
-        let (keymaster, api, agents, nodes, url) = (None, None, Vec::new(), Vec::new(), String::new());
-        Ok(Self { control, server, broker: Some(broker), keymaster, api, agents, nodes, url })
+        let (keymaster, sentry, api, agents, nodes, url) = (None, None, None, Vec::new(), Vec::new(), String::new());
+        Ok(Self { control, server, broker: Some(broker), keymaster, sentry, api, agents, nodes, url })
     }
 
     /// The keys, and the broker they are for.
@@ -143,8 +144,10 @@ impl Fabric {
         // It knows the authority by the folder.
         let servers = self.control.servers.join(",");
         let told = words([("--data", layout.root()), ("--servers", Path::new(&servers)), ("--log-format", Path::new("json"))]);
-        let keymaster: Vec<OsString> = ["keymaster".into()].into_iter().chain(told).collect();
-        self.keymaster = Some(Child::start("keymaster", &keymaster, &logs)?);
+        let told: Vec<OsString> = told.collect();
+        let keeper = |name: &str| Child::start(name, &[&[name.into()], told.as_slice()].concat(), &logs);
+        self.keymaster = Some(keeper("keymaster")?);
+        self.sentry = Some(keeper("sentry")?);
         let mut api = self.common("api");
         api.extend(words([("--http", Path::new(&http.to_string())), ("--creds", &layout.creds_dir())]));
         // They renew their own; the rest of the fabric's credentials are renewed here.
@@ -252,7 +255,13 @@ impl Fabric {
                 None => std::future::pending().await,
             }
         };
-        let programs = self.keymaster.iter_mut().chain(&mut self.api).chain(&mut self.agents).map(|program| Box::pin(program.ended()));
+        let programs = self
+            .keymaster
+            .iter_mut()
+            .chain(&mut self.sentry)
+            .chain(&mut self.api)
+            .chain(&mut self.agents)
+            .map(|program| Box::pin(program.ended()));
         let programs: Vec<_> = programs.collect();
         tokio::select! {
             ended = broker => ended,
@@ -266,8 +275,8 @@ impl Fabric {
         if let Some(api) = self.api.take() {
             api.stop(API_PATIENCE).await;
         }
-        if let Some(keymaster) = self.keymaster.take() {
-            keymaster.stop(KEYMASTER_PATIENCE).await;
+        for keeper in [self.keymaster.take(), self.sentry.take()].into_iter().flatten() {
+            keeper.stop(KEEPER_PATIENCE).await;
         }
         // Gone already or never there: nothing to remove.
         drop(std::fs::remove_file(self.control.layout.root().join(URL_FILE)));

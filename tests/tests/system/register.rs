@@ -228,7 +228,7 @@ fn a_service_that_was_added_publishes_and_one_that_was_revoked_is_cut_off() {
     assert!(probeops(&home, "services list").lines().any(|row| row.starts_with("shop ") && row.contains("127.0.0.1")));
     let creds = secret(&home, "data/services/shop.creds");
     runtime.block_on(async {
-        let (client, _events) = connect_as(&home, &creds, "_INBOX.shop").await.unwrap();
+        let (client, _events) = connect_as(&home, &creds, "_INBOX_f.shop").await.unwrap();
         let knock = async |body: Value| {
             let request = async_nats::Request::new().payload(body.to_string().into()).timeout(Some(HANG));
             let answer = client.send_request("api.v1.run.shop", request).await.unwrap();
@@ -240,9 +240,9 @@ fn a_service_that_was_added_publishes_and_one_that_was_revoked_is_cut_off() {
         assert_eq!((&job["status"], &job["caller"]), (&json!("finished"), &json!("service:shop")), "{job}");
     });
     let said = probeops(&home, "services observe --out observer.creds");
-    assert!(said.contains("its inbox prefix is _INBOX.observer"), "{said}");
+    assert!(said.contains("its inbox prefix is _INBOX_f.observer"), "{said}");
     runtime.block_on(async {
-        let (client, _events) = connect_as(&home, &secret(&home, "observer.creds"), "_INBOX.observer").await.unwrap();
+        let (client, _events) = connect_as(&home, &secret(&home, "observer.creds"), "_INBOX_f.observer").await.unwrap();
         let seen = tokio::time::timeout(HANG, client.request("$SRV.INFO.probeops", "".into())).await.unwrap().unwrap();
         let info: Value = serde_json::from_slice(&seen.payload).unwrap();
         assert_eq!(info["endpoints"][0]["subject"], "api.v1.run.*", "{info}");
