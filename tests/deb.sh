@@ -41,6 +41,7 @@ files_are_as_they_should() {
 /etc/sysctl.d/60-probeops-agent.conf root:root:644
 /etc/default/probeops-agent root:root:644
 /etc/probeops root:probeops:750
+/var/lib/probeops-agent probeops:probeops:700
 /etc/probeops/agent.toml root:probeops:640
 /etc/probeops/policy.toml root:probeops:640
 FILES
@@ -56,16 +57,28 @@ program_runs() {
     printed=$(as_uid probeops probeops probeops-agent --config /etc/probeops/agent.toml --servers tls://broker.example:4222 --print-config)
     grep --quiet --fixed-strings 'policy = "/etc/probeops/policy.toml"' <<<"$printed" || fail "the settings that it reads are: $printed"
     ! as_uid 65534 65534 cat /etc/probeops/agent.toml 2>/dev/null || fail "everybody can read agent.toml"
+    # Root enrols the machine for it, and is told what is missing; the key that it made is the agent's.
+    ! inside probeops-agent enroll http://127.0.0.1:1 --no-token >"$work/enroll" 2>&1 || fail "it enrolled with nobody"
+    grep --quiet "cannot reach the API" "$work/enroll" || fail "it says of an API that is not there: $(cat "$work/enroll")"
+    same "probeops:probeops:600" "$(inside stat --format "%U:%G:%a" /var/lib/probeops-agent/node.nk)" "the owner of the node's key"
     # Nobody has asked it to: it has no credential yet.
     [ ! -e "$root/etc/systemd/system/multi-user.target.wants/probeops-agent.service" ] || fail "it is enabled before it has a credential"
 }
 
-unit_is_sound() {
-    local found
-    found=$(inside systemd-analyze verify /usr/lib/systemd/system/probeops-agent.service 2>&1) || fail "the unit: $found"
-    same "" "$(grep probeops <<<"$found" || true)" "what systemd says of the unit"
-    inside systemd-analyze security --offline=true --no-pager --threshold=20 /usr/lib/systemd/system/probeops-agent.service >"$work/security" ||
-        { cat "$work/security"; fail "the unit is exposed to more than 2.0"; }
+units_are_sound() {
+    local unit found
+    # Those of the API and the keymaster are in no package yet; that there is a program is all that is looked at of it.
+    cp cli/dist/*.service "$root/etc/systemd/system/"
+    cp "$root/usr/bin/probeops-agent" "$root/usr/local/bin/probeops"
+    for unit in /usr/lib/systemd/system/probeops-agent.service /etc/systemd/system/probeops-{api,keymaster}.service; do
+        found=$(inside systemd-analyze verify "$unit" 2>&1) || fail "$unit: $found"
+        same "" "$(grep probeops <<<"$found" || true)" "what systemd says of $unit"
+        inside systemd-analyze security --offline=true --no-pager --threshold=20 "$unit" >"$work/security" ||
+            { cat "$work/security"; fail "$unit is exposed to more than 2.0"; }
+        echo "$unit: exposed to $(sed -n 's/.*: \([0-9.]*\) .*/\1/p' "$work/security" | tail -1), of 2.0 that are allowed"
+        grep --quiet '^LimitCORE=0$' "$root$unit" || fail "$unit lets a core be dumped"
+    done
+    rm "$root"/etc/systemd/system/probeops-{api,keymaster}.service "$root/usr/local/bin/probeops"
 }
 
 # With a copy that has no capability of its own, which the kernel would not start without them.
@@ -84,7 +97,7 @@ upgrade_keeps_what_was_changed() {
 }
 
 remove_keeps_settings() {
-    touch "$root/etc/probeops/node.creds"
+    touch "$root/etc/probeops/node.creds" "$root/var/lib/probeops-agent/node.nk"
     inside dpkg --remove probeops-agent >/dev/null
     for gone in /usr/bin/probeops-agent /usr/lib/systemd/system/probeops-agent.service /usr/share/probeops-agent; do
         [ ! -e "$root$gone" ] || fail "$gone is there after the removal"
@@ -134,7 +147,7 @@ test_package() {
     ping_groups_become "1 0" "GROUP GROUP"
     files_are_as_they_should
     program_runs
-    unit_is_sound
+    units_are_sound
     group_can_ping
     upgrade_keeps_what_was_changed
     remove_keeps_settings

@@ -44,7 +44,7 @@ pub(crate) fn icmp_lacks() -> Option<String> {
     icmp::try_open().err().map(|error| format!("no ICMP socket can be opened ({error}); allow it with: {}", grant_icmp()))
 }
 
-fn grant_icmp() -> String {
+pub(crate) fn grant_icmp() -> String {
     let group = nix::unistd::getegid().as_raw();
     let sysctl = sysctl(group, &std::fs::read_to_string(Path::new(PING_GROUP_RANGE)).unwrap_or_default());
     let program = std::env::current_exe().map_or_else(|_| "PATH/TO/AGENT".to_owned(), |path| path.display().to_string());

@@ -30,7 +30,7 @@ impl Clock {
     pub(crate) fn learn(&self, sent: Timestamp, rtt: Duration, answered_unix_ms: i64) {
         let rtt_ms = rtt.as_secs_f64() * 1000.0;
         #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in milliseconds is far below 2^52")]
-        let offset_ms = (sent.unix_ms() - answered_unix_ms) as f64 + rtt_ms / 2.0;
+        let offset_ms = sent.unix_ms().saturating_sub(answered_unix_ms) as f64 + rtt_ms / 2.0;
         // To the microsecond, like all that is measured.
         let rounded = |number: f64| (number * 1000.0).round() / 1000.0;
         let new = Measured { offset_ms: rounded(offset_ms), rtt_ms: rounded(rtt_ms) };
@@ -51,7 +51,7 @@ impl Clock {
     pub(crate) fn now_unix_ms(&self) -> i64 {
         #[expect(clippy::cast_possible_truncation, reason = "a difference of clocks in milliseconds fits")]
         let offset_ms = self.measured().map_or(0, |measured| measured.offset_ms.round() as i64);
-        Timestamp::now().unix_ms() - offset_ms
+        Timestamp::now().unix_ms().saturating_sub(offset_ms)
     }
 }
 

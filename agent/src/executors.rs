@@ -15,7 +15,7 @@ mod tcp;
 mod tls;
 mod trace;
 mod traceroute;
-mod whois;
+pub(crate) mod whois;
 
 use std::fmt;
 use std::io;

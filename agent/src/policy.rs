@@ -67,6 +67,13 @@ impl Policy {
         Ok(Self { rules, endpoints })
     }
 
+    /// The same, with more that tools must keep away from.
+    #[must_use]
+    pub(crate) fn keeping_away_from(mut self, endpoints: Vec<Endpoint>) -> Self {
+        self.endpoints.extend(endpoints);
+        self
+    }
+
     /// The policy in one line.
     pub fn summary(&self) -> String {
         self.rules.summary()

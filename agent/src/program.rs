@@ -4,12 +4,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use probeops_nats::process;
 use probeops_shared::settings;
 
 use crate::agent;
 use crate::config::{Given, Settings};
+use crate::doctor::Doctor;
+use crate::enroll::command::Command;
 use crate::health;
 
 /// How many threads a node needs at most: diagnostics wait more than they work. One for each processor, as two on one only wake each other.
@@ -17,6 +19,7 @@ const WORKER_THREADS_MAX: usize = 2;
 
 /// What may be said on the command line.
 #[derive(Args, Clone, Debug, Default)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Program {
     /// Where the settings are
     #[command(flatten)]
@@ -30,6 +33,19 @@ pub struct Program {
     /// Say whether the agent that writes --health-file is well, and stop: exit 0 if it is, else 1
     #[arg(long)]
     pub check_health: bool,
+    /// What to do instead of running
+    #[command(subcommand)]
+    pub task: Option<Task>,
+}
+
+/// What an agent's program does besides running.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Task {
+    /// Say what works on this machine and what does not, each with its cure
+    Doctor(Box<Doctor>),
+    /// Become a node, or another key of it
+    #[command(flatten)]
+    Enroll(Command),
 }
 
 impl Program {
@@ -38,7 +54,13 @@ impl Program {
         if self.check_health {
             return self.checked();
         }
+        process::keep_memory_private();
         process::install_tls_provider();
+        match self.task {
+            Some(Task::Doctor(doctor)) => return doctor.run(),
+            Some(Task::Enroll(command)) => return command.run(),
+            None => {}
+        }
         let settings = match self.settings() {
             Ok(Some(settings)) => settings,
             Ok(None) => return ExitCode::SUCCESS,

@@ -1,6 +1,6 @@
 //! Names to addresses, as the host's own programs find them or by the name servers that its operator set.
 
-mod origin;
+pub(crate) mod origin;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::path::Path;

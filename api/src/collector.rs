@@ -145,6 +145,7 @@ impl Heard {
                 Some(EventKind::Hello | EventKind::Beat) => self.keep_beat(&message).await,
                 Some(EventKind::Bye) => self.forget().await,
                 Some(EventKind::Audit) => self.keep_records(&message).await,
+                Some(EventKind::Time) => Ok(()),
                 None => Err(format!("unknown kind `{kind}`")),
             };
             match kept {

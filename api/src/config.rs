@@ -2,14 +2,17 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use probeops_nats::process::LogFormat;
 use probeops_shared::access::TargetPattern;
+use probeops_shared::registry::ValidFor;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::AuditMode;
 use crate::broker::Links;
+use crate::enroll::NodeSettings;
 use crate::trace::settings::TraceSettings;
 
 /// Where the API listens, unless told.
@@ -20,6 +23,10 @@ const CONNECTIONS_DEFAULT: usize = 4_096;
 const CONNECTIONS_MAX: usize = 1_000_000;
 /// The audience that JWTs must name, unless told.
 const AUDIENCE_DEFAULT: &str = "probeops";
+/// How long the credentials of nodes last, unless told.
+const NODE_VALID_FOR_DEFAULT: Duration = Duration::from_hours(24);
+/// How long an ephemeral node may be away, unless told.
+const EPHEMERAL_AFTER_DEFAULT: Duration = Duration::from_mins(10);
 
 /// The API's settings as given: flags, then environment, then the file; what is absent has a default.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -54,10 +61,18 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
-    /// The data folder with the signing keys; without it this API can neither revoke nodes nor make or revoke services
-    #[arg(long, env = "PROBEOPS_VAULT", value_name = "FOLDER")]
+    /// The broker's addresses as nodes that enrol reach them: tls://HOST:4222 or wss://HOST/PATH, several with commas [default: those of --servers]
+    #[arg(long, env = "PROBEOPS_NODE_SERVERS", value_delimiter = ',', value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub vault: Option<PathBuf>,
+    pub node_servers: Option<Vec<String>>,
+    /// How long the credentials of nodes that enrolled last, more or less a tenth; they renew them at half of it: 90m, 12h, 7d [default: 24h]
+    #[arg(long, env = "PROBEOPS_NODE_VALID_FOR", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_valid_for: Option<ValidFor>,
+    /// How long a node that enrolled with an ephemeral token may be away before it is forgotten [default: 10m]
+    #[arg(long, env = "PROBEOPS_EPHEMERAL_AFTER", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ephemeral_after: Option<ValidFor>,
     /// The public keys that check JWTs (a JWKS file; EdDSA, ES256, RS256); read again when it changes
     #[arg(long, env = "PROBEOPS_JWKS", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -108,7 +123,8 @@ pub struct Given {
     pub log_format: Option<LogFormat>,
 }
 
-fn log_format(text: &str) -> Result<LogFormat, String> {
+/// Reads how log lines are to look.
+pub fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
@@ -123,6 +139,8 @@ pub struct Settings {
     pub listen: Listen,
     /// The broker.
     pub links: Links,
+    /// What nodes that enrol are told.
+    pub nodes: NodeSettings,
     /// JWTs; none are accepted where this is absent.
     pub jwt: Option<JwtSettings>,
     /// Where callbacks may go beyond the public internet.
@@ -189,7 +207,9 @@ impl Given {
             servers: self.servers.or(file.servers),
             ca: self.ca.or(file.ca),
             creds: self.creds.or(file.creds),
-            vault: self.vault.or(file.vault),
+            node_servers: self.node_servers.or(file.node_servers),
+            node_valid_for: self.node_valid_for.or(file.node_valid_for),
+            ephemeral_after: self.ephemeral_after.or(file.ephemeral_after),
             jwks: self.jwks.or(file.jwks),
             jwt_issuer: self.jwt_issuer.or(file.jwt_issuer),
             jwt_audience: self.jwt_audience.or(file.jwt_audience),
@@ -225,7 +245,11 @@ impl Given {
             creds: given.creds.clone().ok_or(
                 "no credentials are given: set --creds (PROBEOPS_CREDS, `creds` in the file) to the folder with api.creds and the others",
             )?,
-            vault: given.vault.clone(),
+        };
+        let nodes = NodeSettings {
+            servers: given.node_servers.clone().unwrap_or_else(|| links.servers.clone()),
+            lifetime: given.node_valid_for.map_or(NODE_VALID_FOR_DEFAULT, ValidFor::duration),
+            ephemeral_after: given.ephemeral_after.map_or(EPHEMERAL_AFTER_DEFAULT, ValidFor::duration),
         };
         let callback_allow = given.callback_allow.clone().unwrap_or_default();
         let traces = TraceSettings::read(
@@ -235,7 +259,7 @@ impl Given {
             given.otlp_ratio,
         )?;
         let (audit, log_format) = (given.audit.unwrap_or_default(), given.log_format);
-        Ok(Settings { listen: given.listen()?, links, jwt, callback_allow, audit, traces, log_format, given })
+        Ok(Settings { listen: given.listen()?, links, nodes, jwt, callback_allow, audit, traces, log_format, given })
     }
 
     fn listen(&self) -> Result<Listen, String> {

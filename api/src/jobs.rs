@@ -8,7 +8,7 @@ mod elsewhere;
 mod idempotency;
 mod late;
 mod list;
-mod live;
+pub(crate) mod live;
 mod queue;
 mod store;
 mod takeover;

@@ -4,11 +4,12 @@
 //! - [`config`]: what the operator may set. [`server`]: the listener, TLS, limits. `routes`: one file a resource. [`openapi`]: the document.
 //! - [`access`]: who asks and what he may. [`problem`]: the only file that picks a status.
 //! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
+//! - [`enroll`]: how nodes come by their credentials.
 //! - `door`: the same for services that ask over NATS.
 //! - `later`: what is done when nobody waits for it any more.
 //! - [`limits`]: what principals and nodes have left, over all replicas.
 //! - [`callbacks`]: telling the end of jobs to whom their callers name.
-//! - [`audit`]: the trail. [`metrics`]: what is counted. [`trace`]: spans. `watch`: buckets held in memory. `revoke`: taking a credential back.
+//! - [`audit`]: the trail. [`metrics`]: what is counted. [`trace`]: spans. `watch`: buckets held in memory. [`keymaster`], `revocation`: making credentials, and taking them back.
 
 pub mod access;
 pub mod audit;
@@ -17,14 +18,18 @@ pub mod callbacks;
 mod collector;
 pub mod config;
 mod door;
+pub mod enroll;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 pub mod jobs;
+pub mod keymaster;
 pub(crate) mod later;
 pub mod limits;
 pub mod metrics;
 pub mod openapi;
 pub mod problem;
 pub mod program;
-mod revoke;
+mod revocation;
 pub mod roster;
 pub mod routes;
 pub mod server;
@@ -43,7 +48,9 @@ use crate::callbacks::Callbacks;
 use crate::callbacks::guard::Guard;
 use crate::config::Settings;
 use crate::door::Door;
+use crate::enroll::Enroll;
 use crate::jobs::{Ending, Jobs};
+use crate::keymaster::Keymaster;
 use crate::later::firing::Firings;
 use crate::later::schedules::Schedules;
 use crate::metrics::Metrics;
@@ -57,6 +64,8 @@ pub struct App {
     pub broker: Broker,
     /// Who is there.
     pub roster: Roster,
+    /// Who signs credentials.
+    pub keymaster: Keymaster,
     /// Jobs.
     pub jobs: Jobs,
     /// Callbacks.
@@ -65,6 +74,8 @@ pub struct App {
     pub(crate) schedules: Schedules,
     /// Who may what.
     pub access: Access,
+    /// How nodes come by their credentials.
+    pub(crate) enroll: Enroll,
     /// The trail.
     pub audit: Audit,
     /// What is counted.
@@ -89,6 +100,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     broker.share_out(access.services(), &tasks, &ended);
     let metrics = Metrics::new()?;
     let audit = Audit::start(&broker, (settings.audit, &metrics), &writers, &ended);
+    let keymaster = Keymaster::new(&broker);
+    let enroll = Enroll::start((&broker, &keymaster, access.keyring()), &audit, settings.nodes, (&tasks, &ended)).await?;
     let scheme = if settings.listen.tls.is_some() { "https" } else { "http" };
     let ending = Ending { tasks: &writers, stop: &ended };
     let tracer = Tracer::start(settings.traces, (broker.caller().as_str(), scheme), &metrics, ending);
@@ -102,7 +115,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     firings.start(&broker, Ending { tasks: &writers, stop: &ended }).await?;
     let Some(door) = stop.run_until_cancelled(Box::pin(Door::connect(&broker, &tasks, &ended))).await else { return Ok(()) };
     let door = door?;
-    let app = App { broker, roster, jobs: jobs.clone(), callbacks, schedules, access, audit, metrics };
+    let app = App { broker, keymaster, roster, jobs: jobs.clone(), callbacks, schedules, access, enroll, audit, metrics };
     let closing = stop.child_token();
     let door = tokio::spawn(door.serve(app.clone(), closing.clone()));
     let served = listener.serve(routes::router(app), stop).await;

@@ -27,6 +27,7 @@ pub struct Program {
 impl Program {
     /// Runs the API until SIGTERM or SIGINT. Exit codes: 0 told to stop, 1 cannot start or go on.
     pub fn run(self) -> ExitCode {
+        process::keep_memory_private();
         process::install_tls_provider();
         let settings = match self.settings() {
             Ok(Some(settings)) => settings,

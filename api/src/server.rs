@@ -1,5 +1,6 @@
 //! The listener: HTTP/1.1 and HTTP/2, with TLS or behind a proxy, bounded in everything a stranger could use up.
 
+mod crowd;
 mod tls;
 
 use std::future::Future;
@@ -13,7 +14,6 @@ use axum::Router;
 use hyper::rt::Executor;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use hyper_util::service::TowerToHyperService;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::crowd::{Activity, Counted};
 use crate::config::Listen;
 use crate::jobs::WAIT_MAX;
 use crate::routes::HEADERS_BYTES_MAX;
@@ -47,6 +48,8 @@ const END_WITHIN: Duration = WAIT_MAX.saturating_add(Duration::from_secs(10));
 const UNREAD_WITHIN: Duration = Duration::from_secs(30);
 /// The wait after the system would not give another connection.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// How often those who ask nothing are told again that others wait.
+const CROWD_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// How a client that speaks HTTP/2 without TLS begins.
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0";
 
@@ -141,8 +144,12 @@ async fn accept(socket: &TcpListener, room: &Arc<Semaphore>, crowd: &Notify) -> 
     let place = if let Ok(place) = Arc::clone(room).try_acquire_owned() {
         place
     } else {
-        crowd.notify_waiters();
-        Arc::clone(room).acquire_owned().await.ok()?
+        loop {
+            crowd.notify_waiters();
+            if let Ok(place) = timeout(CROWD_AGAIN_AFTER, Arc::clone(room).acquire_owned()).await {
+                break place.ok()?;
+            }
+        }
     };
     match socket.accept().await {
         Ok((stream, _)) => Some((stream, place)),
@@ -201,47 +208,72 @@ impl Http {
             tracing::debug!(%error, "a connection was gone before it was served");
             return;
         }
+        let activity = Activity::new();
         let Some(tls) = tls else {
-            let version = timeout(HANDSHAKE_WITHIN, version_of(&stream)).await;
-            if let Ok(Ok(Some(version))) = version {
-                self.requests(stream, version).await;
+            let version = self.begun(&activity, version_of(&stream)).await;
+            if let Some(Ok(Some(version))) = version {
+                self.requests(stream, version, activity).await;
             }
             return;
         };
-        match timeout(HANDSHAKE_WITHIN, tls.accept(stream)).await {
-            Ok(Ok(stream)) => {
+        match self.begun(&activity, tls.accept(stream)).await {
+            Some(Ok(stream)) => {
                 let version = if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2) { Version::Two } else { Version::One };
-                self.requests(stream, version).await;
+                self.requests(stream, version, activity).await;
             }
-            Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-            Err(_elapsed) => tracing::debug!("a TLS handshake took too long"),
+            Some(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
+            None => tracing::debug!("a TLS handshake took too long"),
         }
     }
 
-    async fn requests(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, version: Version) {
+    /// Waits for how a connection begins; none when that takes too long, or longer than others can wait for its place.
+    async fn begun<T>(&self, activity: &Activity, beginning: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            begun = timeout(HANDSHAKE_WITHIN, beginning) => begun.ok(),
+            () = in_the_way(&self.crowd, activity) => None,
+        }
+    }
+
+    async fn requests(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, version: Version, activity: Activity) {
+        let Self { builder, router, stop, crowd } = self;
         // Told the version instead of left to find it out: waiting for the first bytes would have no bound.
         let builder = match version {
-            Version::One => self.builder.http1_only(),
-            Version::Two => self.builder.http2_only(),
+            Version::One => builder.http1_only(),
+            Version::Two => builder.http2_only(),
         };
-        let service = TowerToHyperService::new(self.router);
+        let service = Counted::new(router, activity.clone());
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let told_to_end = async {
             tokio::select! {
-                () = self.stop.cancelled() => {}
-                () = self.crowd.notified() => {}
+                () = stop.cancelled() => {}
+                () = crowd.notified() => {}
                 () = sleep(CONNECTION_AGE_MAX) => {}
             }
         };
         let ended = tokio::select! {
             ended = &mut connection => ended,
+            // Without a farewell: of a head that arrives byte by byte the library would wait for the end.
+            () = in_the_way(&crowd, &activity) => Ok(()),
             () = told_to_end => {
                 connection.as_mut().graceful_shutdown();
-                timeout(END_WITHIN, connection).await.unwrap_or(Ok(()))
+                tokio::select! {
+                    ended = timeout(END_WITHIN, connection) => ended.unwrap_or(Ok(())),
+                    () = in_the_way(&crowd, &activity) => Ok(()),
+                }
             }
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended badly");
+        }
+    }
+}
+
+/// Waits until others want the place of a connection that asks nothing.
+async fn in_the_way(crowd: &Notify, activity: &Activity) {
+    loop {
+        crowd.notified().await;
+        if activity.is_idle() {
+            return;
         }
     }
 }

@@ -26,6 +26,8 @@ const SERVERS_FILE: &str = "servers";
 const SERVERS_ELSEWHERE_FILE: &str = "servers-elsewhere";
 /// How long the credential of one command lasts.
 const COMMAND_LIFETIME: Duration = Duration::from_mins(5);
+/// Who made what a command makes.
+pub(crate) const COMMAND: &str = "command";
 /// How often an entry is written again that somebody else has changed meanwhile.
 const WRITES_MAX: u32 = 5;
 
@@ -133,6 +135,13 @@ impl Session {
         written.map(drop).map_err(|error| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}")))
     }
 
+    /// Makes an entry that the broker forgets after a while.
+    pub(crate) async fn create_for(&self, bucket: &str, key: &str, value: &impl Serialize, kept_for: Duration) -> Result<(), Failed> {
+        let body = serde_json::to_vec(value).map_err(Failed::work)?;
+        let created = self.bucket(bucket).await?.create_with_ttl(key, body.into(), kept_for).await;
+        created.map(drop).map_err(|error| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}")))
+    }
+
     /// Changes an entry that there must be; what others write meanwhile is kept.
     pub(crate) async fn change<T: DeserializeOwned + Serialize>(
         &self,
@@ -158,7 +167,7 @@ impl Session {
     /// Puts what was done into the audit trail, and waits until it is there.
     pub(crate) async fn record(&self, target: &str, detail: String) -> Result<(), Failed> {
         let record =
-            Record { caller: Some(self.caller.clone()), target: target.to_owned(), detail, ..Record::new(Verdict::Changed, "command") };
+            Record { caller: Some(self.caller.clone()), target: target.to_owned(), detail, ..Record::new(Verdict::Changed, COMMAND) };
         let (body, _) =
             Chain::begin(&self.caller).batch([&record], usize::MAX).ok_or_else(|| Failed::work("the record cannot be written"))?;
         let failed = |error: String| Failed::new(Exit::Transport, format!("it is done, but the audit trail could not be told: {error}"));
@@ -187,7 +196,7 @@ pub(crate) fn write_servers_elsewhere(layout: &Layout, servers: &[String]) -> Re
     files::write(&path, servers.join("\n").as_bytes(), Secrecy::Public).map_err(|error| Failed::work(format!("{error:#}")))
 }
 
-fn read_servers(layout: &Layout) -> Result<Vec<String>, Failed> {
+pub(crate) fn read_servers(layout: &Layout) -> Result<Vec<String>, Failed> {
     let path = layout.root().join(SERVERS_FILE);
     let servers = read_lines(&path)?;
     if servers.is_empty() {

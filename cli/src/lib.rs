@@ -4,22 +4,27 @@
 //! - `up`: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
 //! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `limits`: what is left. `schedules`: jobs at a time.
 //!   `deliveries`: callbacks and their secrets. They ask the HTTP API, by `client`.
-//! - `register`: nodes, services and keys, with the keys of the data folder (`control`).
+//! - `register`: nodes, services and keys, and `ca`: the broker's authority, with the keys of the data folder (`control`). `keymaster`: the process
+//!   that has them meanwhile. `sentry`: the process that watches the broker.
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
 
 mod audit;
+mod ca;
 mod client;
 mod control;
 mod deliveries;
+mod enroll_tokens;
 mod exit;
 mod health;
 mod jobs;
+mod keymaster;
 mod lifeline;
 mod limits;
 mod nats_server;
 mod provision;
 mod register;
 mod schedules;
+mod sentry;
 mod spans;
 mod terminal;
 #[cfg(test)]
@@ -30,6 +35,7 @@ mod up;
 use std::process::ExitCode;
 
 use clap::{Args, Command, FromArgMatches, Parser, Subcommand};
+use probeops_nats::process;
 use probeops_shared::tools::ToolName;
 
 use crate::exit::{EXIT_CODES, Failed};
@@ -41,7 +47,7 @@ Examples:
   probeops up                                  # a broker, an API and two agents, here
   probeops ping 127.0.0.1 --from demo-eu       # asks the local `up`; PROBEOPS_URL and
                                                # PROBEOPS_TOKEN name another API
-  probeops nodes add fra-1 --region eu-central --tools echo,ping,dns,tcp
+  probeops enroll-tokens add --region eu-central --tools echo,ping,dns,tcp
   probeops audit --since 1h
 
 {EXIT_CODES}"))]
@@ -56,9 +62,13 @@ enum Own {
     #[command(subcommand)]
     Nodes(register::Nodes),
     #[command(subcommand)]
+    EnrollTokens(enroll_tokens::EnrollTokens),
+    #[command(subcommand)]
     Services(register::Services),
     #[command(subcommand)]
     Keys(register::Keys),
+    #[command(subcommand)]
+    Ca(ca::Ca),
     #[command(subcommand)]
     Jobs(jobs::Jobs),
     #[command(subcommand)]
@@ -75,6 +85,8 @@ enum Own {
     NatsServer(nats_server::NatsServerArgs),
     /// Run the API (the program probeops-api)
     Api(Held<probeops_api::program::Program>),
+    Keymaster(Held<keymaster::KeymasterArgs>),
+    Sentry(Held<sentry::SentryArgs>),
     /// Run an agent (the program probeops-agent)
     Agent(Held<probeops_agent::program::Program>),
 }
@@ -106,6 +118,7 @@ fn command() -> Command {
 
 /// Runs the command and says how it ended.
 pub fn main() -> ExitCode {
+    process::keep_memory_private();
     let matches = command().get_matches();
     let asked = matches.subcommand().and_then(|(name, of_tool)| Some((name.parse::<ToolName>().ok()?, of_tool)));
     let done = match asked {
@@ -113,6 +126,8 @@ pub fn main() -> ExitCode {
         None => match Root::from_arg_matches(&matches) {
             Ok(Root { command: Own::Api(program) }) => return program.release().run(),
             Ok(Root { command: Own::Agent(program) }) => return program.release().run(),
+            Ok(Root { command: Own::Keymaster(program) }) => return program.release().run(),
+            Ok(Root { command: Own::Sentry(program) }) => return program.release().run(),
             Ok(Root { command }) => run(command),
             Err(error) => error.exit(),
         },
@@ -132,8 +147,10 @@ fn run(command: Own) -> Result<(), Failed> {
     match command {
         Own::Up(args) => up::run(*args),
         Own::Nodes(command) => register::nodes(command),
+        Own::EnrollTokens(command) => enroll_tokens::enroll_tokens(&command),
         Own::Services(command) => register::services(command),
         Own::Keys(command) => register::keys(command),
+        Own::Ca(command) => ca::run(&command),
         Own::Jobs(command) => jobs::run(command),
         Own::Schedules(command) => schedules::run(&command),
         Own::Deliveries(command) => deliveries::deliveries(&command),
@@ -145,7 +162,7 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::Health(args) => health::run(&args),
         Own::NatsServer(args) => nats_server::run(args),
         // Handled before: they end with exit codes of their own.
-        Own::Api(_) | Own::Agent(_) => Ok(()),
+        Own::Api(_) | Own::Agent(_) | Own::Keymaster(_) | Own::Sentry(_) => Ok(()),
     }
 }
 

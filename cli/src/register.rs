@@ -16,7 +16,7 @@ use crate::exit::Failed;
 use crate::terminal::{Form, note, pretty, say, table};
 
 pub(crate) use self::keys::{Keys, keys};
-pub(crate) use self::nodes::{Nodes, grant_node, nodes};
+pub(crate) use self::nodes::{Nodes, grant_node, label, nodes};
 pub(crate) use self::services::{Services, services};
 
 /// How to list.
@@ -45,9 +45,12 @@ fn refuse_second(held: bool, renew: bool, kind: &str, name: &str) -> Result<(), 
     Ok(())
 }
 
-async fn revoke(control: &Control, public_key: &str) -> Result<(), Failed> {
+/// Voids all credentials of a key; the servers that have taken it.
+pub(crate) async fn revoke(control: &Control, public_key: &str) -> Result<String, Failed> {
     let revoked = probeops_nats::revoke::revoke(&control.layout, &control.servers, control.ca(), public_key).await;
-    revoked.map(drop).map_err(|error| Failed::work(format!("{error:#}")))
+    revoked.map(|pushed| pushed.servers.join(", ")).map_err(|error| {
+        Failed::work(format!("{error:#}; the revocation is signed, and the keymaster, where one runs, tells the servers until each has it"))
+    })
 }
 
 /// What a new credential is about to replace.
@@ -65,12 +68,12 @@ pub(crate) async fn void_what_would_stay(control: &Control, held: &Held<'_>, pat
     if held.same_rights && there.is_some_and(|there| there.public_key == held.public_key) {
         return Ok(());
     }
-    revoke(control, held.public_key).await?;
+    let _servers = revoke(control, held.public_key).await?;
     note("The credential it had before is void from now on; whoever uses it is cut off.");
     Ok(())
 }
 
-fn joined<T: std::fmt::Display>(items: &[T]) -> String {
+pub(crate) fn joined<T: std::fmt::Display>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 

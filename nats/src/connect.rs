@@ -4,10 +4,12 @@
 //! a floor, because the broker accepts and closes a connection whose credential expires in this very second.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
+use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
 use data_encoding::BASE64URL_NOPAD;
 use nkeys::KeyPair;
 use probeops_shared::timestamp::Timestamp;
@@ -17,7 +19,7 @@ use tokio::sync::mpsc;
 /// How often the client asks a silent broker whether it is there; three unanswered pings end the connection.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 /// How long one attempt to connect may take: TCP, TLS and the broker's greeting.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The shortest wait before an attempt.
 const BACKOFF_FLOOR: Duration = Duration::from_millis(10);
 /// The longest wait before the first attempt.
@@ -27,12 +29,16 @@ pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// How many events of a connection may wait to be read.
 const EVENTS_MAX: usize = 256;
 
+/// Counts violations.
+static VIOLATIONS: AtomicU64 = AtomicU64::new(0);
+
 /// Where the broker is and who we are.
 #[derive(Clone, Debug)]
 pub struct Link {
     /// Its addresses: `tls://host:port` or `wss://host:port/path`, one kind only.
     pub servers: Vec<String>,
-    /// The authority that signed its certificate; the system's own when absent.
+    /// The authorities of whom one must have signed its certificate (PEM, one or several), read again at every (re)connect; the system's own
+    /// when absent.
     pub ca: Option<PathBuf>,
     /// Our credential, in NATS' `.creds` form.
     pub creds: PathBuf,
@@ -81,7 +87,7 @@ impl fmt::Display for LinkError {
 impl std::error::Error for LinkError {}
 
 /// A credential, as its file says it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credential {
     /// The signed claims.
     jwt: String,
@@ -89,8 +95,12 @@ pub struct Credential {
     seed: String,
     /// Whom it names: a node, a caller, a service.
     pub name: String,
+    /// When it was signed, by the clock of whoever did.
+    pub issued_at: Option<Timestamp>,
     /// When it ends; absent when never.
     pub expires_at: Option<Timestamp>,
+    /// The account it is of, by its public key.
+    pub account: String,
     /// What it may subscribe, queue group included.
     pub subscribe: Vec<String>,
 }
@@ -119,8 +129,17 @@ impl Credential {
             .and_then(|part| BASE64URL_NOPAD.decode(part.as_bytes()).ok())
             .ok_or_else(|| broken("its JWT is damaged"))?;
         let claims: Claims = serde_json::from_slice(&payload).map_err(|_| broken("its JWT is damaged"))?;
-        let expires_at = claims.exp.and_then(|seconds| Timestamp::from_unix_ms(seconds.saturating_mul(1000)));
-        Ok(Self { jwt, seed, name: claims.name, expires_at, subscribe: claims.nats.sub.allow })
+        let at = |seconds: Option<i64>| seconds.and_then(|seconds| Timestamp::from_unix_ms(seconds.saturating_mul(1000)));
+        let (issued_at, expires_at) = (at(claims.iat), at(claims.exp));
+        Ok(Self {
+            jwt,
+            seed,
+            name: claims.name,
+            issued_at,
+            expires_at,
+            account: claims.nats.issuer_account,
+            subscribe: claims.nats.sub.allow,
+        })
     }
 
     fn sign(&self, nonce: &[u8]) -> Result<Auth, AuthError> {
@@ -136,12 +155,16 @@ impl Credential {
 struct Claims {
     name: String,
     #[serde(default)]
+    iat: Option<i64>,
+    #[serde(default)]
     exp: Option<i64>,
     nats: UserClaims,
 }
 
 #[derive(Deserialize)]
 struct UserClaims {
+    #[serde(default)]
+    issuer_account: String,
     #[serde(default)]
     sub: Allow,
 }
@@ -157,18 +180,39 @@ fn section(text: &str, name: &str) -> Option<String> {
     (!body.is_empty()).then(|| body.to_owned())
 }
 
+/// How often the broker has forbidden this process something, since it began. Each is one too many: it is a fault of ours, or somebody else's work.
+pub fn violations_total() -> u64 {
+    VIOLATIONS.load(Ordering::Relaxed)
+}
+
 /// Connects. `name` is shown in the broker's own listings; `inbox_prefix` is where the client library's own requests are answered.
 pub async fn connect(link: &Link, name: &str, inbox_prefix: &str) -> Result<(Client, mpsc::Receiver<LinkEvent>), LinkError> {
+    connect_through(link, &link.servers, name, inbox_prefix).await
+}
+
+/// The same through something in this process that encrypts and carries on what is said to it: `addresses` stand for the servers of the link,
+/// and those that are not `tls://` or `wss://` are of this machine itself.
+pub async fn connect_through(
+    link: &Link,
+    addresses: &[String],
+    name: &str,
+    inbox_prefix: &str,
+) -> Result<(Client, mpsc::Receiver<LinkEvent>), LinkError> {
     check_servers(&link.servers)?;
+    let in_clear = addresses.iter().any(|address| !is_encrypted(address));
+    if let Some(address) = addresses.iter().find(|address| !is_encrypted(address) && !is_here(address)) {
+        return Err(LinkError::Invalid(format!("`{address}` is spoken to in clear and is not on this machine")));
+    }
     Credential::read(&link.creds)?;
     if let Some(ca) = &link.ca {
         std::fs::metadata(ca)
             .map_err(|error| LinkError::Invalid(format!("cannot read the broker's authority {}: {error}", ca.display())))?;
     }
     let (events, receiver) = mpsc::channel(EVENTS_MAX);
-    let options = options(link, name, inbox_prefix, events);
+    // An address that begins with tls:// is encrypted without being told.
+    let options = options(link, name, inbox_prefix, events).require_tls(!in_clear);
     let servers = link.servers.join(",");
-    let client = options.connect(&link.servers[..]).await.map_err(|error| {
+    let client = options.connect(addresses).await.map_err(|error| {
         let why = with_sources(&error);
         match error.kind() {
             ConnectErrorKind::AuthorizationViolation | ConnectErrorKind::Authentication => LinkError::Refused(why),
@@ -187,7 +231,6 @@ fn options(link: &Link, name: &str, inbox_prefix: &str, events: mpsc::Sender<Lin
         async move { auth }
     })
     .name(name)
-    .require_tls(true)
     .ping_interval(PING_INTERVAL)
     .connection_timeout(CONNECT_TIMEOUT)
     .custom_inbox_prefix(inbox_prefix)
@@ -213,10 +256,18 @@ fn check_servers(servers: &[String]) -> Result<(), LinkError> {
     if servers.is_empty() {
         return Err(LinkError::Invalid("no broker is configured; give its address, such as tls://broker.example:4222".to_owned()));
     }
-    match servers.iter().find(|server| !(server.starts_with("tls://") || server.starts_with("wss://"))) {
+    match servers.iter().find(|server| !is_encrypted(server)) {
         Some(server) => Err(LinkError::Invalid(format!("`{server}` is not an address of a broker; it begins with tls:// or wss://"))),
         None => Ok(()),
     }
+}
+
+fn is_encrypted(address: &str) -> bool {
+    address.starts_with("tls://") || address.starts_with("wss://")
+}
+
+fn is_here(address: &str) -> bool {
+    address.parse::<ServerAddr>().is_ok_and(|address| address.host().parse::<IpAddr>().is_ok_and(|host| host.is_loopback()))
 }
 
 fn read_event(event: Event) -> Option<LinkEvent> {
@@ -235,6 +286,7 @@ fn read_event(event: Event) -> Option<LinkEvent> {
 fn read_server_text(text: String) -> LinkEvent {
     let lower = text.to_ascii_lowercase();
     if lower.contains("permissions violation") {
+        VIOLATIONS.fetch_add(1, Ordering::Relaxed);
         LinkEvent::Violation(text)
     } else if ["authentication revoked", "authentication expired", "authorization violation"].iter().any(|words| lower.contains(words)) {
         LinkEvent::Refused(text)
@@ -299,5 +351,11 @@ mod tests {
             assert!(check_servers(&[bad.to_owned()]).is_err(), "{bad}");
         }
         assert!(check_servers(&[]).is_err());
+        assert!(
+            is_here("nats://127.0.0.1:1")
+                && is_here("ws://127.0.0.1:1/nats")
+                && !is_here("nats://10.0.0.1:1")
+                && !is_here("ws://localhost")
+        );
     }
 }

@@ -89,6 +89,7 @@ impl Layout {
             self.jwt_dir(),
             self.tls_dir(),
             self.creds_dir(),
+            self.sentry_dir(),
             self.nodes_dir(),
             self.services_dir(),
             self.broker_dir(),
@@ -157,7 +158,7 @@ impl Layout {
         self.root.join("tls")
     }
 
-    /// The authority's certificate: what every client trusts.
+    /// The authorities' certificates: what every client trusts. There are two while one follows the other.
     pub fn ca_certificate(&self) -> PathBuf {
         self.tls_dir().join("ca.pem")
     }
@@ -165,6 +166,11 @@ impl Layout {
     /// The authority's private key. It lies with those that sign, away from what servers read.
     pub fn ca_key(&self) -> PathBuf {
         self.keys_dir().join("ca.key")
+    }
+
+    /// The private key of the authority that is next.
+    pub fn next_ca_key(&self) -> PathBuf {
+        self.keys_dir().join("ca-next.key")
     }
 
     /// The broker's certificate.
@@ -187,9 +193,19 @@ impl Layout {
         self.creds_dir().join(format!("{name}.creds"))
     }
 
+    /// Credentials of the sentry: what ends connections is not where the API's are.
+    pub fn sentry_dir(&self) -> PathBuf {
+        self.root.join("sentry")
+    }
+
     /// Credentials of nodes.
     pub fn nodes_dir(&self) -> PathBuf {
         self.root.join("nodes")
+    }
+
+    /// Where a node of this machine that enrols keeps its key and credential.
+    pub fn node_state(&self, node: &NodeId) -> PathBuf {
+        self.nodes_dir().join(node.as_str())
     }
 
     /// The credential of a node.

@@ -2,6 +2,8 @@
 
 use std::io::IsTerminal;
 
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -26,6 +28,18 @@ pub enum LogFormat {
 pub fn install_tls_provider() {
     // An error means that a provider is installed already, which is what we want.
     drop(async_nats::rustls::crypto::ring::default_provider().install_default());
+}
+
+/// Lets nobody have this process's memory, in which its secrets are: no core is dumped (`RLIMIT_CORE` 0, which programs that it starts
+/// inherit), and no other process of its user may trace it or read its environment (`PR_SET_DUMPABLE`). Call it first thing.
+pub fn keep_memory_private() {
+    // Neither needs a privilege. Where a sandbox forbids one, as systemd's filter of `@resources` does the first, the other still counts, and
+    // whoever wrote the sandbox has set `LimitCORE=0`.
+    for kept in [setrlimit(Resource::RLIMIT_CORE, 0, 0), prctl::set_dumpable(false)] {
+        if let Err(error) = kept {
+            tracing::debug!(%error, "a protection against core dumps could not be turned on");
+        }
+    }
 }
 
 /// Starts logging to standard error; what is logged is chosen by `PROBEOPS_LOG` (default `info`, without the client library's own).

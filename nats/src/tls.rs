@@ -1,4 +1,6 @@
-//! The broker's certificate: our own authority for a first run, or real files.
+//! The broker's certificate: our own authority for a first run, or real files. [`rotation`] goes from one authority to the next.
+
+pub mod rotation;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,6 +13,7 @@ use async_nats::rustls::pki_types::pem::PemObject;
 use async_nats::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use async_nats::rustls::sign::CertifiedKey;
 use async_nats::rustls::{self, RootCertStore};
+use data_encoding::BASE64;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256,
@@ -63,7 +66,7 @@ pub fn ensure(layout: &Layout, names: &[String]) -> Result<ServerCertificate> {
     let names = all_names(names)?;
     files::make_dir(&layout.tls_dir())?;
     files::make_dir(&layout.keys_dir())?;
-    let (authority, issuer) = ensure_authority(layout)?;
+    let (authority, issuer, _) = ensure_authority(layout)?;
     let made =
         ServerCertificate { certificate: layout.server_certificate(), key: layout.server_key(), authority: Some(layout.ca_certificate()) };
     let held = match (files::read_if_exists(&made.certificate)?, files::read_if_exists(&made.key)?) {
@@ -95,7 +98,8 @@ fn all_names(names: &[String]) -> Result<Vec<String>> {
     Ok(all)
 }
 
-fn ensure_authority(layout: &Layout) -> Result<(CertificateDer<'static>, Issuer<'static, KeyPair>)> {
+/// The authority in use, among those that clients trust the one whose key we have: its certificate, what signs by it, and the certificate as text.
+fn ensure_authority(layout: &Layout) -> Result<(CertificateDer<'static>, Issuer<'static, KeyPair>, String)> {
     let (certificate_path, key_path) = (layout.ca_certificate(), layout.ca_key());
     let params = authority_params();
     let key_text = match (files::read_if_exists(&certificate_path)?, files::read_if_exists(&key_path)?) {
@@ -113,8 +117,19 @@ fn ensure_authority(layout: &Layout) -> Result<(CertificateDer<'static>, Issuer<
     };
     let key = KeyPair::from_pem(&key_text)
         .map_err(|_| anyhow!("{} holds no whole private key in PEM form; {}", key_path.display(), cure(layout)))?;
-    let certificate = certificates(&certificate_path).map_err(|error| anyhow!("{error}; {}", cure(layout)))?.into_iter().next();
-    Ok((certificate.context("no certificate")?, Issuer::new(params, key)))
+    let trusted = certificates(&certificate_path).map_err(|error| anyhow!("{error}; {}", cure(layout)))?;
+    let own = trusted.into_iter().find(|certificate| is_of(certificate, &key_text));
+    let own = own.with_context(|| format!("{} does not belong to {}; {}", key_path.display(), certificate_path.display(), cure(layout)))?;
+    let text = to_pem(&own);
+    Ok((own, Issuer::new(params, key), text))
+}
+
+/// A certificate as text (RFC 7468).
+fn to_pem(certificate: &CertificateDer<'_>) -> String {
+    const LINE: usize = 64;
+    let text = BASE64.encode(certificate);
+    let lines: Vec<&str> = text.as_bytes().chunks(LINE).filter_map(|line| str::from_utf8(line).ok()).collect();
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
 }
 
 fn new_key() -> Result<KeyPair> {
@@ -165,14 +180,15 @@ fn is_good(authority: &CertificateDer<'_>, certificate: &str, names: &[String]) 
     })
 }
 
+/// Whether the key is that of the certificate.
+fn is_of(certificate: &CertificateDer<'static>, key: &str) -> bool {
+    let Ok(key) = PrivateKeyDer::from_pem_slice(key.as_bytes()) else { return false };
+    CertifiedKey::from_der(vec![certificate.clone()], key, &rustls::crypto::ring::default_provider()).is_ok()
+}
+
 /// Whether the key is the certificate's own. It is not when a crash came between the writing of the two.
 fn belong_together(certificate: &str, key: &str) -> bool {
-    let (Ok(certificate), Ok(key)) =
-        (CertificateDer::from_pem_slice(certificate.as_bytes()), PrivateKeyDer::from_pem_slice(key.as_bytes()))
-    else {
-        return false;
-    };
-    CertifiedKey::from_der(vec![certificate], key, &rustls::crypto::ring::default_provider()).is_ok()
+    CertificateDer::from_pem_slice(certificate.as_bytes()).is_ok_and(|certificate| is_of(&certificate, key))
 }
 
 /// What mends a damaged authority.

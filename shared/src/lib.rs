@@ -8,7 +8,8 @@
 //! - [`ids`], [`host`], [`http_url`], [`bounded`], [`timestamp`]: strings and numbers with rules.
 //! - [`json`], [`invalid`]: strict JSON, and what is wrong with it.
 //! - [`selector`]: from where a job is to run.
-//! - [`registry`]: what was granted to nodes and services.
+//! - [`keymaster`]: how credentials are asked for.
+//! - [`registry`]: what was granted to nodes and services. [`enroll`]: how a node asks for it.
 //! - [`reserved`]: addresses that are not to be touched unless somebody says otherwise.
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
 //! - [`window`]: how much of a rate is used.
@@ -20,12 +21,14 @@
 pub mod access;
 pub mod audit;
 pub mod bounded;
+pub mod enroll;
 pub mod host;
 pub mod http_url;
 pub mod ids;
 pub mod invalid;
 pub mod job;
 pub mod json;
+pub mod keymaster;
 pub mod outcome;
 pub mod presence;
 pub mod problem;

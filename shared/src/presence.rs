@@ -33,6 +33,8 @@ pub enum EventKind {
     Bye,
     /// What it ran or refused; the body is a list of [`crate::audit::Record`].
     Audit,
+    /// It asks for the control plane's time, which every acknowledgement has, and says nothing; the body is empty.
+    Time,
 }
 
 impl EventKind {
@@ -43,12 +45,13 @@ impl EventKind {
             Self::Beat => "beat",
             Self::Bye => "bye",
             Self::Audit => "audit",
+            Self::Time => "time",
         }
     }
 
     /// Reads the token.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Hello, Self::Beat, Self::Bye, Self::Audit].into_iter().find(|kind| kind.as_str() == text)
+        [Self::Hello, Self::Beat, Self::Bye, Self::Audit, Self::Time].into_iter().find(|kind| kind.as_str() == text)
     }
 }
 

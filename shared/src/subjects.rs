@@ -7,6 +7,7 @@ pub mod broker;
 use std::fmt::Display;
 
 use crate::ids::{Caller, JobId, NodeId, Region, ReplyToken};
+use crate::keymaster::Verb;
 use crate::tools::ToolName;
 
 /// Any one token.
@@ -19,6 +20,8 @@ pub const NODE_QUEUE: &str = "w";
 pub const FRONT_DOOR_QUEUE: &str = "f";
 /// The queue group of collectors.
 pub const COLLECTOR_QUEUE: &str = "c";
+/// The queue group of keymasters.
+pub const KEYMASTER_QUEUE: &str = "k";
 /// The last token of a job's reply subject: the broker's "no responders" lands here, and nothing else can.
 pub const NO_RESPONDERS: &str = "_";
 
@@ -29,6 +32,12 @@ pub const SERVER_INBOXES: [&str; 4] = ["$JSC", "_INBOX", "_R_", "_GR_"];
 pub const AUDIT_NODE: &str = "node";
 /// The category of audit records that commands of the operator make.
 pub const AUDIT_COMMAND: &str = "command";
+
+/// The category of audit records that the sentry makes.
+pub const AUDIT_VIOLATION: &str = "violation";
+
+/// The last token of [`node_cut`].
+pub const CUT: &str = "cut";
 
 /// What [`job`] makes, with its arguments named: of low cardinality, for traces.
 pub const JOB_TEMPLATE: &str = "job.v1.<region>.<tool>.<caller>";
@@ -45,6 +54,8 @@ pub mod storage {
     pub const PRESENCE: &str = "PRESENCE";
     /// Bucket of nodes granted: id to [`crate::registry::NodeGrant`].
     pub const NODES: &str = "NODES";
+    /// Bucket of enrolment tokens, hashed, by id; the broker forgets those that have expired. And of the key that signs challenges.
+    pub const TOKENS: &str = "TOKENS";
     /// Bucket of services granted: name to [`crate::registry::ServiceGrant`].
     pub const SERVICES: &str = "SERVICES";
     /// Bucket of the API's replicas that are there, by name; the broker forgets those that do not say so again.
@@ -117,6 +128,17 @@ pub fn client_inbox(user: impl Display) -> String {
 /// The inbox prefix of a caller, where answers of nodes come.
 pub fn caller_inbox(caller: impl Display) -> String {
     format!("_INBOX.{caller}")
+}
+
+/// The inbox prefix of a service's client library, where the front door answers. No job is answered there: who answers at the front door cannot
+/// pass for a node.
+pub fn door_inbox(caller: impl Display) -> String {
+    format!("_INBOX_f.{caller}")
+}
+
+/// Where a node is told why its connection is about to be cut.
+pub fn node_cut(node: impl Display) -> String {
+    format!("{}.{CUT}", node_inbox(node))
 }
 
 /// The inbox prefix of a node.
@@ -261,6 +283,22 @@ pub fn parse_replica(subject: &str) -> Option<(&str, Caller)> {
     }
 }
 
+/// A request to the keymaster.
+pub fn keymaster(verb: impl Display, caller: impl Display) -> String {
+    format!("key.v1.{verb}.{caller}")
+}
+
+/// All requests to the keymaster.
+pub fn keymaster_all() -> String {
+    "key.v1.>".to_owned()
+}
+
+/// Reads a request to the keymaster: what it wants, and who it is, attested by the broker.
+pub fn parse_keymaster(subject: &str) -> Option<(Verb, Caller)> {
+    let (verb, caller) = subject.strip_prefix("key.v1.")?.split_once('.')?;
+    Some((Verb::ALL.into_iter().find(|known| known.as_str() == verb)?, caller.parse().ok()?))
+}
+
 /// The front door: a job that a replica of the API runs for a service, as it does over HTTP.
 pub fn front_door(caller: impl Display) -> String {
     format!("api.v1.run.{caller}")
@@ -272,9 +310,18 @@ pub fn parse_front_door(subject: &str) -> Option<Caller> {
 }
 
 /// Whether this is a subject in the inbox of `caller`, and of nobody else: only there may the front door answer him. The broker lets the front
-/// door publish to every inbox, and does not check the reply subject that a message names.
-pub fn is_own_inbox(given: &str, caller: &Caller) -> bool {
-    let own = given.strip_prefix("_INBOX.").and_then(|rest| rest.strip_prefix(caller.as_str())).and_then(|rest| rest.strip_prefix('.'));
+/// door publish to every inbox of its kind, and does not check the reply subject that a message names.
+pub fn is_own_door_inbox(given: &str, caller: &Caller) -> bool {
+    is_inbox_below("_INBOX_f.", given, caller)
+}
+
+/// Whether this is a subject in the inbox of `caller`'s client library, and of nobody else: only there may the keymaster answer him, likewise.
+pub fn is_own_client_inbox(given: &str, caller: &Caller) -> bool {
+    is_inbox_below("_INBOX_c.", given, caller)
+}
+
+fn is_inbox_below(prefix: &str, given: &str, caller: &Caller) -> bool {
+    let own = given.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(caller.as_str())).and_then(|rest| rest.strip_prefix('.'));
     let token = |token: &str| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
     own.is_some_and(|own| own.len() <= 256 && own.split('.').all(token))
 }
@@ -372,24 +419,27 @@ mod tests {
         let caller: Caller = "svc".parse().unwrap();
         assert_eq!(parse_front_door(&front_door(&caller)), Some(caller.clone()));
         assert_eq!(parse_front_door("api.v1.run.a.b"), None);
-        for own in ["_INBOX.svc.abc", "_INBOX.svc.abc.1", "_INBOX.svc.XvT-_9.0"] {
-            assert!(is_own_inbox(own, &caller), "{own}");
+        for own in ["_INBOX_f.svc.abc", "_INBOX_f.svc.abc.1", "_INBOX_f.svc.XvT-_9.0"] {
+            assert!(is_own_door_inbox(own, &caller), "{own}");
         }
         for foreign in [
-            "_INBOX.other.abc",
-            "_INBOX.svcx.abc",
-            "_INBOX.svc",
-            "_INBOX.svc.",
-            "_INBOX.svc..a",
-            "_INBOX.svc.*",
-            "_INBOX.svc.a.>",
+            "_INBOX_f.other.abc",
+            "_INBOX_f.svcx.abc",
+            "_INBOX_f.svc",
+            "_INBOX_f.svc.",
+            "_INBOX_f.svc..a",
+            "_INBOX_f.svc.*",
+            "_INBOX_f.svc.a.>",
+            "_INBOX.svc.abc",
             "_INBOX_n.svc.a",
             "node.v1.n1.ctl.drain.svc",
             "$JS.API.STREAM.DELETE.JOBS",
             "",
         ] {
-            assert!(!is_own_inbox(foreign, &caller), "{foreign}");
+            assert!(!is_own_door_inbox(foreign, &caller), "{foreign}");
+            assert!(!is_own_client_inbox(&foreign.replace("_INBOX_f.", "_INBOX_c."), &caller), "{foreign}");
         }
+        assert!(is_own_client_inbox("_INBOX_c.svc.abc.1", &caller) && !is_own_client_inbox("_INBOX.svc.abc.1", &caller));
     }
 
     #[test]
@@ -415,6 +465,8 @@ mod tests {
         assert_eq!(parse_job(&job_late("o", job, "3-1")), Some(("o", job, OfJob::Late)));
         assert_eq!(parse_job(&job_open("api-1", job)), Some(("api-1", job, OfJob::Open)));
         assert_eq!(parse_job("jobs.v1.o.x.state"), None);
+        assert_eq!(parse_keymaster(&keymaster(Verb::Revoke, "api-1")), Some((Verb::Revoke, "api-1".parse().unwrap())));
+        assert_eq!(parse_keymaster("key.v1.mint_api.api-1"), None);
         assert_eq!(parse_replica(&replica("api-1", "cancel", "api-2")), Some(("cancel", "api-2".parse().unwrap())));
     }
 }

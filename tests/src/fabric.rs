@@ -45,6 +45,7 @@ pub struct Fabric {
     vault: Vault,
     runtime: tokio::runtime::Runtime,
     broker: Option<Process>,
+    keymaster: RefCell<Option<Process>>,
     nats_server: PathBuf,
     listen: SocketAddr,
     websocket: SocketAddr,
@@ -152,6 +153,24 @@ pub struct Api {
     admin_key: String,
 }
 
+/// A sentry.
+#[derive(Debug)]
+pub struct Sentry {
+    process: RefCell<Process>,
+}
+
+impl Sentry {
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.borrow().log()
+    }
+
+    /// Waits until it has logged this.
+    pub fn wait_for_log(&self, words: &str) {
+        self.process.borrow_mut().wait_for_log(words);
+    }
+}
+
 /// An agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -179,6 +198,7 @@ impl Fabric {
             vault,
             runtime,
             broker: None,
+            keymaster: RefCell::default(),
             nats_server,
             listen,
             websocket,
@@ -191,8 +211,44 @@ impl Fabric {
         let ca = fabric.ca();
         let provisioned = streams::provision(&fabric.layout, &fabric.vault, &servers, Some(&ca));
         fabric.runtime.block_on(provisioned).unwrap_or_else(|error| panic!("cannot provision: {error:#}"));
+        fabric.start_keymaster();
         fabric.admin_key = fabric.first_key();
         fabric
+    }
+
+    /// Starts the keymaster; whoever needs it waits for it ([`Self::wait_for_keymaster`]), as the first API does.
+    pub fn start_keymaster(&self) {
+        let mut command = with_subcommand("keymaster");
+        command.arg("--data").arg(self.data()).args(["--servers", &self.url()]);
+        *self.keymaster.borrow_mut() = Some(Process::start("keymaster", &self.folder.0, command));
+    }
+
+    /// Starts a sentry and waits until it watches.
+    pub fn sentry(&self) -> Sentry {
+        probeops_nats::sentry::mint(&self.layout, &self.vault, LIFETIME).expect("credentials");
+        let mut command = with_subcommand("sentry");
+        command.arg("--data").arg(self.data()).args(["--servers", &self.url()]);
+        let mut process = Process::start("sentry", &self.folder.0, command);
+        process.wait_for_log("the sentry is ready");
+        Sentry { process: RefCell::new(process) }
+    }
+
+    /// Ends the keymaster at once; what it has logged is forgotten.
+    pub fn kill_keymaster(&self) {
+        *self.keymaster.borrow_mut() = None;
+        std::fs::remove_file(self.folder.0.join("keymaster.log")).expect("its log");
+    }
+
+    /// What the keymaster has logged.
+    pub fn keymaster_log(&self) -> String {
+        self.keymaster.borrow().as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Waits until the keymaster can be asked.
+    pub fn wait_for_keymaster(&self) {
+        if let Some(keymaster) = self.keymaster.borrow_mut().as_mut() {
+            keymaster.wait_for_log("the keymaster is ready");
+        }
     }
 
     fn start_broker(&mut self) {
@@ -282,8 +338,8 @@ impl Fabric {
         self.ready(Api { process, url: format!("http://{address}"), ca: None, admin_key: self.admin_key.clone() })
     }
 
-    #[expect(clippy::unused_self, reason = "an API lives no longer than its fabric")]
     fn ready(&self, api: Api) -> Api {
+        self.wait_for_keymaster();
         api.wait_until("it is ready", || api.nobody().try_get("/readyz").is_ok_and(|answer| answer.status == 200));
         api.wait_until("it knows the first key", || api.admin().get("/v1/tools").status == 200);
         api
@@ -306,7 +362,7 @@ impl Fabric {
         }
         let mut command = program();
         command.arg("api").args(["--http", &address.to_string(), "--servers", options.server.as_ref().unwrap_or(&self.url())]);
-        command.arg("--ca").arg(self.ca()).arg("--creds").arg(&creds).arg("--vault").arg(self.data());
+        command.arg("--ca").arg(self.ca()).arg("--creds").arg(&creds);
         for (flag, value) in [
             ("--jwt-issuer", &options.jwt_issuer),
             ("--jwt-audience", &options.jwt_audience),
@@ -360,6 +416,7 @@ impl Fabric {
             created_at,
             expires_at,
             revoked_at: None,
+            enrolled: None,
         };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
         self.start_agent(id, options)
@@ -378,7 +435,19 @@ impl Fabric {
             let (region, tools, labels) = (region.clone(), tools.clone(), Labels::new());
             (
                 creds,
-                NodeGrant { id, region, tools, labels, public_key, created_at, expires_at, revoked_at: None, rate: None, at_once: None },
+                NodeGrant {
+                    id,
+                    region,
+                    tools,
+                    labels,
+                    public_key,
+                    created_at,
+                    expires_at,
+                    revoked_at: None,
+                    rate: None,
+                    at_once: None,
+                    enrolled: None,
+                },
             )
         });
         let (creds, grants): (Vec<PathBuf>, Vec<NodeGrant>) = enrolled.unzip();
@@ -418,6 +487,19 @@ impl Fabric {
     /// Starts an agent with the credential that was made for it before.
     pub fn agent_with_credential(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {
         self.start_agent(id, options)
+    }
+
+    /// Starts an agent that is told by the caller who it is, and waits until it is ready. Its policy allows loopback.
+    pub fn agent_of(&self, name: &str, told: &[&str]) -> Rc<Agent> {
+        let policy = self.file(&format!("{name}-policy.toml"), "allow_loopback = true\n");
+        let mut command = with_subcommand("agent");
+        command.arg("--policy").arg(policy).args(told);
+        let number = self.agents.borrow().len();
+        let mut process = Process::start(&format!("agent-{name}-{number}"), &self.folder.0, command);
+        process.wait_for_log("the agent is ready");
+        let agent = Rc::new(Agent { process: RefCell::new(process) });
+        self.agents.borrow_mut().push(Rc::clone(&agent));
+        agent
     }
 
     fn start_agent(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {
@@ -465,6 +547,7 @@ impl Fabric {
             at_once: None,
             public_key: minted.public_key,
             created_at: Timestamp::now(),
+            created_by: "command".to_owned(),
             expires_at: minted.expires_at,
             revoked_at: None,
         };

@@ -5,6 +5,7 @@
 pub mod asker;
 pub mod crash;
 pub mod fabric;
+pub mod hostile;
 pub mod http;
 pub mod identity;
 pub mod needs;

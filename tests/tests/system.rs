@@ -8,12 +8,16 @@ mod system {
     mod audit;
     mod bad_input;
     mod batch;
+    mod ca;
     mod callbacks;
     mod certificates;
     mod direct;
+    mod doctor;
     mod door;
+    mod enroll;
     mod examples;
     mod failover;
+    mod hostile;
     mod idempotency;
     mod lifecycle;
     mod limits;
@@ -23,6 +27,8 @@ mod system {
     mod register;
     mod replicas;
     mod schedules;
+    mod secrets;
+    mod sentry;
     mod state;
     mod takeover;
     mod tidy;

@@ -1,7 +1,7 @@
 //! `whois`: registries, one after the other, each judged like any other target.
 
-mod rdap;
-mod text;
+pub(crate) mod rdap;
+pub(crate) mod text;
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};

@@ -1,6 +1,6 @@
 //! The ICMP errors that Linux keeps for a socket with `IP_RECVERR`.
 
-mod extensions;
+pub(crate) mod extensions;
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

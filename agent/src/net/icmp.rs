@@ -12,7 +12,7 @@
 mod conversation;
 mod duplicate;
 mod filter;
-mod packet;
+pub(crate) mod packet;
 mod sequence;
 mod socket;
 mod stopwatch;
@@ -156,11 +156,20 @@ pub(crate) fn try_open() -> io::Result<()> {
     open(Family::V4).map(drop)
 }
 
+/// Whether this process may open a datagram socket, and whether a raw one.
+pub(crate) fn try_both(family: Family) -> [io::Result<()>; 2] {
+    [Type::DGRAM, Type::RAW].map(|kind| open_of(family, kind).map(drop))
+}
+
 /// A datagram socket, else a raw one.
 fn open(family: Family) -> io::Result<(Socket, Type)> {
-    let (domain, protocol) = if family == Family::V6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
-    let open = |kind: Type| Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol)).map(|socket| (socket, kind));
+    let open = |kind| open_of(family, kind).map(|socket| (socket, kind));
     open(Type::DGRAM).or_else(|_| open(Type::RAW))
+}
+
+fn open_of(family: Family, kind: Type) -> io::Result<Socket> {
+    let (domain, protocol) = if family == Family::V6 { (Domain::IPV6, Protocol::ICMPV6) } else { (Domain::IPV4, Protocol::ICMPV4) };
+    Socket::new(domain, kind.nonblocking().cloexec(), Some(protocol))
 }
 
 impl Icmp {

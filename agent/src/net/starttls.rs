@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use probeops_shared::tools::tls::StartTls;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
+
+use super::Connection;
 
 /// The most that a server may say before it lets TLS begin.
 const DIALOGUE_BYTES_MAX: usize = 16 * 1024;
@@ -19,7 +20,7 @@ const MYSQL_SSL: u32 = 0x0800;
 const MYSQL_CAPABILITIES: u32 = 0x0000_8a01;
 
 /// Asks for TLS; in words why there is none. After `Ok` the next byte is the handshake's.
-pub(crate) async fn start(stream: &mut TcpStream, protocol: StartTls, patience: Duration) -> Result<(), String> {
+pub(crate) async fn start(stream: &mut impl Connection, protocol: StartTls, patience: Duration) -> Result<(), String> {
     let mut dialogue = Dialogue { stream, heard: Vec::new(), total: 0 };
     let spoken = async {
         match protocol {
@@ -38,14 +39,14 @@ pub(crate) async fn start(stream: &mut TcpStream, protocol: StartTls, patience: 
 }
 
 /// A conversation in clear.
-struct Dialogue<'a> {
-    stream: &'a mut TcpStream,
+struct Dialogue<'a, S> {
+    stream: &'a mut S,
     /// What was received and not yet read.
     heard: Vec<u8>,
     total: usize,
 }
 
-impl Dialogue<'_> {
+impl<S: Connection> Dialogue<'_, S> {
     async fn say(&mut self, words: &[u8]) -> Result<(), String> {
         self.stream.write_all(words).await.map_err(|error| crate::net::words(&error))
     }
@@ -108,7 +109,7 @@ impl Dialogue<'_> {
     }
 }
 
-async fn smtp(dialogue: &mut Dialogue<'_>) -> Result<(), String> {
+async fn smtp(dialogue: &mut Dialogue<'_, impl Connection>) -> Result<(), String> {
     dialogue.reply("220", "the connection").await?;
     dialogue.say(format!("EHLO {OUR_NAME}\r\n").as_bytes()).await?;
     let offers = dialogue.reply("250", "EHLO").await?;
@@ -119,7 +120,7 @@ async fn smtp(dialogue: &mut Dialogue<'_>) -> Result<(), String> {
     dialogue.reply("220", "STARTTLS").await.map(drop)
 }
 
-async fn imap(dialogue: &mut Dialogue<'_>) -> Result<(), String> {
+async fn imap(dialogue: &mut Dialogue<'_, impl Connection>) -> Result<(), String> {
     dialogue.begins("* OK", "the connection").await?;
     dialogue.say(b"a STARTTLS\r\n").await?;
     loop {
@@ -132,19 +133,19 @@ async fn imap(dialogue: &mut Dialogue<'_>) -> Result<(), String> {
     }
 }
 
-async fn pop3(dialogue: &mut Dialogue<'_>) -> Result<(), String> {
+async fn pop3(dialogue: &mut Dialogue<'_, impl Connection>) -> Result<(), String> {
     dialogue.begins("+OK", "the connection").await?;
     dialogue.say(b"STLS\r\n").await?;
     dialogue.begins("+OK", "STLS").await
 }
 
-async fn ftp(dialogue: &mut Dialogue<'_>) -> Result<(), String> {
+async fn ftp(dialogue: &mut Dialogue<'_, impl Connection>) -> Result<(), String> {
     dialogue.reply("220", "the connection").await?;
     dialogue.say(b"AUTH TLS\r\n").await?;
     dialogue.reply("234", "AUTH TLS").await.map(drop)
 }
 
-async fn postgres(dialogue: &mut Dialogue<'_>) -> Result<(), String> {
+async fn postgres(dialogue: &mut Dialogue<'_, impl Connection>) -> Result<(), String> {
     dialogue.say(&POSTGRES_REQUEST).await?;
     match dialogue.bytes(1).await?.as_slice() {
         b"S" => Ok(()),
@@ -153,7 +154,7 @@ async fn postgres(dialogue: &mut Dialogue<'_>) -> Result<(), String> {
     }
 }
 
-async fn mysql(dialogue: &mut Dialogue<'_>) -> Result<(), String> {
+async fn mysql(dialogue: &mut Dialogue<'_, impl Connection>) -> Result<(), String> {
     let head = dialogue.bytes(4).await?;
     let [low, middle, high, sequence] = *head.as_slice() else { return Err("the server's greeting is too short".to_owned()) };
     let length = u32::from_le_bytes([low, middle, high, 0]) as usize;

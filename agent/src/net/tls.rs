@@ -12,7 +12,7 @@ pub(crate) mod certificate;
 mod der;
 pub(crate) mod hello;
 mod judge;
-mod ocsp;
+pub(crate) mod ocsp;
 mod roots;
 mod verifier;
 
@@ -44,6 +44,15 @@ pub(crate) enum Trust {
     Inspect,
 }
 
+/// Whose word counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Anchors {
+    /// That of the authorities of this machine, and of those named.
+    Machine,
+    /// That of those named, and of nobody else.
+    Named,
+}
+
 /// What a handshake is to be like.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
@@ -57,7 +66,9 @@ pub(crate) struct Terms {
     pub(crate) min: TlsVersion,
     /// The newest; with one older than 1.2 there is nothing to offer, and [`hello`] is what is wanted.
     pub(crate) max: TlsVersion,
-    /// Authorities to trust besides those of the machine; a server's own certificate may be among them.
+    /// Whether the machine's authorities are trusted.
+    pub(crate) anchors: Anchors,
+    /// Authorities that are named; a server's own certificate may be among them.
     pub(crate) authorities: Vec<CertificateDer<'static>>,
     /// What to show a server that asks who we are.
     pub(crate) identity: Option<Arc<CertifiedKey>>,
@@ -74,6 +85,7 @@ impl Terms {
             alpn: Vec::new(),
             min: TlsVersion::V1_2,
             max: TlsVersion::V1_3,
+            anchors: Anchors::Machine,
             authorities: Vec::new(),
             identity: None,
             pem: false,
@@ -98,7 +110,7 @@ where
     let refused = |code, detail: String| Refused { failure: TlsFailure { code, detail }, session: Box::new(first_words(terms)) };
     let name = server_name(&terms.name).map_err(|detail| refused(TlsFailureCode::Protocol, detail))?;
     let provider = Arc::new(ring::default_provider());
-    let witness = Arc::new(Witness::new(terms, roots::with(&terms.authorities).await, provider.signature_verification_algorithms));
+    let witness = Arc::new(Witness::new(terms, roots::of(terms).await, provider.signature_verification_algorithms));
     let identity = Arc::new(ClientIdentity::new(terms.identity.clone()));
     let config = config(provider, terms, &witness, &identity).map_err(|error| refused(TlsFailureCode::Incompatible, error.to_string()))?;
     let connected = TlsConnector::from(Arc::new(config)).connect(name, stream).await;

@@ -21,6 +21,8 @@ pub(crate) struct Endpoint {
 enum KnownFrom {
     /// It is the broker.
     Servers,
+    /// It is on the way to it.
+    Way,
     /// The owner's file names it.
     File,
 }
@@ -41,10 +43,22 @@ impl Endpoint {
         Ok(Self { host, port, known_from: KnownFrom::Servers })
     }
 
+    /// `HOST:PORT` of a proxy that stands before the broker.
+    pub(crate) fn of_proxy(authority: &str) -> Result<Self, String> {
+        let (host, port) = host_and_port(authority, None)?;
+        Ok(Self::of_way(host, port))
+    }
+
+    /// Something else on the way to the broker.
+    pub(crate) fn of_way(host: Host, port: u16) -> Self {
+        Self { host, port, known_from: KnownFrom::Way }
+    }
+
     /// Why it is not probed.
     pub(crate) fn denial(&self) -> String {
         match self.known_from {
             KnownFrom::Servers => format!("the node's own broker {self} is always denied"),
+            KnownFrom::Way => format!("the node's own way to its broker, {self}, is always denied"),
             KnownFrom::File => format!("{self} is in deny.endpoints"),
         }
     }

@@ -29,7 +29,7 @@ pub(super) fn name(address: IpAddr, zone: Option<&str>) -> Option<String> {
 }
 
 /// The origins of the longest prefix that the address is in, for by that it is routed; each once.
-pub(super) fn read(address: IpAddr, records: &[DnsRecord]) -> Vec<u32> {
+pub(crate) fn read(address: IpAddr, records: &[DnsRecord]) -> Vec<u32> {
     let address = address.to_canonical();
     let mut known: Vec<(IpNet, Vec<u32>)> = records.iter().filter(|record| record.kind == "TXT").filter_map(origins).collect();
     known.retain(|(network, _)| network.contains(&address));

@@ -67,7 +67,7 @@ impl Worker {
         };
         #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
         let dispatch_ms =
-            read(headers, header::SENT).and_then(|sent| sent.parse::<i64>().ok()).map(|sent| (now_unix_us() - sent) as f64 / 1000.0);
+            read(headers, header::SENT).and_then(|sent| sent.parse().ok()).map(|sent| now_unix_us().saturating_sub(sent) as f64 / 1000.0);
         Ok(Accepted { asker, job, events, targets, dispatch_ms, entry, pass, promise })
     }
 
@@ -95,7 +95,10 @@ impl Worker {
         })?;
         let left_ms = deadline.saturating_sub(self.clock.now_unix_ms());
         if left_ms <= 0 {
-            return Err(Failure::new(FailureKind::Expired, format!("the deadline passed {} ms before the job arrived", -left_ms)));
+            return Err(Failure::new(
+                FailureKind::Expired,
+                format!("the deadline passed {} ms before the job arrived", left_ms.unsigned_abs()),
+            ));
         }
         let furthest_ms = i64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(i64::MAX);
         if left_ms > furthest_ms {

@@ -4,6 +4,8 @@
 //! why, because a token is the caller's own: it tells him nothing he could not read in it.
 
 mod claims;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod keyset;
 
 use std::path::{Path, PathBuf};

@@ -107,6 +107,41 @@ async fn connections_that_ask_nothing_make_room_for_those_that_do() {
     assert_eq!(all(idle.swap_remove(0)).await, "", "the oldest was sent away");
 }
 
+#[tokio::test]
+async fn heads_that_never_end_make_room_for_those_that_do() {
+    let running = serve(Router::new().route("/", get(async || "done")), None).await;
+    let mut slow = Vec::new();
+    for _ in 0..4 {
+        let mut stream = TcpStream::connect(running.address).await.unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Slow: ").await.unwrap();
+        slow.push(stream);
+    }
+    let began = tokio::time::Instant::now();
+    drop(ask_and_stay(running.address).await);
+    assert!(began.elapsed() < HEAD_WITHIN / 3, "{:?}", began.elapsed());
+    assert_eq!(all(slow.swap_remove(0)).await, "", "the oldest was sent away");
+}
+
+#[tokio::test]
+async fn a_request_that_goes_on_is_not_sent_away() {
+    let go_on = Arc::new(Notify::new());
+    let held = Arc::clone(&go_on);
+    let router = Router::new().route("/", get(async || "done"));
+    let router = router.route("/held", get(async move || held.notified().await));
+    let running = serve(router, None).await;
+    let mut stream = TcpStream::connect(running.address).await.unwrap();
+    stream.write_all(b"GET /held HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.unwrap();
+    let idle = ask_and_stay(running.address).await;
+    // Longer than anybody is fresh.
+    tokio::time::sleep(crowd::FRESH * 2).await;
+    for _ in 0..3 {
+        drop(ask_and_stay(running.address).await);
+    }
+    go_on.notify_one();
+    assert!(all(stream).await.starts_with("HTTP/1.1 200"));
+    drop(idle);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_head_that_never_ends_ends_its_connection() {
     let running = serve(Router::new(), None).await;

@@ -13,7 +13,7 @@ use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 
-use crate::control::{Control, DataArgs, block_on};
+use crate::control::{COMMAND, Control, DataArgs, Session, block_on};
 use crate::exit::Failed;
 use crate::register::{Held, ListArgs, joined, limits, list, refuse_second, revoke, state, void_what_would_stay};
 use crate::terminal::say;
@@ -31,7 +31,7 @@ pub(crate) enum Services {
     List(ListArgs),
     /// Make a credential that sees the API's NATS services, as `nats micro` shows them; it lasts a day
     #[command(
-        after_help = "Example:\n  probeops services observe --out observer.creds\n  nats --creds observer.creds --inbox-prefix _INBOX.observer micro ls"
+        after_help = "Example:\n  probeops services observe --out observer.creds\n  nats --creds observer.creds --inbox-prefix _INBOX_f.observer micro ls"
     )]
     Observe(ServiceObserve),
     /// Take a credential back; its connections are cut at once
@@ -127,15 +127,20 @@ pub(crate) fn services(command: Services) -> Result<(), Failed> {
             let session = control.session().await?;
             let grant: Option<ServiceGrant> = session.read(storage::SERVICES, args.name.as_str()).await?;
             let missing = || Failed::usage(format!("there is no service `{}`; `probeops services list` shows those there are", args.name));
-            revoke(&control, &grant.ok_or_else(missing)?.public_key).await?;
-            session
-                .change(storage::SERVICES, args.name.as_str(), |grant: &mut ServiceGrant| grant.revoked_at = Some(Timestamp::now()))
-                .await?;
-            session.record(args.name.as_str(), "service revoked".to_owned()).await?;
-            say(format!("service {} is revoked; its connections are cut", args.name));
+            let servers = revoke_service(&control, &session, &grant.ok_or_else(missing)?).await?;
+            say(format!("service {} is revoked; its connections are cut, on {servers}", args.name));
             Ok(())
         }),
     }
+}
+
+/// Revokes a service; the servers that have taken it.
+pub(super) async fn revoke_service(control: &Control, session: &Session, grant: &ServiceGrant) -> Result<String, Failed> {
+    let name = grant.name.as_str();
+    let servers = revoke(control, &grant.public_key).await?;
+    session.change(storage::SERVICES, name, |grant: &mut ServiceGrant| grant.revoked_at = Some(Timestamp::now())).await?;
+    session.record(name, format!("service revoked, taken by {servers}")).await?;
+    Ok(servers)
 }
 
 async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
@@ -173,6 +178,7 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
         at_once,
         public_key: minted.public_key,
         created_at,
+        created_by: COMMAND.to_owned(),
         expires_at,
         revoked_at: None,
     };
@@ -185,6 +191,7 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
         let tool = grant.tools.first().map_or("ping", |tool| tool.as_str());
         say(format!("It publishes to {} and answers come to {}", subjects::job(&region, tool, &args.name), subjects::replies(&args.name)));
     }
-    say(format!("It knocks at the API's front door on {}, and answers come to the same", subjects::front_door(&args.name)));
+    let (door, inbox) = (subjects::front_door(&args.name), subjects::door_inbox(&args.name));
+    say(format!("It knocks at the API's front door on {door}, and answers come to {inbox}.>: its client's inbox prefix"));
     Ok(())
 }

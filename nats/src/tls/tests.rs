@@ -72,7 +72,7 @@ fn a_certificate_is_kept_until_it_lacks_a_name_or_ends_soon() {
     let second = text();
     assert_ne!(second, first);
 
-    let (certificate, issuer) = ensure_authority(&layout).unwrap();
+    let (certificate, issuer, _) = ensure_authority(&layout).unwrap();
     let mut params = server_params(&all_names(&[]).unwrap()).unwrap();
     params.not_after = OffsetDateTime::now_utc() + RENEW_BEFORE - Duration::from_mins(1);
     let key = new_key().unwrap();
@@ -146,4 +146,45 @@ fn names_and_files_that_cannot_be_right_are_refused() {
     assert_eq!(refused, format!("there is no file {}", none.display()));
     let swapped = ServerCertificate::from_files(&server.certificate, &server.certificate, None).unwrap_err().to_string();
     assert!(swapped.contains("holds no whole private key in PEM form"), "{swapped}");
+}
+
+#[test]
+fn an_authority_is_replaced_and_no_client_that_reads_it_again_is_left_outside() {
+    let (scratch, layout) = folder();
+    let server = ensure(&layout, &["broker.example".to_owned(), "192.0.2.7".to_owned()]).unwrap();
+    let copy = |name: &str| {
+        let path = scratch.path().join(name);
+        std::fs::copy(layout.ca_certificate(), &path).unwrap();
+        path
+    };
+    let old = copy("old.pem");
+    assert_eq!(rotation::stage(&layout).unwrap(), rotation::Stage::Settled);
+    rotation::add(&layout).unwrap();
+    let both = copy("both.pem");
+    assert!(matches!(rotation::stage(&layout).unwrap(), rotation::Stage::Added { .. }));
+    // A start in between changes nothing.
+    ensure(&layout, &["broker.example".to_owned()]).unwrap();
+    handshake(&server, &old, "broker.example").unwrap();
+
+    rotation::switch(&layout).unwrap();
+    assert_eq!(rotation::stage(&layout).unwrap(), rotation::Stage::Switched);
+    for name in ["broker.example", "192.0.2.7", "localhost"] {
+        handshake(&server, &both, name).unwrap();
+    }
+    handshake(&server, &old, "broker.example").unwrap_err();
+    let certificate = std::fs::read_to_string(layout.server_certificate()).unwrap();
+    rotation::remove(&layout).unwrap();
+    assert_eq!(rotation::stage(&layout).unwrap(), rotation::Stage::Settled);
+    assert_eq!(certificates(&layout.ca_certificate()).unwrap().len(), 1);
+    handshake(&server, &layout.ca_certificate(), "broker.example").unwrap();
+    ensure(&layout, &[]).unwrap();
+    assert_eq!(std::fs::read_to_string(layout.server_certificate()).unwrap(), certificate, "the next start keeps it");
+}
+
+#[test]
+fn authorities_from_elsewhere_are_not_ours_to_replace() {
+    let (_scratch, layout) = folder();
+    ensure(&layout, &[]).unwrap();
+    std::fs::remove_file(layout.ca_key()).unwrap();
+    assert!(rotation::stage(&layout).unwrap_err().to_string().contains("was made elsewhere"));
 }

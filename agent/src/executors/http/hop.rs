@@ -171,7 +171,7 @@ impl Hop<'_> {
         if opened.is_ok() {
             done.request.timings.proxy_ms = Some(ms(started.elapsed()));
         }
-        opened.map_err(|detail| HttpFailure { code: HttpFailureCode::Proxy, detail })
+        opened.map_err(|why| HttpFailure { code: HttpFailureCode::Proxy, detail: why.to_string() })
     }
 
     async fn ask_over_tls(&self, stream: TcpStream, until: Instant, done: &mut Done) -> Result<(), HttpFailure> {

@@ -7,7 +7,7 @@ use serde_json::Value;
 const DEPTH_MAX: u32 = 3;
 
 /// The object and what it says.
-pub(super) fn read(body: &[u8]) -> Result<(Value, WhoisRecord), String> {
+pub(crate) fn read(body: &[u8]) -> Result<(Value, WhoisRecord), String> {
     let object: Value = serde_json::from_slice(body).map_err(|_| "its answer is not JSON".to_owned())?;
     let class = object.get("objectClassName").and_then(Value::as_str).unwrap_or_default();
     let mut record = match class {

@@ -10,22 +10,22 @@ const KEY_LENGTH_MAX: usize = 48;
 
 /// What an answer says.
 #[derive(Debug, Default)]
-pub(super) struct Reading {
+pub(crate) struct Reading {
     /// Of the entry; `None` if it has none that is understood.
-    pub(super) record: Option<WhoisRecord>,
+    pub(crate) record: Option<WhoisRecord>,
     /// Whether it says that there is no entry.
-    pub(super) missing: bool,
+    pub(crate) missing: bool,
     /// Who is said to know more.
-    pub(super) referral: Option<Referral>,
+    pub(crate) referral: Option<Referral>,
 }
 
 /// Another server.
 #[derive(Debug, PartialEq)]
-pub(super) struct Referral {
-    pub(super) host: Host,
-    pub(super) port: u16,
+pub(crate) struct Referral {
+    pub(crate) host: Host,
+    pub(crate) port: u16,
     /// Whether it is that of a registrar: then what refers to it is the registry's own entry.
-    pub(super) to_registrar: bool,
+    pub(crate) to_registrar: bool,
 }
 
 /// The one line that is sent. A few servers answer a bare name with a list of everything that looks like it.
@@ -40,12 +40,12 @@ pub(super) fn question(target: &Registered, server: &Host) -> String {
 }
 
 /// The text of an answer: UTF-8, or Latin-1 as older servers write it.
-pub(super) fn decoded(bytes: &[u8]) -> String {
+pub(crate) fn decoded(bytes: &[u8]) -> String {
     std::str::from_utf8(bytes).map_or_else(|_| bytes.iter().copied().map(char::from).collect(), str::to_owned)
 }
 
 /// Reads an answer about `target`.
-pub(super) fn read(target: &Registered, text: &str) -> Reading {
+pub(crate) fn read(target: &Registered, text: &str) -> Reading {
     let all = Fields::of(text);
     let referral = all.referral();
     let fields = all.without_what_is_before(target.kind());

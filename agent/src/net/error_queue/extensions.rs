@@ -17,7 +17,7 @@ const LABEL_STACK: [u8; 2] = [1, 1];
 ///
 /// How long the quoted packet is, the system keeps to itself, so the extensions are looked for at each word where they can begin; their own
 /// checksum tells whether it is them.
-pub(super) fn labels(packet: &[u8]) -> Vec<MplsLabel> {
+pub(crate) fn labels(packet: &[u8]) -> Vec<MplsLabel> {
     let first = QUOTE_BYTES - IP_HEADER_BYTES_MAX;
     (first..packet.len()).step_by(WORD).filter_map(|start| packet.get(start..)).find_map(read).unwrap_or_default()
 }

@@ -14,7 +14,7 @@ pub(super) const IPV4_HEADER_BYTES_MAX: usize = 60;
 pub(super) const HEADERS_BYTES_MAX: usize = HEADER_BYTES + IPV4_HEADER_BYTES_MAX;
 
 /// What is drawn for each request.
-pub(super) type Nonce = [u8; NONCE_BYTES];
+pub(crate) type Nonce = [u8; NONCE_BYTES];
 
 /// The types of request and reply.
 pub(super) fn types(family: Family) -> (u8, u8) {
@@ -26,7 +26,7 @@ pub(super) fn types(family: Family) -> (u8, u8) {
 
 /// A request. Its checksum is the same for all of one identifier and size, because routers that share packets out over equal paths may go by
 /// it. On an IPv6 or a datagram socket the system writes the checksum itself, the same one.
-pub(super) fn request(family: Family, identifier: u16, number: u16, nonce: Nonce, payload_bytes: usize) -> Vec<u8> {
+pub(crate) fn request(family: Family, identifier: u16, number: u16, nonce: Nonce, payload_bytes: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES + payload_bytes);
     bytes.extend([types(family).0, 0, 0, 0]);
     bytes.extend(identifier.to_be_bytes());
@@ -45,27 +45,27 @@ pub(super) fn request(family: Family, identifier: u16, number: u16, nonce: Nonce
 
 /// What a packet of ICMP says of itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Echo<'a> {
-    pub(super) kind: u8,
-    pub(super) identifier: u16,
-    pub(super) number: u16,
-    pub(super) payload: &'a [u8],
+pub(crate) struct Echo<'a> {
+    pub(crate) kind: u8,
+    pub(crate) identifier: u16,
+    pub(crate) number: u16,
+    pub(crate) payload: &'a [u8],
 }
 
 /// Reads an echo, request or reply.
-pub(super) fn read(bytes: &[u8]) -> Option<Echo<'_>> {
+pub(crate) fn read(bytes: &[u8]) -> Option<Echo<'_>> {
     let ([kind, _, _, _, id_high, id_low, high, low], payload) = bytes.split_first_chunk::<HEADER_BYTES>()?;
     Some(Echo { kind: *kind, identifier: u16::from_be_bytes([*id_high, *id_low]), number: u16::from_be_bytes([*high, *low]), payload })
 }
 
 /// A packet without its IPv4 header, which only a raw IPv4 socket shows.
-pub(super) fn without_header(bytes: &[u8]) -> &[u8] {
+pub(crate) fn without_header(bytes: &[u8]) -> &[u8] {
     let length = bytes.first().map_or(0, |first| usize::from(first & 0x0f) * 4);
     bytes.get(length..).unwrap_or_default()
 }
 
 /// Whether as much of the request's own bytes as can be there is there. A router may quote none of them.
-pub(super) fn carries(payload: &[u8], nonce: Nonce) -> bool {
+pub(crate) fn carries(payload: &[u8], nonce: Nonce) -> bool {
     let length = payload.len().min(NONCE_BYTES);
     payload.get(..length) == nonce.get(..length)
 }

@@ -1,6 +1,6 @@
 //! Dialogues with servers that say what real ones say.
 
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
 

@@ -21,7 +21,7 @@ const GOOD: u8 = 0x80;
 const UNKNOWN: u8 = 0x82;
 
 /// What the staple says of the first certificate of `chain`.
-pub(super) fn read(staple: &[u8], chain: &[CertificateDer<'_>]) -> OcspStaple {
+pub(crate) fn read(staple: &[u8], chain: &[CertificateDer<'_>]) -> OcspStaple {
     let nothing = OcspStaple { size_bytes: staple.len(), ..OcspStaple::default() };
     let Some(response) = tagged(staple, SEQUENCE) else { return nothing };
     let Some(status) = tagged(response.content, ENUMERATED) else { return nothing };

@@ -3,14 +3,22 @@
 use std::sync::Arc;
 
 use rustls::RootCertStore;
-use rustls::pki_types::{CertificateDer, Der, TrustAnchor};
+use rustls::pki_types::{Der, TrustAnchor};
 use tokio::sync::OnceCell;
+
+use super::{Anchors, Terms};
 
 /// Read once, at the first handshake: an idle node does not hold them, and a new authority is seen when the agent starts again.
 static MACHINE: OnceCell<Arc<RootCertStore>> = OnceCell::const_new();
 
-/// The authorities of the machine and `more`.
-pub(super) async fn with(more: &[CertificateDer<'static>]) -> Arc<RootCertStore> {
+/// The authorities that these terms trust.
+pub(super) async fn of(terms: &Terms) -> Arc<RootCertStore> {
+    let more = &terms.authorities;
+    if terms.anchors == Anchors::Named {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(more.iter().cloned());
+        return Arc::new(roots);
+    }
     let machine = MACHINE.get_or_init(|| async { tokio::task::spawn_blocking(load).await.unwrap_or_else(|_| Arc::new(mozilla())) }).await;
     if more.is_empty() {
         return Arc::clone(machine);

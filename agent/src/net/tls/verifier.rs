@@ -134,7 +134,7 @@ impl ServerCertVerifier for Witness {
 pub(super) async fn judge_shown(terms: &Terms, chain: Vec<CertificateDer<'static>>, staple: &[u8], session: &mut TlsSession) {
     let Ok(name) = server_name(&terms.name) else { return };
     let algorithms = ring::default_provider().signature_verification_algorithms;
-    let witness = Witness::new(terms, roots::with(&terms.authorities).await, algorithms);
+    let witness = Witness::new(terms, roots::of(terms).await, algorithms);
     witness.look(chain, &name, staple, UnixTime::now());
     witness.tell(session, terms.pem);
 }

@@ -5,7 +5,7 @@
 
 use std::fmt::Write;
 
-use probeops_shared::outcome::Outcome;
+use probeops_shared::outcome::{OUTCOME_BYTES_MAX, Outcome};
 use probeops_shared::text::plain;
 use serde::de::DeserializeOwned;
 
@@ -107,7 +107,8 @@ impl Script {
         let begun = self.begun(&Begun { run: found.run, attempt: found.attempt, node: found.node.clone() });
         let several = self.runs.len() > 1;
         let Some(printed) = self.runs.get_mut(found.run) else { return begun };
-        printed.broken |= found.missed > 0;
+        // No outcome has printed more than that: a node that goes on and on has something else to say in the end.
+        printed.broken |= found.missed > 0 || printed.text.len() + found.output.len() > OUTCOME_BYTES_MAX;
         if printed.broken {
             return begun;
         }
@@ -184,6 +185,15 @@ mod tests {
         let told = [found(0, 1, "a", "1\n", 0), found(0, 1, "a", "3\n", 1), ended(0, "a", "1\n2\n3\n")];
         prints(1, &told, "1\n-- not all of this was told while it went on; the whole:\n1\n2\n3\n");
         prints(1, &[found(0, 1, "a", "3\n", 1), ended(0, "a", "1\n3\n")], "1\n3\n");
+    }
+
+    #[test]
+    fn of_a_node_that_goes_on_and_on_no_more_is_kept_than_an_outcome_has() {
+        let mut script = Script::new(1);
+        let line = "x".repeat(1_023) + "\n";
+        let printed: usize = (0..1_000).map(|_| script.told(&found(0, 1, "a", &line, 0)).len()).sum();
+        assert_eq!((printed, script.runs[0].text.len()), (OUTCOME_BYTES_MAX, OUTCOME_BYTES_MAX));
+        assert!(script.told(&ended(0, "a", "short\n")).ends_with("the whole:\nshort\n"));
     }
 
     #[test]

@@ -1,0 +1,303 @@
+//! What comes over the broker and over HTTP as JSON, and what stands in subjects and headers.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use probeops_api::fuzzing::{self as api, Said};
+use probeops_shared::access::Targets;
+use probeops_shared::audit::Record;
+use probeops_shared::host::{DnsName, Host};
+use probeops_shared::http_url::HttpUrl;
+use probeops_shared::ids::Caller;
+use probeops_shared::invalid::Invalid;
+use probeops_shared::job::{Event, Events, Job, Verb};
+use probeops_shared::outcome::{OUTCOME_BYTES_MAX, Outcome};
+use probeops_shared::selector::Selector;
+use probeops_shared::subjects::{self, ToNode};
+use probeops_shared::tools::whois::registered::Registered;
+use probeops_shared::traceparent::Traceparent;
+use serde_json::{Value, json};
+
+use crate::chosen;
+
+/// No run may last longer, whatever its options.
+const BUDGET_MAX: Duration = Duration::from_secs(3_600);
+/// A refusal repeats little of what was sent.
+const DETAIL_LENGTH_MAX: usize = 4_096;
+
+pub(crate) fn job(input: &[u8]) {
+    match Job::parse(input) {
+        Ok(job) => {
+            let written = job.to_bytes();
+            let mut again = Job::parse(&written).unwrap_or_else(|rejected| panic!("what was read is refused: {}", rejected.invalid));
+            if cfg!(feature = "planted") && job.spec.tool().as_str() == "ping" && job.spec.parameters().get("count") == Some(&json!(7)) {
+                again.spec = Job::parse(br#"{"tool":"ping","target":"a.example"}"#).expect("a job").spec;
+            }
+            assert_eq!((again.request_id.as_str(), again.to_bytes()), (job.request_id.as_str(), written), "not the same again");
+            assert!(job.spec.budget() <= BUDGET_MAX, "a run of {:?}", job.spec.budget());
+        }
+        Err(rejected) => {
+            names_its_place(&rejected.invalid, input);
+            assert!(rejected.tool.chars().count() <= 256 && rejected.target.chars().count() <= 256);
+            assert!(rejected.into_outcome::<Value>().to_bytes(OUTCOME_BYTES_MAX).len() <= OUTCOME_BYTES_MAX);
+        }
+    }
+}
+
+/// The first line is a header: its name, a colon, its value.
+pub(crate) fn request(input: &[u8]) {
+    let (line, body) = input.iter().position(|byte| *byte == b'\n').map_or((&[][..], input), |end| (&input[..end], &input[end + 1..]));
+    let header =
+        line.iter().position(|byte| *byte == b':').and_then(|colon| Some((str::from_utf8(&line[..colon]).ok()?, &line[colon + 1..])));
+    match api::request(body, header.as_slice()) {
+        Ok((spec, mut from, wait)) => {
+            if cfg!(feature = "planted") && from.len() == 3 {
+                from.truncate(0);
+            }
+            assert!(!from.is_empty() && from.iter().all(|selector| selector.parse::<Selector>().is_ok()), "{from:?}");
+            assert!(spec.budget() <= BUDGET_MAX && wait <= Duration::from_secs(60));
+        }
+        Err(problem) => {
+            assert!(!problem.detail().is_empty());
+            let errors = api::errors(&problem);
+            assert!(!errors.is_empty() || problem.detail().contains("header") || problem.detail().contains("larger"), "{problem}");
+            errors.iter().for_each(|invalid| names_its_place(invalid, body));
+        }
+    }
+}
+
+pub(crate) fn outcome(input: &[u8]) {
+    let (size, body) = chosen(input);
+    let Ok(outcome) = serde_json::from_slice::<Outcome>(body) else { return };
+    let written = outcome.clone().to_bytes(usize::MAX);
+    let again: Outcome = serde_json::from_slice(&written).expect("what was written is read");
+    assert!(alike(&serde_json::to_value(&again).expect("JSON"), &serde_json::to_value(&outcome).expect("JSON")), "not the same again");
+    // What a node does with one that is too large for a message.
+    let bare = Outcome { output: String::new(), report: None::<Value>, truncated: true, ..outcome.clone() }.to_bytes(usize::MAX).len();
+    let bytes_max = bare + usize::from(size);
+    let mut cut = outcome.clone().to_bytes(bytes_max);
+    if cfg!(feature = "planted") && outcome.output.contains('\n') && cut.len() < written.len() {
+        cut.resize(bytes_max + 1, b' ');
+    }
+    assert!(cut.len() <= bytes_max, "{} bytes where {bytes_max} are the most", cut.len());
+    let read: Outcome = serde_json::from_slice(&cut).expect("what was cut is read");
+    assert!(outcome.output.starts_with(&read.output) && (read.truncated || cut == written));
+}
+
+/// What a node says of its run, event by event: its attempt, its number (8 bytes), how long it is, and that. The first byte says how it ends.
+pub(crate) fn events(input: &[u8]) {
+    let (ends, mut rest) = chosen(input);
+    let node = "n1".parse().expect("an id");
+    let mut said = Vec::new();
+    while let Some((head, after)) = rest.split_first_chunk::<11>() {
+        let (length, seq) =
+            (usize::from(u16::from_be_bytes([head[9], head[10]])), u64::from_be_bytes(head[1..9].try_into().expect("8 bytes")));
+        let (body, after) = after.split_at(length.min(after.len()));
+        said.push(Said { attempt: u32::from(head[0] & 3), seq, progress: (head[0] & 0x80 == 0).then_some(body) });
+        rest = after;
+    }
+    let outcome: Outcome = serde_json::from_value(
+        json!({"request_id": "r", "status": "success", "output": "o", "duration_ms": 1.0, "tool": "ping", "target": "a"}),
+    )
+    .expect("an outcome");
+    let answered = (ends & 1 == 1).then_some((u32::from(ends >> 1), u64::MAX - u64::from(ends)));
+    let (mut all, again, there) = api::told(&node, &said, outcome, answered);
+    if cfg!(feature = "planted") && all.len() > 4 {
+        all.swap(0, 1);
+    }
+    assert!(!all.is_empty() && all.len() <= said.len() + 1);
+    for told in &all {
+        assert!(!told.data.contains(&b'\n'), "an event is one line");
+        let data: Value = serde_json::from_slice(&told.data).expect("an event is JSON");
+        assert_eq!(data["run"], json!(0));
+        assert!(data.get("node").is_none_or(|node| node == "n1"), "a node speaks only for itself");
+    }
+    let ids = |events: &[probeops_api::jobs::Told]| events.iter().map(|told| told.id.to_string()).collect::<Vec<_>>();
+    let all_ids = ids(&all);
+    for rest in again {
+        assert!(all_ids.ends_with(&ids(&rest)), "who comes back is told the rest");
+    }
+    assert!(all_ids.starts_with(&ids(&there)), "another replica is told the same");
+}
+
+pub(crate) fn subjects(input: &[u8]) {
+    let (which, rest) = chosen(input);
+    let Ok(text) = str::from_utf8(rest) else { return };
+    let caller: Caller = "api-0123abcd".parse().expect("a caller");
+    let node = "n1".parse().expect("an id");
+    match which % 10 {
+        0 => {
+            if let Some(answer) = subjects::answer(text, &caller, &node) {
+                let answer =
+                    if cfg!(feature = "planted") && answer.len() > 32 { answer.replace("api-0123abcd", "api-ffffffff") } else { answer };
+                let tokens: Vec<&str> = answer.split('.').collect();
+                assert!(matches!(tokens.as_slice(), ["_INBOX", "api-0123abcd", _, "n1"]), "a node answers {answer}");
+                assert!(tokens[2].bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'));
+            }
+        }
+        1 => {
+            if let Some((token, responder)) = subjects::parse_reply(text, &caller) {
+                assert_eq!(subjects::parse_reply(&subjects::reply(&caller, token, responder), &caller), Some((token, responder)));
+            }
+        }
+        2 => match subjects::parse_to_node(text) {
+            Some(ToNode::Job { tool, caller }) => {
+                let again = subjects::parse_to_node(&subjects::node_job(&node, &tool, &caller));
+                assert_eq!(again, Some(ToNode::Job { tool, caller }));
+            }
+            Some(ToNode::Control { verb, caller }) => {
+                assert!(Verb::parse(&verb).is_none_or(|known| known.as_str() == verb));
+                let again = subjects::parse_to_node(&subjects::node_control(&node, &verb, &caller));
+                assert_eq!(again, Some(ToNode::Control { verb, caller }));
+            }
+            None => {}
+        },
+        3 => {
+            if let Some((region, node, kind)) = subjects::parse_event(text) {
+                assert_eq!(subjects::parse_event(&subjects::event(&region, &node, kind)), Some((region, node, kind)));
+            }
+        }
+        4 => {
+            if let Some(caller) = subjects::parse_front_door(text) {
+                assert_eq!(subjects::front_door(&caller), text);
+            }
+        }
+        5 => {
+            if subjects::is_own_inbox(text, &caller) {
+                assert!(text.starts_with("_INBOX.api-0123abcd.") && !text.contains(['*', '>', ' ']) && text.is_ascii());
+            }
+        }
+        6 => drop(again::<Traceparent>(text)),
+        7 => {
+            assert!(Event::parse(Some(text)).is_none_or(|event| event.as_str() == text));
+            assert!(text.parse::<Events>().is_ok_and(|events| events.as_str() == text) || text.parse::<Events>().is_err());
+        }
+        8 => {
+            if let Some((from, caller)) = subjects::parse_replica(text) {
+                assert!(!from.contains('.') && !caller.as_str().contains('.'));
+            }
+        }
+        _ => drop(again::<Caller>(text)),
+    }
+}
+
+pub(crate) fn audit(input: &[u8]) {
+    let Ok(records) = serde_json::from_slice::<Vec<Record>>(input) else { return };
+    let mut again: Vec<Record> = serde_json::from_slice(&serde_json::to_vec(&records).expect("JSON")).expect("what was written is read");
+    if cfg!(feature = "planted") && records.len() > 2 {
+        again.swap(0, 1);
+    }
+    assert!(alike(&serde_json::to_value(again).expect("JSON"), &serde_json::to_value(records).expect("JSON")), "not the same again");
+}
+
+pub(crate) fn selector(input: &[u8]) {
+    if let Ok(text) = str::from_utf8(input) {
+        match text.parse::<Selector>() {
+            Ok(selector) => same_again(&selector),
+            Err(detail) => assert!(!detail.is_empty() && detail.len() <= DETAIL_LENGTH_MAX, "{detail}"),
+        }
+    }
+    let Ok(value) = serde_json::from_slice::<Value>(input) else { return };
+    match Selector::read(&value, "") {
+        Ok(selector) => same_again(&selector),
+        Err(invalid) => names_its_place(&invalid, input),
+    }
+}
+
+fn same_again(selector: &Selector) {
+    let mut text = selector.to_string();
+    if cfg!(feature = "planted") && text.contains("!=") {
+        text = text.replace("!=", "=");
+    }
+    assert_eq!(text.parse::<Selector>().as_ref(), Ok(selector), "{text}");
+    assert_eq!(serde_json::from_value::<Selector>(json!(text)).expect("a selector"), *selector);
+}
+
+pub(crate) fn target(input: &[u8]) {
+    let (which, rest) = chosen(input);
+    let Ok(text) = str::from_utf8(rest) else { return };
+    match which % 6 {
+        0 => {
+            let Some(host) = again::<Host>(text) else { return };
+            if let Host::Name(name) = &host {
+                let name = if cfg!(feature = "planted") && name.contains("xn--") { "127.1" } else { name.as_str() };
+                assert!(
+                    name.len() <= 253
+                        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte)),
+                    "{name}"
+                );
+                // inet_aton(3) takes it for an address: it would be judged as a name and connected to as something else.
+                let last = name.rsplit('.').next().unwrap_or_default();
+                assert!(!last.bytes().all(|byte| byte.is_ascii_digit()) && !last.starts_with("0x"), "{name}");
+            }
+        }
+        1 => drop(again::<DnsName>(text)),
+        2 => {
+            let Some(url) = again::<HttpUrl>(text) else { return };
+            let shown = url.to_string();
+            assert!(
+                shown.bytes().all(|byte| byte.is_ascii_graphic()) && !shown.contains(['#', '@']) | url.path_and_query().contains('@'),
+                "{shown}"
+            );
+            assert!(url.port() != 0 && url.path_and_query().starts_with('/'));
+        }
+        3 => {
+            // From where it leads on, whatever a server says.
+            let here: HttpUrl = "https://a.example/b/c?d".parse().expect("a URL");
+            if let Ok(there) = here.join(text) {
+                assert_eq!(there.to_string().parse::<HttpUrl>().as_ref(), Ok(&there));
+            }
+        }
+        4 => drop(again::<Targets>(text)),
+        _ => drop(again::<Registered>(text)),
+    }
+}
+
+/// What is read of a text, if it can be read: shown, it is read as the same again.
+#[track_caller]
+fn again<T: FromStr<Err: std::fmt::Display> + ToString>(text: &str) -> Option<T> {
+    match text.parse::<T>() {
+        Ok(read) => {
+            let shown = read.to_string();
+            let again = shown.parse::<T>().unwrap_or_else(|error| panic!("`{text}` is shown as `{shown}`, which is refused: {error}"));
+            assert_eq!(again.to_string(), shown, "`{text}`");
+            Some(read)
+        }
+        Err(error) => {
+            let detail = error.to_string();
+            assert!(!detail.is_empty() && detail.len() <= DETAIL_LENGTH_MAX, "{detail}");
+            None
+        }
+    }
+}
+
+/// A refusal says what is wrong, and where: what its pointer leads to is there, or is missing there.
+#[track_caller]
+fn names_its_place(invalid: &Invalid, body: &[u8]) {
+    assert!(!invalid.detail.is_empty() && invalid.detail.len() <= DETAIL_LENGTH_MAX, "{} bytes: {invalid}", invalid.detail.len());
+    let Ok(document) = serde_json::from_slice::<Value>(body) else { return };
+    let Some((above, last)) = invalid.pointer.rsplit_once('/') else {
+        assert!(invalid.pointer.is_empty(), "`{}` is no pointer", invalid.pointer);
+        return;
+    };
+    let parts = last.split('~').skip(1);
+    assert!(parts.clone().all(|part| part.starts_with(['0', '1'])), "`{}` is no pointer", invalid.pointer);
+    // Options that are absent may be named all the same: a default may not go with what is there.
+    let is_there = document.pointer(above).is_some() || above == "/parameters";
+    assert!(is_there, "`{}` leads nowhere: {}", invalid.pointer, invalid.detail);
+}
+
+/// Whether two documents are the same; of numbers with fractions the last bits do not count.
+fn alike(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Number(one), Value::Number(other)) => match (one.as_f64(), other.as_f64()) {
+            (Some(one), Some(other)) => one == other || (one - other).abs() <= one.abs().max(other.abs()) * 1e-12,
+            _ => one == other,
+        },
+        (Value::Array(one), Value::Array(other)) => one.len() == other.len() && one.iter().zip(other).all(|(one, other)| alike(one, other)),
+        (Value::Object(one), Value::Object(other)) => {
+            one.len() == other.len() && one.iter().all(|(key, one)| other.get(key).is_some_and(|other| alike(one, other)))
+        }
+        _ => one == other,
+    }
+}

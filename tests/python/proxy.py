@@ -1,0 +1,271 @@
+"""An agent whose only way to its broker is an HTTP proxy with authentication (tinyproxy, and squid), over `tls://` and `wss://`: jobs run, the
+connection is taken up again, every way in which a proxy says no is told with its cure, and the password is seen nowhere. And what
+`probeops-agent doctor` says where nobody may ping.
+
+Arguments: the program `probeops`, an empty folder. Needs root, tinyproxy, squid, unshare and setpriv.
+"""
+
+import base64
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+# Only a hang takes this long, in seconds.
+HANG_S = 60
+LOOK_EVERY_S = 0.05
+USER, PASSWORD = "node", "PLANTED-proxy-password"
+NOBODY = "65534"
+
+
+def find(program, package):
+    path = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    assert path, f"{program} is missing: apt-get install {package}"
+    return path
+
+
+def wait_until(what, so):
+    deadline = time.monotonic() + HANG_S
+    while not so():
+        assert time.monotonic() < deadline, f"not within {HANG_S} s: {what}"
+        time.sleep(LOOK_EVERY_S)
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+class Process:
+    """A process of ours, ended by its own id."""
+
+    def __init__(self, folder, name, argv, **environment):
+        self.log_file = folder / f"{name}.log"
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PROBEOPS_") and not name.lower().endswith("_proxy")}
+        with open(self.log_file, "a") as log:
+            self.child = subprocess.Popen(argv, cwd=folder, env={**kept, **environment}, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+
+    def log(self):
+        return self.log_file.read_text()
+
+    def wait_for(self, words, times=1):
+        wait_until(f"{self.log_file.name} says `{words}`:\n{self.log()[-3000:]}", lambda: self.log().count(words) >= times)
+
+    def end(self):
+        if self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+            try:
+                self.child.wait(HANG_S)
+            except subprocess.TimeoutExpired:
+                self.child.kill()
+        return self.child.wait()
+
+
+class Site:
+    """A broker, an API, and a node behind proxies."""
+
+    def __init__(self, program, folder):
+        self.program, self.folder = str(pathlib.Path(program).resolve()), pathlib.Path(folder)
+        self.folder.mkdir(parents=True)
+        self.processes = []
+        self.http = free_port()
+        self.start("up", [self.program, "up", "--data", "data", "--http", f"127.0.0.1:{self.http}"]).wait_for("started again it keeps its state")
+        self.data = self.folder / "data"
+        self.tls = (self.data / "servers").read_text().split()[0]
+        websocket = re.search(r"websocket\s*{[^}]*?(?:listen:\s*\"?[^:\s]*:|port:\s*)(\d+)", (self.data / "broker/server.conf").read_text())
+        self.wss = f"wss://127.0.0.1:{websocket[1]}"
+        self.password_file = self.folder / "proxy.password"
+        self.password_file.write_text(PASSWORD + "\n")
+        self.password_file.chmod(0o600)
+
+    def start(self, name, argv, **environment):
+        process = Process(self.folder, name, argv, **environment)
+        self.processes.append(process)
+        return process
+
+    def end(self):
+        for process in reversed(self.processes):
+            process.end()
+
+    def node(self, name):
+        command = [self.program, "nodes", "add", name, "--region", name, "--tools", "echo,tcp,ping", "--data", "data", "--out", f"{name}.creds"]
+        subprocess.run(command, cwd=self.folder, check=True, capture_output=True)
+        return self.folder / f"{name}.creds"
+
+    def settings(self, creds, server, *more):
+        policy = self.folder / "policy.toml"
+        policy.write_text("allow_loopback = true\n")
+        return ["--servers", server, "--ca", str(self.data / "tls/ca.pem"), "--creds", str(creds), "--policy", str(policy), *more]
+
+    def through(self, port):
+        return ["--proxy", f"http://{USER}@127.0.0.1:{port}", "--proxy-password-file", str(self.password_file)]
+
+    def job(self, tool, target, region, *options):
+        environment = {**os.environ, "PROBEOPS_URL": f"http://127.0.0.1:{self.http}", "PROBEOPS_TOKEN": (self.data / "admin.key").read_text().strip()}
+        argv = [self.program, tool, target, "--from", region, "--output", "json", *options]
+        done = subprocess.run(argv, env=environment, capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    def doctor(self, settings, *prefix):
+        argv = [*prefix, self.program, "agent", "doctor", *settings, "--json", "--health-file", str(self.folder / "none")]
+        done = subprocess.run(argv, capture_output=True, text=True)
+        assert PASSWORD not in done.stdout + done.stderr
+        assert done.stdout, done.stderr
+        return done.returncode, json.loads(done.stdout)["checks"]
+
+    def tinyproxy(self, name, port, connect_ports):
+        allowed = "".join(f"ConnectPort {allowed}\n" for allowed in connect_ports)
+        (self.folder / f"{name}.conf").write_text(
+            f"Port {port}\nListen 127.0.0.1\nTimeout 600\nMaxClients 50\nLogLevel Connect\nBasicAuth {USER} {PASSWORD}\n{allowed}"
+        )
+        proxy = self.start(name, [find("tinyproxy", "tinyproxy"), "-d", "-c", str(self.folder / f"{name}.conf")])
+        wait_until(f"{name} listens", lambda: listens(port))
+        return proxy
+
+    def squid(self, port, connect_ports):
+        helper = "/usr/lib/squid/basic_ncsa_auth"
+        assert os.path.exists(helper), f"{helper} is missing: apt-get install squid"
+        hashed = subprocess.run(["openssl", "passwd", "-apr1", PASSWORD], check=True, capture_output=True, text=True).stdout.strip()
+        (self.folder / "squid.users").write_text(f"{USER}:{hashed}\n")
+        (self.folder / "squid.users").chmod(0o644)
+        run = self.folder / "squid"
+        run.mkdir()
+        run.chmod(0o777)
+        (self.folder / "squid.conf").write_text(
+            f"http_port 127.0.0.1:{port}\npid_filename {run}/squid.pid\naccess_log none\ncache_log {run}/cache.log\ncache deny all\n"
+            f"coredump_dir {run}\nauth_param basic program {helper} {self.folder}/squid.users\nauth_param basic children 1\n"
+            f"acl known proxy_auth REQUIRED\nacl brokers port {' '.join(map(str, connect_ports))}\n"
+            "http_access deny !brokers\nhttp_access allow known\nhttp_access deny all\nshutdown_lifetime 1 seconds\n"
+        )
+        proxy = self.start("squid", [find("squid", "squid"), "-N", "-f", str(self.folder / "squid.conf")])
+        wait_until(f"squid listens:\n{proxy.log()}", lambda: listens(port))
+        return proxy
+
+
+def port_of(server):
+    return int(server.rsplit(":", 1)[1])
+
+
+def failed(checks, check):
+    """The failure of this kind: its detail and its cure."""
+    found = [one for one in checks if one["verdict"] == "failed" and one["check"] == check]
+    assert len(found) == 1, f"{check} should have failed: {json.dumps(checks, indent=1)}"
+    return found[0]["detail"], found[0]["cure"]
+
+
+def jobs_run_and_go_on(site):
+    """The way there and back, over both kinds of address; a proxy that goes away is waited for."""
+    ports = {"far": free_port(), "away": free_port()}
+    proxies = {"far": site.tinyproxy("tinyproxy-far", ports["far"], [port_of(site.tls)]), "away": site.squid(ports["away"], [port_of(site.wss)])}
+    agents = {}
+    for name, server in (("far", site.tls), ("away", site.wss)):
+        argv = [site.program, "agent", *site.settings(site.node(name), server, *site.through(ports[name])), "--log-format", "text"]
+        agents[name] = site.start(f"agent-{name}", argv, PROBEOPS_LOG="debug")
+        agents[name].wait_for("the agent is ready")
+        answer = site.job("echo", "hello", name)
+        assert '"status": "success"' in answer or '"status":"success"' in answer, answer
+    # What stands between is kept from.
+    denied = site.job("tcp", "127.0.0.1", "far", "--port", str(ports["far"]))
+    assert "the node's own way to its broker" in denied, denied
+    # tinyproxy goes, and comes back.
+    proxies["far"].end()
+    agents["far"].wait_for("the connection to the broker is gone")
+    agents["far"].wait_for("is not reached: no TCP connection to 127.0.0.1")
+    site.tinyproxy("tinyproxy-again", ports["far"], [port_of(site.tls)])
+    agents["far"].wait_for("INFO connected to the broker", 2)
+    wait_until("jobs run again", lambda: "success" in site.job("echo", "again", "far"))
+    for name, agent in agents.items():
+        argv = pathlib.Path(f"/proc/{agent.child.pid}/cmdline").read_bytes() + pathlib.Path(f"/proc/{agent.child.pid}/environ").read_bytes()
+        assert PASSWORD.encode() not in argv and "DEBUG" in agent.log()
+        # Nor as the header has it.
+        for secret in (PASSWORD, base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()):
+            assert secret not in agent.log(), f"the log of {name} has the password"
+        assert agent.end() == 0, agent.log()[-3000:]
+    return ports
+
+
+def refusals_have_cures(site, ports):
+    creds = site.folder / "far.creds"
+    code, checks = site.doctor(site.settings(creds, site.tls, *site.through(ports["far"])))
+    assert code == 0 and {one["check"] for one in checks} >= {"proxy", "tls", "broker", "control plane", "clock"}, checks
+    # No user, a wrong password, both of them 407.
+    detail, cure = failed(site.doctor(site.settings(creds, site.tls, "--proxy", f"http://127.0.0.1:{ports['far']}"))[1], "proxy")
+    assert " 407 " in detail and "set proxy = " in cure, (detail, cure)
+    site.password_file.write_text("wrong")
+    detail, cure = failed(site.doctor(site.settings(creds, site.wss, *site.through(ports["away"])))[1], "proxy")
+    assert " 407 " in detail and "correct the user and the password" in cure, (detail, cure)
+    site.password_file.write_text(PASSWORD)
+    # Ports to which the proxy does not connect.
+    detail, cure = failed(site.doctor(site.settings(creds, site.wss, *site.through(ports["far"])))[1], "proxy")
+    assert " 403 " in detail and "allow CONNECT to" in cure and "port 443" in cure, (detail, cure)
+    # A broker that is not there, behind a proxy that is.
+    closed = free_port()
+    other = free_port()
+    site.tinyproxy("tinyproxy-other", other, [closed])
+    detail, cure = failed(site.doctor(site.settings(creds, f"tls://127.0.0.1:{closed}", *site.through(other)))[1], "proxy")
+    assert re.search(r" 50\d ", detail), (detail, cure)
+    # A proxy that is not there, and no password file.
+    detail, cure = failed(site.doctor(site.settings(creds, site.tls, *site.through(closed)))[1], "proxy")
+    assert "Connection refused" in detail and cure.startswith("nc -vz"), (detail, cure)
+    gone = ["--proxy", f"http://{USER}@127.0.0.1:{ports['far']}", "--proxy-password-file", "/nonexistent/password"]
+    detail, cure = failed(site.doctor(site.settings(creds, site.tls, *gone))[1], "proxy")
+    assert "there is no file /nonexistent/password" in detail and "install -m 640" in cure, (detail, cure)
+    # TLS is with the broker itself: another authority is refused through the proxy as without it.
+    settings = site.settings(creds, site.tls, *site.through(ports["far"]))
+    stranger = site.folder / "stranger.pem"
+    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=stranger"]
+    subprocess.run([*command, "-keyout", "/dev/null", "-out", stranger], check=True, capture_output=True)
+    settings[settings.index("--ca") + 1] = str(stranger)
+    detail, cure = failed(site.doctor(settings)[1], "tls")
+    assert "ProbeOps authority" in detail and "install -m 644 ca.pem" in cure, (detail, cure)
+    agent = site.start("agent-stranger", [site.program, "agent", *settings])
+    agent.wait_for("ProbeOps authority")
+    assert "the agent is ready" not in agent.log()
+    agent.end()
+
+
+def nobody_may_ping(site):
+    """A network namespace of its own lets no group ping, and reaches nobody."""
+    for path in (site.folder, site.data):
+        path.chmod(0o755)
+    creds = site.folder / "far.creds"
+    creds.chmod(0o644)
+    program = site.folder / "probeops-for-all"
+    shutil.copy(site.program, program)
+    prefix = ["unshare", "--net", "setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups", "--bounding-set", "-all", "--inh-caps", "-all", "--no-new-privs"]
+    own, site.program = site.program, str(program)
+    settings = site.settings(creds, site.tls)
+    code, checks = site.doctor(settings, *prefix)
+    site.program = own
+    detail, cure = failed(checks, "icmp sockets")
+    assert code == 1 and "datagram no" in detail and "CAP_NET_RAW no" in detail, detail
+    assert f'sysctl -w net.ipv4.ping_group_range="{NOBODY} {NOBODY}"' in cure, cure
+    assert any(one["check"] == "credential" and one["verdict"] == "note" and one["cure"].startswith("chmod o=") for one in checks), checks
+    failed(checks, "tools")
+    failed(checks, "network")
+
+
+def main():
+    site = Site(*sys.argv[1:3])
+    try:
+        ports = jobs_run_and_go_on(site)
+        refusals_have_cures(site, ports)
+        nobody_may_ping(site)
+    finally:
+        site.end()
+    print("through proxies: jobs run, refusals have cures, the password is seen nowhere")
+
+
+main()

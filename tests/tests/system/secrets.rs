@@ -1,0 +1,144 @@
+//! Secrets are where they must be and nowhere else: not in logs, arguments, environments, problems or the trail.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use probeops_tests::fabric::{AgentOptions, ApiOptions, Fabric, free_port};
+use probeops_tests::receiver::{Receiver, Reply};
+use serde_json::json;
+
+/// A signing secret of HS256, long enough to be one.
+const HMAC_SECRET: &str = "PLANTED-hmac-0123456789abcdef0123456789abcdef";
+/// Who a callback's receiver knows us by.
+const HEADER_VALUE: &str = "PLANTED-header-value";
+/// Something in the form of an enrolment token.
+const TOKEN: &str = "pe_0198c0de_PLANTEDTOKEN0123456789abcdefghijklmnopq";
+/// A password in an address.
+const PASSWORD: &str = "PLANTED-password";
+
+/// What others can see of a process: its arguments; and what its own user could, were it not protected: its environment.
+fn seen_of(process: u32) -> String {
+    let read = |name: &str| {
+        std::fs::read(format!("/proc/{process}/{name}"))
+            .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+    };
+    read("cmdline") + &read("environ")
+}
+
+/// Every file of a folder, and below.
+fn files(folder: &Path, found: &mut Vec<std::path::PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        let path = entry.path();
+        if path.is_dir() { files(&path, found) } else { found.push(path) }
+    }
+}
+
+#[test]
+fn planted_secrets_are_in_no_log_argument_environment_problem_or_record() {
+    let fabric = Fabric::start();
+    let secret = fabric.file("hmac.secret", HMAC_SECRET);
+    let options = ApiOptions {
+        callback_allow: Some("127.0.0.0/8".to_owned()),
+        jwt_secret: Some(secret),
+        jwt_issuer: Some("https://issuer.example".to_owned()),
+        jwt_audience: Some("probeops".to_owned()),
+        ..ApiOptions::default()
+    };
+    let address = free_port();
+    let mut command = fabric.api_command(address, &options);
+    command.env("PROBEOPS_LOG", "debug");
+    let api = fabric.api_of(address, command);
+    let agent = fabric.agent_with("s-1", "eu", &AgentOptions { log: Some("debug"), ..AgentOptions::default() });
+    api.wait_for_nodes(1);
+
+    let receiver = Receiver::start(|_, _| Reply::status(204));
+    let made = api.admin().post("/v1/secrets", &json!({"name": "s", "origin": receiver.origin()})).expect(201);
+    let (id, signing) = (made["id"].as_str().unwrap(), made["secret"].as_str().unwrap().to_owned());
+    let key = api.key(&json!({"name": "planted", "scopes": ["jobs:write"]}));
+    let callback = json!({"url": receiver.url("/c"), "secret_id": id, "header": {"name": "X-Token", "value": HEADER_VALUE}});
+    let answered = api.admin().post("/v1/jobs", &json!({"tool": "echo", "target": "x", "from": "eu", "callback": callback}));
+    assert_eq!(answered.status, 200, "{}", answered.text);
+    receiver.wait_for("/c", 1);
+    // The http tool is given credentials for a target; nobody listens there, which is a finding.
+    let closed = free_port();
+    let run = api.caller(&key).job("http", &format!("http://{closed}/"), "eu", &json!({"bearer_token": PASSWORD, "timeout": 1}));
+    // Where a secret may be said by mistake: as a bearer token that is none, in a path, in fields that are refused.
+    let cut = &key[..key.len() - 1];
+    let problems = [
+        api.caller(TOKEN).get("/v1/tools"),
+        api.caller(cut).get("/v1/tools"),
+        api.caller(HMAC_SECRET).post("/v1/jobs", &json!({})),
+        api.caller(&key).get("/v1/audit"),
+        api.caller(&key).post("/v1/jobs", &json!({"tool": "echo", "target": "x", "from": "nowhere", "callback": callback})),
+        run,
+    ];
+    let refused: Vec<u16> = problems.iter().map(|problem| problem.status).collect();
+    assert_eq!(refused[..3], [401, 401, 401], "{refused:?}");
+    let trail = json!(api.wait_for_audit("tool=echo", 1)).to_string() + &json!(api.audit("")).to_string();
+
+    let seed = |creds: &Path| std::fs::read_to_string(creds).unwrap().lines().find(|line| line.starts_with("SU")).unwrap().to_owned();
+    let node_seed = seed(&fabric.data().join("nodes/s-1.creds"));
+    let secrets: Vec<(&str, &str)> = vec![
+        ("the first key", api.admin_key()),
+        ("a key", &key),
+        ("the end of a key", &key[key.len() - 20..]),
+        ("a token", TOKEN),
+        ("the secret for JWTs", HMAC_SECRET),
+        ("the header of a callback", HEADER_VALUE),
+        ("the secret that signs callbacks", &signing),
+        ("a password for a target", PASSWORD),
+        ("the node's seed", &node_seed),
+    ];
+    let mut places: Vec<(String, String)> = vec![
+        ("the API's log".to_owned(), api.log()),
+        ("the agent's log".to_owned(), agent.log()),
+        ("the trail".to_owned(), trail),
+        ("what is seen of the API".to_owned(), seen_of(api.process_id())),
+        ("what is seen of the agent".to_owned(), seen_of(agent.process_id())),
+        ("what is seen of the broker".to_owned(), seen_of(fabric.broker_process_id())),
+    ];
+    places.extend(problems.iter().map(|problem| (format!("an answer with {}", problem.status), problem.text.clone())));
+    let mut logs = Vec::new();
+    files(&fabric.data().join("broker"), &mut logs);
+    let is_log = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("server."));
+    places.extend(logs.iter().filter(|path| is_log(path)).map(|path| (path.display().to_string(), std::fs::read_to_string(path).unwrap())));
+    // The logs are those of level debug, and the arguments are read: else nothing could be found in them.
+    assert!(places[0].1.contains("DEBUG") || places[0].1.contains("debug"), "no debug in the API's log");
+    assert!(places[3].1.contains("--creds") && places[4].1.contains("--creds"), "{}", places[3].1);
+    for (place, text) in &places {
+        for (what, secret) in &secrets {
+            assert!(!text.contains(secret), "{what} is in {place}:\n{}", around(text, secret));
+        }
+    }
+
+    // No core is dumped of any of them, and no other process of their user may look into them.
+    for process in [api.process_id(), agent.process_id()] {
+        let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let core: Vec<&str> = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap().split_whitespace().collect();
+        assert_eq!(core[4..6], ["0", "0"], "{limits}");
+        // What is not dumpable belongs to root (proc(5)).
+        assert_eq!(std::fs::metadata(format!("/proc/{process}/environ")).unwrap().uid(), 0);
+    }
+}
+
+/// The line of a text in which something is.
+fn around<'a>(text: &'a str, words: &str) -> &'a str {
+    text.lines().find(|line| line.contains(words)).unwrap_or_default()
+}
+
+#[test]
+fn a_password_in_a_setting_is_refused_and_not_repeated() {
+    let mut command = probeops_tests::fabric::program();
+    command.args([
+        "agent",
+        "--servers",
+        "tls://b.example:4222",
+        "--creds",
+        "n.creds",
+        "--proxy",
+        &format!("http://u:{PASSWORD}@p.example:3128"),
+    ]);
+    let said = command.output().unwrap();
+    let text = String::from_utf8_lossy(&said.stderr);
+    assert!(said.status.code() == Some(1) && text.contains("proxy_password_file") && !text.contains(PASSWORD), "{text}");
+}
