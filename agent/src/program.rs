@@ -75,7 +75,7 @@ impl Program {
         };
         let ended = runtime.block_on(async {
             let stop = process::stop_signal().map_err(|error| agent::AgentError::Start(format!("cannot listen to signals: {error}")))?;
-            agent::run(settings, stop).await
+            Box::pin(agent::run(settings, stop)).await
         });
         match ended {
             Ok(()) => ExitCode::SUCCESS,
