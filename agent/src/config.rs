@@ -32,7 +32,7 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
-    /// Whom tools may touch from here (TOML); the default policy unless given
+    /// Whom tools may touch from here (TOML), read again when it changes and at SIGHUP; the default policy unless given
     #[arg(long, env = "PROBEOPS_POLICY", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PathBuf>,
@@ -167,7 +167,7 @@ impl Settings {
     }
 }
 
-fn resolver(text: &str) -> Result<std::net::SocketAddr, String> {
+pub(crate) fn resolver(text: &str) -> Result<std::net::SocketAddr, String> {
     const DNS_PORT: u16 = 53;
     let address = text.parse().map(|address| std::net::SocketAddr::new(address, DNS_PORT));
     address

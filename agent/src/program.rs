@@ -4,13 +4,14 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use probeops_nats::process;
 use probeops_shared::settings;
 
 use crate::agent;
 use crate::config::{Given, Settings};
 use crate::health;
+use crate::policy::command::{self, Answer, PolicyCommand};
 
 /// How many threads a node needs at most: diagnostics wait more than they work. One for each processor, as two on one only wake each other.
 const WORKER_THREADS_MAX: usize = 2;
@@ -30,6 +31,17 @@ pub struct Program {
     /// Say whether the agent that writes --health-file is well, and stop: exit 0 if it is, else 1
     #[arg(long)]
     pub check_health: bool,
+    /// What to do instead of running
+    #[command(subcommand)]
+    pub action: Option<Action>,
+}
+
+/// What an agent's program does beside running.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Action {
+    /// Show the owner's policy, or ask it, without running anything
+    #[command(subcommand)]
+    Policy(PolicyCommand),
 }
 
 impl Program {
@@ -39,6 +51,9 @@ impl Program {
             return self.checked();
         }
         process::install_tls_provider();
+        if let Some(Action::Policy(command)) = self.action {
+            return answered(command::run(command, self.given, self.config));
+        }
         let settings = match self.settings() {
             Ok(Some(settings)) => settings,
             Ok(None) => return ExitCode::SUCCESS,
@@ -84,6 +99,18 @@ impl Program {
         let text = settings::printed(&settings)?;
         std::io::stdout().write_all(text.as_bytes()).map_err(|error| format!("cannot print: {error}"))?;
         Ok(None)
+    }
+}
+
+/// Says what the policy says: exit 0 allowed, 1 denied, 2 cannot be asked so.
+fn answered(answer: Result<Answer, String>) -> ExitCode {
+    match answer {
+        Ok(Answer { text, allowed }) => match std::io::stdout().write_all(text.as_bytes()) {
+            Ok(()) if allowed => ExitCode::SUCCESS,
+            Ok(()) => ExitCode::FAILURE,
+            Err(error) => complain(&format!("cannot print: {error}"), 2),
+        },
+        Err(detail) => complain(&detail, 2),
     }
 }
 

@@ -85,10 +85,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
         return Ok(());
     };
     let broker = broker?;
-    let access = Access::start(&broker, settings.jwt.as_ref(), &tasks, &ended)?;
+    let metrics = Metrics::new()?;
+    let access = Access::start(&broker, (settings.jwt.as_ref(), settings.links.ca.as_deref(), &metrics), &tasks, &ended)?;
     broker.share_out(access.services(), &tasks, &ended);
     let audit = Audit::start(&broker, &writers, &ended);
-    let metrics = Metrics::new()?;
     let scheme = if settings.listen.tls.is_some() { "https" } else { "http" };
     let ending = Ending { tasks: &writers, stop: &ended };
     let tracer = Tracer::start(settings.traces, (broker.caller().as_str(), scheme), &metrics, ending);

@@ -5,6 +5,7 @@ mod dns;
 mod dns_server;
 mod http;
 mod live;
+mod narrowing;
 #[cfg(feature = "netns")]
 mod netns;
 mod paths;

@@ -3,13 +3,14 @@
 use clap::{Args, Subcommand};
 use probeops_api::access::keys::{KeyRecord, KeyView, NewKey, check_name, is_id, mint};
 use probeops_shared::access::{AtOnce, Limits, Rate, RegionPattern, Scope, TargetPattern, Targets};
+use probeops_shared::ids::NodeId;
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 
 use crate::control::{Control, DataArgs, block_on};
 use crate::exit::Failed;
-use crate::register::{ListArgs, joined, list};
+use crate::register::{ListArgs, Terms, joined, list};
 use crate::terminal::{note, say};
 
 /// Make, list and revoke keys of the HTTP API; works while the broker runs
@@ -29,7 +30,7 @@ pub(crate) enum Keys {
 pub(crate) struct KeyAdd {
     /// What it is for
     name: String,
-    /// What it may do: jobs:write, jobs:read, nodes:read, nodes:write, keys:write, audit:read, metrics:read, admin
+    /// What it may do: jobs:write, jobs:read, nodes:read, nodes:write, keys:write, services:write, audit:read, metrics:read, admin
     #[arg(long, value_delimiter = ',', required = true)]
     scopes: Vec<Scope>,
     /// Only these tools
@@ -38,6 +39,12 @@ pub(crate) struct KeyAdd {
     /// Only these regions; `eu-*` means all that begin so
     #[arg(long, value_delimiter = ',')]
     regions: Vec<RegionPattern>,
+    /// Only these nodes
+    #[arg(long, value_delimiter = ',')]
+    nodes: Vec<NodeId>,
+    /// Only nodes of whose labels all this holds: site=fra,env!=lab or `role in (edge,core)`
+    #[arg(long, value_name = "TERMS", value_parser = crate::register::terms)]
+    labels: Option<Terms>,
     /// Only these targets: networks (10.0.0.0/8) and names (`*.example.com`)
     #[arg(long, value_delimiter = ',')]
     targets: Vec<TargetPattern>,
@@ -68,10 +75,13 @@ pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
             let limits = Limits {
                 tools: given(args.tools),
                 regions: given(args.regions),
+                nodes: given(args.nodes),
+                labels: args.labels.map(|terms| terms.0),
                 targets: given(args.targets).map(Targets),
                 rate: args.rate,
                 at_once: args.at_once,
             };
+            limits.check().map_err(|invalid| Failed::usage(invalid.to_string()))?;
             let session = Control::open(&args.data)?.session().await?;
             let minted = mint(NewKey { name: args.name, scopes: args.scopes, limits, created_by: "command".to_owned() });
             session.write(storage::KEYS, &minted.record.id, &minted.record).await?;
