@@ -53,7 +53,6 @@ impl Authority {
     }
 
     /// Its key, PEM.
-    #[cfg(feature = "netns")]
     pub(crate) fn key_pem(&self) -> String {
         self.issuer.key().serialize_pem()
     }

@@ -9,7 +9,7 @@ mod client;
 pub(crate) mod deliver;
 pub(crate) mod deliveries;
 pub(crate) mod guard;
-mod hosts;
+pub(crate) mod hosts;
 mod request;
 mod schedule;
 pub(crate) mod secrets;
@@ -37,7 +37,7 @@ use crate::broker::Broker;
 use crate::broker::room::filled;
 use crate::callbacks::guard::Guard;
 use crate::callbacks::secrets::Secrets;
-use crate::jobs::{JobStatus, owner};
+use crate::jobs::{JobDocument, JobStatus, owner};
 use crate::problem::Problem;
 
 pub(crate) use client::{tls_connector, tls_connector_trusting};
@@ -157,6 +157,8 @@ pub(crate) struct Due {
     pub(crate) expires_at: Timestamp,
     /// How often it was asked for again.
     pub(crate) replay: u32,
+    /// The job without what nodes found, for when its stream has forgotten it: whoever waits for its end is told of it all the same.
+    pub(crate) document: JobDocument,
 }
 
 /// What delivers callbacks.

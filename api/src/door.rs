@@ -28,6 +28,7 @@ use tokio_util::task::TaskTracker;
 use crate::App;
 use crate::audit::Refusal;
 use crate::broker::{Broker, log_events};
+use crate::callbacks::hosts::Hosts;
 use crate::jobs::{Came, How, JobDocument, Kind, Next, Submitted, Watcher};
 use crate::problem::{PROBLEM_JSON, Problem};
 use crate::routes::knock::{self, Knock};
@@ -38,6 +39,8 @@ const SERVICE: &str = "probeops";
 const DESCRIPTION: &str = "Runs a job from where its selectors say: the body of POST /v1/jobs in, the job out";
 /// How many may wait for their answer at once.
 const KNOCKS_MAX: usize = 4_096;
+/// How many of one service, so that none takes all of them.
+const KNOCKS_OF_CALLER_MAX: usize = 1_024;
 /// How long the door waits for the roster before it opens: whoever knocks at another replica meanwhile is served there.
 const ROSTER_WITHIN: Duration = Duration::from_secs(2);
 /// When a full door may have room again.
@@ -93,13 +96,17 @@ impl Door {
 
     async fn answer(self, mut endpoint: Endpoint, app: App, stop: CancellationToken) {
         let (answering, room) = (TaskTracker::new(), Arc::new(Semaphore::new(KNOCKS_MAX)));
-        let inside = Inside { app, client: self.client.clone(), refused: self.refused };
+        let inside =
+            Inside { app, client: self.client.clone(), refused: self.refused, callers: Hosts::new(KNOCKS_OF_CALLER_MAX, FULL_RETRY_AFTER) };
         let take = |request: Request| {
             let (inside, room) = (inside.clone(), Arc::clone(&room).try_acquire_owned().ok());
             drop(answering.spawn(async move { inside.answer(&request, room).await }));
         };
         while let Some(Some(request)) = stop.run_until_cancelled(endpoint.next()).await {
             take(request);
+        }
+        if !stop.is_cancelled() {
+            tracing::error!("the front door has closed by itself; this API takes no more from services until it is started again");
         }
         if let Err(error) = endpoint.stop().await {
             tracing::warn!(%error, "the front door cannot be closed");
@@ -120,6 +127,8 @@ struct Inside {
     app: App,
     client: Client,
     refused: Arc<AtomicU64>,
+    /// How many of each service wait.
+    callers: Hosts,
 }
 
 impl Inside {
@@ -134,7 +143,9 @@ impl Inside {
                 let detail = format!("the reply subject must be in your own inbox, {}; nobody is answered", subjects::replies(&caller));
                 return Err(Problem::new(Code::Forbidden, detail));
             }
-            let _room = room.ok_or_else(full)?;
+            let _room = room.ok_or_else(|| full(KNOCKS_MAX, "in all"))?;
+            let place = self.callers.enter(caller.as_str());
+            let _place = place.map_err(|_busy_for| full(KNOCKS_OF_CALLER_MAX, "of this service"))?;
             self.run(&caller, message, &headers).await
         };
         let panicked = |_| Err(Problem::new(Code::Internal, "the request met a fault of this API; its log says more"));
@@ -233,8 +244,8 @@ impl Inside {
     }
 }
 
-fn full() -> Problem {
-    let detail = format!("{KNOCKS_MAX} wait at the front door of this API already, and it takes no more for the moment");
+fn full(waiting: usize, whose: &str) -> Problem {
+    let detail = format!("{waiting} requests {whose} wait at the front door of this API already, and it takes no more for the moment");
     Problem::new(Code::Unavailable, detail).retry_after(FULL_RETRY_AFTER)
 }
 

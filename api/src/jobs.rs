@@ -132,6 +132,11 @@ pub struct JobDocument {
 }
 
 impl JobDocument {
+    /// The document without what nodes found.
+    pub(crate) fn without_outcomes(&self) -> Self {
+        Self { results: Vec::new(), late: Vec::new(), ..self.clone() }
+    }
+
     /// The document as JSON.
     pub(crate) fn to_bytes(&self) -> Bytes {
         // Plain data can always be written.

@@ -559,8 +559,20 @@ impl Fabric {
         })
     }
 
+    /// Puts a message into a stream.
+    pub fn store(&self, subject: &str, value: &Value) {
+        self.with_jetstream(async |jetstream| {
+            let stored = jetstream.publish(subject.to_owned(), value.to_string().into()).await.expect("a connection");
+            stored.await.expect("a stream that takes it");
+        });
+    }
+
     /// Does something with a bucket, with a replica's rights.
     fn in_bucket<T>(&self, bucket: &str, work: impl AsyncFnOnce(async_nats::jetstream::kv::Store) -> T) -> T {
+        self.with_jetstream(async |jetstream| work(jetstream.get_key_value(bucket).await.expect("the bucket")).await)
+    }
+
+    fn with_jetstream<T>(&self, work: impl AsyncFnOnce(async_nats::jetstream::Context) -> T) -> T {
         let caller = CallerName::new_api();
         let role = Role::Api { caller: caller.clone() };
         let creds = self.folder.0.join(format!("{caller}.creds"));
@@ -568,7 +580,7 @@ impl Fabric {
         let link = Link { servers: vec![self.url()], ca: Some(self.ca()), creds };
         self.runtime.block_on(async {
             let (client, _events) = connect(&link, "test", &role.inbox_prefix()).await.expect("the broker");
-            work(async_nats::jetstream::new(client).get_key_value(bucket).await.expect("the bucket")).await
+            work(async_nats::jetstream::new(client)).await
         })
     }
 }

@@ -6,7 +6,6 @@ mod dns_server;
 mod http;
 mod live;
 mod narrowing;
-#[cfg(feature = "netns")]
 mod netns;
 mod paths;
 mod pmtu;

@@ -123,6 +123,14 @@ struct Body<'a> {
     kind: &'static str,
     timestamp: Timestamp,
     data: &'a JobDocument,
+    /// That the job had outcomes which are no longer kept.
+    #[serde(skip_serializing_if = "is_false")]
+    outcomes_forgotten: bool,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
+fn is_false(flag: &bool) -> bool {
+    !flag
 }
 
 /// Why there is nothing to send.
@@ -271,11 +279,11 @@ impl Deliverer {
         Ok((body, headers))
     }
 
-    /// The job, as it is in its stream now; the same at every attempt.
+    /// The job as it is in its stream now, the same at every attempt; without what nodes found where the stream has forgotten it.
     async fn body(&self, due: &Due) -> Result<Bytes, Unready> {
         let stored = match self.jobs.stored(due.job).await {
             Ok(Some(stored)) => stored,
-            Ok(None) => return Err(Unready::Never("its job is no longer kept")),
+            Ok(None) => return written(due, &due.document, true),
             Err(error) => return Err(Unready::Later(error)),
         };
         // Whoever queued it may have ended before it could write that the job is over.
@@ -284,19 +292,20 @@ impl Deliverer {
             return Err(Unready::Later("the job's outcomes are not all in its stream yet".to_owned()));
         }
         let mut job = JobDocument { status: due.status, finished_at: Some(due.finished_at), ..stored.into_document() };
-        let written = |job: &JobDocument| {
-            let body = serde_json::to_vec(&Body { kind: "job.completed", timestamp: due.finished_at, data: job });
-            body.map(Bytes::from).map_err(|error| Unready::Later(error.to_string()))
-        };
-        let whole = written(&job)?;
+        let whole = written(due, &job, false)?;
         if whole.len() <= BODY_BYTES_MAX {
             return Ok(whole);
         }
         for outcome in &mut job.results {
             (outcome.output, outcome.report, outcome.truncated) = (String::new(), None, true);
         }
-        written(&job)
+        written(due, &job, false)
     }
+}
+
+fn written(due: &Due, job: &JobDocument, outcomes_forgotten: bool) -> Result<Bytes, Unready> {
+    let body = serde_json::to_vec(&Body { kind: "job.completed", timestamp: due.finished_at, data: job, outcomes_forgotten });
+    body.map(Bytes::from).map_err(|error| Unready::Later(error.to_string()))
 }
 
 fn note(place: &Place, answer: &Result<Answered, String>) {

@@ -249,6 +249,7 @@ impl Callbacks {
             expires_at: Timestamp::now().plus(callback.max_age()),
             replay: delivery.replays + 1,
             callback,
+            document: stored.state.document.without_outcomes(),
         };
         self.check_room(&due.caller).await?;
         self.publish(&due).await.map_err(|error| unavailable(&error))?;
@@ -269,21 +270,20 @@ fn unavailable(error: &dyn fmt::Display) -> Problem {
 mod tests {
     use super::*;
     use crate::callbacks::Callback;
-    use crate::jobs::JobStatus;
 
     #[test]
     fn a_delivery_keeps_its_last_attempts_and_begins_anew_when_replayed() {
         let callback = Callback::parse(&serde_json::json!({"url": "https://a.example/x?secret"})).unwrap();
         let now = Timestamp::now();
-        let mut due = Due {
-            job: JobId::new(),
-            caller: "key:a".to_owned(),
-            callback,
-            status: JobStatus::Finished,
-            finished_at: now,
-            expires_at: now,
-            replay: 0,
-        };
+        let mut due: Due = serde_json::from_value(serde_json::json!({
+            "job": JobId::new(), "caller": "key:a", "callback": callback, "status": "finished", "finished_at": now, "expires_at": now,
+            "replay": 0,
+            "document": {
+                "id": JobId::new(), "tool": "echo", "target": "x", "parameters": {}, "from": ["eu"], "caller": "key:a", "status": "finished",
+                "created_at": now, "results": [],
+            },
+        }))
+        .unwrap();
         let mut delivery = Delivery::of(&due);
         for status in 1..=25 {
             delivery.add(Attempt { at: now, status: Some(status), error: None, took_ms: 1.0, next_at: None });

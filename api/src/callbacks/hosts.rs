@@ -13,7 +13,7 @@ const HOSTS_MAX: usize = 10_000;
 
 /// The destinations.
 #[derive(Clone, Debug)]
-pub(super) struct Hosts {
+pub(crate) struct Hosts {
     known: Arc<Mutex<HashMap<String, Host>>>,
     /// How many attempts go on to one at once.
     at_once_max: usize,
@@ -30,19 +30,19 @@ struct Host {
 
 /// One attempt's place at a destination.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     hosts: Hosts,
     name: String,
 }
 
 impl Hosts {
     /// With so many places each; when to come back while none is free.
-    pub(super) fn new(at_once_max: usize, busy_for: Duration) -> Self {
+    pub(crate) fn new(at_once_max: usize, busy_for: Duration) -> Self {
         Self { known: Arc::default(), at_once_max, busy_for }
     }
 
     /// A place at a destination, or when to come back.
-    pub(super) fn enter(&self, name: &str) -> Result<Place, Duration> {
+    pub(crate) fn enter(&self, name: &str) -> Result<Place, Duration> {
         let mut hosts = self.lock();
         if hosts.len() >= HOSTS_MAX && !hosts.contains_key(name) {
             hosts.retain(|_, host| host.at_once > 0);

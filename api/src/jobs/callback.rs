@@ -39,6 +39,7 @@ impl Jobs {
             finished_at,
             expires_at: finished_at.plus(std::time::Duration::from_millis(callback.max_age_ms)),
             replay: 0,
+            document: end.document.without_outcomes(),
         };
         self.0.callbacks.queue(&due, || patience == Patience::Little || self.0.tasks.is_closed()).await
     }

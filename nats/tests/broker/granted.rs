@@ -103,6 +103,9 @@ async fn a_node_announces_itself_and_is_acknowledged() {
     let roster = jetstream::new(asking.client.clone()).get_key_value(storage::PRESENCE).await.unwrap();
     let mut watch = roster.watch_all().await.unwrap();
     let presence = jetstream::new(collecting.client.clone()).get_key_value(storage::PRESENCE).await.unwrap();
+    // The bucket keeps the last value of a key, and who watches gets what is there when it begins: this says that it has begun.
+    presence.put("eu.before", "".into()).await.unwrap();
+    assert_eq!(next_entry(&mut watch).await.key, "eu.before");
     let mut events = collecting.client.queue_subscribe(subjects::events(), COLLECTOR_QUEUE.to_owned()).await.unwrap();
     // An answer to a request on the same connection: the broker has the subscription.
     presence.entry("eu.n1").await.unwrap();

@@ -4,11 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
+use data_encoding::HEXLOWER;
+use probeops_shared::ids::JobId;
+use probeops_shared::subjects;
 use probeops_tests::crash;
 use probeops_tests::fabric::{Api, ApiOptions, Fabric, program};
 use probeops_tests::receiver::{Received, Receiver, Reply};
 use probeops_tests::silent::Silent;
 use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
 
 fn open() -> ApiOptions {
     ApiOptions { callback_allow: Some("127.0.0.0/8".to_owned()), ..ApiOptions::default() }
@@ -304,6 +308,28 @@ fn a_job_that_is_large_is_told_without_what_was_found() {
         assert_eq!((&short["node"], &short["status"], &short["truncated"]), (&whole["node"], &json!("success"), &json!(true)));
         assert!(short["report"].is_null() && short["output"] == "" && whole["report"].is_object());
     }
+}
+
+#[test]
+fn the_end_of_a_job_that_was_forgotten_is_told_all_the_same() {
+    let fabric = Fabric::start();
+    let api = fabric.api_with(&open());
+    fabric.agent("c-1", "eu");
+    api.wait_for_nodes(1);
+    let receiver = Receiver::start(|_, _| Reply::status(200));
+    let mut job = posted(&api, &json!({"url": receiver.url("/kept")}));
+    receiver.wait_for("/kept", 1);
+    // As it is queued for a job of which its stream kept nothing until it was told.
+    let id = JobId::new();
+    let callback = json!({"url": receiver.url("/forgotten"), "max_age_ms": 60_000});
+    job["id"] = json!(id);
+    job["results"] = json!([]);
+    let due = json!({"job": id, "caller": job["caller"], "callback": callback, "status": "finished", "finished_at": job["finished_at"],
+        "expires_at": "2999-01-01T00:00:00Z", "replay": 0, "document": job});
+    let owner = HEXLOWER.encode(&Sha256::digest(job["caller"].as_str().unwrap())[..8]);
+    fabric.store(&subjects::callback(owner, format!("msg_{id}")), &due);
+    let told = receiver.wait_for("/forgotten", 1).remove(0).json();
+    assert_eq!((&told["type"], &told["outcomes_forgotten"], &told["data"]), (&json!("job.completed"), &json!(true), &job));
 }
 
 #[test]

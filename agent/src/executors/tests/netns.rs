@@ -1,4 +1,6 @@
-//! Each executor beside the program that everybody knows, on networks of our own. Run as root: see `netns` in the manifest.
+//! Each executor beside the program that everybody knows, on networks of our own: `cargo test --workspace --lib -- --ignored netns`, as root. It
+//! needs iproute2, nftables, iputils-ping, iputils-tracepath, traceroute, mtr-tiny, netcat-openbsd, openssl, curl, nginx-light, whois, bind9,
+//! bind9-dnsutils, bind9-utils, unbound, exim4-daemon-light, dovecot-imapd, dovecot-pop3d, vsftpd, postgresql and mariadb-server-core.
 
 mod beside_curl;
 mod beside_delv;

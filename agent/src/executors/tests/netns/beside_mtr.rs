@@ -55,6 +55,7 @@ fn losses(found: &Found) -> Vec<(f64, bool)> {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn every_hop_is_watched_by_every_protocol_in_both_families() {
     let path = Path::new(4);
     path.silence(2);
@@ -80,6 +81,7 @@ fn every_hop_is_watched_by_every_protocol_in_both_families() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn loss_on_a_link_is_missing_at_all_hops_behind_it_and_a_limited_router_loses_nothing() {
     let path = Path::new(4);
     // Every second packet to the host itself is lost before the last link.
@@ -104,6 +106,7 @@ fn loss_on_a_link_is_missing_at_all_hops_behind_it_and_a_limited_router_loses_no
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_path_that_is_refused_or_falls_silent_ends_where_mtr_ends_it() {
     let path = Path::new(3);
     for target in ["10.8.201.1", "10.8.203.1", "fd08:201::1"] {
@@ -158,6 +161,7 @@ fn node_asking(server: &str, zone: Option<&str>) -> Context {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn who_announces_a_hop_is_told_as_mtr_tells_it() {
     let path = Path::new(3);
     let (server, folder) = origins(&path);
@@ -184,6 +188,7 @@ fn who_announces_a_hop_is_told_as_mtr_tells_it() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn origins_are_told_with_the_hops_and_a_zone_that_is_silent_costs_nothing_but_them() {
     let path = Path::new(3);
     let (server, folder) = origins(&path);
@@ -213,6 +218,7 @@ fn origins_are_told_with_the_hops_and_a_zone_that_is_silent_costs_nothing_but_th
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_target_that_comes_nearer_ends_the_path_earlier() {
     let path = Path::new(3);
     let target = path.host();
@@ -236,6 +242,7 @@ fn a_target_that_comes_nearer_ends_the_path_earlier() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn equal_paths_are_shown_by_several_flows() {
     let path = Path::with_twin(3);
     let found = ours(&path, &path.host(), json!({"protocol": "udp", "rounds": 16, "flows": 16, "interval_ms": 200, "timeout": 1}));
@@ -250,6 +257,7 @@ fn equal_paths_are_shown_by_several_flows() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn the_labels_of_a_router_are_shown() {
     let path = Path::new(3);
     let router = Router::start(&path, 2, with_labels);
@@ -265,6 +273,7 @@ fn the_labels_of_a_router_are_shown() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_router_that_quotes_little_is_counted_all_the_same() {
     let path = Path::new(3);
     let shortly = |dropped: &[u8]| {
@@ -279,6 +288,7 @@ fn a_router_that_quotes_little_is_counted_all_the_same() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn each_round_is_told_when_it_is_over() {
     let path = Path::new(2);
     let target = path.host();

@@ -69,6 +69,7 @@ const fn case(target: &'static str) -> Case {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn replies_and_errors_read_as_ping_prints_them_over_datagram_and_raw() {
     let network = Network::new();
     for groups in ["0 2147483647", "1 0"] {
@@ -84,6 +85,7 @@ fn replies_and_errors_read_as_ping_prints_them_over_datagram_and_raw() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn the_largest_requests_go_and_come_in_fragments() {
     let network = Network::new();
     for groups in ["0 2147483647", "1 0"] {
@@ -98,6 +100,7 @@ fn the_largest_requests_go_and_come_in_fragments() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn the_method_is_what_the_machine_grants() {
     let network = Network::new();
     for (groups, method) in [("0 2147483647", "icmp_datagram"), ("1 0", "icmp_raw")] {
@@ -112,6 +115,7 @@ fn the_method_is_what_the_machine_grants() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_neighbour_that_is_not_there_is_told_by_icmp() {
     let network = Network::new();
     for target in ["10.9.0.77", "fd09::77"] {
@@ -120,6 +124,7 @@ fn a_neighbour_that_is_not_there_is_told_by_icmp() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn loss_is_counted_as_ping_counts_it() {
     let network = Network::new();
     network.host_filter("icmp type echo-request numgen inc mod 2 0 drop");
@@ -136,6 +141,7 @@ fn loss_is_counted_as_ping_counts_it() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn what_did_not_leave_was_not_sent() {
     let network = Network::new();
     for target in ["198.51.100.1", "2001:db8::1"] {
@@ -150,6 +156,7 @@ fn what_did_not_leave_was_not_sent() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn further_replies_are_counted_and_marked_as_ping_does() {
     let network = Network::new();
     let host = Responder::start(&network, |reply| vec![(Duration::ZERO, reply.clone()), (Duration::from_millis(20), reply)]);
@@ -171,6 +178,7 @@ fn further_replies_are_counted_and_marked_as_ping_does() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_reply_after_the_timeout_is_late_and_not_taken_for_another() {
     let network = Network::new();
     network.host_is_silent();
@@ -186,6 +194,7 @@ fn a_reply_after_the_timeout_is_late_and_not_taken_for_another() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_reply_that_does_not_carry_what_was_sent_is_none() {
     let network = Network::new();
     network.host_is_silent();
@@ -201,6 +210,7 @@ fn a_reply_that_does_not_carry_what_was_sent_is_none() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_packet_that_must_not_be_cut_is_answered_with_the_mtu() {
     for (target, from) in [("10.9.1.2", "10.9.0.1"), ("fd09:1::2", "fd09::1")] {
         for groups in ["0 2147483647", "1 0"] {
@@ -229,6 +239,7 @@ fn a_packet_that_must_not_be_cut_is_answered_with_the_mtu() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn what_the_options_say_is_on_the_wire() {
     let network = Network::new();
     must(network.node_command("ip").args(["addr", "add", "10.9.0.22/24", "dev", "eth0"]));
@@ -273,6 +284,7 @@ fn what_the_options_say_is_on_the_wire() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_tcp_ping_times_an_open_and_a_refused_port_and_hears_filters() {
     let network = Network::new();
     network.host_filter("tcp dport 9 drop");
@@ -298,6 +310,7 @@ fn a_tcp_ping_times_an_open_and_a_refused_port_and_hears_filters() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_burst_of_errors_is_heard_whole() {
     let network = Network::new();
     network.errors_without_limit();

@@ -38,6 +38,7 @@ fn forget(network: &Network) {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_hop_that_speaks_is_named_and_the_mtu_is_that_of_tracepath() {
     let network = Network::new();
     network.narrow_the_far_link(1400);
@@ -71,6 +72,7 @@ fn a_hop_that_speaks_is_named_and_the_mtu_is_that_of_tracepath() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_black_hole_is_said_to_be_one_and_ping_agrees_about_its_edge() {
     let network = Network::new();
     network.narrow_the_far_link(1400);
@@ -112,6 +114,7 @@ fn vanishes_between(path: &Path, protocols: &[&str], after: Option<u8>, before: 
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_black_hole_is_behind_the_last_hop_that_answers_what_vanishes() {
     // Router 5 is the host. At once, because most of the time nothing is heard.
     std::thread::scope(|scope| {
@@ -126,6 +129,7 @@ fn a_black_hole_is_behind_the_last_hop_that_answers_what_vanishes() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_black_hole_can_be_before_the_first_hop() {
     let path = Path::new(2);
     path.filter(1, "prerouting", "meta length > 1400 drop");
@@ -133,6 +137,7 @@ fn a_black_hole_can_be_before_the_first_hop() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_router_that_does_not_say_what_its_next_link_carries_is_a_black_hole() {
     let path = Path::new(2);
     path.narrow(1400);
@@ -142,6 +147,7 @@ fn a_router_that_does_not_say_what_its_next_link_carries_is_a_black_hole() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn hops_that_say_nothing_make_it_vague_where_a_black_hole_is() {
     let path = Path::new(4);
     path.filter(2, "forward", "meta length > 1400 drop");
@@ -152,6 +158,7 @@ fn hops_that_say_nothing_make_it_vague_where_a_black_hole_is() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_reply_that_vanishes_on_its_way_back_is_none_to_udp() {
     let path = Path::new(2);
     path.filter(2, "prerouting", "iifname right meta length > 1400 drop");
@@ -163,6 +170,7 @@ fn a_reply_that_vanishes_on_its_way_back_is_none_to_udp() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_path_as_wide_as_the_interface_takes_one_packet() {
     let network = Network::new();
     for (target, _) in TARGETS {
@@ -178,6 +186,7 @@ fn a_path_as_wide_as_the_interface_takes_one_packet() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn without_an_icmp_socket_it_asks_over_udp() {
     let network = Network::new();
     network.narrow_the_far_link(1400);
@@ -193,6 +202,7 @@ fn without_an_icmp_socket_it_asks_over_udp() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_target_that_is_silent_or_out_of_reach_is_no_black_hole() {
     let network = Network::new();
     network.host_filter("icmp type echo-request drop");

@@ -47,6 +47,7 @@ fn same(path: &Path, target: &str, parameters: Value, arguments: &[&str]) -> Fou
 const PROTOCOLS: [(&str, &str); 3] = [("icmp", "-I"), ("udp", "-U"), ("tcp", "-T")];
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn every_hop_is_found_by_every_protocol_in_both_families() {
     let path = Path::new(5);
     path.silence(3);
@@ -77,6 +78,7 @@ fn every_hop_is_found_by_every_protocol_in_both_families() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn routers_that_refuse_are_marked_as_traceroute_marks_them() {
     let path = Path::new(3);
     for net in [201, 202, 203] {
@@ -97,6 +99,7 @@ fn routers_that_refuse_are_marked_as_traceroute_marks_them() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_packet_that_is_too_big_for_a_link_is_marked_with_its_mtu() {
     let path = Path::new(3);
     path.narrow(1300);
@@ -112,6 +115,7 @@ fn a_packet_that_is_too_big_for_a_link_is_marked_with_its_mtu() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_path_that_ends_in_silence_is_given_up() {
     let path = Path::new(3);
     for target in ["10.8.204.1", "fd08:204::1"] {
@@ -126,6 +130,7 @@ fn a_path_that_ends_in_silence_is_given_up() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_flow_stays_on_one_of_two_equal_paths_and_several_show_both() {
     let path = Path::with_twin(3);
     let routers = |parameters: Value| {
@@ -147,6 +152,7 @@ fn a_flow_stays_on_one_of_two_equal_paths_and_several_show_both() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_router_that_limits_its_answers_is_no_loss() {
     let path = Path::new(3);
     (1..=3).for_each(|router| path.limit(router));
@@ -171,6 +177,7 @@ fn a_router_that_limits_its_answers_is_no_loss() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_target_that_answers_udp_is_reached() {
     let path = Path::new(2);
     let target = path.host();
@@ -188,6 +195,7 @@ fn a_target_that_answers_udp_is_reached() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn the_labels_of_a_router_are_shown_as_traceroute_shows_them() {
     let path = Path::new(3);
     let router = Router::start(&path, 2, with_labels);
@@ -203,6 +211,7 @@ fn the_labels_of_a_router_are_shown_as_traceroute_shows_them() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn a_router_that_quotes_no_more_than_it_must_is_told_from_the_others_by_port() {
     let path = Path::new(4);
     // The IP header and eight bytes (RFC 792); slowly, so that several probes wait.
@@ -219,6 +228,7 @@ fn a_router_that_quotes_no_more_than_it_must_is_told_from_the_others_by_port() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn hops_are_told_as_they_answer_and_their_lines_are_the_output() {
     let path = Path::new(5);
     path.silence(2);
@@ -247,6 +257,7 @@ fn hops_are_told_as_they_answer_and_their_lines_are_the_output() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn names_are_those_of_the_nodes_resolver() {
     let path = Path::new(1);
     let target = path.host();

@@ -60,6 +60,7 @@ fn denied(result: &Result<Found, Failure>) -> bool {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn no_packet_leaves_for_an_address_that_is_denied_however_it_is_written() {
     let network = counting();
     in_node(&network, async || {
@@ -87,6 +88,7 @@ fn no_packet_leaves_for_an_address_that_is_denied_however_it_is_written() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn no_packet_follows_a_name_to_where_it_leads_when_it_is_looked_up_again() {
     let network = counting();
     in_node(&network, async || {
@@ -124,6 +126,7 @@ fn quick(tool: &str, target: &str, mut parameters: Value) -> Spec {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn no_packet_follows_a_redirect_into_what_is_denied() {
     let network = counting();
     in_node(&network, async || {
@@ -164,6 +167,7 @@ fn no_packet_follows_a_redirect_into_what_is_denied() {
 }
 
 #[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn no_packet_follows_a_referral_into_what_is_denied() {
     let network = counting();
     in_node(&network, async || {
