@@ -321,7 +321,7 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let place =
             Where { config: None, policy: Some(file.clone()), servers: Some(vec!["tls://192.0.2.1:4222".to_owned()]), resolvers: None };
-        let test = Test {
+        let question = Test {
             tool: tool.parse().unwrap(),
             target: target.to_owned(),
             options: options.iter().map(ToString::to_string).collect(),
@@ -329,7 +329,7 @@ mod tests {
             targets: more.1.map(|targets| targets.parse().unwrap()),
             place,
         };
-        let answer = run(PolicyCommand::Test(test), Given::default(), None).unwrap();
+        let answer = run(PolicyCommand::Test(question), Given::default(), None).unwrap();
         std::fs::remove_file(&file).unwrap();
         Answer { text: answer.text.replace(&file.display().to_string(), "FILE"), ..answer }
     }

@@ -109,7 +109,11 @@ pub(crate) fn services(command: Services) -> Result<(), Failed> {
                     joined(&grant.tools),
                     joined(&grant.nodes),
                     grant.targets.as_ref().map_or_else(String::new, ToString::to_string),
-                    limits(grant.rate, grant.at_once),
+                    [grant.labels.as_deref().map(joined), Some(limits(grant.rate, grant.at_once))]
+                        .into_iter()
+                        .flatten()
+                        .collect::<Vec<_>>()
+                        .join("; "),
                     state(grant.expires_at, grant.revoked_at),
                 ]
             };

@@ -273,7 +273,7 @@ fn the_owners_policy_is_taken_while_it_runs(fabric: &Fabric, api: &Api) {
     let first = policy();
     assert_eq!((&first["allows"], first.get("error")), (&json!(["loopback", "private", "public"]), None), "{first}");
     let silent = Silent::start();
-    let running = json!({"tool": "tcp", "target": "127.0.0.1", "from": "us", "parameters": silent.parameters(20_000)});
+    let running = json!({"tool": "tcp", "target": "127.0.0.1", "from": "us", "parameters": silent.parameters(10_000)});
     let (running, _connection) = std::thread::scope(|scope| {
         let job = scope.spawn(|| admin.post("/v1/jobs", &running).expect(200));
         let connection = silent.connected();

@@ -1,6 +1,7 @@
 //! What the owner's policy says of whom a caller names beside the target, and of runs that go on when it changes.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
@@ -21,7 +22,7 @@ async fn every_server_that_a_caller_names_is_judged() {
         ("mtr", "127.66.0.1", json!({})),
         ("pmtu", "127.66.0.1", json!({"protocol": "udp"})),
         ("tcp", "127.66.0.1", json!({"ports": "80,443"})),
-        ("tcp", "127.66.0.1", json!({"port": 25, "starttls": "smtp"})),
+        ("tcp", "127.66.0.1", json!({"port": 25, "send": "STARTTLS", "starttls": true})),
         ("tls", "127.66.0.1", json!({"port": 25, "starttls": "smtp"})),
         ("http", "http://127.66.0.1/", json!({})),
         ("http", "http://127.0.0.1:1/", json!({"resolve": "127.66.0.1"})),
@@ -80,7 +81,7 @@ async fn a_run_ends_when_the_owner_denies_what_it_touches_and_its_connections_wi
         let live = Live::default();
         let running = execute(&node, spec("tcp", "127.0.0.1", listening(&listener)), &live);
         let narrow = async {
-            let (mut stream, _) = listener.accept().await.unwrap();
+            let (stream, _) = listener.accept().await.unwrap();
             owner.writes(narrower);
             assert!(node.policy().read_again(&owner.0));
             stream
@@ -97,25 +98,19 @@ async fn a_run_ends_when_the_owner_denies_what_it_touches_and_its_connections_wi
 #[tokio::test]
 async fn a_run_that_the_new_policy_allows_goes_on_and_is_judged_by_it_from_then() {
     let owner = Owner::new("allow_loopback = true\n");
-    let node = owner.node();
+    let node = Arc::new(owner.node());
     let elsewhere = TcpListener::bind("127.66.0.1:0").await.unwrap();
     let to = format!("Location: http://127.66.0.1:{}/", elsewhere.local_addr().unwrap().port());
     // By the time of its answer, where that leads is not allowed any more.
-    let (file, told) = (owner.0.clone(), std::sync::Arc::new(tokio::sync::Notify::new()));
-    let asked = std::sync::Arc::clone(&told);
+    let (file, asked) = (owner.0.clone(), Arc::clone(&node));
     let web = Web::start(None, move |_| {
         std::fs::write(&file, "allow_loopback = true\n[deny]\nnetworks = [\"127.66.0.0/16\"]").unwrap();
-        asked.notify_one();
-        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(asked.policy().read_again(&file));
         page("302 Found", &[&to], b"")
     })
     .await;
-    let running = run(&node, "http", &format!("http://127.0.0.1:{}/", web.port()), json!({"redirects_max": 3}));
-    let narrow = async {
-        told.notified().await;
-        node.policy().read_again(&owner.0);
-    };
-    let (ended, ()) = tokio::join!(running, narrow);
+    let url = format!("http://127.0.0.1:{}/", web.port());
+    let ended = run(&node, "http", &url, json!({"redirects_max": 3})).await;
     let failure = ended.unwrap_err();
     assert!(failure.kind == FailureKind::Denied && failure.detail.contains("127.66.0.1: this node's policy: 127.66.0.0/16"), "{failure}");
     assert!(!failure.detail.contains("while this ran"), "the redirect is denied, and not the run: {failure}");

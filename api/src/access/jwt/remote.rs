@@ -112,14 +112,13 @@ impl Remote {
         Ok(remote)
     }
 
-    /// The keys, or why there are none that may be used.
+    /// The keys, or why there are none that may be used. What is wrong with the provider is for the log, and not for whoever comes with a token.
     pub(super) fn keys(&self) -> Result<Arc<KeySet>, String> {
         let now = self.now.read().unwrap_or_else(PoisonError::into_inner);
-        let failed = now.failed.as_deref().map_or_else(String::new, |failed| format!(": {failed}"));
         match &now.keys {
             Some((keys, fetched_at)) if Timestamp::now().since(*fetched_at) < self.timing.age_max => Ok(Arc::clone(keys)),
-            Some((_, fetched_at)) => Err(format!("the keys that check JWTs could not be fetched since {fetched_at}{failed}")),
-            None => Err(format!("the keys that check JWTs could not be fetched yet{failed}")),
+            Some((_, fetched_at)) => Err(format!("the keys that check JWTs could not be fetched since {fetched_at}")),
+            None => Err("the keys that check JWTs could not be fetched yet".to_owned()),
         }
     }
 
@@ -211,11 +210,12 @@ impl Remote {
         };
         let kept = serde_json::from_str::<Kept<'_>>(&bytes).map_err(|error| error.to_string());
         // Of another provider's keys nothing is to be known here.
-        let keys = kept.and_then(|kept| match kept.url == self.url.to_string() {
-            true => {
-                keyset::parse_jwks(kept.jwks.get().as_bytes()).map(|keys| Some((Arc::new(keys), kept.fetched_at.min(Timestamp::now()))))
+        let keys = kept.and_then(|kept| {
+            if kept.url != self.url.to_string() {
+                return Ok(None);
             }
-            false => Ok(None),
+            let keys = keyset::parse_jwks(kept.jwks.get().as_bytes())?;
+            Ok(Some((Arc::new(keys), kept.fetched_at.min(Timestamp::now()))))
         });
         match keys {
             Ok(keys) => self.now.write().unwrap_or_else(PoisonError::into_inner).keys = keys,

@@ -39,6 +39,12 @@ impl Verifier {
         Self { keys: Keys::Fetched(Arc::new(remote)), issuer: issuer.into(), audience: audience.into() }
     }
 
+    /// What became of the last fetch.
+    fn failed(&self) -> String {
+        let Keys::Fetched(remote) = &self.keys else { panic!() };
+        remote.now.read().unwrap().failed.clone().unwrap()
+    }
+
     fn metrics_text(&self) -> String {
         let Keys::Fetched(remote) = &self.keys else { panic!() };
         remote.metrics.text(&Roster::default(), true).unwrap()
@@ -173,7 +179,8 @@ async fn what_cannot_be_fetched_or_used_leaves_the_last_keys_and_a_new_start_has
     let stranger = provider.verifier(NEVER_APART);
     let problem = stranger.identify(&good).await.unwrap_err();
     assert_eq!(problem.code(), probeops_shared::problem::Code::Unavailable);
-    assert!(problem.detail().contains("could not be fetched yet: its answer is longer than"), "{problem}");
+    assert_eq!(problem.detail(), "the keys that check JWTs could not be fetched yet");
+    assert!(stranger.failed().starts_with("its answer is longer than"), "{}", stranger.failed());
     std::fs::write(&cache, kept).unwrap();
     let old = provider.verifier(Timing { age_max: Duration::ZERO, ..NEVER_APART });
     assert!(refused(&old, &good).await.contains("could not be fetched since"), "keys that are too old are not used");
@@ -186,8 +193,9 @@ async fn a_provider_that_is_not_who_it_should_be_or_says_nothing_is_not_believed
     let (provider, other) = (Provider::start(&jwks(&[&EDDSA])).await, Provider::start(&jwks(&[&EDDSA])).await);
     let place = (provider.url.clone(), None);
     let remote = Remote::open(place, Some(&other.folder.join("ca.pem")), &Metrics::new().unwrap(), NEVER_APART).unwrap();
-    let why = refused(&Verifier::of_remote(remote, ISSUER, AUDIENCE), &token(&EDDSA, "ed")).await;
-    assert!(why.contains("could not be fetched yet: TLS: ") && provider.asked() == 0, "{why}");
+    let verifier = Verifier::of_remote(remote, ISSUER, AUDIENCE);
+    assert!(refused(&verifier, &token(&EDDSA, "ed")).await.contains("could not be fetched yet"));
+    assert!(verifier.failed().starts_with("TLS: ") && provider.asked() == 0, "{}", verifier.failed());
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url: HttpUrl = format!("https://127.0.0.1:{}/", silent.local_addr().unwrap().port()).parse().unwrap();
     let short = Timing { within: Duration::from_millis(100), ..NEVER_APART };
