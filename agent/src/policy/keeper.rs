@@ -101,8 +101,13 @@ impl Keeper {
                 continue;
             };
             let stamp = Some(Stamp::of(file));
-            if (asked || by.seen != stamp) && self.read_again(file) {
-                told.notify_one();
+            if asked || by.seen != stamp {
+                let is_new = self.read_again(file);
+                if is_new {
+                    told.notify_one();
+                } else if asked {
+                    tracing::info!("told to read the owner's policy again: it is as it was");
+                }
             }
             by.seen = stamp;
         }

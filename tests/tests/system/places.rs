@@ -3,7 +3,9 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric, program};
 use probeops_tests::http::{Answer, Caller};
 use probeops_tests::silent::Silent;
 use serde_json::{Value, json};
@@ -210,7 +212,7 @@ fn a_key_with_regions_sees_and_asks_no_others() {
 
 #[test]
 fn who_is_limited_to_nodes_or_labels_reaches_and_sees_no_others() {
-    let (fabric, api, _agents) = three_nodes();
+    let (fabric, api, agents) = three_nodes();
     let key = |limits: Value| {
         let scopes = ["jobs:write", "jobs:read", "nodes:read", "keys:write", "services:write"];
         api.caller(&api.key(&json!({"name": "limited", "scopes": scopes, "limits": limits})))
@@ -263,11 +265,11 @@ fn who_is_limited_to_nodes_or_labels_reaches_and_sees_no_others() {
     }
     let wider = key(limits[0].clone()).post("/v1/keys", &json!({"name": "wider", "scopes": ["jobs:write"], "limits": {"nodes": ["eu-2"]}}));
     assert!(wider.status == 403 && wider.body["detail"].as_str().unwrap().contains("which is eu-1"), "{}", wider.text);
-    the_owners_policy_is_taken_while_it_runs(&fabric, &api);
+    the_owners_policy_is_taken_while_it_runs(&fabric, &api, &agents[2]);
 }
 
 /// On the same nodes: what is written into its file holds a moment later, for what runs too, and the roster has it.
-fn the_owners_policy_is_taken_while_it_runs(fabric: &Fabric, api: &Api) {
+fn the_owners_policy_is_taken_while_it_runs(fabric: &Fabric, api: &Api, agent: &Agent) {
     let admin = api.admin();
     let policy = || admin.get("/v1/nodes/us-1").expect(200)["beat"]["policy"].clone();
     let first = policy();
@@ -294,4 +296,18 @@ fn the_owners_policy_is_taken_while_it_runs(fabric: &Fabric, api: &Api) {
     assert_eq!(policy()["allows"], json!(["private"]), "the last good one stays");
     let denied = admin.job("tcp", "127.0.0.1", "us", &json!({"port": 1})).outcome();
     assert_eq!(denied["failure"]["kind"], "denied", "{denied}");
+    let file = fabric.file("us-1-policy.toml", "[allow]\nnetworks = [\"10.0.0.0/8\"]\n");
+    api.wait_until("it is mended", || policy().get("error").is_none());
+    kill(Pid::from_raw(i32::try_from(agent.process_id()).unwrap()), Signal::SIGHUP).unwrap();
+    agent.wait_for_log("told to read the owner's policy again: it is as it was");
+    // The same file, asked from the command line.
+    for (target, code, words) in [
+        ("10.0.0.1", 0, "target 10.0.0.1: allowed: 10.0.0.0/8 is in allow.networks (line 2 of "),
+        ("127.0.0.1", 1, "target 127.0.0.1: denied: loopback is denied unless"),
+        ("10.0.0.0/8", 2, ""),
+    ] {
+        let said = program().args(["agent", "policy", "test", "ping", target, "--policy"]).arg(&file).output().unwrap();
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert_eq!((said.status.code(), text.contains(words)), (Some(code), true), "{target}: {said:?}");
+    }
 }
