@@ -40,7 +40,7 @@ use crate::limits::{Limits, Pass};
 use crate::outbox::{self, Answer, Leaving, Outbox};
 use crate::runs::{Running, Runs};
 use crate::slots::Slots;
-use crate::trail::Trail;
+use crate::trail::{Promise, Trail};
 
 /// What runs jobs.
 #[derive(Debug)]
@@ -99,6 +99,18 @@ struct Accepted {
     dispatch_ms: Option<f64>,
     entry: Running,
     pass: Pass,
+    /// Room in the trail for how it ends.
+    promise: Promise,
+}
+
+/// What a run leaves when it is over.
+struct End {
+    /// What is left of its budget.
+    budget_left: Duration,
+    /// Its slot, where it had one.
+    slot: Option<OwnedSemaphorePermit>,
+    /// Room in the trail, where it was kept.
+    promise: Option<Promise>,
 }
 
 impl Worker {
@@ -117,7 +129,8 @@ impl Worker {
             let why = format!("its reply subject `{given}` is not of the form _INBOX.{caller}.<token>._");
             self.count_unanswerable(&message, &why);
             let failure = Failure::new(FailureKind::Invalid, why);
-            return self.record(&caller, caller.as_str(), &Outcome::failed(RequestId::new(), tool, "", failure));
+            let outcome = Outcome::failed(RequestId::new(), tool, "", failure);
+            return self.trail.record(self.record_of(&caller, caller.as_str(), &outcome));
         };
         let headers = message.headers.as_ref();
         let principal = if caller.is_api() { read(headers, header::PRINCIPAL).unwrap_or(caller.as_str()) } else { caller.as_str() };
@@ -129,7 +142,7 @@ impl Worker {
                 // Boxed: the executors' states are large, and most runs are of the smallest.
                 drop(self.running.spawn(Box::pin(Arc::clone(self).run(Box::new(accepted)))));
             }
-            Err(outcome) => self.conclude(&asker, 0, *outcome, (Duration::ZERO, None)).await,
+            Err(outcome) => self.conclude(&asker, 0, *outcome, End { budget_left: Duration::ZERO, slot: None, promise: None }).await,
         }
     }
 
@@ -174,7 +187,7 @@ impl Worker {
             None => 0,
         };
         let unheard = entry.superseded.is_cancelled() && result.is_err();
-        let Accepted { asker, job, entry, pass, .. } = *accepted;
+        let Accepted { asker, job, entry, pass, promise, .. } = *accepted;
         let slot = entry.over();
         drop(pass);
         let tool = job.spec.tool();
@@ -193,21 +206,20 @@ impl Worker {
             truncated: false,
         };
         if unheard {
-            return self.record(&asker.caller, &asker.principal, &outcome);
+            return promise.keep(self.record_of(&asker.caller, &asker.principal, &outcome));
         }
-        self.conclude(&asker, next_seq, outcome, (budget.saturating_sub(started.elapsed()), slot)).await;
+        let end = End { budget_left: budget.saturating_sub(started.elapsed()), slot, promise: Some(promise) };
+        self.conclude(&asker, next_seq, outcome, end).await;
     }
 
     /// Answers with an outcome and puts it in the trail. The caller waits for what is left of the budget, and for grace.
-    async fn conclude(
-        &self,
-        asker: &Asker,
-        seq: u64,
-        mut outcome: Answered,
-        (budget_left, slot): (Duration, Option<OwnedSemaphorePermit>),
-    ) {
+    async fn conclude(&self, asker: &Asker, seq: u64, mut outcome: Answered, End { budget_left, slot, promise }: End) {
         outcome.node.get_or_insert_with(|| self.node.clone());
-        self.record(&asker.caller, &asker.principal, &outcome);
+        let record = self.record_of(&asker.caller, &asker.principal, &outcome);
+        match promise {
+            Some(promise) => promise.keep(record),
+            None => self.trail.record(record),
+        }
         if let Some(span) = asker.span {
             let (trace_id, span_id) = (format!("{:032x}", span.trace_id()), format!("{:016x}", span.span_id()));
             tracing::debug!(trace_id, span_id, job.id = %outcome.request_id, tool = outcome.tool, "a job of a trace was answered");
@@ -226,7 +238,7 @@ impl Worker {
         }
     }
 
-    fn record(&self, caller: &Caller, principal: &str, outcome: &Answered) {
+    fn record_of(&self, caller: &Caller, principal: &str, outcome: &Answered) -> Record {
         let not_run = [
             FailureKind::Invalid,
             FailureKind::Denied,
@@ -244,10 +256,8 @@ impl Worker {
         tracing::debug!(job.id = %outcome.request_id, %principal, tool = outcome.tool, target = outcome.target, detail, "a job was answered");
         // A run's record is of the moment it ended.
         let ended_at = outcome.started_at.map(|started_at| started_at.plus(Duration::from_secs_f64(outcome.duration_ms.max(0.0) / 1000.0)));
-        self.trail.record(Record {
+        Record {
             time: ended_at.unwrap_or_else(Timestamp::now),
-            verdict,
-            principal: principal.to_owned(),
             caller: Some(caller.to_string()),
             node: Some(self.node.id.clone()),
             region: Some(self.node.region.clone()),
@@ -256,7 +266,8 @@ impl Worker {
             request_id: outcome.request_id.to_string(),
             detail,
             duration_ms: outcome.started_at.map(|_| outcome.duration_ms),
-        });
+            ..Record::new(verdict, principal)
+        }
     }
 
     fn count_unanswerable(&self, message: &Message, why: &str) {

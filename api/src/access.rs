@@ -74,6 +74,12 @@ impl Access {
         Ok(Principal::of(self.0.services.identify(caller).await?))
     }
 
+    /// Whether a principal was an API key that is revoked by now, whatever this replica has heard of it.
+    pub(crate) async fn is_revoked(&self, principal: &Principal) -> Result<bool, Problem> {
+        let Some(id) = principal.name.strip_prefix("key:") else { return Ok(false) };
+        Ok(self.0.keyring.find(id).await?.is_none_or(|record| record.revoked_at.is_some()))
+    }
+
     /// Who sent these headers.
     pub async fn principal(&self, headers: &HeaderMap) -> Result<Principal, Problem> {
         let credential = bearer(headers)?;

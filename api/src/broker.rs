@@ -16,12 +16,11 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream::{self, kv};
-use async_nats::{Client, HeaderMap};
+use async_nats::{Client, HeaderMap, Request, RequestErrorKind};
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
-use probeops_nats::permissions::Role;
 use probeops_nats::server::version;
-use probeops_nats::vault::credentials::Credentials;
 use probeops_shared::ids::{Caller, JobId, NodeId, RequestId};
 use probeops_shared::job::Verb;
 use probeops_shared::problem::Code;
@@ -59,8 +58,6 @@ pub struct Links {
     pub ca: Option<PathBuf>,
     /// The folder with `api.creds`, `collector.creds`, `acknowledger.creds`, `frontdoor.creds` and `auditor.creds`.
     pub creds: PathBuf,
-    /// The data folder with the keys that may revoke; without it this API cannot.
-    pub vault: Option<PathBuf>,
 }
 
 /// Whether the main connection is there.
@@ -70,6 +67,17 @@ pub(crate) struct LinkState {
     pub(crate) connected: bool,
     /// Counts connections.
     pub(crate) epoch: u64,
+}
+
+/// Why a part of ours that was asked gave no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unanswered {
+    /// It is not there.
+    Nobody,
+    /// It took too long.
+    Late,
+    /// The broker could not be asked.
+    Broker(String),
 }
 
 /// The broker, as the API uses it.
@@ -220,6 +228,11 @@ impl Broker {
         self.0.services.clone()
     }
 
+    /// Bucket NODES.
+    pub(crate) fn nodes(&self) -> kv::Store {
+        self.0.nodes.clone()
+    }
+
     /// Where the broker is and who we are.
     pub(crate) fn links(&self) -> &Links {
         &self.0.links
@@ -303,36 +316,17 @@ impl Broker {
         }
     }
 
-    /// Makes the credential of a service.
-    pub(crate) async fn mint_service(&self, role: Role, lifetime: Duration) -> Result<Credentials, Problem> {
-        crate::revoke::mint(crate::revoke::keys(&self.0.links, "probeops services add")?, role, lifetime).await
-    }
-
-    /// Revokes the credential of a service on every server.
-    pub(crate) async fn revoke_service(&self, name: &Caller, public_key: &str) -> Result<(), Problem> {
-        let data = crate::revoke::keys(&self.0.links, "probeops services revoke")?;
-        let revoked = crate::revoke::revoke(data, &self.0.links, public_key).await;
-        revoked.map_err(|error| Problem::new(Code::Unavailable, format!("service {name} could not be revoked: {error}")))
-    }
-
-    /// Revokes a node's credential on every server and marks it so.
-    pub async fn revoke_node(&self, id: &NodeId) -> Result<(), Problem> {
-        let data = crate::revoke::keys(&self.0.links, "probeops nodes revoke")?;
-        let internal = |error: String| Problem::new(Code::Unavailable, format!("node {id} could not be revoked: {error}"));
-        let entry = self.0.nodes.entry(id.as_str()).await.map_err(|error| internal(error.to_string()))?;
-        let grant = entry
-            .and_then(|entry| Some((serde_json::from_slice::<probeops_shared::registry::NodeGrant>(&entry.value).ok()?, entry.revision)));
-        let Some((mut grant, revision)) = grant else {
-            return Err(Problem::new(Code::NoSuchNode, format!("there is no node `{id}`")));
-        };
-        if grant.revoked_at.is_some() {
-            return Ok(());
-        }
-        crate::revoke::revoke(data, &self.0.links, &grant.public_key).await.map_err(internal)?;
-        grant.revoked_at = Some(probeops_shared::timestamp::Timestamp::now());
-        let value = serde_json::to_vec(&grant).map_err(|error| internal(error.to_string()))?;
-        self.0.nodes.update(id.as_str(), value.into(), revision).await.map_err(|error| internal(error.to_string()))?;
-        Ok(())
+    /// Asks a part of ours, and waits for its one answer.
+    pub(crate) async fn ask(&self, subject: String, body: Vec<u8>, within: Duration) -> Result<Bytes, Unanswered> {
+        // Kept by a client that is not connected, it would be done long after we said that it cannot be.
+        self.ready().map_err(Unanswered::Broker)?;
+        let request = Request::new().payload(body.into()).timeout(Some(within));
+        let answer = self.0.client.send_request(subject, request).await.map_err(|error| match error.kind() {
+            RequestErrorKind::NoResponders => Unanswered::Nobody,
+            RequestErrorKind::TimedOut => Unanswered::Late,
+            _ => Unanswered::Broker(format!("the broker could not be asked: {error}")),
+        })?;
+        Ok(answer.payload)
     }
 }
 

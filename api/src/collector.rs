@@ -15,6 +15,7 @@ use async_nats::{Client, Message, Subscriber, jetstream};
 use futures_util::StreamExt;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 use probeops_shared::audit::Verdict;
+use probeops_shared::audit::chain::{Batch, Link, node_writer};
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::job::header;
 use probeops_shared::presence::{Beat, EventAck, EventKind};
@@ -80,7 +81,8 @@ struct OfNode<'a> {
 impl OfNode<'_> {
     /// Whether that node may say it: of itself, and only what nodes do.
     fn is_of(&self, region: &Region, node: &NodeId) -> bool {
-        self.node == node.as_str() && self.region == region.as_str() && matches!(self.verdict, Verdict::Finished | Verdict::Denied)
+        let nodes_do = matches!(self.verdict, Verdict::Started | Verdict::Finished | Verdict::Denied | Verdict::Lost);
+        nodes_do && self.node == node.as_str() && self.region == region.as_str()
     }
 }
 
@@ -196,8 +198,9 @@ impl Heard {
     }
 
     async fn keep_records(&self, message: &Message) -> Result<(), String> {
-        let records: Vec<OfNode<'_>> = serde_json::from_slice(&message.payload).map_err(|error| format!("not audit records: {error}"))?;
-        if !records.iter().all(|record| record.is_of(&self.region, &self.node)) {
+        let batch: Batch<OfNode<'_>> = serde_json::from_slice(&message.payload).map_err(|error| format!("not audit records: {error}"))?;
+        let own = |link: &Link<OfNode<'_>>| link.record.is_of(&self.region, &self.node);
+        if batch.writer != node_writer(&self.node) || !batch.records.iter().all(own) {
             return Err("its audit records are not its own".to_owned());
         }
         let subject = subjects::audit(subjects::AUDIT_NODE, &self.keeper.name);

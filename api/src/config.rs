@@ -9,6 +9,7 @@ use probeops_shared::access::TargetPattern;
 use probeops_shared::http_url::{HttpUrl, Scheme};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditMode;
 use crate::broker::Links;
 use crate::trace::settings::TraceSettings;
 
@@ -54,10 +55,6 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
-    /// The data folder with the signing keys; without it this API can neither revoke nodes nor make or revoke services
-    #[arg(long, env = "PROBEOPS_VAULT", value_name = "FOLDER")]
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub vault: Option<PathBuf>,
     /// The public keys that check JWTs (a JWKS file; EdDSA, ES256, RS256); read again when it changes
     #[arg(long, env = "PROBEOPS_JWKS", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,6 +99,10 @@ pub struct Given {
     #[arg(long, env = "OTEL_TRACES_SAMPLER_ARG", value_name = "SHARE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub otlp_ratio: Option<f64>,
+    /// Whether a job may run of which the audit trail has no record. With `required` none is dispatched before its record is stored; where the trail takes none, jobs are answered 503. With `best_effort` they do not wait: a trail that is full or away, or an API that is killed, leaves jobs that ran and are in no trail [default: required]
+    #[arg(long, env = "PROBEOPS_AUDIT", value_name = "MODE", value_enum, hide_possible_values = true)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditMode>,
     /// How many connections at once; more wait [default: 4096]
     #[arg(long, env = "PROBEOPS_CONNECTIONS_MAX", value_name = "COUNT")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -112,7 +113,8 @@ pub struct Given {
     pub log_format: Option<LogFormat>,
 }
 
-fn log_format(text: &str) -> Result<LogFormat, String> {
+/// Reads how log lines are to look.
+pub fn log_format(text: &str) -> Result<LogFormat, String> {
     match text {
         "text" => Ok(LogFormat::Text),
         "json" => Ok(LogFormat::Json),
@@ -131,6 +133,8 @@ pub struct Settings {
     pub jwt: Option<JwtSettings>,
     /// Where callbacks may go beyond the public internet.
     pub callback_allow: Vec<TargetPattern>,
+    /// Whether jobs are run of which the trail has no record.
+    pub audit: AuditMode,
     /// Where spans go; nowhere where this is absent.
     pub traces: Option<TraceSettings>,
     /// How log lines look.
@@ -198,7 +202,6 @@ impl Given {
             servers: self.servers.or(file.servers),
             ca: self.ca.or(file.ca),
             creds: self.creds.or(file.creds),
-            vault: self.vault.or(file.vault),
             jwks: self.jwks.or(file.jwks),
             jwks_url: self.jwks_url.or(file.jwks_url),
             jwks_cache: self.jwks_cache.or(file.jwks_cache),
@@ -210,6 +213,7 @@ impl Given {
             otlp_headers_file: self.otlp_headers_file.or(file.otlp_headers_file),
             otlp_service_name: self.otlp_service_name.or(file.otlp_service_name),
             otlp_ratio: self.otlp_ratio.or(file.otlp_ratio),
+            audit: self.audit.or(file.audit),
             connections_max: self.connections_max.or(file.connections_max),
             log_format: self.log_format.or(file.log_format),
         }
@@ -222,6 +226,7 @@ impl Given {
             http: self.http.or_else(|| Some(HTTP_DEFAULT.to_owned())),
             behind_proxy: Some(self.behind_proxy.unwrap_or(false)),
             jwt_audience: jwt.as_ref().map(|jwt| jwt.audience.clone()),
+            audit: Some(self.audit.unwrap_or_default()),
             connections_max: self.connections_max.or(Some(CONNECTIONS_DEFAULT)),
             ..self
         };
@@ -234,7 +239,6 @@ impl Given {
             creds: given.creds.clone().ok_or(
                 "no credentials are given: set --creds (PROBEOPS_CREDS, `creds` in the file) to the folder with api.creds and the others",
             )?,
-            vault: given.vault.clone(),
         };
         let callback_allow = given.callback_allow.clone().unwrap_or_default();
         let traces = TraceSettings::read(
@@ -243,7 +247,8 @@ impl Given {
             given.otlp_service_name.as_deref(),
             given.otlp_ratio,
         )?;
-        Ok(Settings { listen: given.listen()?, links, jwt, callback_allow, traces, log_format: given.log_format, given })
+        let (audit, log_format) = (given.audit.unwrap_or_default(), given.log_format);
+        Ok(Settings { listen: given.listen()?, links, jwt, callback_allow, audit, traces, log_format, given })
     }
 
     fn listen(&self) -> Result<Listen, String> {

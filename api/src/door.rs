@@ -228,7 +228,8 @@ impl Inside {
     fn refuse(&self, caller: &Caller, id: &str, problem: &Problem) -> Answer {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let principal = format!("service:{caller}");
-        self.app.audit.refused(&Refusal { principal: Some(&principal), request_id: id, request: REQUEST, problem });
+        let refusal = Refusal { principal: Some(&principal), request_id: id, request: REQUEST, problem };
+        self.app.audit.refused_at_the_door(caller.as_str(), &refusal);
         match problem.code() {
             Code::Internal => tracing::error!(request.id = id, principal, "{REQUEST}: {problem}"),
             Code::Unavailable => tracing::warn!(request.id = id, principal, "{REQUEST}: {problem}"),

@@ -369,14 +369,14 @@ impl Jobs {
         let accepted = accepted(&document, self.0.broker.caller().to_string());
         // The job outlives the call: a caller that hangs up finds it under its id.
         if waits_to_the_end && let [_] = runs.as_slice() {
-            self.0.audit.record(accepted);
             let (jobs, counted) = (self.clone(), self.0.tasks.token());
             let job = Detachable::new(&self.0.tasks, async move {
+                jobs.0.audit.stored(accepted).await?;
                 let finished = jobs.run_unwatched(document, &runs).await;
                 drop((room, counted));
-                finished
+                Ok(finished)
             });
-            return Ok(Submitted { id, answer: Came::Over(job.await), allowance, replayed: false });
+            return Ok(Submitted { id, answer: Came::Over(job.await?), allowance, replayed: false });
         }
         let ends_by = document.created_at.plus(start_within + budget + 2 * GRACE);
         let traceparent = request.traceparent.as_ref().map(Context::traceparent);
@@ -385,10 +385,11 @@ impl Jobs {
         let only_watched = matches!(how, How::Watch { cancel_on_disconnect: true });
         let jobs = self.clone();
         // What is stored is begun, though its caller hang up meanwhile.
-        let begun = self.0.tasks.spawn(async move { jobs.begin(state, runs, (ends_by, 0), only_watched, (room, Some(accepted))).await });
-        let begun = begun.await.unwrap_or_else(|_| Err("it met a fault of this API".to_owned()));
-        let Some(mut watcher) = begun.map_err(|error| Problem::new(Code::Unavailable, format!("the job could not be kept: {error}")))?
-        else {
+        let begun = self.0.tasks.spawn(async move {
+            jobs.0.audit.stored(accepted).await?;
+            jobs.begin(state, runs, (ends_by, 0), only_watched, room).await.map_err(|error| unkept(&error))
+        });
+        let Some(mut watcher) = begun.await.unwrap_or_else(|_| Err(unkept("it met a fault of this API")))? else {
             // Another call with the same key was faster.
             return self.join_made(principal, id, how).await;
         };
@@ -428,14 +429,11 @@ impl Jobs {
         runs: Vec<Run>,
         (ends_by, after): (Timestamp, u64),
         only_watched: bool,
-        (room, accepted): (Room, Option<Record>),
+        room: Room,
     ) -> Result<Option<Watcher>, String> {
         let id = state.document.id;
         let open = Open { id, replica: self.0.broker.caller().clone(), begun_at: Timestamp::now(), ends_by };
         let Some(place) = self.0.store.put_now(&state, &open, after).await? else { return Ok(None) };
-        if let Some(accepted) = accepted {
-            self.0.audit.record(accepted);
-        }
         let live = Live::new(state.document, runs.len(), only_watched);
         drop(self.live().insert(id, Arc::clone(&live)));
         let watcher = live.watch(None);
@@ -573,6 +571,13 @@ impl Jobs {
 
     /// Ends a job of this principal before its time, and waits until it has.
     pub async fn cancel(&self, principal: &Principal, id: JobId) -> Result<JobDocument, Problem> {
+        let document = self.end_early(principal, id).await?;
+        let how = JobStatus::ALL.iter().find(|(known, _)| *known == document.status).map_or("over", |(_, word)| word);
+        self.0.audit.changed(&principal.name, &id.to_string(), format!("job:{id}"), format!("to be cancelled; it is {how}"));
+        Ok(document)
+    }
+
+    async fn end_early(&self, principal: &Principal, id: JobId) -> Result<JobDocument, Problem> {
         let over = |status: JobStatus| {
             let how = JobStatus::ALL.iter().find(|(known, _)| *known == status).map_or("over", |(_, word)| word);
             Problem::new(Code::Conflict, format!("job `{id}` is {how} already"))
@@ -593,7 +598,7 @@ impl Jobs {
                 JobStatus::Queued => match self.cancel_queued(&stored).await? {
                     Some(document) => Ok(document),
                     // It has begun in this moment, or is over.
-                    None => Box::pin(self.cancel(principal, id)).await,
+                    None => Box::pin(self.end_early(principal, id)).await,
                 },
                 status => Err(over(status)),
             },
@@ -620,7 +625,11 @@ impl Jobs {
             Place::Here(live) => &live.document,
             Place::Stored(stored) => &stored.state.document,
         };
-        if document.caller == principal.name || principal.is_admin() {
+        if document.caller == principal.name {
+            return Ok(found);
+        }
+        if principal.is_admin() {
+            self.0.audit.read(&principal.name, &id.to_string(), format!("job:{id}"), &format!("a job of {}", document.caller));
             return Ok(found);
         }
         // The answer is that of a job that never was; the trail knows better.
@@ -700,6 +709,11 @@ fn runs(
         .collect()
 }
 
+fn unkept(error: &str) -> Problem {
+    Problem::new(Code::Unavailable, format!("the job could not be kept: {error}"))
+}
+
+/// The record of a job that was accepted: it is stored before any of its runs is dispatched.
 fn accepted(document: &JobDocument, caller: String) -> Record {
     let from: Vec<String> = document.from.iter().map(ToString::to_string).collect();
     let calls_back = document.callback.as_ref().map_or_else(String::new, |callback| format!(", callback to {}", origin_of(&callback.url)));

@@ -8,7 +8,7 @@
 //! - `later`: what is done when nobody waits for it any more.
 //! - [`limits`]: what principals and nodes have left, over all replicas.
 //! - [`callbacks`]: telling the end of jobs to whom their callers name.
-//! - [`audit`]: the trail. [`metrics`]: what is counted. [`trace`]: spans. `watch`: buckets held in memory. `revoke`: taking a credential back.
+//! - [`audit`]: the trail. [`metrics`]: what is counted. [`trace`]: spans. `watch`: buckets held in memory. [`keymaster`], `revocation`: making credentials, and taking them back.
 
 pub mod access;
 pub mod audit;
@@ -18,13 +18,14 @@ mod collector;
 pub mod config;
 mod door;
 pub mod jobs;
+pub mod keymaster;
 pub(crate) mod later;
 pub mod limits;
 pub mod metrics;
 pub mod openapi;
 pub mod problem;
 pub mod program;
-mod revoke;
+mod revocation;
 pub mod roster;
 pub mod routes;
 pub mod server;
@@ -44,6 +45,7 @@ use crate::callbacks::guard::Guard;
 use crate::config::Settings;
 use crate::door::Door;
 use crate::jobs::{Ending, Jobs};
+use crate::keymaster::Keymaster;
 use crate::later::firing::Firings;
 use crate::later::schedules::Schedules;
 use crate::metrics::Metrics;
@@ -57,6 +59,8 @@ pub struct App {
     pub broker: Broker,
     /// Who is there.
     pub roster: Roster,
+    /// Who signs credentials.
+    pub keymaster: Keymaster,
     /// Jobs.
     pub jobs: Jobs,
     /// Callbacks.
@@ -88,7 +92,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let metrics = Metrics::new()?;
     let access = Access::start(&broker, (settings.jwt.as_ref(), settings.links.ca.as_deref(), &metrics), &tasks, &ended)?;
     broker.share_out(access.services(), &tasks, &ended);
-    let audit = Audit::start(&broker, &writers, &ended);
+    let audit = Audit::start(&broker, (settings.audit, &metrics), &writers, &ended);
     let scheme = if settings.listen.tls.is_some() { "https" } else { "http" };
     let ending = Ending { tasks: &writers, stop: &ended };
     let tracer = Tracer::start(settings.traces, (broker.caller().as_str(), scheme), &metrics, ending);
@@ -102,7 +106,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     firings.start(&broker, Ending { tasks: &writers, stop: &ended }).await?;
     let Some(door) = stop.run_until_cancelled(Box::pin(Door::connect(&broker, &tasks, &ended))).await else { return Ok(()) };
     let door = door?;
-    let app = App { broker, roster, jobs: jobs.clone(), callbacks, schedules, access, audit, metrics };
+    let keymaster = Keymaster::new(&broker);
+    let app = App { broker, keymaster, roster, jobs: jobs.clone(), callbacks, schedules, access, audit, metrics };
     let closing = stop.child_token();
     let door = tokio::spawn(door.serve(app.clone(), closing.clone()));
     let served = listener.serve(routes::router(app), stop).await;

@@ -6,7 +6,8 @@ use std::time::Duration;
 use probeops_shared::outcome::Outcome;
 use probeops_shared::tools::ToolName;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
+    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    exponential_buckets,
 };
 
 use crate::roster::Roster;
@@ -32,6 +33,29 @@ struct Inner {
     nodes: IntGaugeVec,
     connected: IntGauge,
     queued: IntGauge,
+    audit: Trail,
+}
+
+/// What is counted of the audit trail.
+#[derive(Debug)]
+struct Trail {
+    recording: IntGauge,
+    filled: IntGauge,
+    lost: IntCounter,
+}
+
+impl Trail {
+    fn registered(registry: &Registry) -> prometheus::Result<Self> {
+        let made = Self {
+            recording: IntGauge::new("probeops_audit_recording", "Whether the audit trail takes records.")?,
+            filled: IntGauge::new("probeops_audit_filled_percent", "How full the audit trail is; every replica tells the same.")?,
+            lost: IntCounter::new("probeops_audit_lost_total", "Records that the audit trail does not have.")?,
+        };
+        registry.register(Box::new(made.recording.clone()))?;
+        registry.register(Box::new(made.filled.clone()))?;
+        registry.register(Box::new(made.lost.clone()))?;
+        Ok(made)
+    }
 }
 
 impl Metrics {
@@ -79,6 +103,7 @@ impl Metrics {
             nodes: gauges("probeops_nodes", "Nodes by whether they are there.", &["region", "state"])?,
             connected,
             queued,
+            audit: Trail::registered(&registry)?,
             registry,
         })))
     }
@@ -101,6 +126,21 @@ impl Metrics {
     /// So many jobs wait for a node.
     pub(crate) fn count_queued(&self, count: u64) {
         self.0.queued.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// Whether the audit trail takes records.
+    pub(crate) fn audit_records(&self, takes: bool) {
+        self.0.audit.recording.set(takes.into());
+    }
+
+    /// How full the audit trail is.
+    pub(crate) fn audit_filled(&self, percent: u64) {
+        self.0.audit.filled.set(i64::try_from(percent).unwrap_or(i64::MAX));
+    }
+
+    /// One record was left out of the audit trail.
+    pub(crate) fn audit_lost(&self) {
+        self.0.audit.lost.inc();
     }
 
     /// How many jobs wait for a node.

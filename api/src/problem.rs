@@ -82,6 +82,12 @@ impl Problem {
         Self { code, detail: detail.into(), errors: Vec::new(), retry_after: None, challenge: None, asked: None, allowance: None }
     }
 
+    /// The same, said of one of several things.
+    #[must_use]
+    pub(crate) fn of(self, what: &str) -> Self {
+        Self { detail: format!("{what}: {}", self.detail), ..self }
+    }
+
     /// A request that is malformed in this way.
     pub fn invalid(invalid: Invalid) -> Self {
         Self::new(Code::Invalid, invalid.to_string()).at(invalid)
@@ -299,6 +305,11 @@ pub(crate) mod success {
     pub(crate) const CREATED: StatusCode = StatusCode::CREATED;
     /// It goes on.
     pub(crate) const ACCEPTED: StatusCode = StatusCode::ACCEPTED;
+    /// A revocation is done, or goes on where servers have yet to take it.
+    pub(crate) fn of(told: &crate::revocation::Told) -> StatusCode {
+        if told.everywhere() { DONE } else { ACCEPTED }
+    }
+
     /// There is nothing more to say.
     pub(crate) const NOTHING_MORE: StatusCode = StatusCode::NO_CONTENT;
 }

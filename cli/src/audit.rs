@@ -1,8 +1,11 @@
-//! `probeops audit`: the trail, as the API shows it.
+//! `probeops audit`: the trail, as the API shows it; `tail`: as it comes; `chained`: all of it, with what tells whether it is whole.
+
+mod chained;
+mod tail;
 
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::NodeId;
 use probeops_shared::text::plain;
@@ -22,29 +25,36 @@ const PAGE_RECORDS_MAX: usize = 100;
 
 /// Show who asked what, and what was done, newest first
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  probeops audit --since 1h\n  probeops audit --node fra-1 --verdict denied -o json")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  probeops audit --since 1h\n  probeops audit --node fra-1 --verdict denied -o json\n  probeops audit tail --principal billing\n  \
+                  probeops audit export > trail.jsonl\n  probeops audit verify trail.jsonl"
+)]
 pub(crate) struct AuditArgs {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Tail(tail::TailArgs),
+    Export(chained::ExportArgs),
+    Verify(chained::VerifyArgs),
+}
+
+/// What to show of what there is.
+#[derive(Args, Debug)]
+struct ListArgs {
     /// Only what happened since: a time (2026-01-31T12:00:00Z) or how long ago (90s, 15m, 2h, 7d)
     #[arg(long, value_name = "WHEN", value_parser = when)]
     since: Option<Timestamp>,
     /// Only what happened before: a time, or how long ago
     #[arg(long, value_name = "WHEN", value_parser = when)]
     until: Option<Timestamp>,
-    /// Only at this node
-    #[arg(long, value_name = "ID")]
-    node: Option<NodeId>,
-    /// Only on behalf of: key:ID, jwt:SUBJECT, or a service's name
-    #[arg(long, value_name = "NAME")]
-    principal: Option<String>,
-    /// Only this tool
-    #[arg(long)]
-    tool: Option<ToolName>,
-    /// Only records of this kind: accepted, refused, changed, finished, denied
-    #[arg(long, value_parser = verdict)]
-    verdict: Option<Verdict>,
-    /// Only of this request or job
-    #[arg(long, value_name = "ID")]
-    request_id: Option<String>,
+    #[command(flatten)]
+    wanted: Wanted,
     /// How many records at most
     #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     limit: u32,
@@ -55,8 +65,55 @@ pub(crate) struct AuditArgs {
     client: ClientArgs,
 }
 
-/// Prints the trail.
+/// Which records.
+#[derive(Args, Debug)]
+struct Wanted {
+    /// Only at this node
+    #[arg(long, value_name = "ID")]
+    node: Option<NodeId>,
+    /// Only on behalf of: key:ID, jwt:SUBJECT, or a service's name
+    #[arg(long, value_name = "NAME")]
+    principal: Option<String>,
+    /// Only this tool
+    #[arg(long)]
+    tool: Option<ToolName>,
+    /// Only this target: a job's, or what was changed or read, such as key:ID or node:ID
+    #[arg(long, value_name = "TARGET")]
+    target: Option<String>,
+    /// Only records of this kind: accepted, refused, changed, read, started, finished, denied, lost
+    #[arg(long, value_parser = verdict)]
+    verdict: Option<Verdict>,
+    /// Only of this request or job
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+}
+
+impl Wanted {
+    fn fits(&self, record: &Record) -> bool {
+        let of_request = |wanted: &String| {
+            let rest = record.request_id.strip_prefix(wanted.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        self.node.as_ref().is_none_or(|node| record.node.as_ref() == Some(node))
+            && self.principal.as_ref().is_none_or(|principal| record.principal == *principal)
+            && self.tool.is_none_or(|tool| record.tool == tool.as_str())
+            && self.target.as_ref().is_none_or(|target| record.target == *target)
+            && self.verdict.is_none_or(|verdict| record.verdict == verdict)
+            && self.request_id.as_ref().is_none_or(of_request)
+    }
+}
+
+/// Runs a command about the trail.
 pub(crate) fn run(args: &AuditArgs) -> Result<(), Failed> {
+    match &args.command {
+        None => list(&args.list),
+        Some(Command::Tail(args)) => tail::run(args),
+        Some(Command::Export(args)) => chained::export(args),
+        Some(Command::Verify(args)) => chained::verify(args),
+    }
+}
+
+fn list(args: &ListArgs) -> Result<(), Failed> {
     let client = Client::open(&args.client)?;
     let wanted = usize::try_from(args.limit).unwrap_or(usize::MAX);
     let records = client.pages(("/v1/audit", "records"), &filters(args), wanted, PAGE_RECORDS_MAX, PAGE_TIMEOUT)?;
@@ -67,37 +124,40 @@ pub(crate) fn run(args: &AuditArgs) -> Result<(), Failed> {
     Ok(())
 }
 
-fn filters(args: &AuditArgs) -> Vec<(&'static str, String)> {
+fn filters(args: &ListArgs) -> Vec<(&'static str, String)> {
+    let Wanted { node, principal, tool, target, verdict, request_id } = &args.wanted;
     let given = [
         ("since", args.since.map(|at| at.to_string())),
         ("until", args.until.map(|at| at.to_string())),
-        ("node", args.node.as_ref().map(ToString::to_string)),
-        ("principal", args.principal.clone()),
-        ("tool", args.tool.map(|tool| tool.to_string())),
-        ("verdict", args.verdict.map(|verdict| verdict.as_str().to_owned())),
-        ("request_id", args.request_id.clone()),
+        ("node", node.as_ref().map(ToString::to_string)),
+        ("principal", principal.clone()),
+        ("tool", tool.map(|tool| tool.to_string())),
+        ("target", target.clone()),
+        ("verdict", verdict.map(|verdict| verdict.as_str().to_owned())),
+        ("request_id", request_id.clone()),
     ];
     given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
+fn row(record: &Value) -> [String; 7] {
+    let Ok(record) = serde_json::from_value::<Record>(record.clone()) else {
+        // Of another version, perhaps; what there is to see is shown all the same.
+        let time = record.get("time").and_then(Value::as_str).unwrap_or("-");
+        return [plain(time), "?".into(), "?".into(), "?".into(), "?".into(), "?".into(), plain(&record.to_string())];
+    };
+    [
+        record.time.to_string(),
+        record.verdict.as_str().to_owned(),
+        plain(&record.principal),
+        record.node.map_or_else(|| "-".to_owned(), |node| node.to_string()),
+        plain(&record.tool),
+        plain(&record.target),
+        plain(&record.detail),
+    ]
+}
+
 /// A line for each record, by their own times: the trail has them as they arrived, and a node sends a second's worth at once.
 fn shown(records: &[Value]) -> String {
-    let row = |record: &Value| -> [String; 7] {
-        let Ok(record) = serde_json::from_value::<Record>(record.clone()) else {
-            // Of another version, perhaps; what there is to see is shown all the same.
-            let time = record.get("time").and_then(Value::as_str).unwrap_or("-");
-            return [plain(time), "?".into(), "?".into(), "?".into(), "?".into(), "?".into(), plain(&record.to_string())];
-        };
-        [
-            record.time.to_string(),
-            record.verdict.as_str().to_owned(),
-            plain(&record.principal),
-            record.node.map_or_else(|| "-".to_owned(), |node| node.to_string()),
-            plain(&record.tool),
-            plain(&record.target),
-            plain(&record.detail),
-        ]
-    };
     let mut rows: Vec<_> = records.iter().map(row).collect();
     // Times of one form sort as text.
     rows.sort_by(|[earlier, ..], [later, ..]| later.cmp(earlier));

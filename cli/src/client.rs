@@ -8,6 +8,7 @@ use clap::Args;
 use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 
@@ -116,12 +117,26 @@ impl Client {
 
     /// Reads. `query` is encoded here.
     pub(crate) fn get(&self, path: &str, query: &[(&str, String)], patience: Duration) -> Result<Answer, Failed> {
+        self.answer(self.send_get(path, query, patience))
+    }
+
+    /// Reads something of a known form; parts of it may be kept in the very bytes that the API sent.
+    pub(crate) fn get_as<T: DeserializeOwned>(&self, path: &str, query: &[(&str, String)], patience: Duration) -> Result<T, Failed> {
+        let mut response = self.send_get(path, query, patience).map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        let bytes = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(|error| self.unreachable(&error))?;
+        if !status.is_success() {
+            return read_answer(&self.url, status.as_u16(), &bytes).and(Err(self.foreign()));
+        }
+        serde_json::from_slice(&bytes).map_err(|_| self.foreign())
+    }
+
+    fn send_get(&self, path: &str, query: &[(&str, String)], patience: Duration) -> Result<ureq::http::Response<ureq::Body>, ureq::Error> {
         let mut request = self.authorized(self.agent.get(format!("{}{path}", self.url)));
         for (name, value) in query {
             request = request.query(name, value);
         }
-        let sent = request.config().timeout_global(Some(patience)).build().call();
-        self.answer(sent)
+        request.config().timeout_global(Some(patience)).build().call()
     }
 
     /// Reads so many entries of a list (its path, and its name in the answer), page by page.

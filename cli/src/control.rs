@@ -10,10 +10,10 @@ use probeops_nats::layout::Layout;
 use probeops_nats::layout::files::{self, Secrecy};
 use probeops_nats::permissions::Role;
 use probeops_nats::vault::Vault;
+use probeops_shared::audit::chain::Chain;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::Caller;
 use probeops_shared::subjects;
-use probeops_shared::timestamp::Timestamp;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -26,6 +26,8 @@ const SERVERS_FILE: &str = "servers";
 const SERVERS_ELSEWHERE_FILE: &str = "servers-elsewhere";
 /// How long the credential of one command lasts.
 const COMMAND_LIFETIME: Duration = Duration::from_mins(5);
+/// Who made what a command makes.
+pub(crate) const COMMAND: &str = "command";
 /// How often an entry is written again that somebody else has changed meanwhile.
 const WRITES_MAX: u32 = 5;
 
@@ -157,20 +159,10 @@ impl Session {
 
     /// Puts what was done into the audit trail, and waits until it is there.
     pub(crate) async fn record(&self, target: &str, detail: String) -> Result<(), Failed> {
-        let record = Record {
-            time: Timestamp::now(),
-            verdict: Verdict::Changed,
-            principal: "command".to_owned(),
-            caller: Some(self.caller.clone()),
-            node: None,
-            region: None,
-            tool: String::new(),
-            target: target.to_owned(),
-            request_id: String::new(),
-            detail,
-            duration_ms: None,
-        };
-        let body = serde_json::to_vec(&[record]).map_err(Failed::work)?;
+        let record =
+            Record { caller: Some(self.caller.clone()), target: target.to_owned(), detail, ..Record::new(Verdict::Changed, COMMAND) };
+        let (body, _) =
+            Chain::begin(&self.caller).batch([&record], usize::MAX).ok_or_else(|| Failed::work("the record cannot be written"))?;
         let failed = |error: String| Failed::new(Exit::Transport, format!("it is done, but the audit trail could not be told: {error}"));
         let sent = self
             .jetstream

@@ -4,7 +4,7 @@
 //! - `up`: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
 //! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `limits`: what is left. `schedules`: jobs at a time.
 //!   `deliveries`: callbacks and their secrets. They ask the HTTP API, by `client`.
-//! - `register`: nodes, services and keys, with the keys of the data folder (`control`).
+//! - `register`: nodes, services and keys, with the keys of the data folder (`control`). `keymaster`: the process that has them meanwhile.
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
 
 mod audit;
@@ -14,6 +14,7 @@ mod deliveries;
 mod exit;
 mod health;
 mod jobs;
+mod keymaster;
 mod lifeline;
 mod limits;
 mod nats_server;
@@ -75,6 +76,7 @@ enum Own {
     NatsServer(nats_server::NatsServerArgs),
     /// Run the API (the program probeops-api)
     Api(Held<probeops_api::program::Program>),
+    Keymaster(Held<keymaster::KeymasterArgs>),
     /// Run an agent (the program probeops-agent)
     Agent(Held<probeops_agent::program::Program>),
 }
@@ -113,6 +115,7 @@ pub fn main() -> ExitCode {
         None => match Root::from_arg_matches(&matches) {
             Ok(Root { command: Own::Api(program) }) => return program.release().run(),
             Ok(Root { command: Own::Agent(program) }) => return program.release().run(),
+            Ok(Root { command: Own::Keymaster(program) }) => return program.release().run(),
             Ok(Root { command }) => run(command),
             Err(error) => error.exit(),
         },
@@ -145,7 +148,7 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::Health(args) => health::run(&args),
         Own::NatsServer(args) => nats_server::run(args),
         // Handled before: they end with exit codes of their own.
-        Own::Api(_) | Own::Agent(_) => Ok(()),
+        Own::Api(_) | Own::Agent(_) | Own::Keymaster(_) => Ok(()),
     }
 }
 

@@ -59,6 +59,9 @@ pub(crate) struct InitArgs {
     /// The authority that signed it (PEM), where the systems of agents and services do not know it
     #[arg(long, value_name = "FILE", requires = "tls_cert")]
     pub tls_ca: Option<PathBuf>,
+    /// Where servers of another operator may connect to copy the audit trail; `provision --mirror FILE` writes their credential
+    #[arg(long, value_name = "ADDRESS")]
+    pub mirror_listen: Option<SocketAddr>,
     /// Log to standard error instead of a file
     #[arg(long)]
     pub log_to_stderr: bool,
@@ -74,6 +77,9 @@ pub(crate) struct ProvisionArgs {
     /// Copy what each of these nodes needs to DIR/ID: its credential as node.creds, the broker's authority as ca.pem
     #[arg(long, value_name = "DIR", requires = "nodes")]
     pub hand_over: Option<PathBuf>,
+    /// Write a credential to FILE with which a server of another operator can copy the audit trail, and nothing else
+    #[arg(long, value_name = "FILE")]
+    pub mirror: Option<PathBuf>,
     #[command(flatten)]
     pub data: DataArgs,
 }
@@ -93,6 +99,7 @@ pub(crate) fn init(args: &InitArgs) -> Result<(), Failed> {
     let end = if args.websocket_behind_proxy { TlsEnd::Proxy } else { TlsEnd::Server };
     settings.websocket = args.websocket.map(|listen| WebSocket { listen, tls: end });
     settings.monitoring_port = Some(args.monitoring);
+    settings.mirrors = args.mirror_listen;
     if args.log_to_stderr {
         settings.log_file = None;
     }
@@ -129,6 +136,9 @@ pub(crate) fn provision(args: &ProvisionArgs) -> Result<(), Failed> {
             if let Some(folder) = &args.hand_over {
                 hand_over(&control.layout, id, &folder.join(id.as_str())).map_err(|error| Failed::work(format!("{error:#}")))?;
             }
+        }
+        if let Some(file) = &args.mirror {
+            control.vault.mint_to(file, &Role::Mirror, CREDENTIAL_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
         }
         say(format!("the broker is provisioned; the first key is in {}", control.layout.admin_key().display()));
         Ok(())

@@ -54,9 +54,12 @@ fn refuse_second(held: bool, renew: bool, kind: &str, name: &str) -> Result<(), 
     Ok(())
 }
 
-async fn revoke(control: &Control, public_key: &str) -> Result<(), Failed> {
+/// Voids all credentials of a key; the servers that have taken it.
+async fn revoke(control: &Control, public_key: &str) -> Result<String, Failed> {
     let revoked = probeops_nats::revoke::revoke(&control.layout, &control.servers, control.ca(), public_key).await;
-    revoked.map(drop).map_err(|error| Failed::work(format!("{error:#}")))
+    revoked.map(|pushed| pushed.servers.join(", ")).map_err(|error| {
+        Failed::work(format!("{error:#}; the revocation is signed, and the keymaster, where one runs, tells the servers until each has it"))
+    })
 }
 
 /// What a new credential is about to replace.
@@ -74,7 +77,7 @@ pub(crate) async fn void_what_would_stay(control: &Control, held: &Held<'_>, pat
     if held.same_rights && there.is_some_and(|there| there.public_key == held.public_key) {
         return Ok(());
     }
-    revoke(control, held.public_key).await?;
+    let _servers = revoke(control, held.public_key).await?;
     note("The credential it had before is void from now on; whoever uses it is cut off.");
     Ok(())
 }

@@ -36,6 +36,8 @@ pub struct ServerSettings {
     pub jetstream_dir: PathBuf,
     /// Where claims of accounts are kept.
     pub resolver_dir: PathBuf,
+    /// Where servers of another operator connect that copy the audit trail, if any may.
+    pub mirrors: Option<SocketAddr>,
     /// Where it logs; standard error when absent.
     pub log_file: Option<PathBuf>,
     /// What streams and buckets may take on disk, in bytes.
@@ -70,6 +72,7 @@ impl ServerSettings {
             listen,
             websocket: None,
             monitoring_port: None,
+            mirrors: None,
             certificate: certificate.certificate.clone(),
             key: certificate.key.clone(),
             jetstream_dir: layout.jetstream_dir(),
@@ -102,6 +105,7 @@ impl ServerSettings {
             ("websocket", self.websocket.map(|websocket| websocket.listen.to_string())),
             ("websocket_tls", websocket(TlsEnd::Server)),
             ("websocket_behind_proxy", websocket(TlsEnd::Proxy)),
+            ("mirrors", self.mirrors.map(|address| address.to_string())),
             ("monitoring", self.monitoring().map(|address| address.to_string())),
             ("operator", Some(vault.operator_jwt()?)),
             ("system_account", Some(vault.account_key(AccountName::System).to_owned())),
@@ -179,7 +183,7 @@ mod tests {
         let layout = Layout::new(scratch.path());
         let vault = Vault::open_or_create(&layout).unwrap();
         let plain = ServerSettings { log_file: None, ..settings(&layout) }.render(&vault).unwrap();
-        for absent in ["websocket {", "http:", "log_file", "{{", "#if", "#end", "no_auth_user", "mqtt"] {
+        for absent in ["websocket {", "leafnodes", "domain", "http:", "log_file", "{{", "#if", "#end", "no_auth_user", "mqtt"] {
             assert!(!plain.contains(absent), "{absent} in\n{plain}");
         }
         let sys = vault.account_key(AccountName::System);
@@ -193,6 +197,8 @@ mod tests {
         assert!(text.contains("listen: \"[::]:8443\"") && text.contains("http: \"127.0.0.1:8222\"") && !text.contains("no_tls"), "{text}");
         let proxied = ServerSettings { websocket: websocket(TlsEnd::Proxy), ..full }.render(&vault).unwrap();
         assert!(proxied.contains("no_tls: true") && proxied.matches("cert_file").count() == 1, "{proxied}");
+        let mirrored = ServerSettings { mirrors: Some("[::]:7422".parse().unwrap()), ..settings(&layout) }.render(&vault).unwrap();
+        assert!(mirrored.contains("listen: \"[::]:7422\"") && mirrored.contains("domain: \"probeops\""), "{mirrored}");
     }
 
     #[test]

@@ -1,114 +1,165 @@
-//! Pushing account claims to every running server, and proof that each has taken them.
+//! The keymaster: the only process that has the signing keys while everything runs.
+//!
+//! Replicas of the API ask it for credentials of nodes and services, and to take credentials back (`desk`). The broker attests who asks, and it
+//! signs what nodes and services may have, and nothing that is the control plane's own. `fleet` keeps every server of the broker at the claims
+//! of the accounts as they are on disk, whoever changed them: a server that starts, or comes back, is told within a second. [`push`] is the
+//! same, once, for commands and provisioning.
 
-use std::collections::BTreeSet;
+mod desk;
+mod fleet;
+mod health;
+mod telling;
+
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow, bail};
-use async_nats::{Client, Subscriber};
-use futures_util::StreamExt;
-use probeops_shared::subjects::broker;
-use serde::Deserialize;
-use tokio::time::{Instant, timeout_at};
+use anyhow::{Result, bail};
+use async_nats::Client;
+use futures_util::future::try_join_all;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
-/// How long after the last server's answer no other is expected.
-const PING_QUIET: Duration = Duration::from_millis(250);
-/// How long servers may take to answer at all.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
-/// The most servers one broker has.
-const SERVERS_MAX: usize = 64;
+pub use self::health::check_health;
+pub use self::telling::{Pushed, push};
+use crate::connect::{Link, LinkError, LinkEvent, backoff, connect};
+use crate::keymaster::desk::{Clerk, Desk};
+use crate::keymaster::fleet::Fleet;
+use crate::keymaster::health::Health;
+use crate::layout::Layout;
+use crate::permissions::Role;
+use crate::vault::{CREDENTIAL_LIFETIME, Vault};
 
-/// Which servers have taken the claims.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pushed {
-    /// Their names.
+/// How often it renews its own two credentials: each is used at the next reconnect.
+const RENEW_EVERY: Duration = Duration::from_hours(24);
+/// How many revocations wait to be signed and pushed together; more are refused.
+const REVOCATIONS_WAITING_MAX: usize = 1024;
+/// How long the last answers may take to go out.
+const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+
+/// What a keymaster is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the keys are.
+    pub layout: Layout,
+    /// The broker's addresses.
     pub servers: Vec<String>,
+    /// The authority that signed its certificate; the system's own when absent.
+    pub ca: Option<PathBuf>,
+    /// Where it says that it is well; see [`check_health`].
+    pub health_file: Option<PathBuf>,
 }
 
-/// Pushes an account's claims over a connection of the keymaster and waits until every server has acknowledged them.
-pub async fn push(system: &Client, account_jwt: &str) -> Result<Pushed> {
-    let servers = servers(system).await?;
-    let mut answers = ask(system, broker::CLAIMS_UPDATE, account_jwt.to_owned()).await?;
-    let deadline = Instant::now() + ANSWER_MAX;
-    let mut waiting: BTreeSet<Server> = servers.iter().cloned().collect();
-    while !waiting.is_empty() {
-        let Ok(answer) = timeout_at(deadline, answers.next()).await else {
-            let silent: Vec<&str> = waiting.iter().map(|server| server.name.as_str()).collect();
-            bail!("{} of {} servers did not acknowledge the account's claims: {}", silent.len(), servers.len(), silent.join(", "));
+/// Runs until `stop` is cancelled. The broker may be away for as long as it likes, also at the beginning.
+pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
+    let Settings { layout, servers, ca, health_file } = settings;
+    let health = Health::begin(health_file)?;
+    let vault = Arc::new(Vault::open(&layout)?);
+    let home = Home { layout, vault: Arc::clone(&vault), servers, ca };
+    home.mint()?;
+    let Some(connected) = stop.run_until_cancelled(Box::pin(home.connect(&SYSTEM, &home.servers))).await else { return Ok(()) };
+    let (system, system_events) = connected?;
+    let mut fleet = Fleet::new(system, Arc::clone(&vault), health);
+    // Servers that know the application's account from nobody else know it now, and let the desks in.
+    if let Err(error) = fleet.look().await {
+        tracing::warn!("the servers of the broker could not be looked after and will be: {error:#}");
+    }
+    let (revoking, wanted) = mpsc::channel(REVOCATIONS_WAITING_MAX);
+    let clerk = Clerk { vault, revoking };
+    // One at each server: whoever asks is heard at his own, whichever other hangs.
+    let desks = try_join_all(home.servers.iter().map(|server| home.desk(server, &clerk, &stop)));
+    tokio::select! {
+        ended = desks => drop(ended?),
+        () = fleet.keep(wanted, system_events) => {}
+        renewed = home.renew() => renewed?,
+    }
+    Ok(())
+}
+
+const SYSTEM: Role = Role::Keymaster;
+const DESK: Role = Role::KeymasterDesk;
+
+/// Where the keys are and where the broker is.
+struct Home {
+    layout: Layout,
+    vault: Arc<Vault>,
+    servers: Vec<String>,
+    ca: Option<PathBuf>,
+}
+
+impl Home {
+    /// Where the credential of one of its two roles lies: with the keys, where nobody else looks.
+    fn creds(&self, role: &Role) -> PathBuf {
+        self.layout.keys_dir().join(format!("{}.creds", role.name()))
+    }
+
+    fn mint(&self) -> Result<()> {
+        for role in [&SYSTEM, &DESK] {
+            self.vault.mint_to(&self.creds(role), role, CREDENTIAL_LIFETIME)?;
+        }
+        Ok(())
+    }
+
+    async fn renew(&self) -> Result<()> {
+        loop {
+            tokio::time::sleep(RENEW_EVERY).await;
+            self.mint()?;
+        }
+    }
+
+    /// Answers requests at one server until told to stop.
+    async fn desk(&self, server: &String, clerk: &Clerk, stop: &CancellationToken) -> Result<()> {
+        let Some(connected) = stop.run_until_cancelled(Box::pin(self.connect(&DESK, std::slice::from_ref(server)))).await else {
+            return Ok(());
         };
-        let message = answer.context("the connection to the broker ended while the account's claims were pushed")?;
-        let answer = read_answer(&message.payload)?;
-        if let Some(error) = answer.error {
-            bail!("server {} refused the account's claims: {} (code {})", answer.server.name, error.description, error.code);
+        let (client, events) = connected?;
+        let desk = Desk::open(client.clone(), clerk.clone()).await?;
+        tracing::info!(server, "the keymaster is ready");
+        tokio::select! {
+            () = desk.serve() => bail!("the connection to {server} has ended"),
+            () = log_events(events) => {}
+            () = stop.cancelled() => {}
         }
-        waiting.remove(&answer.server);
+        // The last answers go out, if the broker is there.
+        if let Ok(Err(error)) = tokio::time::timeout(LAST_ANSWERS_WITHIN, client.drain()).await {
+            tracing::debug!("the connection to the broker does not close: {error}");
+        }
+        Ok(())
     }
-    Ok(Pushed { servers: servers.into_iter().map(|server| server.name).collect() })
-}
 
-/// The servers that are running now.
-async fn servers(system: &Client) -> Result<BTreeSet<Server>> {
-    let mut answers = ask(system, broker::SERVER_PING, String::new()).await?;
-    let mut deadline = Instant::now() + ANSWER_MAX;
-    let mut servers = BTreeSet::new();
-    while servers.len() < SERVERS_MAX {
-        match timeout_at(deadline, answers.next()).await {
-            Ok(Some(message)) => {
-                if message.status.is_some_and(|status| !status.is_success()) {
-                    break;
+    /// Connects, however long it takes: also to a server that does not know the account yet, which it will be told.
+    async fn connect(&self, role: &Role, servers: &[String]) -> Result<(Client, mpsc::Receiver<LinkEvent>)> {
+        let link = Link { servers: servers.to_vec(), ca: self.ca.clone(), creds: self.creds(role) };
+        let mut attempt = 1;
+        loop {
+            match connect(&link, &role.name(), &role.inbox_prefix()).await {
+                Err(LinkError::Unreachable(why) | LinkError::Refused(why)) => {
+                    let wait = backoff(attempt);
+                    tracing::warn!(attempt, wait_ms = wait.as_millis(), "{why}");
+                    tokio::time::sleep(wait).await;
+                    attempt += 1;
                 }
-                servers.insert(read_answer(&message.payload)?.server);
-                deadline = Instant::now() + PING_QUIET;
+                done => return Ok(done?),
             }
-            Ok(None) | Err(_) => break,
         }
     }
-    if servers.is_empty() {
-        bail!("no server of the broker answered within {} s; is this the credential of the keymaster?", ANSWER_MAX.as_secs());
+}
+
+fn log_event(event: &LinkEvent) {
+    match event {
+        LinkEvent::Connected => tracing::info!("connected to the broker"),
+        LinkEvent::Disconnected => tracing::warn!("the connection to the broker is gone; trying to get it back"),
+        LinkEvent::Refused(text) => {
+            tracing::error!("the broker does not accept the keymaster (was it provisioned from this folder?): {text}");
+        }
+        LinkEvent::Violation(text) => tracing::error!("the broker forbade something: {text}"),
+        LinkEvent::SlowConsumer => tracing::error!("requests came faster than they could be read; some were lost"),
+        LinkEvent::LameDuck | LinkEvent::Other(_) => tracing::debug!("the connection says: {event:?}"),
     }
-    Ok(servers)
 }
 
-async fn ask(system: &Client, subject: &str, body: String) -> Result<Subscriber> {
-    let inbox = system.new_inbox();
-    let answers = system.subscribe(inbox.clone()).await.with_context(|| format!("cannot subscribe the answers of {subject}"))?;
-    system.publish_with_reply(subject.to_owned(), inbox, body.into()).await.with_context(|| format!("cannot publish to {subject}"))?;
-    Ok(answers)
-}
-
-#[derive(Clone, Debug, Deserialize, PartialEq, Eq, PartialOrd, Ord)]
-struct Server {
-    id: String,
-    name: String,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    server: Server,
-    #[serde(default)]
-    error: Option<Refusal>,
-}
-
-#[derive(Deserialize)]
-struct Refusal {
-    code: i64,
-    description: String,
-}
-
-fn read_answer(payload: &[u8]) -> Result<Answer> {
-    serde_json::from_slice(payload).map_err(|error| anyhow!("a server's answer cannot be understood: {error}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers_of_servers_are_understood() {
-        let taken =
-            read_answer(br#"{"server":{"name":"s1","id":"NA"},"data":{"account":"A","code":200,"message":"jwt updated"}}"#).unwrap();
-        assert!(taken.error.is_none() && taken.server.name == "s1");
-        let refused = read_answer(br#"{"server":{"name":"s1","id":"NA"},"error":{"account":"A","code":500,"description":"no"}}"#).unwrap();
-        assert_eq!(refused.error.unwrap().description, "no");
-        assert!(read_answer(b"+OK").is_err());
+async fn log_events(mut events: mpsc::Receiver<LinkEvent>) {
+    while let Some(event) = events.recv().await {
+        log_event(&event);
     }
 }

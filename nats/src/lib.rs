@@ -3,8 +3,8 @@
 //! # Layout
 //! - [`layout`]: where everything lies below the data folder.
 //! - [`vault`]: keys and signed claims: operator, accounts, credentials, revocation. [`claims`] is their form, [`permissions`] what they say.
-//! - [`keymaster`]: pushes account claims to running servers.
-//! - [`revoke`]: takes a credential back.
+//! - [`keymaster`]: the process that signs and revokes for the API, and keeps all servers at the account claims.
+//! - [`revoke`]: the same for a command that has the keys.
 //! - [`tls`]: our own authority and the broker's certificate.
 //! - [`config`]: what `server.conf` says.
 //! - [`server`]: finds or fetches nats-server, starts it, stops it.

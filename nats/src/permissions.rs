@@ -63,8 +63,12 @@ pub enum Role {
     },
     /// Pushes account claims to the servers.
     Keymaster,
+    /// Where replicas of the API ask the keymaster; can publish to their inboxes and nowhere else.
+    KeymasterDesk,
     /// Reads the audit trail.
     Auditor,
+    /// A server of another operator that keeps a copy of the audit trail, which comes over a leaf connection.
+    Mirror,
     /// Makes and changes streams and buckets of the application account; not kept online.
     Provisioner,
     /// Makes and changes the stream of the audit trail; not kept online.
@@ -72,7 +76,7 @@ pub enum Role {
 }
 
 /// An account of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum AccountName {
     /// The servers themselves.
     System,
@@ -103,6 +107,8 @@ pub enum Transport {
     Standard,
     /// `wss://`.
     WebSocket,
+    /// Another server, as a leaf.
+    Leaf,
 }
 
 impl Transport {
@@ -111,6 +117,7 @@ impl Transport {
         match self {
             Self::Standard => "STANDARD",
             Self::WebSocket => "WEBSOCKET",
+            Self::Leaf => "LEAFNODE",
         }
     }
 }
@@ -142,7 +149,9 @@ impl Role {
             Self::Acknowledger => "acknowledger".to_owned(),
             Self::Presence { .. } => "presence".to_owned(),
             Self::Keymaster => "keymaster".to_owned(),
+            Self::KeymasterDesk => "keymaster-desk".to_owned(),
             Self::Auditor => "auditor".to_owned(),
+            Self::Mirror => "mirror".to_owned(),
             Self::Provisioner => "provisioner".to_owned(),
             Self::AuditProvisioner => "audit-provisioner".to_owned(),
         }
@@ -162,7 +171,9 @@ impl Role {
             | Self::Acknowledger
             | Self::Presence { .. }
             | Self::Keymaster
+            | Self::KeymasterDesk
             | Self::Auditor
+            | Self::Mirror
             | Self::Provisioner
             | Self::AuditProvisioner => subjects::client_inbox(self.name()),
         }
@@ -172,7 +183,7 @@ impl Role {
     pub fn account(&self) -> AccountName {
         match self {
             Self::Presence { .. } | Self::Keymaster => AccountName::System,
-            Self::Auditor | Self::AuditProvisioner => AccountName::Audit,
+            Self::Auditor | Self::Mirror | Self::AuditProvisioner => AccountName::Audit,
             Self::Node { .. }
             | Self::Api { .. }
             | Self::Service { .. }
@@ -181,6 +192,7 @@ impl Role {
             | Self::Registrar { .. }
             | Self::Collector { .. }
             | Self::Acknowledger
+            | Self::KeymasterDesk
             | Self::Provisioner => AccountName::Application,
         }
     }

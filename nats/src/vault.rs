@@ -117,18 +117,29 @@ impl Vault {
     /// Declares every credential of `public_key` in the application account void. Servers learn it by [`crate::keymaster::push`] of the
     /// claims this returns.
     pub fn revoke(&self, public_key: &str) -> Result<String> {
-        let key = KeyPair::from_public_key(public_key).map_err(|_| anyhow!("`{public_key}` is not the public key of a user (U…)"))?;
-        if key.key_pair_type() != KeyPairType::User {
-            bail!("`{public_key}` is not the public key of a user (U…)");
+        self.revoke_all(&[public_key.to_owned()])
+    }
+
+    /// The same of several keys.
+    pub fn revoke_all(&self, public_keys: &[String]) -> Result<String> {
+        for public_key in public_keys {
+            let key = KeyPair::from_public_key(public_key).ok().filter(|key| key.key_pair_type() == KeyPairType::User);
+            key.ok_or_else(|| anyhow!("`{public_key}` is not the public key of a user (U…)"))?;
         }
         let name = AccountName::Application;
         let _lock = self.layout.lock_vault()?;
-        let mut account = self.read_account(name, &self.account_jwt(name)?)?;
+        let held = self.account_jwt(name)?;
+        let mut account = self.read_account(name, &held)?;
         let now_unix_s = Timestamp::now().unix_s();
         // A credential older than this has expired by itself.
         let oldest_unix_s = now_unix_s.saturating_sub_unsigned(CREDENTIAL_LIFETIME.as_secs());
         account.revocations.retain(|_, revoked_unix_s| *revoked_unix_s >= oldest_unix_s);
-        account.revocations.insert(public_key.to_owned(), now_unix_s);
+        // One that is revoked is made no other credential: said again, it changes nothing.
+        let fresh: Vec<&String> = public_keys.iter().filter(|key| !account.revocations.contains_key(*key)).collect();
+        if fresh.is_empty() {
+            return Ok(held);
+        }
+        account.revocations.extend(fresh.into_iter().map(|key| (key.clone(), now_unix_s)));
         if account.revocations.len() > REVOCATIONS_MAX {
             bail!("{REVOCATIONS_MAX} credentials are revoked already, which is as many as the broker can be told; wait until some expire");
         }
@@ -140,7 +151,8 @@ impl Vault {
         Ok(self.read_account(account, &self.account_jwt(account)?)?.revocations.contains_key(public_key))
     }
 
-    fn sign_user(&self, role: &Role, lifetime: Duration, key: &KeyPair) -> Result<Credentials> {
+    /// Signs what `role` may for the public half of a key, which somebody else has; the claims and when they end.
+    pub fn sign(&self, role: &Role, lifetime: Duration, public_key: &str) -> Result<(String, Timestamp)> {
         let name = role.name();
         if lifetime.is_zero() || lifetime > CREDENTIAL_LIFETIME {
             bail!("the lifetime of credential `{name}` must be from 1 second to {} days", CREDENTIAL_LIFETIME.as_secs() / 86400);
@@ -161,7 +173,7 @@ impl Vault {
             allowed_connection_types: permissions.transports.iter().copied().map(Transport::as_str).map(str::to_owned).collect(),
         };
         let expires_at = Timestamp::now().plus(lifetime);
-        let mut claims = Claims::new(key.public_key(), &name, Body::User(user));
+        let mut claims = Claims::new(public_key.to_owned(), &name, Body::User(user));
         claims.expires_at_unix_s = Some(expires_at.unix_s());
         let jwt = claims.sign(&keys.signing).with_context(|| format!("cannot sign credential `{name}`"))?;
         if jwt.len() > USER_JWT_BYTES_MAX {
@@ -170,7 +182,12 @@ impl Vault {
                 jwt.len()
             );
         }
-        Credentials::new(jwt, key, name, expires_at)
+        Ok((jwt, expires_at))
+    }
+
+    fn sign_user(&self, role: &Role, lifetime: Duration, key: &KeyPair) -> Result<Credentials> {
+        let (jwt, expires_at) = self.sign(role, lifetime, &key.public_key())?;
+        Credentials::new(jwt, key, role.name(), expires_at)
     }
 
     fn keys(&self, name: AccountName) -> &AccountKeys {

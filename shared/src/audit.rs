@@ -1,4 +1,7 @@
-//! The audit trail: who asked what, and what was done.
+//! The audit trail: who asked what, and what was done. [`chain`]: how records are tied to one another; [`verify`]: whether they still are.
+
+pub mod chain;
+pub mod verify;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,6 +44,25 @@ pub struct Record {
     pub duration_ms: Option<f64>,
 }
 
+impl Record {
+    /// A record of this moment that says no more than this.
+    pub fn new(verdict: Verdict, principal: impl Into<String>) -> Self {
+        Self {
+            time: Timestamp::now(),
+            verdict,
+            principal: principal.into(),
+            caller: None,
+            node: None,
+            region: None,
+            tool: String::new(),
+            target: String::new(),
+            request_id: String::new(),
+            detail: String::new(),
+            duration_ms: None,
+        }
+    }
+}
+
 /// What a record says happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -51,15 +73,22 @@ pub enum Verdict {
     Refused,
     /// The API changed something about access: a key was made or revoked, a node drained or revoked.
     Changed,
+    /// Somebody read what is not his own: the trail, keys, services, somebody else's job.
+    Read,
+    /// A node begins with what a service asked of it itself, or the API with a job that waited for a node.
+    Started,
     /// A node finished a run.
     Finished,
     /// A node did not run it: policy, bounds, deadline, slots.
     Denied,
+    /// Whoever writes here had to leave out records; `detail` says how many and why.
+    Lost,
 }
 
 impl Verdict {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::Accepted, Self::Refused, Self::Changed, Self::Finished, Self::Denied];
+    pub const ALL: [Self; 8] =
+        [Self::Accepted, Self::Refused, Self::Changed, Self::Read, Self::Started, Self::Finished, Self::Denied, Self::Lost];
 
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {
@@ -67,8 +96,11 @@ impl Verdict {
             Self::Accepted => "accepted",
             Self::Refused => "refused",
             Self::Changed => "changed",
+            Self::Read => "read",
+            Self::Started => "started",
             Self::Finished => "finished",
             Self::Denied => "denied",
+            Self::Lost => "lost",
         }
     }
 }

@@ -19,6 +19,23 @@ pub const API_CALLER_PREFIX: &str = "api-";
 /// Whoever looks at NATS services has this name; no service has it.
 pub const OBSERVER: &str = "observer";
 
+/// Names of ours on the broker; no node and no service has one.
+const OURS: [&str; 11] = [
+    OBSERVER,
+    "acknowledger",
+    "audit-provisioner",
+    "auditor",
+    "collector",
+    "frontdoor",
+    "keymaster",
+    "keymaster-desk",
+    "presence",
+    "provisioner",
+    "sentry",
+];
+/// Names that begin so are ours, too.
+const PREFIXES_OF_OURS: [&str; 3] = [API_CALLER_PREFIX, "collector-", "command-"];
+
 fn is_token(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     let bytes = text.as_bytes();
@@ -111,14 +128,28 @@ impl Caller {
 
     /// Refuses a name that no service can have.
     pub fn check_service(&self) -> Result<(), String> {
-        if self.is_api() {
-            return Err(format!("a service cannot be called `{self}`: names that begin with {API_CALLER_PREFIX} are those of the API"));
-        }
-        if self.0 == OBSERVER {
-            return Err(format!("a service cannot be called `{self}`: it is the name of whoever looks at services"));
-        }
-        Ok(())
+        check_not_ours("service", &self.0)
     }
+}
+
+impl NodeId {
+    /// Refuses an id that no node can have: in the log and in the trail it would pass for a part of ours.
+    pub fn check_node(&self) -> Result<(), String> {
+        check_not_ours("node", &self.0)
+    }
+}
+
+fn check_not_ours(kind: &str, name: &str) -> Result<(), String> {
+    if name.starts_with(API_CALLER_PREFIX) {
+        return Err(format!("a {kind} cannot be called `{name}`: names that begin with {API_CALLER_PREFIX} are those of the API"));
+    }
+    if name == OBSERVER {
+        return Err(format!("a {kind} cannot be called `{name}`: it is the name of whoever looks at services"));
+    }
+    if OURS.contains(&name) || PREFIXES_OF_OURS.iter().any(|prefix| name.starts_with(prefix)) {
+        return Err(format!("a {kind} cannot be called `{name}`: it is a name of the control plane's own"));
+    }
+    Ok(())
 }
 
 impl RequestId {

@@ -8,6 +8,7 @@
 //! - [`ids`], [`host`], [`http_url`], [`bounded`], [`timestamp`]: strings and numbers with rules.
 //! - [`json`], [`invalid`]: strict JSON, and what is wrong with it.
 //! - [`selector`]: from where a job is to run.
+//! - [`keymaster`]: how credentials are asked for.
 //! - [`registry`]: what was granted to nodes and services.
 //! - [`reserved`]: addresses that are not to be touched unless somebody says otherwise.
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
@@ -26,6 +27,7 @@ pub mod ids;
 pub mod invalid;
 pub mod job;
 pub mod json;
+pub mod keymaster;
 pub mod outcome;
 pub mod presence;
 pub mod problem;

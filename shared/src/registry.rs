@@ -78,6 +78,8 @@ pub struct ServiceGrant {
     pub public_key: String,
     /// When it was granted.
     pub created_at: Timestamp,
+    /// Who made it: `key:<id>`, `jwt:<subject>`, or `command` where the signing keys are. It ends with that key.
+    pub created_by: String,
     /// When its credential ends.
     pub expires_at: Timestamp,
     /// When it was revoked; absent while it is not.

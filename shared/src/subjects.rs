@@ -7,6 +7,7 @@ pub mod broker;
 use std::fmt::Display;
 
 use crate::ids::{Caller, JobId, NodeId, Region, ReplyToken};
+use crate::keymaster::Verb;
 use crate::tools::ToolName;
 
 /// Any one token.
@@ -19,6 +20,8 @@ pub const NODE_QUEUE: &str = "w";
 pub const FRONT_DOOR_QUEUE: &str = "f";
 /// The queue group of collectors.
 pub const COLLECTOR_QUEUE: &str = "c";
+/// The queue group of keymasters.
+pub const KEYMASTER_QUEUE: &str = "k";
 /// The last token of a job's reply subject: the broker's "no responders" lands here, and nothing else can.
 pub const NO_RESPONDERS: &str = "_";
 
@@ -134,6 +137,11 @@ pub fn events() -> String {
 /// A batch of audit records.
 pub fn audit(category: impl Display, writer: impl Display) -> String {
     format!("audit.v1.{category}.{writer}")
+}
+
+/// The category and the publisher of a batch of audit records.
+pub fn parse_audit(subject: &str) -> Option<(&str, &str)> {
+    subject.strip_prefix("audit.v1.")?.split_once('.').filter(|(_, publisher)| !publisher.contains('.'))
 }
 
 /// The state of a job, in stream JOBS. `owner` is a token made of its principal's name.
@@ -253,6 +261,22 @@ pub fn parse_replica(subject: &str) -> Option<(&str, Caller)> {
     }
 }
 
+/// A request to the keymaster.
+pub fn keymaster(verb: impl Display, caller: impl Display) -> String {
+    format!("key.v1.{verb}.{caller}")
+}
+
+/// All requests to the keymaster.
+pub fn keymaster_all() -> String {
+    "key.v1.>".to_owned()
+}
+
+/// Reads a request to the keymaster: what it wants, and who it is, attested by the broker.
+pub fn parse_keymaster(subject: &str) -> Option<(Verb, Caller)> {
+    let (verb, caller) = subject.strip_prefix("key.v1.")?.split_once('.')?;
+    Some((Verb::ALL.into_iter().find(|known| known.as_str() == verb)?, caller.parse().ok()?))
+}
+
 /// The front door: a job that a replica of the API runs for a service, as it does over HTTP.
 pub fn front_door(caller: impl Display) -> String {
     format!("api.v1.run.{caller}")
@@ -266,7 +290,16 @@ pub fn parse_front_door(subject: &str) -> Option<Caller> {
 /// Whether this is a subject in the inbox of `caller`, and of nobody else: only there may the front door answer him. The broker lets the front
 /// door publish to every inbox, and does not check the reply subject that a message names.
 pub fn is_own_inbox(given: &str, caller: &Caller) -> bool {
-    let own = given.strip_prefix("_INBOX.").and_then(|rest| rest.strip_prefix(caller.as_str())).and_then(|rest| rest.strip_prefix('.'));
+    is_inbox_below("_INBOX.", given, caller)
+}
+
+/// Whether this is a subject in the inbox of `caller`'s client library, and of nobody else: only there may the keymaster answer him, likewise.
+pub fn is_own_client_inbox(given: &str, caller: &Caller) -> bool {
+    is_inbox_below("_INBOX_c.", given, caller)
+}
+
+fn is_inbox_below(prefix: &str, given: &str, caller: &Caller) -> bool {
+    let own = given.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(caller.as_str())).and_then(|rest| rest.strip_prefix('.'));
     let token = |token: &str| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
     own.is_some_and(|own| own.len() <= 256 && own.split('.').all(token))
 }
@@ -381,7 +414,9 @@ mod tests {
             "",
         ] {
             assert!(!is_own_inbox(foreign, &caller), "{foreign}");
+            assert!(!is_own_client_inbox(&foreign.replace("_INBOX.", "_INBOX_c."), &caller), "{foreign}");
         }
+        assert!(is_own_client_inbox("_INBOX_c.svc.abc.1", &caller) && !is_own_client_inbox("_INBOX.svc.abc.1", &caller));
     }
 
     #[test]
@@ -407,6 +442,8 @@ mod tests {
         assert_eq!(parse_job(&job_late("o", job, "3-1")), Some(("o", job, OfJob::Late)));
         assert_eq!(parse_job(&job_open("api-1", job)), Some(("api-1", job, OfJob::Open)));
         assert_eq!(parse_job("jobs.v1.o.x.state"), None);
+        assert_eq!(parse_keymaster(&keymaster(Verb::Revoke, "api-1")), Some((Verb::Revoke, "api-1".parse().unwrap())));
+        assert_eq!(parse_keymaster("key.v1.mint_api.api-1"), None);
         assert_eq!(parse_replica(&replica("api-1", "cancel", "api-2")), Some(("cancel", "api-2".parse().unwrap())));
     }
 }

@@ -223,7 +223,7 @@ def revoked_stays_revoked(host):
     """A node taken back ends with 78, and the next start does not give it back."""
     by_command = {container.service["command"][0]: container for container in host.containers.values() if container.service.get("command")}
     agent, provision = by_command["agent"], by_command["provision"]
-    host.follow(f"docker compose exec {by_command['api'].name} probeops nodes revoke {agent.name}")
+    host.follow(f"docker compose exec {by_command['keymaster'].name} probeops nodes revoke {agent.name}")
     for _ in range(2):
         code = agent.process.wait(timeout=ONE_SHOT_S)
         if code != 78:
@@ -237,9 +237,10 @@ def revoked_stays_revoked(host):
 
 
 def secrets_are_kept(containers):
-    """No secret can be read by everybody, and no agent or proxy or broker sees a key that is not its own."""
+    """No secret can be read by everybody, and no agent or proxy or broker or API sees a key that is not its own."""
     for container in containers.values():
-        holds_keys = container.service["command"][0] in ("init", "provision", "api")
+        command = container.service["command"][0]
+        holds_keys = command in ("init", "provision", "keymaster")
         for entry in container.service.get("volumes") or []:
             folder = container.root / entry.split(":")[1].lstrip("/")
             for path in (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
@@ -248,7 +249,8 @@ def secrets_are_kept(containers):
                 where = f"{container.name}: {path.relative_to(container.root)}"
                 if secret and stat.S_IMODE(path.stat().st_mode) & 0o077:
                     raise Wrong(f"{where} is a secret, and others than its owner can read it")
-                if secret and not holds_keys and path.name not in ("server.key", "node.creds"):
+                own = path.name in ("server.key", "node.creds") or (command == "api" and path.parent.name == "creds")
+                if secret and not holds_keys and not own:
                     raise Wrong(f"{where} is a secret that this service has no use for")
 
 
@@ -280,6 +282,9 @@ def main(probeops, work):
     for line in head_commands(path):
         print(f"  {line}\n    {host.follow(line).strip()}", flush=True)
     job = examine(engine, host, file)
+    # Signed by the keymaster, which the API asks: it has no key itself.
+    if "SEED" not in host.ask("/v1/services", {"name": "billing", "regions": ["demo-eu"], "tools": ["echo"]})["creds"]:
+        raise Wrong("a service that is made over HTTP gets no credential")
     secrets_are_kept(containers)
     api_goes_away(host)
     down(containers)

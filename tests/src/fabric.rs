@@ -45,6 +45,7 @@ pub struct Fabric {
     vault: Vault,
     runtime: tokio::runtime::Runtime,
     broker: Option<Process>,
+    keymaster: RefCell<Option<Process>>,
     nats_server: PathBuf,
     listen: SocketAddr,
     websocket: SocketAddr,
@@ -125,6 +126,8 @@ pub struct ApiOptions {
     pub zoneinfo: Option<PathBuf>,
     /// Certificate and key for HTTPS.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Whether jobs run of which the audit trail has no record.
+    pub audit: Option<String>,
     /// How many connections it takes at once.
     pub connections_max: Option<usize>,
     /// The collector that spans go to, and the share of traces that is kept.
@@ -177,6 +180,7 @@ impl Fabric {
             vault,
             runtime,
             broker: None,
+            keymaster: RefCell::default(),
             nats_server,
             listen,
             websocket,
@@ -189,8 +193,34 @@ impl Fabric {
         let ca = fabric.ca();
         let provisioned = streams::provision(&fabric.layout, &fabric.vault, &servers, Some(&ca));
         fabric.runtime.block_on(provisioned).unwrap_or_else(|error| panic!("cannot provision: {error:#}"));
+        fabric.start_keymaster();
         fabric.admin_key = fabric.first_key();
         fabric
+    }
+
+    /// Starts the keymaster; whoever needs it waits for it ([`Self::wait_for_keymaster`]), as the first API does.
+    pub fn start_keymaster(&self) {
+        let mut command = with_subcommand("keymaster");
+        command.arg("--data").arg(self.data()).args(["--servers", &self.url()]);
+        *self.keymaster.borrow_mut() = Some(Process::start("keymaster", &self.folder.0, command));
+    }
+
+    /// Ends the keymaster at once; what it has logged is forgotten.
+    pub fn kill_keymaster(&self) {
+        *self.keymaster.borrow_mut() = None;
+        std::fs::remove_file(self.folder.0.join("keymaster.log")).expect("its log");
+    }
+
+    /// What the keymaster has logged.
+    pub fn keymaster_log(&self) -> String {
+        self.keymaster.borrow().as_ref().map(Process::log).unwrap_or_default()
+    }
+
+    /// Waits until the keymaster can be asked.
+    pub fn wait_for_keymaster(&self) {
+        if let Some(keymaster) = self.keymaster.borrow_mut().as_mut() {
+            keymaster.wait_for_log("the keymaster is ready");
+        }
     }
 
     fn start_broker(&mut self) {
@@ -280,8 +310,8 @@ impl Fabric {
         self.ready(Api { process, url: format!("http://{address}"), ca: None, admin_key: self.admin_key.clone() })
     }
 
-    #[expect(clippy::unused_self, reason = "an API lives no longer than its fabric")]
     fn ready(&self, api: Api) -> Api {
+        self.wait_for_keymaster();
         api.wait_until("it is ready", || api.nobody().try_get("/readyz").is_ok_and(|answer| answer.status == 200));
         api.wait_until("it knows the first key", || api.admin().get("/v1/tools").status == 200);
         api
@@ -304,11 +334,12 @@ impl Fabric {
         }
         let mut command = program();
         command.arg("api").args(["--http", &address.to_string(), "--servers", options.server.as_ref().unwrap_or(&self.url())]);
-        command.arg("--ca").arg(self.ca()).arg("--creds").arg(&creds).arg("--vault").arg(self.data());
+        command.arg("--ca").arg(self.ca()).arg("--creds").arg(&creds);
         for (flag, value) in [
             ("--jwt-issuer", &options.jwt_issuer),
             ("--jwt-audience", &options.jwt_audience),
             ("--callback-allow", &options.callback_allow),
+            ("--audit", &options.audit),
         ] {
             command.args(value.iter().flat_map(|value| [flag, value]));
         }
@@ -463,6 +494,7 @@ impl Fabric {
             at_once: None,
             public_key: minted.public_key,
             created_at: Timestamp::now(),
+            created_by: "command".to_owned(),
             expires_at: minted.expires_at,
             revoked_at: None,
         };

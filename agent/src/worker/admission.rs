@@ -4,17 +4,22 @@ use std::fmt::Display;
 use std::sync::atomic::Ordering;
 
 use async_nats::{HeaderMap, Message};
+use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::job::{DEADLINE_MAX, Job, header};
 use probeops_shared::outcome::{Failure, FailureKind, Outcome};
 use probeops_shared::tools::ToolName;
 
 use crate::runs::Candidate;
+use crate::trail::Promise;
 
 use super::{Accepted, Answered, Asker, Worker, read};
 
 /// When a caller that was told `busy` may try again, in milliseconds: a guess at when a light class has room.
 const BUSY_RETRY_AFTER_MS: u64 = 100;
+
+/// When one may try again that was told that its record has no room: the control plane may be back.
+const SPOOL_RETRY_AFTER_MS: u64 = 1_000;
 
 impl Worker {
     /// Everything that can be said without running it.
@@ -54,10 +59,32 @@ impl Worker {
             let busy = Failure::new(FailureKind::Busy, format!("all {class} slots of node {} are taken", self.node.id));
             return Err(refuse(Failure { retry_after_ms: Some(BUSY_RETRY_AFTER_MS), ..busy }));
         };
+        let Some(promise) = self.spool(&job, &asker) else {
+            pass.give_back();
+            let detail =
+                format!("node {} cannot record it: the control plane has not acknowledged its audit records for long", self.node.id);
+            return Err(refuse(Failure { retry_after_ms: Some(SPOOL_RETRY_AFTER_MS), ..Failure::new(FailureKind::Busy, detail) }));
+        };
         #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
         let dispatch_ms =
             read(headers, header::SENT).and_then(|sent| sent.parse::<i64>().ok()).map(|sent| (now_unix_us() - sent) as f64 / 1000.0);
-        Ok(Accepted { asker, job, events, targets, dispatch_ms, entry, pass })
+        Ok(Accepted { asker, job, events, targets, dispatch_ms, entry, pass, promise })
+    }
+
+    /// Records that a job begins, if nobody else has: of a job of the API the trail has a record before it is sent. Room for its end.
+    fn spool(&self, job: &Job, asker: &Asker) -> Option<Promise> {
+        if asker.caller.is_api() {
+            return self.trail.promise();
+        }
+        self.trail.begin(Record {
+            caller: Some(asker.caller.to_string()),
+            node: Some(self.node.id.clone()),
+            region: Some(self.node.region.clone()),
+            tool: job.spec.tool().as_str().to_owned(),
+            target: job.spec.target(),
+            request_id: job.request_id.to_string(),
+            ..Record::new(Verdict::Started, asker.principal.as_str())
+        })
     }
 
     fn check_deadline(&self, headers: Option<&HeaderMap>) -> Result<(), Failure> {

@@ -51,6 +51,7 @@ pub(crate) fn principal(kind: &str, limits: &Value, all_regions: &[&str]) -> Pri
                 at_once: given.at_once,
                 public_key: "U".to_owned(),
                 created_at: now,
+                created_by: "key:c".to_owned(),
                 expires_at: later,
                 revoked_at: None,
             })

@@ -235,6 +235,7 @@ mod tests {
             at_once: None,
             public_key: "U".to_owned(),
             created_at: Timestamp::from_unix_ms(created_unix_ms).unwrap(),
+            created_by: "key:k".to_owned(),
             expires_at: Timestamp::now().plus(Duration::from_mins(1)),
             revoked_at: None,
         }

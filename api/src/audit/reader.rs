@@ -1,4 +1,4 @@
-//! Reads the trail, newest first, message by message.
+//! Reads the trail message by message: newest first to be looked at, oldest first to be exported.
 //!
 //! Every message holds up to a hundred records. A page looks at a bounded number of messages; when it has not seen the end it says where to go
 //! on, even if it found nothing.
@@ -6,6 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use probeops_shared::audit::chain::{self, Exported};
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::NodeId;
 use probeops_shared::problem::Code;
@@ -16,11 +17,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::Broker;
 use crate::broker::backwards::Backwards;
-use crate::broker::last::Last;
+use crate::broker::last::{Last, next_of, next_since};
 use crate::problem::Problem;
 
 /// How many messages one page looks at.
 const MESSAGES_MAX: usize = 2_000;
+/// How many messages are looked at for one page of an export.
+const EXPORTED_MAX: usize = 64;
+/// The place after everything in a message that cannot be read.
+const UNREADABLE: usize = 999_999_999;
 /// A message may be stored by a clock that runs so far behind that of its records, in milliseconds.
 const CLOCK_SLACK_MS: i64 = 60_000;
 
@@ -37,6 +42,8 @@ pub struct Filter {
     pub node: Option<NodeId>,
     /// With which tool.
     pub tool: Option<String>,
+    /// Of which target.
+    pub target: Option<String>,
     /// What happened.
     pub verdict: Option<Verdict>,
     /// Of which request or job; the runs of a job are its own.
@@ -103,6 +110,35 @@ pub struct Entry {
     pub record: Record,
 }
 
+/// What to export.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// What was stored from then on.
+    pub since: Option<Timestamp>,
+    /// What was stored until then.
+    pub until: Option<Timestamp>,
+    /// How many records.
+    pub limit: usize,
+    /// After this one.
+    pub cursor: Option<Cursor>,
+}
+
+/// A page of an export.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "AuditExport")]
+pub struct ExportPage {
+    /// The records, oldest first.
+    pub records: Vec<Exported>,
+    /// Messages of the trail that could not be read, by number: none of ours looks so.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<u64>,
+    /// Give this as `cursor` to read on, at the end too, where more may come; absent as long as there is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// Whether this was the end.
+    pub end: bool,
+}
+
 /// A message of the trail.
 #[derive(Clone, Debug)]
 struct Batch {
@@ -131,11 +167,50 @@ pub(super) async fn page(broker: &Broker, filter: &Filter) -> Result<Page, Probl
 }
 
 fn parsed(message: &Last) -> Batch {
-    let records = serde_json::from_slice(&message.payload).unwrap_or_else(|error| {
-        tracing::warn!(sequence = message.sequence, subject = %message.subject, %error, "a message of the audit trail cannot be read");
-        Vec::new()
-    });
+    let records = serde_json::from_slice::<chain::Batch<Record>>(&message.payload).map_or_else(
+        |error| {
+            tracing::warn!(sequence = message.sequence, subject = %message.subject, %error, "a message of the audit trail cannot be read");
+            Vec::new()
+        },
+        |batch| batch.records.into_iter().map(|link| link.record).collect(),
+    );
     Batch { sequence: message.sequence, stored_unix_ms: message.stored_at.unix_ms(), records }
+}
+
+/// Exports a page.
+pub(super) async fn export(broker: &Broker, export: &Export) -> Result<ExportPage, Problem> {
+    let client = broker.audit_reader().client();
+    let read = match (export.cursor, export.since) {
+        (None, Some(since)) => next_since(&client, storage::AUDIT, subjects::broker::AUDIT_ALL, since, EXPORTED_MAX).await,
+        (cursor, _) => {
+            let from = cursor.map_or(1, |cursor| cursor.sequence);
+            next_of(&client, storage::AUDIT, subjects::broker::AUDIT_ALL, from, EXPORTED_MAX).await
+        }
+    };
+    let (messages, more) = read.map_err(|error| unreadable(&error))?;
+    let mut page =
+        ExportPage { records: Vec::new(), unreadable: Vec::new(), next: export.cursor.map(|cursor| cursor.to_string()), end: !more };
+    for message in messages {
+        if export.until.is_some_and(|until| message.stored_at > until) {
+            page.end = true;
+            break;
+        }
+        let first = export.cursor.filter(|cursor| cursor.sequence == message.sequence).map_or(0, |cursor| cursor.index + 1);
+        let Ok(batch) = serde_json::from_slice::<chain::Batch>(&message.payload) else {
+            page.unreadable.push(message.sequence);
+            page.next = Some(Cursor { sequence: message.sequence, index: UNREADABLE }.to_string());
+            continue;
+        };
+        for exported in batch.exported(&message.subject, message.sequence).skip(first) {
+            if page.records.len() == export.limit {
+                page.end = false;
+                return Ok(page);
+            }
+            page.next = Some(exported.cursor.clone());
+            page.records.push(exported);
+        }
+    }
+    Ok(page)
 }
 
 fn unreadable(error: &dyn fmt::Display) -> Problem {
@@ -200,6 +275,7 @@ impl Filter {
             && self.principal.as_ref().is_none_or(|principal| record.principal == *principal)
             && self.node.as_ref().is_none_or(|node| record.node.as_ref() == Some(node))
             && self.tool.as_ref().is_none_or(|tool| record.tool == *tool)
+            && self.target.as_ref().is_none_or(|target| record.target == *target)
             && self.verdict.is_none_or(|verdict| record.verdict == verdict)
             && self.request_id.as_ref().is_none_or(of_request)
     }
@@ -210,7 +286,18 @@ mod tests {
     use super::*;
 
     fn filter(limit: usize) -> Filter {
-        Filter { since: None, until: None, principal: None, node: None, tool: None, verdict: None, request_id: None, limit, cursor: None }
+        Filter {
+            since: None,
+            until: None,
+            principal: None,
+            node: None,
+            tool: None,
+            target: None,
+            verdict: None,
+            request_id: None,
+            limit,
+            cursor: None,
+        }
     }
 
     /// Three messages with three records each, a second apart; ids are `<sequence>-<index>`.

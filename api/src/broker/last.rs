@@ -68,6 +68,19 @@ pub(crate) async fn next_of(client: &Client, stream: &str, subject: &str, from: 
     }
 }
 
+/// The first messages on a subject that were stored at this time or later, as [`next_of`] gives them.
+pub(crate) async fn next_since(
+    client: &Client,
+    stream: &str,
+    subject: &str,
+    since: Timestamp,
+    count: usize,
+) -> Result<(Vec<Last>, bool), String> {
+    let request = json!({"start_time": since, "next_by_subj": subject, "batch": count});
+    let Batch { messages, more, .. } = batch(client, stream, &request).await?;
+    Ok((messages, more))
+}
+
 /// What the broker sends for one request.
 struct Batch {
     messages: Vec<Last>,

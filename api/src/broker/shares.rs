@@ -141,6 +141,7 @@ mod tests {
             at_once: None,
             public_key: "U".to_owned(),
             created_at: Timestamp::now(),
+            created_by: "command".to_owned(),
             expires_at: Timestamp::now(),
             revoked_at: None,
         }

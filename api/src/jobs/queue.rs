@@ -181,10 +181,14 @@ impl Jobs {
         let waiting = Waiting { state: state.clone(), job, timeout_ms, principal: who, traceparent };
         let jobs = self.clone();
         // What is stored is recorded, though its caller hang up meanwhile.
-        let stored = self.0.tasks.spawn(async move { jobs.put_waiting(&waiting).await }).await;
-        let stored = stored.unwrap_or_else(|_| Err("it met a fault of this API".to_owned()));
-        let unavailable = |error: String| Problem::new(Code::Unavailable, format!("the job could not be queued: {error}"));
-        let Some(sequence) = stored.map_err(unavailable)? else {
+        let stored = self.0.tasks.spawn(async move {
+            let record = accepted(&waiting.state.document, jobs.0.broker.caller().to_string());
+            let detail = format!("{}, when a node is online, until {}", record.detail, waiting.expires_at());
+            jobs.0.audit.stored(Record { detail, ..record }).await?;
+            jobs.put_waiting(&waiting).await.map_err(|error| unqueued(&error))
+        });
+        let stored = stored.await;
+        let Some(sequence) = stored.unwrap_or_else(|_| Err(unqueued("it met a fault of this API")))? else {
             // Another call with the same key was faster.
             return self.join_made(principal, id, how).await;
         };
@@ -248,11 +252,6 @@ impl Jobs {
                 place
             }
         };
-        if place.is_some() {
-            let record = accepted(&waiting.state.document, self.0.broker.caller().to_string());
-            let detail = format!("{}, when a node is online, until {}", record.detail, waiting.expires_at());
-            self.0.audit.record(Record { detail, ..record });
-        }
         Ok(place)
     }
 
@@ -443,14 +442,11 @@ impl Jobs {
             RETRY_AFTER
         };
         let Some(stored) = self.0.store.read(waiting.id()).await.map_err(|error| later(&error))? else {
-            let job = &waiting.state.document;
-            if Timestamp::now().since(job.created_at) < WRITTEN_WITHIN {
+            if Timestamp::now().since(waiting.state.document.created_at) < WRITTEN_WITHIN {
                 return Err(RETRY_AFTER);
             }
             // Its API ended before it could write it, or the stream has forgotten it.
-            if self.0.store.replace(&waiting.state, 0).await.map_err(|error| later(&error))?.is_some() {
-                self.0.audit.record(accepted(job, self.0.broker.caller().to_string()));
-            }
+            self.0.store.replace(&waiting.state, 0).await.map_err(|error| later(&error))?;
             return Err(Duration::ZERO);
         };
         if stored.state.document.status != JobStatus::Queued {
@@ -508,7 +504,8 @@ impl Jobs {
         let ends_by = now.created_at.plus(start_within + budget + 2 * GRACE);
         let (deliver, refreshed) = (stored.state.deliver.clone(), stored.state.refreshed);
         let state = State { document, runs: Some(runs.len()), replica: Some(self.0.broker.caller().clone()), deliver, refreshed };
-        let begun = self.begin(state, runs, (ends_by, stored.sequence), false, (room, None)).await.map_err(|error| later(&error))?;
+        self.0.audit.stored(started(&state.document, self.0.broker.caller().to_string())).await.map_err(|problem| later(&problem))?;
+        let begun = self.begin(state, runs, (ends_by, stored.sequence), false, room).await.map_err(|error| later(&error))?;
         begun.map(Some).ok_or(RETRY_AFTER)
     }
 
@@ -600,6 +597,20 @@ fn there(roster: &Roster) -> u64 {
 async fn say(message: &Message, kind: AckKind) {
     if let Err(error) = message.ack_with(kind).await {
         tracing::debug!(%error, "the queue of jobs that wait could not be told what became of one");
+    }
+}
+
+fn unqueued(error: &str) -> Problem {
+    Problem::new(Code::Unavailable, format!("the job could not be queued: {error}"))
+}
+
+fn started(document: &JobDocument, caller: String) -> Record {
+    let record = accepted(document, caller);
+    Record {
+        time: Timestamp::now(),
+        verdict: Verdict::Started,
+        detail: format!("it waited for a node, and begins {}", record.detail),
+        ..record
     }
 }
 

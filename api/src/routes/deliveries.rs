@@ -84,7 +84,7 @@ struct DeliveryList {
     next: Option<String>,
 }
 
-async fn list(State(app): State<App>, Who(principal): Who, query: Query) -> Result<Json<DeliveryList>, Problem> {
+async fn list(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<DeliveryList>, Problem> {
     let words: Vec<&str> = DeliveryStatus::ALL.iter().map(|(word, _)| *word).collect();
     let status = |text: &str| DeliveryStatus::ALL.iter().find(|(word, _)| *word == text).map(|(_, status)| *status);
     let filter = Filter {
@@ -94,11 +94,18 @@ async fn list(State(app): State<App>, Who(principal): Who, query: Query) -> Resu
         cursor: query.read("cursor", "`next` of the page before", Place::read)?.unwrap_or_default(),
     };
     let (deliveries, next) = app.callbacks.deliveries(&principal, &filter).await?;
+    if deliveries.iter().any(|delivery| delivery.caller != principal.name) {
+        app.audit.read(&principal.name, &current.0, "deliveries".to_owned(), "those of others listed");
+    }
     Ok(Json(DeliveryList { deliveries, next: next.map(|next| next.to_string()) }))
 }
 
-async fn read(State(app): State<App>, Who(principal): Who, PathId(id): PathId) -> Result<Json<Delivery>, Problem> {
-    app.callbacks.delivery(&principal, &id).await.map(Json)
+async fn read(State(app): State<App>, Who(principal): Who, current: CurrentRequest, PathId(id): PathId) -> Result<Json<Delivery>, Problem> {
+    let delivery = app.callbacks.delivery(&principal, &id).await?;
+    if delivery.caller != principal.name {
+        app.audit.read(&principal.name, &current.0, format!("delivery:{id}"), &format!("a delivery of {}", delivery.caller));
+    }
+    Ok(Json(delivery))
 }
 
 async fn replay(

@@ -50,7 +50,7 @@ pub(super) fn operations() -> Vec<Operation> {
                 Route::get("/readyz", async move |State(app): State<App>| readiness.check(&app).await),
                 "ready",
                 "Whether jobs can be taken now",
-                "Asks the broker and its storage.",
+                "Asks the broker and its storage. Where no job runs without its record, an audit trail that takes none is a reason, too.",
                 health("They can."),
             )
         },
@@ -87,7 +87,7 @@ impl Readiness {
         let answer = if let Some(answer) = fresh {
             answer
         } else {
-            let answer = app.broker.storage_ready().await;
+            let answer = app.broker.storage_ready().await.and_then(|()| app.audit.ready());
             *last = Some((Instant::now(), answer.clone()));
             answer
         };

@@ -4,10 +4,12 @@ use std::borrow::Cow;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::bounded::shown;
+use probeops_shared::ids::Caller;
 use probeops_shared::invalid::Invalid;
 use probeops_shared::json;
 use probeops_shared::problem::Code;
@@ -19,6 +21,7 @@ use crate::App;
 use crate::access::keys::{KeyRecord, KeyView, NAME_LENGTH_MAX, NewKey, check_name, mint};
 use crate::access::{Identity, Principal};
 use crate::problem::{Asked, Problem, success};
+use crate::revocation::{Told, revoke_made_by};
 use crate::routes::body::{JsonBody, NoBody};
 use crate::routes::frame::CurrentRequest;
 use crate::routes::guard::Who;
@@ -64,13 +67,17 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: NEEDS,
             id: "revokeKey".into(),
             summary: "Revoke an API key".into(),
-            description: "From now on every replica refuses it. Its record stays, for the audit trail. A key that may more than you can be \
+            description: "From now on every replica refuses it, and the services that it has made are revoked with it; the answer names them, and \
+                          the keys that it has made, which stay. Its record stays, for the audit trail. A key that may more than you can be \
                           revoked only by an admin.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: None,
-            answers: vec![Answer::json(success::DONE, "The key, revoked.", schema::<KeyView>)],
-            problems: &[Code::NotFound, Code::Unavailable],
+            answers: vec![
+                Answer::json(success::DONE, "The key, revoked, and its services on every server.", schema::<KeyRevoked>),
+                Answer::json(success::ACCEPTED, "The key, revoked; some servers have yet to cut its services off.", schema::<KeyRevoked>),
+            ],
+            problems: &[Code::NotFound, Code::Conflict, Code::Unavailable],
         },
     ]
 }
@@ -101,6 +108,21 @@ struct KeyCreated {
     record: KeyView,
 }
 
+/// A key that was revoked, and what went with it.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct KeyRevoked {
+    /// The key.
+    #[serde(flatten)]
+    record: KeyView,
+    /// The services that it had made, by name: they are revoked, too.
+    services: Vec<Caller>,
+    /// The keys that it had made, by id: they stay until they are revoked themselves.
+    keys: Vec<String>,
+    /// Where the services are revoked.
+    #[serde(flatten)]
+    told: Told,
+}
+
 /// A page of keys.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct KeyList {
@@ -129,10 +151,11 @@ async fn create(
     Ok((success::CREATED, headers, Json(created)).into_response())
 }
 
-async fn list(State(app): State<App>, query: Query) -> Result<Json<KeyList>, Problem> {
+async fn list(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<KeyList>, Problem> {
     let keys: Vec<KeyView> = app.access.keyring().list().iter().map(KeyView::from).collect();
     let cursor = query.value::<String>("cursor")?;
     let (keys, next) = page(keys, |key| key.id.as_str(), cursor.as_deref(), query.limit()?);
+    app.audit.read(&principal.name, &current.0, "keys".to_owned(), "listed");
     Ok(Json(KeyList { keys, next }))
 }
 
@@ -142,20 +165,30 @@ async fn revoke(
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,
-) -> Result<Json<KeyView>, Problem> {
+) -> Result<(StatusCode, Json<KeyRevoked>), Problem> {
     let shown: String = id.chars().take(64).collect();
     let missing = || Problem::new(Code::NotFound, format!("there is no key `{shown}`; /v1/keys lists the keys by their ids"));
+    let about = Asked { target: format!("key:{shown}"), ..Asked::default() };
     let keyring = app.access.keyring();
     let record = keyring.find(&id).await?.ok_or_else(missing)?;
     if !may_revoke(&principal, &record) {
         let detail = format!("the key `{shown}` has scopes or limits beyond your own; only an admin can revoke it");
-        return Err(Problem::new(Code::Forbidden, detail).asked(Asked { target: format!("key:{shown}"), ..Asked::default() }));
+        return Err(Problem::new(Code::Forbidden, detail).asked(about));
     }
     let revoked = keyring.revoke(&record.id).await?.ok_or_else(missing)?;
+    let name = format!("key:{}", record.id);
     if record.revoked_at.is_none() {
-        app.audit.changed(&principal.name, &current.0, format!("key:{}", record.id), format!("key revoked: {}", record.name));
+        app.audit.changed(&principal.name, &current.0, name.clone(), format!("key revoked: {}", record.name));
     }
-    Ok(Json(KeyView::from(&revoked)))
+    let keys: Vec<String> =
+        keyring.list().into_iter().filter(|key| key.created_by == name && key.revoked_at.is_none()).map(|key| key.id).collect();
+    let what = "the key is revoked, but a service that it made is not; revoke the key again, or the service by itself";
+    let (services, told) = revoke_made_by(&app, &name).await.map_err(|problem| problem.of(what).asked(about))?;
+    for service in &services {
+        let detail = format!("service revoked with the key that made it, {}", told.said());
+        app.audit.changed(&principal.name, &current.0, format!("service:{service}"), detail);
+    }
+    Ok((success::of(&told), Json(KeyRevoked { record: KeyView::from(&revoked), services, keys, told })))
 }
 
 fn parse(body: &[u8]) -> Result<KeyRequest, Problem> {

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use probeops_shared::access::Scope;
 use probeops_shared::ids::NodeId;
 use probeops_shared::problem::Code;
@@ -13,6 +14,7 @@ use serde::Serialize;
 use crate::App;
 use crate::access::Principal;
 use crate::problem::{Asked, Problem, success};
+use crate::revocation::{Told, revoke_node};
 use crate::roster::{Node, RegionSummary};
 use crate::routes::body::NoBody;
 use crate::routes::frame::CurrentRequest;
@@ -86,11 +88,19 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: writes,
             id: "revokeNode".into(),
             summary: "Take a node's credential back".into(),
-            description: "The broker cuts the node's connection and accepts it no more. To bring the machine back, grant it a new credential.",
+            description: "Every server of the broker cuts the node's connection and accepts it no more; the answer names the servers that have said \
+                          so. To bring the machine back, grant it a new credential.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: None,
-            answers: vec![Answer::json(success::DONE, "The node is revoked.", schema::<NodeChanged>)],
+            answers: vec![
+                Answer::json(success::DONE, "The node is revoked, on every server.", schema::<NodeRevoked>),
+                Answer::json(
+                    success::ACCEPTED,
+                    "The node is revoked, and some servers have yet to say that they know.",
+                    schema::<NodeRevoked>,
+                ),
+            ],
             problems: &[Code::NoSuchNode, Code::Unavailable],
         },
     ]
@@ -125,6 +135,18 @@ struct NodeChanged {
     change: NodeChange,
 }
 
+/// A node whose credential was taken back.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct NodeRevoked {
+    /// The node.
+    node: NodeId,
+    /// What was done.
+    change: NodeChange,
+    /// Where.
+    #[serde(flatten)]
+    told: Told,
+}
+
 /// What can be done to a node.
 #[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
@@ -133,15 +155,6 @@ enum NodeChange {
     Draining,
     /// Its credential is worth nothing.
     Revoked,
-}
-
-impl NodeChange {
-    fn sentence(self) -> &'static str {
-        match self {
-            Self::Draining => "node drained",
-            Self::Revoked => "node revoked",
-        }
-    }
 }
 
 async fn list_regions(State(app): State<App>, Who(principal): Who, query: Query) -> Result<Json<RegionList>, Problem> {
@@ -173,7 +186,8 @@ async fn drain(
     let drained = async {
         let node = find(&app, &principal, &id)?;
         app.broker.drain(&node.id).await?;
-        Ok(changed(&app, &principal, &current, node.id, NodeChange::Draining))
+        app.audit.changed(&principal.name, &current.0, target(node.id.as_str()), "node drained".to_owned());
+        Ok(Json(NodeChanged { node: node.id, change: NodeChange::Draining }))
     };
     drained.await.map_err(|problem: Problem| problem.asked(about))
 }
@@ -184,12 +198,13 @@ async fn revoke(
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,
-) -> Result<Json<NodeChanged>, Problem> {
+) -> Result<(StatusCode, Json<NodeRevoked>), Problem> {
     let about = Asked { target: target(&id), ..Asked::default() };
     let revoked = async {
-        let node = find(&app, &principal, &id)?;
-        app.broker.revoke_node(&node.id).await?;
-        Ok(changed(&app, &principal, &current, node.id, NodeChange::Revoked))
+        let node = find(&app, &principal, &id)?.id;
+        let told = revoke_node(&app, &node).await?;
+        app.audit.changed(&principal.name, &current.0, target(node.as_str()), format!("node revoked, {}", told.said()));
+        Ok((success::of(&told), Json(NodeRevoked { node, change: NodeChange::Revoked, told })))
     };
     revoked.await.map_err(|problem: Problem| problem.asked(about))
 }
@@ -199,11 +214,6 @@ fn find(app: &App, principal: &Principal, id: &str) -> Result<Node, Problem> {
     let node = id.parse::<NodeId>().ok().and_then(|id| app.roster.node_of(&id, |node| principal.sees_node(node)));
     let shown: String = id.chars().take(64).collect();
     node.ok_or_else(|| Problem::new(Code::NoSuchNode, format!("there is no node `{shown}`; /v1/nodes lists the nodes")))
-}
-
-fn changed(app: &App, principal: &Principal, current: &CurrentRequest, node: NodeId, change: NodeChange) -> Json<NodeChanged> {
-    app.audit.changed(&principal.name, &current.0, target(node.as_str()), change.sentence().to_owned());
-    Json(NodeChanged { node, change })
 }
 
 /// A node as the audit trail names it.

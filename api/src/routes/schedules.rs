@@ -247,15 +247,27 @@ fn when(trigger: &Trigger) -> String {
     }
 }
 
-async fn list(State(app): State<App>, Who(principal): Who, query: Query) -> Result<Json<ScheduleList>, Problem> {
+async fn list(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<ScheduleList>, Problem> {
     let (cursor, limit) = (query.value::<String>("cursor")?, query.limit()?);
     let schedules = app.schedules.list(&principal).await?;
     let (schedules, next) = page(schedules, |schedule| schedule.id.as_str(), cursor.as_deref(), limit);
+    if schedules.iter().any(|schedule| schedule.caller != principal.name) {
+        app.audit.read(&principal.name, &current.0, "schedules".to_owned(), "those of others listed");
+    }
     Ok(Json(ScheduleList { schedules: schedules.iter().map(Schedule::view).collect::<Result<_, Problem>>()?, next }))
 }
 
-async fn read(State(app): State<App>, Who(principal): Who, PathId(id): PathId) -> Result<Json<ScheduleView>, Problem> {
-    app.schedules.find(&principal, &id).await?.view().map(Json)
+async fn read(
+    State(app): State<App>,
+    Who(principal): Who,
+    current: CurrentRequest,
+    PathId(id): PathId,
+) -> Result<Json<ScheduleView>, Problem> {
+    let schedule = app.schedules.find(&principal, &id).await?;
+    if schedule.caller != principal.name {
+        app.audit.read(&principal.name, &current.0, format!("schedule:{id}"), &format!("a schedule of {}", schedule.caller));
+    }
+    schedule.view().map(Json)
 }
 
 async fn delete(

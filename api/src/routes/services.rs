@@ -4,13 +4,15 @@ use std::borrow::Cow;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
-use probeops_nats::permissions::Role;
+use probeops_nats::vault::credentials::UserKey;
 use probeops_shared::access::{AtOnce, Limits, Rate, RegionPattern, Scope, Targets};
 use probeops_shared::ids::{Caller, NodeId, Region};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::json;
+use probeops_shared::keymaster::ServiceRights;
 use probeops_shared::problem::Code;
 use probeops_shared::registry::{NodeGrant, ServiceGrant, ValidFor};
 use probeops_shared::selector::Term;
@@ -23,6 +25,7 @@ use serde_json::Value;
 use crate::App;
 use crate::access::Principal;
 use crate::problem::{Asked, Problem, success};
+use crate::revocation::{Told, revoke_service};
 use crate::routes::body::{JsonBody, NoBody};
 use crate::routes::frame::CurrentRequest;
 use crate::routes::guard::Who;
@@ -59,7 +62,7 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: NEEDS,
             id: "listServices".into(),
             summary: "List the services".into(),
-            description: "All services, revoked ones too, without their credentials.",
+            description: "All services, revoked ones too, without their credentials. Those that may ask beyond your own regions are not shown.",
             query: Cow::Borrowed(&PAGING),
             headers: &[],
             body: None,
@@ -71,12 +74,19 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: NEEDS,
             id: "revokeService".into(),
             summary: "Take a service's credential back".into(),
-            description: "The broker cuts its connections and accepts it no more. Its record stays, for the audit trail. A service that may more \
-                          than you can be revoked only by an admin.",
+            description: "Every server of the broker cuts its connections and accepts it no more; the answer names the servers that have said so. \
+                          Its record stays, for the audit trail. A service that may more than you can be revoked only by an admin.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: None,
-            answers: vec![Answer::json(success::DONE, "The service, revoked.", schema::<ServiceGrant>)],
+            answers: vec![
+                Answer::json(success::DONE, "The service, revoked on every server.", schema::<ServiceRevoked>),
+                Answer::json(
+                    success::ACCEPTED,
+                    "The service, revoked; some servers have yet to say that they know.",
+                    schema::<ServiceRevoked>,
+                ),
+            ],
             problems: &[Code::NotFound, Code::Conflict, Code::Unavailable],
         },
     ]
@@ -129,6 +139,17 @@ struct ServiceCreated {
     grant: ServiceGrant,
 }
 
+/// A service whose credential was taken back.
+#[derive(Clone, Debug, Serialize, JsonSchema)]
+struct ServiceRevoked {
+    /// The service.
+    #[serde(flatten)]
+    grant: ServiceGrant,
+    /// Where.
+    #[serde(flatten)]
+    told: Told,
+}
+
 /// A page of services.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
 struct ServiceList {
@@ -168,7 +189,7 @@ async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<S
         return Err(Problem::new(Code::Conflict, detail).at(Invalid::new("/name", "is taken")));
     }
     let ServiceRequest { name, regions, tools, nodes, labels, targets, rate, at_once, valid_for } = request;
-    let role = Role::Service {
+    let rights = ServiceRights {
         name: name.clone(),
         regions: regions.clone(),
         tools: tools.clone(),
@@ -177,7 +198,10 @@ async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<S
     };
     let wanted = valid_for.unwrap_or(ValidFor::MAX).duration();
     let valid_for = maker.expires_at.map_or(wanted, |ends| wanted.min(ends.since(now)));
-    let minted = app.broker.mint_service(role, valid_for).await?;
+    let key = UserKey::new();
+    let minted = app.keymaster.mint_service(&key.public_key(), rights, valid_for).await?;
+    let unusable = |error| Problem::new(Code::Internal, format!("what the keymaster signed cannot be used: {error:#}"));
+    let credentials = key.credentials(minted.jwt).map_err(unusable)?;
     let grant = ServiceGrant {
         name,
         regions,
@@ -187,18 +211,29 @@ async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<S
         targets,
         rate,
         at_once,
-        public_key: minted.public_key.clone(),
+        public_key: credentials.public_key.clone(),
         created_at: now,
-        expires_at: minted.expires_at,
+        created_by: maker.name.clone(),
+        expires_at: credentials.expires_at,
         revoked_at: None,
     };
     services.keep(&grant, held.as_ref()).await?;
-    Ok(ServiceCreated { creds: minted.to_creds_file(), grant })
+    // Its maker may have been revoked at this very moment, and his services with him, all but this one.
+    if app.access.is_revoked(maker).await? {
+        let made = services.find(&grant.name).await?;
+        if let Some(made) = made.filter(|made| made.grant.public_key == grant.public_key) {
+            revoke_service(app, &made).await?;
+        }
+        return Err(Problem::bad_credential("your key was revoked just now; the service is, too"));
+    }
+    Ok(ServiceCreated { creds: credentials.to_creds_file(), grant })
 }
 
-async fn list(State(app): State<App>, query: Query) -> Result<Json<ServiceList>, Problem> {
+async fn list(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<ServiceList>, Problem> {
     let cursor = query.value::<String>("cursor")?;
-    let (services, next) = page(app.access.services().list(), |grant| grant.name.as_str(), cursor.as_deref(), query.limit()?);
+    let seen = app.access.services().list().into_iter().filter(|grant| sees(&principal, grant, |node| app.roster.grant(node)));
+    let (services, next) = page(seen.collect(), |grant| grant.name.as_str(), cursor.as_deref(), query.limit()?);
+    app.audit.read(&principal.name, &current.0, "services".to_owned(), "listed");
     Ok(Json(ServiceList { services, next }))
 }
 
@@ -208,28 +243,23 @@ async fn revoke(
     current: CurrentRequest,
     PathId(name): PathId,
     NoBody: NoBody,
-) -> Result<Json<ServiceGrant>, Problem> {
+) -> Result<(StatusCode, Json<ServiceRevoked>), Problem> {
     let shown: String = name.chars().take(64).collect();
     let missing = || Problem::new(Code::NotFound, format!("there is no service `{shown}`; /v1/services lists the services by their names"));
     let about = Asked { target: target(&shown), ..Asked::default() };
     let revoked = async {
-        let services = app.access.services();
         let name: Caller = name.parse().map_err(|_detail: String| missing())?;
-        let held = services.find(&name).await?.ok_or_else(missing)?;
-        if held.grant.revoked_at.is_some() {
-            return Ok(held.grant);
-        }
+        let held = app.access.services().find(&name).await?;
+        let held = held.filter(|held| sees(&principal, &held.grant, |node| app.roster.grant(node))).ok_or_else(missing)?;
         if !may_revoke(&principal, &held.grant, |node| app.roster.grant(node)) {
             let detail = format!("the service `{shown}` may more than your own limits allow; only an admin can revoke it");
             return Err(Problem::new(Code::Forbidden, detail));
         }
-        app.broker.revoke_service(&name, &held.grant.public_key).await?;
-        let grant = ServiceGrant { revoked_at: Some(Timestamp::now()), ..held.grant.clone() };
-        services.keep(&grant, Some(&held)).await?;
-        app.audit.changed(&principal.name, &current.0, target(name.as_str()), "service revoked".to_owned());
-        Ok(grant)
+        let (grant, told) = revoke_service(&app, &held).await?;
+        app.audit.changed(&principal.name, &current.0, target(name.as_str()), format!("service revoked, {}", told.said()));
+        Ok((success::of(&told), Json(ServiceRevoked { grant, told })))
     };
-    revoked.await.map(Json).map_err(|problem: Problem| problem.asked(about))
+    revoked.await.map_err(|problem: Problem| problem.asked(about))
 }
 
 /// A service as the audit trail names it.
@@ -322,6 +352,17 @@ fn granted(maker: &Principal, request: ServiceRequest, grant_of: impl Fn(&NodeId
     Ok(ServiceRequest { name, regions, tools, nodes, labels, targets, rate, at_once, valid_for })
 }
 
+/// Who is limited to regions, nodes or labels sees the services that ask nobody else.
+fn sees(principal: &Principal, grant: &ServiceGrant, grant_of: impl Fn(&NodeId) -> Option<NodeGrant>) -> bool {
+    let Limits { regions, nodes, labels, .. } = &principal.limits;
+    let node = |node: &NodeId| grant_of(node).is_some_and(|grant| principal.sees_node(&grant));
+    let said = |term: &Term| grant.labels.iter().flatten().any(|said| said.implies(term));
+    (regions.is_none() || grant.regions.iter().all(|region| principal.sees_region(region)))
+        && (nodes.is_none() || grant.regions.is_empty())
+        && (regions.is_none() && nodes.is_none() && labels.is_none() || grant.nodes.iter().all(node))
+        && labels.iter().flatten().all(said)
+}
+
 /// An admin may revoke any service, and whoever may all that it may.
 fn may_revoke(principal: &Principal, grant: &ServiceGrant, grant_of: impl Fn(&NodeId) -> Option<NodeGrant>) -> bool {
     let (labels, targets) = (grant.labels.clone(), grant.targets.clone());
@@ -387,6 +428,7 @@ mod tests {
             at_once: None,
             public_key: "U".to_owned(),
             created_at: Timestamp::now(),
+            created_by: "key:maker".to_owned(),
             expires_at: Timestamp::now(),
             revoked_at: None,
         }
@@ -463,6 +505,10 @@ mod tests {
     #[test]
     fn a_service_is_revoked_by_an_admin_or_who_may_as_much() {
         let grant = stored(request(r#","nodes":["us-1"],"targets":["10.0.0.0/8"]"#));
+        let seen = |limits: &str| sees(&maker(&[Scope::ServicesWrite], limits), &grant, grant_of);
+        assert!(seen("{}") && seen(r#"{"regions":["eu-*","us-*"],"targets":["11.0.0.0/8"]}"#));
+        assert!(!seen(r#"{"regions":["eu-*"]}"#), "it asks a node elsewhere, of which this one may not know");
+        assert!(!seen(r#"{"nodes":["us-1"]}"#) && !seen(r#"{"labels":["site=nyc"]}"#), "it asks nodes of which this one may not know");
         let may = |scopes: &[Scope], limits: &str| may_revoke(&maker(scopes, limits), &grant, grant_of);
         let both = [Scope::ServicesWrite, Scope::JobsWrite];
         assert!(may(&both, "{}") && may(&[Scope::Admin], r#"{"regions":["x"]}"#));

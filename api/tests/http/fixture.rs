@@ -19,7 +19,7 @@ use probeops_nats::{process, streams, tls};
 use probeops_shared::access::Scope;
 use probeops_shared::ids::Caller;
 use probeops_shared::registry::{Labels, NodeGrant};
-use probeops_shared::subjects::storage;
+use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use serde::Serialize;
@@ -127,6 +127,22 @@ impl Fabric {
         self.vault.mint_to(&creds, role, CREDENTIAL_LIFETIME).unwrap();
         let link = Link { servers: self.servers.clone(), ca: Some(self.layout.ca_certificate()), creds };
         connect(&link, &role.name(), &role.inbox_prefix()).await.unwrap().0
+    }
+
+    /// Bounds the audit trail to so many bytes, as only whoever provisions may; what it was bounded to before.
+    pub(crate) async fn bound_the_trail(&self, bytes_max: u64) -> u64 {
+        let client = self.connect(&Role::AuditProvisioner).await;
+        let ask = async |subject: String, body: Value| {
+            let answer = client.request(subject, body.to_string().into()).await.unwrap();
+            let answer: Value = serde_json::from_slice(&answer.payload).unwrap();
+            assert!(answer.get("error").is_none(), "{answer}");
+            answer["config"].clone()
+        };
+        let mut config = ask(subjects::broker::stream_info(storage::AUDIT), Value::Null).await;
+        let before = config["max_bytes"].as_u64().unwrap();
+        config["max_bytes"] = bytes_max.into();
+        ask(subjects::broker::stream_update(storage::AUDIT), config).await;
+        before
     }
 
     pub(crate) async fn stop_broker(&mut self) {

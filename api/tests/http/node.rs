@@ -85,8 +85,10 @@ impl Node {
         assert!(self.client.request(nobody, "".into()).await.is_err(), "nobody listens there");
     }
 
-    /// Tells the control plane records for the trail.
+    /// Tells the control plane records for the trail, all of them as a chain of their own.
     pub(crate) async fn records(&self, records: &Value) {
+        let records: Vec<Value> = records.as_array().unwrap().iter().map(|record| json!({"hash": "", "record": record})).collect();
+        let records = json!({"writer": format!("node:{}", self.id), "start": "s", "sequence": 1, "previous": "", "records": records});
         let subject = subjects::event("lab", &self.id, EventKind::Audit);
         let inbox = format!("{}.records", subjects::node_inbox(&self.id));
         self.client.publish_with_reply(subject, inbox, records.to_string().into()).await.unwrap();

@@ -194,6 +194,7 @@ async fn what_there_is_can_be_read() {
         "GET /v1/deliveries/{id}",
         "POST /v1/deliveries/{id}/replay",
         "GET /v1/audit",
+        "GET /v1/audit/export",
         "GET /metrics",
         "GET /livez",
         "GET /readyz",

@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use probeops_api::audit::AuditMode;
+use probeops_shared::audit::verify::Verifier;
 use serde_json::{Value, json};
 
-use crate::fixture::{Answer, Fabric};
-use crate::node::{Ears, Node};
+use crate::fixture::{Answer, Ask, Fabric};
+use crate::node::{Ears, Node, request_id};
+
+const IN_LAB: &str = r#"{"tool":"echo","target":"x","from":"lab"}"#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_refused_and_what_is_changed_is_in_the_trail() {
@@ -42,10 +46,18 @@ async fn what_is_refused_and_what_is_changed_is_in_the_trail() {
     let nobody = trail("principal=-", 1).await;
     assert!(nobody[0]["detail"].as_str().unwrap().ends_with("(GET /v1/nodes)"), "{nobody:?}");
 
-    let page = api.get(&fabric.admin, "/v1/audit?limit=3").await;
+    let target = format!("key:{id}");
+    assert_eq!(trail(&format!("target={target}"), 1).await, changed);
+    // Whoever reads the trail is in it, once however often he asks for the same.
+    let read = trail("verdict=read&target=audit", 6).await;
+    let details: std::collections::BTreeSet<&str> = read.iter().map(|record| record["detail"].as_str().unwrap()).collect();
+    assert_eq!(details.len(), read.len(), "{details:?}");
+    assert!(details.contains(format!("read: target={target}").as_str()), "{details:?}");
+
+    let page = api.get(&fabric.admin, "/v1/audit?verdict=refused&limit=2").await;
     let next = page.body["next"].as_str().unwrap();
-    let rest = api.get(&fabric.admin, &format!("/v1/audit?limit=3&cursor={next}")).await;
-    assert_eq!((rest.body["records"].as_array().unwrap().len(), rest.body.get("next")), (1, None), "{rest:?}");
+    let rest = api.get(&fabric.admin, &format!("/v1/audit?verdict=refused&limit=2&cursor={next}")).await;
+    assert_eq!(rest.body["records"].as_array().unwrap().len(), 1, "{rest:?}");
     api.stop().await;
     fabric.stop().await;
 }
@@ -103,6 +115,115 @@ async fn a_node_that_floods_the_collector_keeps_no_other_node_waiting() {
     let kept = page.body["records"].as_array().unwrap().len();
     assert!(kept > 0 && kept < PAGE_MAX, "{kept} of {FLOOD} were kept");
     drop((flooding, other));
+    api.stop().await;
+    fabric.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_exported_is_whole_page_by_page() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    let mut node = Node::start(&fabric, &api, "n-1", (Ears::Group, 8)).await;
+    for _ in 0..3 {
+        let script = async {
+            let job = node.hears().await;
+            node.succeeds(&job).await;
+        };
+        let (answer, ()) = tokio::join!(api.post(&fabric.admin, "/v1/jobs", IN_LAB), script);
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    let accepted = |answer: &Answer| answer.body["records"].as_array().is_some_and(|records| records.len() == 3);
+    api.until_as(&fabric.admin, "/v1/audit?verdict=accepted", accepted).await;
+    let (mut lines, mut cursor) = (Vec::new(), String::new());
+    loop {
+        let page = api.get(&fabric.admin, &format!("/v1/audit/export?limit=2{cursor}")).await;
+        lines.extend(page.body["records"].as_array().unwrap().iter().map(ToString::to_string));
+        cursor = format!("&cursor={}", page.body["next"].as_str().unwrap());
+        if page.body["end"] == true {
+            break;
+        }
+    }
+    let verified = |lines: &[String]| {
+        let mut reading = Verifier::default();
+        for line in lines {
+            reading.line(line);
+        }
+        reading.end()
+    };
+    let whole = verified(&lines);
+    assert!(whole.records >= 3 && whole.findings.is_empty(), "{whole:#?}");
+    assert!(lines.iter().any(|line| line.contains("\"verdict\":\"accepted\"")), "{lines:#?}");
+    lines.remove(1);
+    assert!(verified(&lines).findings.iter().any(|finding| finding.detail.starts_with("record 2 of ")), "{lines:#?}");
+    // Asked again at the end, it goes on with what came since; and from a time on, with what was stored then.
+    let since = api.get(&fabric.admin, "/v1/audit/export?since=2100-01-01T00:00:00Z").await;
+    assert_eq!((since.body["records"].as_array().map(Vec::len), &since.body["end"]), (Some(0), &true.into()), "{since:?}");
+    let since = api.get(&fabric.admin, "/v1/audit/export?since=2000-01-01T00:00:00Z&limit=1").await;
+    assert_eq!(since.body["records"][0]["sequence"], 1, "{since:?}");
+    drop(node);
+    api.stop().await;
+    fabric.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_job_runs_of_which_the_trail_has_no_record() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    let mut node = Node::start(&fabric, &api, "n-1", (Ears::Group, 8)).await;
+    // It holds no message of that size any more.
+    let before = fabric.bound_the_trail(1).await;
+    let refused = |answer: &Answer| {
+        assert_eq!((answer.status, &answer.body["code"]), (503, &"unavailable".into()), "{answer:?}");
+        assert!(answer.body["detail"].as_str().unwrap().starts_with("the audit trail does not take the record of this job"), "{answer:?}");
+    };
+    let answer = api.post(&fabric.admin, "/v1/jobs", IN_LAB).await;
+    refused(&answer);
+    assert_eq!(answer.headers["retry-after"], "2");
+    let ask = |prefer: &str, body: &str| Ask {
+        method: "POST",
+        path: "/v1/jobs".to_owned(),
+        token: Some(fabric.admin.clone()),
+        headers: vec![("content-type", "application/json".to_owned()), ("prefer", prefer.to_owned())],
+        body: body.as_bytes().to_vec(),
+    };
+    refused(&api.ask(ask("respond-async", IN_LAB)).await);
+    refused(&api.ask(ask("respond-async", r#"{"tool":"echo","target":"x","from":"lab","when":"online"}"#)).await);
+    refused(&api.get(&fabric.admin, "/v1/run/echo?target=x&from=lab").await);
+    let batch = api.post(&fabric.admin, "/v1/jobs/batch", &format!(r#"{{"jobs":[{IN_LAB},{IN_LAB}]}}"#)).await;
+    let codes: Vec<&Value> = batch.body["results"].as_array().unwrap().iter().map(|result| &result["problem"]["code"]).collect();
+    assert_eq!(codes, ["unavailable", "unavailable"], "{batch:?}");
+    let ready = api.until("/readyz", |answer| answer.status == 503).await;
+    assert!(ready.body["detail"].as_str().unwrap().starts_with("the audit trail takes no records: "), "{ready:?}");
+    let metrics = api.get(&fabric.admin, "/metrics").await;
+    assert!(metrics.body.as_str().unwrap().contains("\nprobeops_audit_recording 0\n"), "{metrics:?}");
+
+    // Whoever does without records runs jobs all the same; it is the first that the node hears of.
+    let loose = fabric.api(|given| given.audit = Some(AuditMode::BestEffort)).await;
+    let script = async {
+        let job = node.hears().await;
+        node.succeeds(&job).await;
+        job
+    };
+    let (answer, heard) = tokio::join!(loose.post(&fabric.admin, "/v1/jobs", IN_LAB), script);
+    assert_eq!((answer.status, answer.body["id"].as_str()), (200, Some(request_id(&heard).as_str())), "{answer:?}");
+
+    // With room again it goes on by itself, and what was refused is told.
+    fabric.bound_the_trail(before).await;
+    api.until("/readyz", |answer| answer.status == 200).await;
+    let script = async {
+        let job = node.hears().await;
+        node.succeeds(&job).await;
+    };
+    let (answer, ()) = tokio::join!(api.post(&fabric.admin, "/v1/jobs", IN_LAB), script);
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let told = |answer: &Answer| answer.body["records"].as_array().is_some_and(|records| records.len() >= 5);
+    api.until_as(&fabric.admin, "/v1/audit?verdict=refused", told).await;
+    // Of those that did not run the trail does not say that they were accepted.
+    let path = "/v1/audit?verdict=accepted";
+    let ran = api.until_as(&fabric.admin, path, |answer| answer.body["records"].as_array().is_some_and(|records| records.len() >= 2)).await;
+    assert_eq!(ran.body["records"].as_array().unwrap().len(), 2, "{ran:?}");
+    drop(node);
+    loose.stop().await;
     api.stop().await;
     fabric.stop().await;
 }

@@ -4,12 +4,14 @@ use clap::{Args, Subcommand};
 use probeops_api::access::keys::{KeyRecord, KeyView, NewKey, check_name, is_id, mint};
 use probeops_shared::access::{AtOnce, Limits, Rate, RegionPattern, Scope, TargetPattern, Targets};
 use probeops_shared::ids::NodeId;
+use probeops_shared::registry::ServiceGrant;
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 
-use crate::control::{Control, DataArgs, block_on};
+use crate::control::{COMMAND, Control, DataArgs, block_on};
 use crate::exit::Failed;
+use crate::register::services::revoke_service;
 use crate::register::{ListArgs, Terms, joined, list};
 use crate::terminal::{note, say};
 
@@ -21,7 +23,7 @@ pub(crate) enum Keys {
     Add(KeyAdd),
     /// List them, without the keys themselves
     List(ListArgs),
-    /// Revoke a key, on every API at once
+    /// Revoke a key, on every API at once, and the services that it has made
     Revoke(KeyRevoke),
 }
 
@@ -83,7 +85,7 @@ pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
             };
             limits.check().map_err(|invalid| Failed::usage(invalid.to_string()))?;
             let session = Control::open(&args.data)?.session().await?;
-            let minted = mint(NewKey { name: args.name, scopes: args.scopes, limits, created_by: "command".to_owned() });
+            let minted = mint(NewKey { name: args.name, scopes: args.scopes, limits, created_by: COMMAND.to_owned() });
             session.write(storage::KEYS, &minted.record.id, &minted.record).await?;
             session.record(&minted.record.id, format!("key made: {}", minted.record.name)).await?;
             note("The key is shown once and kept nowhere:");
@@ -101,7 +103,8 @@ pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
             Ok(())
         }),
         Keys::Revoke(args) => block_on(async {
-            let session = Control::open(&args.data)?.session().await?;
+            let control = Control::open(&args.data)?;
+            let session = control.session().await?;
             let known: Option<KeyRecord> = if is_id(&args.id) { session.read(storage::KEYS, &args.id).await? } else { None };
             if known.is_none() {
                 return Err(Failed::usage(format!("there is no key `{}`; `probeops keys list` shows those there are", args.id)));
@@ -109,6 +112,12 @@ pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
             session.change(storage::KEYS, &args.id, |key: &mut KeyRecord| key.revoked_at = Some(Timestamp::now())).await?;
             session.record(&args.id, "key revoked".to_owned()).await?;
             say(format!("key {} is revoked", args.id));
+            let maker = format!("key:{}", args.id);
+            let made: Vec<ServiceGrant> = session.read_all(storage::SERVICES).await?;
+            for grant in made.iter().filter(|grant| grant.created_by == maker && grant.revoked_at.is_none()) {
+                let servers = revoke_service(&control, &session, grant).await?;
+                say(format!("service {}, which it had made, is revoked; its connections are cut, on {servers}", grant.name));
+            }
             Ok(())
         }),
     }

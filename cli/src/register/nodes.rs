@@ -103,10 +103,10 @@ pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
             let grant: Option<NodeGrant> = session.read(storage::NODES, args.id.as_str()).await?;
             let grant = grant
                 .ok_or_else(|| Failed::usage(format!("there is no node `{}`; `probeops nodes list` shows those there are", args.id)))?;
-            revoke(&control, &grant.public_key).await?;
+            let servers = revoke(&control, &grant.public_key).await?;
             session.change(storage::NODES, args.id.as_str(), |grant: &mut NodeGrant| grant.revoked_at = Some(Timestamp::now())).await?;
-            session.record(args.id.as_str(), "node revoked".to_owned()).await?;
-            say(format!("node {} is revoked; its agent is cut off and exits 78", args.id));
+            session.record(args.id.as_str(), format!("node revoked, taken by {servers}")).await?;
+            say(format!("node {} is revoked; its agent is cut off and exits 78, on {servers}", args.id));
             Ok(())
         }),
     }
@@ -138,6 +138,7 @@ fn given(labels: &[(LabelKey, LabelValue)]) -> Result<Labels, Failed> {
 }
 
 async fn add_node(args: NodeAdd) -> Result<(), Failed> {
+    args.id.check_node().map_err(Failed::usage)?;
     let mut labels = given(&args.labels)?;
     let control = Control::open(&args.data)?;
     let session = control.session().await?;

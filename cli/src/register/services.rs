@@ -13,7 +13,7 @@ use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 
-use crate::control::{Control, DataArgs, block_on};
+use crate::control::{COMMAND, Control, DataArgs, Session, block_on};
 use crate::exit::Failed;
 use crate::register::{Held, ListArgs, Terms, joined, limits, list, refuse_second, revoke, state, void_what_would_stay};
 use crate::terminal::say;
@@ -134,15 +134,20 @@ pub(crate) fn services(command: Services) -> Result<(), Failed> {
             let session = control.session().await?;
             let grant: Option<ServiceGrant> = session.read(storage::SERVICES, args.name.as_str()).await?;
             let missing = || Failed::usage(format!("there is no service `{}`; `probeops services list` shows those there are", args.name));
-            revoke(&control, &grant.ok_or_else(missing)?.public_key).await?;
-            session
-                .change(storage::SERVICES, args.name.as_str(), |grant: &mut ServiceGrant| grant.revoked_at = Some(Timestamp::now()))
-                .await?;
-            session.record(args.name.as_str(), "service revoked".to_owned()).await?;
-            say(format!("service {} is revoked; its connections are cut", args.name));
+            let servers = revoke_service(&control, &session, &grant.ok_or_else(missing)?).await?;
+            say(format!("service {} is revoked; its connections are cut, on {servers}", args.name));
             Ok(())
         }),
     }
+}
+
+/// Revokes a service; the servers that have taken it.
+pub(super) async fn revoke_service(control: &Control, session: &Session, grant: &ServiceGrant) -> Result<String, Failed> {
+    let name = grant.name.as_str();
+    let servers = revoke(control, &grant.public_key).await?;
+    session.change(storage::SERVICES, name, |grant: &mut ServiceGrant| grant.revoked_at = Some(Timestamp::now())).await?;
+    session.record(name, format!("service revoked, taken by {servers}")).await?;
+    Ok(servers)
 }
 
 async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
@@ -183,6 +188,7 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
         at_once,
         public_key: minted.public_key,
         created_at,
+        created_by: COMMAND.to_owned(),
         expires_at,
         revoked_at: None,
     };

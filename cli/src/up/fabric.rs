@@ -1,4 +1,4 @@
-//! Everything that `up` runs: a broker, an API, and an agent for each demo node.
+//! Everything that `up` runs: a broker, a keymaster, an API, and an agent for each demo node.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -49,6 +49,8 @@ const LOOK_MAX: Duration = Duration::from_secs(5);
 const AGENT_PATIENCE: Duration = Duration::from_secs(70);
 /// How long the API may take to end.
 const API_PATIENCE: Duration = Duration::from_secs(90);
+/// How long the keymaster may take to end.
+const KEYMASTER_PATIENCE: Duration = Duration::from_secs(10);
 /// So often in their lifetime credentials are renewed: one renewal may fail.
 const RENEWALS: u32 = 3;
 
@@ -57,6 +59,7 @@ pub(super) struct Fabric {
     control: Control,
     server: ServerSettings,
     broker: Option<Running>,
+    keymaster: Option<Child>,
     api: Option<Child>,
     agents: Vec<Child>,
     nodes: Vec<NodeId>,
@@ -92,7 +95,8 @@ impl Fabric {
         let elsewhere: Vec<String> = settings.names.iter().map(|name| format!("tls://{}:{}", bracketed(name), ports.broker)).collect();
         write_servers_elsewhere(&layout, &elsewhere)?;
         let control = Control { layout, vault, servers };
-        Ok(Self { control, server, broker: Some(broker), api: None, agents: Vec::new(), nodes: Vec::new(), url: String::new() })
+        let (keymaster, api, agents, nodes, url) = (None, None, Vec::new(), Vec::new(), String::new());
+        Ok(Self { control, server, broker: Some(broker), keymaster, api, agents, nodes, url })
     }
 
     /// The keys, and the broker they are for.
@@ -134,8 +138,13 @@ impl Fabric {
         files::write(&policy, self.demo_policy(http).as_bytes(), Secrecy::Public).map_err(unusable)?;
         self.url = format!("http://{http}");
         files::write(&layout.root().join(URL_FILE), self.url.as_bytes(), Secrecy::Public).map_err(unusable)?;
+        // It knows the authority by the folder.
+        let servers = self.control.servers.join(",");
+        let told = words([("--data", layout.root()), ("--servers", Path::new(&servers)), ("--log-format", Path::new("json"))]);
+        let keymaster: Vec<OsString> = ["keymaster".into()].into_iter().chain(told).collect();
+        self.keymaster = Some(Child::start("keymaster", &keymaster, &logs)?);
         let mut api = self.common("api");
-        api.extend(words([("--http", Path::new(&http.to_string())), ("--creds", &layout.creds_dir()), ("--vault", layout.root())]));
+        api.extend(words([("--http", Path::new(&http.to_string())), ("--creds", &layout.creds_dir())]));
         if !settings.callback_allow.is_empty() {
             let places: Vec<String> = settings.callback_allow.iter().map(ToString::to_string).collect();
             api.extend(words([("--callback-allow", Path::new(&places.join(",")))]));
@@ -223,7 +232,7 @@ impl Fabric {
                 None => std::future::pending().await,
             }
         };
-        let programs = self.api.iter_mut().chain(&mut self.agents).map(|program| Box::pin(program.ended()));
+        let programs = self.keymaster.iter_mut().chain(&mut self.api).chain(&mut self.agents).map(|program| Box::pin(program.ended()));
         let programs: Vec<_> = programs.collect();
         tokio::select! {
             ended = broker => ended,
@@ -236,6 +245,9 @@ impl Fabric {
         join_all(self.agents.drain(..).map(|agent| agent.stop(AGENT_PATIENCE))).await;
         if let Some(api) = self.api.take() {
             api.stop(API_PATIENCE).await;
+        }
+        if let Some(keymaster) = self.keymaster.take() {
+            keymaster.stop(KEYMASTER_PATIENCE).await;
         }
         // Gone already or never there: nothing to remove.
         drop(std::fs::remove_file(self.control.layout.root().join(URL_FILE)));

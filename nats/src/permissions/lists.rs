@@ -4,7 +4,7 @@ use probeops_shared::ids::{Caller, NodeId, Region};
 use probeops_shared::job::JOB_BYTES_MAX;
 use probeops_shared::outcome::OUTCOME_BYTES_MAX;
 use probeops_shared::subjects::{
-    self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, FRONT_DOOR_QUEUE, NODE_QUEUE, REST, broker, storage,
+    self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, FRONT_DOOR_QUEUE, KEYMASTER_QUEUE, NODE_QUEUE, REST, broker, storage,
 };
 use probeops_shared::tools::ToolName;
 
@@ -37,6 +37,11 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
             let publish = vec![broker::CLAIMS_UPDATE.to_owned(), broker::SERVER_PING.to_owned()];
             Permissions { transports: vec![Transport::Standard], ..internal(publish, role) }
         }
+        Role::KeymasterDesk => {
+            let mut permissions = internal(vec![below(&subjects::client_inbox(ANY))], role);
+            permissions.subscribe.push(format!("{} {KEYMASTER_QUEUE}", subjects::keymaster_all()));
+            Permissions { transports: vec![Transport::Standard], ..permissions }
+        }
         Role::Auditor => {
             let publish = vec![
                 broker::stream_info(storage::AUDIT),
@@ -45,6 +50,19 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
             ];
             internal(publish, role)
         }
+        Role::Mirror => Permissions {
+            // It asks for a consumer by the name of our domain, and what it gets comes below one subject.
+            publish: vec![
+                broker::of_our_domain(&broker::consumer_create(storage::AUDIT)),
+                broker::of_our_domain(&broker::consumer_create_named(storage::AUDIT, REST)),
+                broker::of_our_domain(&broker::stream_info(storage::AUDIT)),
+                broker::FLOW_CONTROL.to_owned(),
+            ],
+            subscribe: [broker::MIRRORED].into_iter().chain(broker::SERVER_INBOXES).map(below).collect(),
+            max_subscriptions: None,
+            max_payload_bytes: None,
+            transports: vec![Transport::Leaf],
+        },
         Role::Provisioner => {
             let mut permissions = provisioner_permissions(role, &application_streams());
             let verbs = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_create_named(stream, name)];
@@ -109,6 +127,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
         subjects::node_job(ANY, ANY, caller),
         subjects::node_control(ANY, ANY, caller),
         subjects::replica(ANY, ANY, caller),
+        subjects::keymaster(ANY, caller),
         subjects::audit(ANY, caller),
         subjects::jobs(),
         broker::direct_get(storage::JOBS),

@@ -28,7 +28,9 @@ fn every_role() -> Vec<Role> {
         Role::Acknowledger,
         Role::Presence { account: "ACC".to_owned() },
         Role::Keymaster,
+        Role::KeymasterDesk,
         Role::Auditor,
+        Role::Mirror,
         Role::Provisioner,
         Role::AuditProvisioner,
     ]
@@ -81,12 +83,13 @@ fn names_of_the_api_are_its_own() {
 fn a_replica_of_the_api_dispatches_in_its_own_name() {
     let permissions = Role::Api { caller: "api-1".parse().unwrap() }.permissions().unwrap();
     assert_eq!(
-        permissions.publish[..14],
+        permissions.publish[..15],
         [
             "job.v1.*.*.api-1",
             "node.v1.*.job.*.api-1",
             "node.v1.*.ctl.*.api-1",
             "rep.v1.*.*.api-1",
+            "key.v1.*.api-1",
             "audit.v1.*.api-1",
             "jobs.v1.>",
             "$JS.API.DIRECT.GET.JOBS",
@@ -100,7 +103,7 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
         ]
     );
     assert_eq!(
-        permissions.publish[14..21],
+        permissions.publish[15..22],
         [
             "$KV.KEYS.>",
             "$JS.API.STREAM.INFO.KV_KEYS",
@@ -155,6 +158,7 @@ fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
     check(&Role::FrontDoor, &["_INBOX.*.>"], &["_INBOX_c.frontdoor.>", "api.v1.run.* f", "$SRV.>"]);
     check(&Role::Observer, &["$SRV.>"], &["_INBOX.observer.>"]);
     check(&Role::Keymaster, &["$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.PING"], &["_INBOX_c.keymaster.>"]);
+    check(&Role::KeymasterDesk, &["_INBOX_c.*.>"], &["_INBOX_c.keymaster-desk.>", "key.v1.> k"]);
     check(
         &Role::Presence { account: "ACC".to_owned() },
         &["$SYS.REQ.ACCOUNT.ACC.CONNZ", "$SYS.REQ.SERVER.*.KICK"],
@@ -164,6 +168,16 @@ fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
         &Role::Auditor,
         &["$JS.API.STREAM.INFO.AUDIT", "$JS.API.DIRECT.GET.AUDIT", "$JS.API.DIRECT.GET.AUDIT.audit.v1.>"],
         &["_INBOX_c.auditor.>"],
+    );
+    check(
+        &Role::Mirror,
+        &[
+            "$JS.probeops.API.CONSUMER.CREATE.AUDIT",
+            "$JS.probeops.API.CONSUMER.CREATE.AUDIT.>",
+            "$JS.probeops.API.STREAM.INFO.AUDIT",
+            "$JS.FC.>",
+        ],
+        &["mirror.audit.>", "$JSC.>", "_INBOX.>", "_R_.>", "_GR_.>"],
     );
     check(
         &Role::AuditProvisioner,

@@ -13,6 +13,8 @@ const JOBS_KEPT: Duration = Duration::from_hours(24);
 const JOBS_BYTES_MAX: u64 = 1024 * MIB;
 /// How long the audit trail is kept.
 const AUDIT_KEPT: Duration = Duration::from_hours(400 * 24);
+/// What it may take on disk, in bytes, each of its replicas counted; then it takes no more, and no job is run. The oldest are never let go for it.
+const AUDIT_BYTES_MAX: u64 = 12 * 1024 * MIB;
 /// How long a repeated audit record is recognised as such.
 const AUDIT_DUPLICATES: Duration = Duration::from_mins(2);
 /// What a bucket may take on disk, in bytes.
@@ -192,7 +194,8 @@ pub fn audit(replicas: u32) -> Definition {
         json!({
             "subjects": [broker::AUDIT_ALL],
             "max_age": nanos(AUDIT_KEPT),
-            "max_bytes": -1,
+            "max_bytes": AUDIT_BYTES_MAX / u64::from(replicas.max(1)),
+            "discard": "new",
             "duplicate_window": nanos(AUDIT_DUPLICATES),
             "deny_delete": true,
             "deny_purge": true,
@@ -286,6 +289,17 @@ mod tests {
         let reserved: i64 = application(3).iter().filter_map(|definition| definition.config.get("max_bytes")?.as_i64()).sum();
         let account = crate::vault::accounts::claims(crate::permissions::AccountName::Application, "", "");
         assert!(3 * reserved <= account.limits.disk_storage, "{reserved}");
+    }
+
+    #[test]
+    fn the_trail_fits_into_its_account_and_lets_nothing_go_when_it_is_full() {
+        for replicas in [1, 3] {
+            let trail = audit(replicas);
+            let reserved = trail.config["max_bytes"].as_i64().unwrap() * i64::from(replicas);
+            let account = crate::vault::accounts::claims(crate::permissions::AccountName::Audit, "", "");
+            assert!(reserved <= account.limits.disk_storage, "{reserved}");
+            assert_eq!(trail.config["discard"], "new");
+        }
     }
 
     #[test]

@@ -17,6 +17,8 @@ const AUDIT_DISK_BYTES_MAX: i64 = 12 * 1024 * MIB;
 const MEMORY_BYTES_MAX: i64 = 256 * MIB;
 /// How many streams and buckets there may be.
 const APPLICATION_STREAMS_MAX: i64 = 32;
+/// How many servers may copy the trail at once.
+const MIRRORS_MAX: i64 = 4;
 /// How many readers of streams and buckets there may be at once.
 const CONSUMERS_MAX: i64 = 4096;
 
@@ -46,6 +48,7 @@ pub fn claims(name: AccountName, signing_key: &str, audit_account: &str) -> Acco
         }
         AccountName::Audit => {
             account.limits.exports = 1;
+            account.limits.leaf = MIRRORS_MAX;
             account.limits.mem_storage = MEMORY_BYTES_MAX;
             account.limits.disk_storage = AUDIT_DISK_BYTES_MAX;
             account.limits.streams = 1;

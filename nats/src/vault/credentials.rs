@@ -25,6 +25,38 @@ pub struct Credentials {
     pub expires_at: Timestamp,
 }
 
+/// A key of a credential that somebody else signs.
+pub struct UserKey(KeyPair);
+
+impl fmt::Debug for UserKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("UserKey").field(&self.public_key()).finish()
+    }
+}
+
+impl UserKey {
+    /// A new one.
+    #[expect(clippy::new_without_default, reason = "no two are the same")]
+    pub fn new() -> Self {
+        Self(KeyPair::new_user())
+    }
+
+    /// Its public half, which is signed.
+    pub fn public_key(&self) -> String {
+        self.0.public_key()
+    }
+
+    /// The credential, with the claims that were signed for this key.
+    pub fn credentials(&self, jwt: String) -> Result<Credentials> {
+        let claims = Claims::read(&jwt)?;
+        if claims.subject != self.public_key() {
+            bail!("the claims speak of another key");
+        }
+        let expires_at = claims.expires_at().context("the claims never end")?;
+        Credentials::new(jwt, &self.0, claims.name, expires_at)
+    }
+}
+
 impl fmt::Debug for Credentials {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Credentials");

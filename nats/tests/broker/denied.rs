@@ -13,6 +13,57 @@ enum Attempt {
 }
 use Attempt::{Join, Publish, Subscribe};
 
+/// What would make the trail forget, by its own API and by those that reach across accounts.
+const ON_THE_TRAIL: [Attempt; 18] = [
+    Publish("$JS.API.STREAM.DELETE.AUDIT"),
+    Publish("$JS.API.STREAM.PURGE.AUDIT"),
+    Publish("$JS.API.STREAM.UPDATE.AUDIT"),
+    Publish("$JS.API.STREAM.CREATE.AUDIT"),
+    Publish("$JS.API.STREAM.RESTORE.AUDIT"),
+    Publish("$JS.API.STREAM.SNAPSHOT.AUDIT"),
+    Publish("$JS.API.STREAM.MSG.DELETE.AUDIT"),
+    Publish("$JS.API.STREAM.PEER.REMOVE.AUDIT"),
+    Publish("$JS.API.STREAM.LEADER.STEPDOWN.AUDIT"),
+    Publish("$JS.API.CONSUMER.CREATE.AUDIT"),
+    Publish("$JS.API.CONSUMER.CREATE.AUDIT.x"),
+    Publish("$JS.API.CONSUMER.DURABLE.CREATE.AUDIT.x"),
+    Publish("$JS.API.CONSUMER.DELETE.AUDIT.x"),
+    Publish("$JS.API.ACCOUNT.PURGE.AUDIT"),
+    Publish("$JS.API.META.LEADER.STEPDOWN"),
+    Publish("$JS.API.SERVER.REMOVE"),
+    Publish("audit.v1.other.writer"),
+    Subscribe("audit.v1.>"),
+];
+
+#[tokio::test]
+async fn no_credential_that_runs_makes_the_trail_forget() {
+    let broker = Broker::start().await;
+    let account = broker.vault.account_key(AccountName::Application).to_owned();
+    let running = [
+        node("n1", "eu"),
+        service("svc"),
+        service_at_the_door("svc"),
+        api(),
+        collector(),
+        registrar(),
+        Role::Acknowledger,
+        Role::FrontDoor,
+        Role::Observer,
+        Role::Auditor,
+        Role::Presence { account },
+        Role::Keymaster,
+    ];
+    for role in &running {
+        refuses(&broker, role, &ON_THE_TRAIL).await;
+    }
+    // Whoever may change the stream, which is not kept online, cannot make it forget either, but by what age it lets things go.
+    let provisioner: Vec<Attempt> = ON_THE_TRAIL
+        .into_iter()
+        .filter(|attempt| !matches!(attempt, Publish("$JS.API.STREAM.UPDATE.AUDIT" | "$JS.API.STREAM.CREATE.AUDIT")))
+        .collect();
+    refuses(&broker, &Role::AuditProvisioner, &provisioner).await;
+}
+
 async fn refuses(broker: &Broker, role: &Role, attempts: &[Attempt]) {
     let mut connection = broker.connect(role).await;
     for attempt in attempts {
@@ -65,6 +116,9 @@ async fn a_node_may_not() {
         Subscribe("$SRV.>"),
         Publish("node.v1.n2.ctl.cancel.api-1"),
         Publish("audit.v1.node.n1"),
+        Publish("key.v1.mint_node.n1"),
+        Publish("key.v1.revoke.api-1"),
+        Join("key.v1.>", "k"),
         Publish("$JS.API.STREAM.INFO.JOBS"),
         Publish("$KV.PRESENCE.eu.n1"),
         Publish("callback.v1.x"),
@@ -99,6 +153,9 @@ async fn a_service_may_not() {
         Publish("later.v1.online.x"),
         Publish("sched.v1.x"),
         Publish("rep.v1.api-1.cancel.svc"),
+        Publish("key.v1.mint_service.svc"),
+        Publish("key.v1.mint_service.api-1"),
+        Join("key.v1.>", "k"),
         Publish("$KV.KEYS.x"),
         Publish("$KV.SECRETS.o.x"),
         Publish("$JS.API.STREAM.INFO.JOBS"),
@@ -130,6 +187,11 @@ async fn a_replica_of_the_api_may_not() {
         Publish("_INBOX_n.n1.x"),
         Publish("ev.v1.eu.n1.beat"),
         Publish("audit.v1.api.api-2"),
+        Publish("key.v1.mint_node.api-2"),
+        Publish("key.v1.revoke.api-2"),
+        Publish("_INBOX_c.api-2.x"),
+        Join("key.v1.>", "k"),
+        Subscribe("_INBOX_c.api-2.>"),
         Publish("$KV.PRESENCE.eu.n1"),
         Publish("$KV.REPLICAS.api-2"),
         Publish("$JS.API.STREAM.PURGE.KV_REPLICAS"),
@@ -305,6 +367,22 @@ async fn those_with_power_have_no_other() {
         Subscribe(">"),
     ];
     refuses(&broker, &Role::Keymaster, &keymaster).await;
+    let desk = [
+        Publish("_INBOX.api-1.token.n1"),
+        Publish("_INBOX_n.n1.x"),
+        Publish("key.v1.revoke.api-1"),
+        Publish("job.v1.eu.echo.api-1"),
+        Publish("audit.v1.api.api-1"),
+        Publish("$KV.NODES.x"),
+        Publish("$JS.API.STREAM.INFO.JOBS"),
+        Publish("$SYS.REQ.CLAIMS.UPDATE"),
+        Subscribe("key.v1.>"),
+        Join("key.v1.>", "other"),
+        Subscribe("_INBOX_c.api-1.>"),
+        Subscribe("_INBOX_c.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &Role::KeymasterDesk, &desk).await;
     let auditor = [
         Publish("audit.v1.api.api-1"),
         Publish("$JS.API.STREAM.DELETE.AUDIT"),

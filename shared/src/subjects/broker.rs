@@ -8,6 +8,10 @@ pub const AUDIT_ALL: &str = "audit.v1.>";
 pub const CLAIMS_UPDATE: &str = "$SYS.REQ.CLAIMS.UPDATE";
 /// Where readers of streams answer the broker's flow control.
 pub const FLOW_CONTROL: &str = "$JS.FC.>";
+/// Where the audit trail comes that a server of another operator copies.
+pub const MIRRORED: &str = "mirror.audit";
+/// What the inboxes begin with that servers make for questions of their own. In the account of the trail nobody else has such.
+pub const SERVER_INBOXES: [&str; 4] = ["$JSC", "_INBOX", "_R_", "_GR_"];
 /// Every server answers.
 pub const SERVER_PING: &str = "$SYS.REQ.SERVER.PING";
 
@@ -57,6 +61,11 @@ pub fn direct_get(stream: impl Display) -> String {
 /// Reads the last message of a stream on `subject`.
 pub fn direct_get_last(stream: impl Display, subject: impl Display) -> String {
     format!("$JS.API.DIRECT.GET.{stream}.{subject}")
+}
+
+/// The same question of another server, which calls us by our domain.
+pub fn of_our_domain(question: &str) -> String {
+    question.replacen("$JS.API.", "$JS.probeops.API.", 1)
 }
 
 /// Makes a consumer that the broker names.

@@ -241,7 +241,7 @@ fn each_mistake_around_a_job_is_named() {
     check(&wrong_method, 405, "method_not_allowed", None, allowed);
     assert_eq!(wrong_method.header("allow"), Some("POST"));
     check(&caller.get("/v1/jobs/7"), 404, "not_found", None, "a job id must be a UUID, not the string \"7\"");
-    let limti = "unknown query parameter `limti`; did you mean `limit`? the query parameters are since, until, principal, node, tool, verdict, \
+    let limti = "unknown query parameter `limti`; did you mean `limit`? the query parameters are since, until, principal, node, tool, target, verdict, \
                  request_id, limit, cursor";
     check(&caller.get("/v1/audit?limti=3"), 400, "invalid", Some("?limti"), limti);
 }

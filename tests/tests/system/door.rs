@@ -353,13 +353,17 @@ fn a_service_that_is_taken_back_is_cut_at_once_and_its_name_can_be_granted_anew(
     assert!(taken.text.contains("DELETE /v1/services/billing takes it back"), "{}", taken.text);
     let revoked = second.admin().delete("/v1/services/billing").expect(200);
     assert!(revoked["revoked_at"].is_string(), "{revoked}");
+    assert_eq!((&revoked["servers"], &revoked["waiting"]), (&json!(["probeops"]), &json!([])), "{revoked}");
     service.hears("revoked");
     let refused = fabric.block_on(connect(&fabric, "billing", creds));
     assert!(refused.is_err(), "a credential that was taken back connects");
     assert_eq!(second.admin().delete("/v1/services/billing").expect(200), revoked, "once more changes nothing");
     assert_eq!(api.admin().delete("/v1/services/nobody").expect(404)["code"], "not_found");
     let records = api.wait_for_audit("verdict=changed", 2);
-    assert!(records.iter().any(|record| record["detail"] == "service revoked" && record["target"] == "service:billing"), "{records:?}");
+    assert!(
+        records.iter().any(|record| record["detail"] == "service revoked, taken by probeops" && record["target"] == "service:billing"),
+        "{records:?}"
+    );
     let again = Service::made(&fabric, &api, "billing", &json!({}));
     assert_eq!(body(&again.ask(&echo("eu"), &[]))["status"], "finished");
 }
@@ -387,5 +391,65 @@ fn nobody_makes_a_service_that_may_more_than_he() {
     assert_eq!(limited.delete("/v1/services/billing").status, 200);
     let free = json!({"name": "free", "regions": ["eu", "us"], "tools": ["tcp"]});
     api.admin().post("/v1/services", &free).expect(201);
-    assert_eq!(limited.delete("/v1/services/free").status, 403);
+    assert_eq!(
+        limited.delete("/v1/services/free").status,
+        404,
+        "it asks elsewhere, too: one who is limited to regions does not learn of it"
+    );
+    let wide = json!({"name": "wide", "regions": ["eu"], "tools": ["tcp"]});
+    api.admin().post("/v1/services", &wide).expect(201);
+    assert_eq!(limited.delete("/v1/services/wide").status, 403);
+    let names = |listed: Value| listed["services"].as_array().unwrap().iter().map(|service| service["name"].clone()).collect::<Vec<_>>();
+    assert_eq!(names(limited.get("/v1/services").expect(200)), ["billing", "wide"]);
+    assert_eq!(names(api.admin().get("/v1/services").expect(200)), ["billing", "free", "wide"]);
+}
+
+#[test]
+fn a_key_that_is_revoked_takes_its_services_with_it_and_without_a_keymaster_nothing_is_made_or_revoked() {
+    let (fabric, api) = one_node();
+    let second = fabric.api();
+    let maker = api.key(&json!({"name": "maker", "scopes": ["services:write", "jobs:write", "keys:write"]}));
+    let id = maker.split('_').nth(1).unwrap().to_owned();
+    second.wait_until("the other replica knows the key", || second.caller(&maker).get("/v1/tools").status == 200);
+    let made = api.caller(&maker).post("/v1/services", &json!({"name": "billing", "regions": ["eu"], "tools": ["echo"]})).expect(201);
+    assert_eq!(made["created_by"], format!("key:{id}"), "{made}");
+    let child = api.caller(&maker).post("/v1/keys", &json!({"name": "child", "scopes": ["jobs:write"]})).expect(201)["id"].clone();
+    let creds = made["creds"].as_str().unwrap();
+    let (of_key, of_admin) = (Service::of(&fabric, "billing", creds), Service::made(&fabric, &api, "other", &json!({})));
+    assert_eq!(body(&of_key.ask(&echo("eu"), &[]))["status"], "finished");
+
+    // A replica that was not asked revokes as well: key, connection and credential are worth nothing at once, everywhere.
+    let revoking = Instant::now();
+    let revoked = second.admin().delete(&format!("/v1/keys/{id}")).expect(200);
+    let expected = json!({"services": ["billing"], "keys": [child], "servers": ["probeops"], "waiting": []});
+    for field in ["services", "keys", "servers", "waiting"] {
+        assert_eq!(revoked[field], expected[field], "{field}: {revoked}");
+    }
+    of_key.hears("revoked");
+    for replica in [&api, &second] {
+        replica.wait_until("the key is refused", || replica.caller(&maker).get("/v1/tools").status == 401);
+    }
+    assert!(revoking.elapsed() < AT_ONCE, "{:?}", revoking.elapsed());
+    assert!(fabric.block_on(connect(&fabric, "billing", creds)).is_err(), "a credential that was taken back connects");
+    assert_eq!(second.admin().delete(&format!("/v1/keys/{id}")).expect(200)["services"], json!([]), "once more changes nothing");
+    assert_eq!(body(&of_admin.ask(&echo("eu"), &[]))["status"], "finished", "what others made stays");
+    api.wait_until("the trail says so", || {
+        let records = api.audit("verdict=changed");
+        let with_key = |record: &Value| {
+            record["detail"].as_str().is_some_and(|detail| detail.starts_with("service revoked with the key that made it"))
+        };
+        records.iter().any(|record| record["target"] == "service:billing" && with_key(record))
+    });
+
+    // Nobody but the keymaster can sign, and nothing is called revoked that is not.
+    fabric.kill_keymaster();
+    let refused = api.admin().post("/v1/services", &json!({"name": "late", "regions": ["eu"], "tools": ["echo"]})).expect(503);
+    assert!(refused["detail"].as_str().unwrap().starts_with("no keymaster runs"), "{refused}");
+    assert_eq!(api.admin().post("/v1/nodes/d-1/revoke", &json!({})).expect(503)["code"], "unavailable");
+    assert_eq!(api.admin().get("/v1/nodes/d-1").expect(200)["revoked"], json!(false));
+    fabric.start_keymaster();
+    fabric.wait_for_keymaster();
+    api.admin().post("/v1/services", &json!({"name": "late", "regions": ["eu"], "tools": ["echo"]})).expect(201);
+    let reserved = api.admin().post("/v1/services", &json!({"name": "keymaster", "regions": ["eu"], "tools": ["echo"]}));
+    assert_eq!(reserved.status, 422, "{}", reserved.text);
 }

@@ -13,8 +13,12 @@ fn a_revoked_node_is_cut_off_at_once_and_says_why() {
     let agent = fabric.agent("v-1", "eu");
     api.wait_for_nodes(1);
     assert_eq!(api.admin().post("/v1/nodes/v-2/revoke", &json!({})).expect(404)["code"], "no_such_node");
-    api.admin().post("/v1/nodes/v-1/revoke", &json!({})).expect(200);
+    let revoked = api.admin().post("/v1/nodes/v-1/revoke", &json!({})).expect(200);
+    assert_eq!(revoked, json!({"node": "v-1", "change": "revoked", "servers": ["probeops"], "waiting": []}));
     assert_eq!(agent.wait(), Some(78), "{}", agent.log());
+    api.wait_until("the trail says where", || {
+        api.audit("verdict=changed").iter().any(|record| record["detail"] == "node revoked, taken by probeops" && record["node"] == "v-1")
+    });
     assert!(agent.log().contains("has been revoked"), "{}", agent.log());
     api.wait_until("the roster shows it", || api.admin().get("/v1/nodes/v-1").expect(200)["revoked"] == json!(true));
     assert_eq!(api.admin().job("echo", "x", "node:v-1", &json!({})).status, 404);

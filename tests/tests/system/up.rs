@@ -69,7 +69,7 @@ fn the_first_run_prints_what_works_when_pasted_and_keeps_its_state() {
     let second = home.run(&["up", "--data", "it's data", "--http", "127.0.0.1:0"]).bad(1);
     assert!(second.contains(&format!("is in use by process {}; stop that one", up.process_id())), "{second}");
 
-    assert_eq!(up.others().len(), 6, "the broker below its shell, the API, two agents: {:?}", up.others());
+    assert_eq!(up.others().len(), 7, "the broker below its shell, the keymaster, the API, two agents: {:?}", up.others());
     assert_eq!(up.end(Signal::SIGINT), Some(0), "{}", up.log());
     assert_eq!(up.others(), [], "nothing is left when it has ended");
     assert!(!up.log().contains("probeops:"), "{}", up.log());

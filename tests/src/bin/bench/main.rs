@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use probeops_tests::crash::{self, Survived};
-use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric, free_port};
+use probeops_tests::fabric::{Agent, AgentOptions, Api, ApiOptions, Fabric, free_port};
 use probeops_tests::testnet::compare::COMPARISONS;
 use probeops_tests::testnet::rtt;
 use probeops_tests::testnet::run::run;
@@ -55,6 +55,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match arguments.as_slice() {
         ["throughput"] => throughput(ROUNDS, ROUND),
+        ["audit"] => audit(ROUNDS, ROUND),
         ["latency"] => latency(ROUNDS, ROUND),
         ["roster"] => roster::run(ROUND),
         ["memory"] => memory(),
@@ -65,6 +66,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["failover"] => failover::run(),
         ["smoke"] => {
             throughput(1, SMOKE_ROUND)?;
+            audit(1, SMOKE_ROUND)?;
             latency(1, SMOKE_ROUND)?;
             roster::run(SMOKE_ROUND)
         }
@@ -93,7 +95,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["respond", broker] => runtime()?.block_on(relay::respond(broker)),
         ["relay", broker, listen] => runtime()?.block_on(relay::serve(broker, listen.parse()?)),
         _ => bail!(
-            "name a benchmark: throughput, latency, roster, memory, size, streams, callbacks, fanout, failover, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
+            "name a benchmark: throughput, audit, latency, roster, memory, size, streams, callbacks, fanout, failover, smoke, all, testnet, capacity, capacity-smoke or one of {:?}",
             capacity::NAMES
         ),
     }?;
@@ -110,6 +112,37 @@ fn throughput(rounds: usize, round: Duration) -> anyhow::Result<()> {
         println!("  {name:<8} {per_second:>8.0} jobs/s   p50 {:.2} ms   {}", median(&side.rounds, |measured| measured.p50_ms), side.cpu);
     }
     println!("  ratio    {:>8.2}", ours_median / bare_median);
+    Ok(())
+}
+
+/// What it costs that no job runs before the trail has its record: two APIs on the same broker and agent, one that waits for it and one that does not.
+fn audit(rounds: usize, round: Duration) -> anyhow::Result<()> {
+    let required = Ours::start();
+    let options = ApiOptions { audit: Some("best_effort".to_owned()), ..ApiOptions::default() };
+    let best_effort = required.fabric.api_with(&options);
+    best_effort.wait_for_nodes(1);
+    let runtime = runtime()?;
+    println!("audit, median of {rounds} interleaved rounds of {} s", round.as_secs_f64());
+    for connections in [CONNECTIONS, 1] {
+        let side = |api: &Api| Side { rounds: Vec::new(), cpu: cpu::Spent::by(required.processes_with(api)) };
+        let mut sides = [("required", &required.api, side(&required.api)), ("best_effort", &best_effort, side(&best_effort))];
+        for _ in 0..rounds {
+            for (_, api, side) in &mut sides {
+                let before = side.cpu.begin()?;
+                let measured = runtime.block_on(load::run(&question(api)?, connections, round))?;
+                side.cpu.end(&before, measured.answers)?;
+                side.rounds.push(measured);
+            }
+        }
+        for (name, _, side) in &sides {
+            let (per_second, p50_ms) =
+                (median(&side.rounds, |measured| measured.per_second), median(&side.rounds, |measured| measured.p50_ms));
+            println!("  {connections:>2} connections  {name:<11} {per_second:>8.0} jobs/s   p50 {p50_ms:.2} ms   {}", side.cpu);
+        }
+        let per_second = sides.each_ref().map(|(_, _, side)| median(&side.rounds, |measured| measured.per_second));
+        let [required, best_effort] = per_second;
+        println!("  ratio {:.2}", required / best_effort);
+    }
     Ok(())
 }
 
@@ -211,15 +244,23 @@ impl Ours {
     }
 
     fn processes(&self) -> Vec<(&'static str, u32)> {
-        vec![("api", self.api.process_id()), ("broker", self.fabric.broker_process_id()), ("agent", self.agent.process_id())]
+        self.processes_with(&self.api)
+    }
+
+    fn processes_with(&self, api: &Api) -> Vec<(&'static str, u32)> {
+        vec![("api", api.process_id()), ("broker", self.fabric.broker_process_id()), ("agent", self.agent.process_id())]
     }
 
     fn question(&self) -> anyhow::Result<Question> {
-        let address: SocketAddr = self.api.url().trim_start_matches("http://").parse()?;
-        let body = br#"{"tool":"echo","target":"bench","from":"eu"}"#;
-        let token = Some(self.api.admin_key().to_owned());
-        Ok(Question { address, path: "/v1/jobs", body: body.as_slice().into(), token, expect: "\"status\":\"success\"" })
+        question(&self.api)
     }
+}
+
+fn question(api: &Api) -> anyhow::Result<Question> {
+    let address: SocketAddr = api.url().trim_start_matches("http://").parse()?;
+    let body = br#"{"tool":"echo","target":"bench","from":"eu"}"#;
+    let token = Some(api.admin_key().to_owned());
+    Ok(Question { address, path: "/v1/jobs", body: body.as_slice().into(), token, expect: "\"status\":\"success\"" })
 }
 
 /// A bare server, a bare relay, a bare responder.

@@ -7,6 +7,8 @@ use anyhow::{Context, bail, ensure};
 use async_nats::{Client, Subscriber};
 use futures_util::StreamExt;
 use probeops_nats::permissions::Role;
+use probeops_shared::subjects;
+use probeops_shared::timestamp::Timestamp;
 use probeops_tests::fabric::Fabric;
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
@@ -41,6 +43,27 @@ pub(crate) struct Asker {
     asked: usize,
 }
 
+/// Acknowledges what the agent records: one whose records nobody takes is soon busy.
+fn acknowledge(fabric: &Fabric) -> anyhow::Result<()> {
+    let name = "collector-bench".parse().map_err(anyhow::Error::msg)?;
+    let hearing = fabric.connect(&fabric.credential(&Role::Collector { name }));
+    let answering = fabric.connect(&fabric.credential(&Role::Acknowledger));
+    fabric.block_on(async {
+        let mut events = hearing.queue_subscribe(subjects::events(), subjects::COLLECTOR_QUEUE.to_owned()).await?;
+        drop(tokio::spawn(async move {
+            while let Some(event) = events.next().await {
+                let ack = json!({"time_unix_ms": Timestamp::now().unix_ms()}).to_string();
+                if let Some(reply) = event.reply
+                    && answering.publish(reply, ack.into()).await.is_err()
+                {
+                    return;
+                }
+            }
+        }));
+        Ok(())
+    })
+}
+
 impl Asker {
     /// With a credential of its own.
     pub(crate) fn new(fabric: &Fabric) -> anyhow::Result<Self> {
@@ -48,6 +71,7 @@ impl Asker {
         let client = fabric.connect(&fabric.credential(&Role::Api { caller }));
         let inbox = format!("_INBOX.{NAME}.{:032x}", rand::random::<u128>());
         let answers = fabric.block_on(client.subscribe(format!("{inbox}.*")))?;
+        acknowledge(fabric)?;
         Ok(Self { client, inbox, answers, asked: 0 })
     }
 

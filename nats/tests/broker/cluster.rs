@@ -1,0 +1,257 @@
+//! The keymaster on a broker of three servers: who is revoked is cut on each at once, and stays out whatever happens to one of them.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use async_nats::{Client, Request};
+use fixture::{Connection, PATIENCE, Scratch, api, node, program};
+use futures_util::{FutureExt, StreamExt};
+use probeops_nats::config::ServerSettings;
+use probeops_nats::connect::{Link, LinkError, LinkEvent, connect};
+use probeops_nats::keymaster::{self, Settings};
+use probeops_nats::layout::Layout;
+use probeops_nats::permissions::{AccountName, Role};
+use probeops_nats::server::ports::free_port;
+use probeops_nats::server::supervise::{self, Running};
+use probeops_nats::vault::credentials::Credentials;
+use probeops_nats::vault::{CREDENTIAL_LIFETIME, Vault};
+use probeops_nats::{process, tls};
+use probeops_shared::ids::Caller;
+use probeops_shared::keymaster::Verb;
+use probeops_shared::subjects;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::fixture;
+
+const NAMES: [&str; 3] = ["s1", "s2", "s3"];
+/// A second is promised from the request to the cut.
+const CUT_WITHIN: Duration = Duration::from_secs(1);
+
+struct Server {
+    settings: ServerSettings,
+    conf: PathBuf,
+    stderr: PathBuf,
+    running: Option<Running>,
+}
+
+/// Three servers, and a keymaster.
+struct Cluster {
+    layout: Layout,
+    vault: Vault,
+    servers: Vec<Server>,
+    _scratch: Scratch,
+}
+
+impl Cluster {
+    async fn start() -> Self {
+        process::install_tls_provider();
+        let scratch = Scratch::new();
+        let layout = Layout::new(scratch.path());
+        let vault = Vault::open_or_create(&layout).unwrap();
+        let certificate = tls::ensure(&layout, &[]).unwrap();
+        let loopback = |port: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let routes = NAMES.map(|_| loopback(free_port().unwrap()));
+        let listed: Vec<String> = routes.iter().map(|route| format!("nats://{route}")).collect();
+        let mut servers = Vec::new();
+        for (name, route) in NAMES.iter().zip(routes) {
+            let mut settings = ServerSettings::in_layout(&layout, &certificate, loopback(free_port().unwrap()));
+            (*name).clone_into(&mut settings.server_name);
+            settings.resolver_dir = scratch.path().join(format!("{name}-resolver"));
+            settings.log_file = Some(scratch.path().join(format!("{name}.log")));
+            let conf = scratch.path().join(format!("{name}.conf"));
+            let text = settings.render(&vault).unwrap();
+            // Streams are not what is looked at here.
+            let (before, rest) = text.split_once("jetstream {").unwrap();
+            let (_, after) = rest.split_once("}\n").unwrap();
+            let cluster = format!("cluster {{ name: \"three\", listen: \"{route}\", routes: [{}] }}\n", listed.join(", "));
+            std::fs::write(&conf, format!("{before}{after}{cluster}")).unwrap();
+            servers.push(Server { settings, conf, stderr: scratch.path().join(format!("{name}.stderr")), running: None });
+        }
+        let mut cluster = Self { layout, vault, servers, _scratch: scratch };
+        for index in 0..NAMES.len() {
+            cluster.run(index).await;
+        }
+        cluster
+    }
+
+    async fn run(&mut self, index: usize) {
+        let program = program(&self.layout);
+        let server = &mut self.servers[index];
+        server.running = Some(supervise::start(&program, &server.conf, &server.settings, &server.stderr).await.unwrap());
+    }
+
+    async fn stop(&mut self, index: usize) {
+        self.servers[index].running.take().unwrap().stop().await.unwrap();
+    }
+
+    fn signal(&self, index: usize, signal: &str) {
+        let group = self.servers[index].running.as_ref().unwrap().process_group();
+        let sent = std::process::Command::new("kill").args([&format!("-{signal}"), "--", &format!("-{group}")]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    fn url(&self, index: usize) -> String {
+        format!("tls://{}", self.servers[index].settings.listen)
+    }
+
+    fn link(&self, index: usize, credentials: &Credentials) -> Link {
+        let creds = self.layout.creds(&format!("test-{:016x}", rand::random::<u64>()));
+        std::fs::write(&creds, credentials.to_creds_file()).unwrap();
+        Link { servers: vec![self.url(index)], ca: Some(self.layout.ca_certificate()), creds }
+    }
+
+    fn mint(&self, role: &Role) -> Credentials {
+        self.vault.mint(role, CREDENTIAL_LIFETIME).unwrap()
+    }
+
+    async fn is_refused_everywhere(&self, credentials: &Credentials) {
+        for (index, name) in NAMES.iter().enumerate() {
+            assert!(self.is_refused(index, credentials).await, "{name}");
+        }
+    }
+
+    async fn connect(&self, index: usize, role: &Role, credentials: &Credentials) -> Connection {
+        let (client, events) = connect(&self.link(index, credentials), &role.name(), &role.inbox_prefix()).await.unwrap();
+        Connection { client, events, credentials: credentials.clone() }
+    }
+
+    async fn is_refused(&self, index: usize, credentials: &Credentials) -> bool {
+        match connect(&self.link(index, credentials), "test", "_INBOX.test").await {
+            Ok(_) => false,
+            Err(LinkError::Refused(_)) => true,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Asks the keymaster as a replica of the API does.
+async fn ask(client: &Client, verb: Verb, request: &Value) -> Value {
+    let request = Request::new().payload(request.to_string().into()).timeout(Some(PATIENCE));
+    let answer = client.send_request(subjects::keymaster(verb, "api-1"), request).await.unwrap();
+    serde_json::from_slice(&answer.payload).unwrap()
+}
+
+async fn revoke(client: &Client, credentials: &Credentials) -> Value {
+    ask(client, Verb::Revoke, &json!({"public_key": credentials.public_key})).await
+}
+
+async fn is_cut(connection: &mut Connection) {
+    connection.next(|event| matches!(event, LinkEvent::Refused(_)).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_revoked_is_cut_on_three_servers_at_once_and_stays_out_whatever_happens_to_one() {
+    let mut cluster = Cluster::start().await;
+    let stop = CancellationToken::new();
+    let servers = (0..NAMES.len()).map(|index| cluster.url(index)).collect();
+    let ca = Some(cluster.layout.ca_certificate());
+    let health = cluster.layout.root().join("health");
+    let settings = Settings { layout: cluster.layout.clone(), servers, ca, health_file: Some(health.clone()) };
+    // No server knows the application's account yet: the keymaster tells them.
+    let keymaster = tokio::spawn(keymaster::run(settings, stop.clone()));
+    let well = async {
+        while keymaster::check_health(&health).is_err() {
+            assert!(!keymaster.is_finished(), "the keymaster has ended");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, well).await.unwrap();
+    let api = cluster.connect(0, &api(), &cluster.mint(&api())).await.client;
+    let [bad, older, silent, good] = ["n1", "n2", "n3", "n4"].map(|id| cluster.mint(&node(id, "eu")));
+    all_connections_are_cut(&cluster, &api, &bad, &good).await;
+    nobody_else_is_answered(&cluster, &api, &bad, &good).await;
+
+    // A server that lost its disk has the account from the others before it lets anybody in.
+    cluster.stop(1).await;
+    std::fs::remove_dir_all(&cluster.servers[1].settings.resolver_dir).unwrap();
+    cluster.run(1).await;
+    assert!(cluster.is_refused(1, &bad).await, "after the loss of its disk");
+    assert!(!cluster.is_refused(1, &good).await);
+
+    one_that_was_away_is_told(&mut cluster, &api, &older).await;
+    one_that_hangs_is_told_again(&cluster, &api, &silent).await;
+
+    // All of it survives the end of everything.
+    for index in 0..NAMES.len() {
+        cluster.stop(index).await;
+    }
+    for index in 0..NAMES.len() {
+        cluster.run(index).await;
+    }
+    for credentials in [&bad, &older, &silent] {
+        assert!(cluster.vault.is_revoked(AccountName::Application, &credentials.public_key).unwrap());
+        cluster.is_refused_everywhere(credentials).await;
+    }
+    stop.cancel();
+    tokio::time::timeout(PATIENCE, keymaster).await.unwrap().unwrap().unwrap();
+}
+
+/// One credential with a connection to each server.
+async fn all_connections_are_cut(cluster: &Cluster, api: &Client, bad: &Credentials, good: &Credentials) {
+    let mut connections = Vec::new();
+    let mut left_alone = Vec::new();
+    for index in 0..NAMES.len() {
+        connections.push(cluster.connect(index, &node("n1", "eu"), bad).await);
+        left_alone.push(cluster.connect(index, &node("n4", "eu"), good).await);
+    }
+    let asked = Instant::now();
+    let (answer, ()) = tokio::join!(revoke(api, bad), async {
+        for connection in &mut connections {
+            is_cut(connection).await;
+        }
+        assert!(asked.elapsed() < CUT_WITHIN, "cut after {:?}", asked.elapsed());
+    });
+    assert_eq!(answer, json!({"servers": NAMES, "waiting": []}));
+    eprintln!("three connections cut, and acknowledged by three servers, after {:?}", asked.elapsed());
+    cluster.is_refused_everywhere(bad).await;
+    for connection in &mut left_alone {
+        while let Ok(event) = connection.events.try_recv() {
+            assert!(!matches!(event, LinkEvent::Refused(_) | LinkEvent::Disconnected), "{event:?}");
+        }
+    }
+    // Nor does the key get another credential.
+    let rights = json!({"node": "n1", "region": "eu", "tools": ["echo"]});
+    let again = ask(api, Verb::MintNode, &json!({"public_key": bad.public_key, "lifetime_s": 60, "rights": rights})).await;
+    assert_eq!(again["problem"]["code"], "conflict", "{again}");
+}
+
+/// A request that wants its answer in somebody else's inbox.
+async fn nobody_else_is_answered(cluster: &Cluster, api: &Client, bad: &Credentials, good: &Credentials) {
+    let other = Role::Api { caller: "api-2".parse::<Caller>().unwrap() };
+    let other = cluster.connect(0, &other, &cluster.mint(&other)).await;
+    let mut overheard = other.client.subscribe("_INBOX_c.api-2.x").await.unwrap();
+    other.client.flush().await.unwrap();
+    let request = json!({"public_key": good.public_key}).to_string();
+    api.publish_with_reply(subjects::keymaster(Verb::Revoke, "api-1"), "_INBOX_c.api-2.x", request.into()).await.unwrap();
+    assert_eq!(revoke(api, bad).await["servers"], json!(NAMES), "it has been through the same queue");
+    assert!(overheard.next().now_or_never().is_none());
+    assert!(!cluster.is_refused(0, good).await, "what cannot be answered is not done");
+}
+
+/// It is named, comes back with an old disk, and has it before anybody asks.
+async fn one_that_was_away_is_told(cluster: &mut Cluster, api: &Client, older: &Credentials) {
+    cluster.stop(2).await;
+    assert_eq!(revoke(api, older).await, json!({"servers": ["s1", "s2"], "waiting": ["s3"]}));
+    cluster.run(2).await;
+    let back = Instant::now();
+    let refused = async {
+        while !cluster.is_refused(2, older).await {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.unwrap();
+    eprintln!("a server that came back with an old disk was told after {:?}", back.elapsed());
+    assert_eq!(revoke(api, older).await, json!({"servers": NAMES, "waiting": []}));
+}
+
+/// It is named, and told again until it has it.
+async fn one_that_hangs_is_told_again(cluster: &Cluster, api: &Client, silent: &Credentials) {
+    let mut on_silent = cluster.connect(2, &node("n3", "eu"), silent).await;
+    cluster.signal(2, "STOP");
+    assert_eq!(revoke(api, silent).await, json!({"servers": ["s1", "s2"], "waiting": ["s3"]}));
+    cluster.signal(2, "CONT");
+    is_cut(&mut on_silent).await;
+    assert_eq!(revoke(api, silent).await["waiting"], json!([]));
+}
