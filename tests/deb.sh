@@ -41,6 +41,7 @@ files_are_as_they_should() {
 /etc/sysctl.d/60-probeops-agent.conf root:root:644
 /etc/default/probeops-agent root:root:644
 /etc/probeops root:probeops:750
+/var/lib/probeops-agent probeops:probeops:700
 /etc/probeops/agent.toml root:probeops:640
 /etc/probeops/policy.toml root:probeops:640
 FILES
@@ -56,6 +57,10 @@ program_runs() {
     printed=$(as_uid probeops probeops probeops-agent --config /etc/probeops/agent.toml --servers tls://broker.example:4222 --print-config)
     grep --quiet --fixed-strings 'policy = "/etc/probeops/policy.toml"' <<<"$printed" || fail "the settings that it reads are: $printed"
     ! as_uid 65534 65534 cat /etc/probeops/agent.toml 2>/dev/null || fail "everybody can read agent.toml"
+    # Root enrols the machine for it, and is told what is missing; the key that it made is the agent's.
+    ! inside probeops-agent enroll http://127.0.0.1:1 --no-token >"$work/enroll" 2>&1 || fail "it enrolled with nobody"
+    grep --quiet "cannot reach the API" "$work/enroll" || fail "it says of an API that is not there: $(cat "$work/enroll")"
+    same "probeops:probeops:600" "$(inside stat --format "%U:%G:%a" /var/lib/probeops-agent/node.nk)" "the owner of the node's key"
     # Nobody has asked it to: it has no credential yet.
     [ ! -e "$root/etc/systemd/system/multi-user.target.wants/probeops-agent.service" ] || fail "it is enabled before it has a credential"
 }
@@ -84,7 +89,7 @@ upgrade_keeps_what_was_changed() {
 }
 
 remove_keeps_settings() {
-    touch "$root/etc/probeops/node.creds"
+    touch "$root/etc/probeops/node.creds" "$root/var/lib/probeops-agent/node.nk"
     inside dpkg --remove probeops-agent >/dev/null
     for gone in /usr/bin/probeops-agent /usr/lib/systemd/system/probeops-agent.service /usr/share/probeops-agent; do
         [ ! -e "$root$gone" ] || fail "$gone is there after the removal"

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use async_nats::{Client, Subscriber};
 use futures_util::StreamExt;
-use probeops_nats::connect::{Credential, Link, LinkEvent};
+use probeops_nats::connect::{Credential, LinkEvent};
 use probeops_nats::process::exit;
 use probeops_shared::subjects;
 use probeops_shared::tools::Class;
@@ -18,11 +18,12 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use entry::{connected, identity, refused, was_renewed};
+use entry::{Access, connected, identity};
 
 use crate::capability;
 use crate::clock::Clock;
 use crate::config::Settings;
+use crate::enroll::{self, Renewal};
 use crate::executors::Context;
 use crate::groups::{self, Advice, Groups};
 use crate::health::Health;
@@ -72,6 +73,7 @@ impl std::error::Error for AgentError {}
 
 /// Runs an agent until `stop` is cancelled, and then drains it.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), AgentError> {
+    let Some((settings, renewal)) = Box::pin(enroll::ready(settings, &stop)).await? else { return Ok(()) };
     let link = settings.link();
     let credential = Credential::read(&link.creds).map_err(|error| AgentError::Start(error.to_string()))?;
     let (node, granted) = identity(&credential).map_err(AgentError::Start)?;
@@ -84,7 +86,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         tracing::warn!(tool = %lacks.tool, "cannot run {}: {}; to grant it: {}", lacks.tool, lacks.missing, lacks.grant);
     }
     let health = Health::begin(settings.health_file.clone()).map_err(AgentError::Start)?;
-    let Some((client, events)) = connected(&link, &node, &stop).await? else { return Ok(()) };
+    let Some((client, events)) = connected(&link, &node, renewal.as_ref(), &stop).await? else { return Ok(()) };
     let slots = Slots::new(&BTreeMap::from([(Class::Light, settings.slots_light), (Class::Probe, settings.slots_probe)]));
     let (outbox, to_carry) = Outbox::new(client.clone());
     let worker = Arc::new(Worker {
@@ -108,7 +110,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         .map_err(|error| AgentError::Start(format!("cannot subscribe: {error}")))?;
     life.follow_policy(follower);
     tracing::info!(node = %node.id, region = %node.region, tools = ?tools, "the agent is ready");
-    life.live(events, &link, &stop).await
+    let replaced = life.renew(renewal.clone());
+    let access = Access::new(link, renewal);
+    life.live((events, replaced), access, &stop).await
 }
 
 /// Everything that lives while the agent does.
@@ -200,19 +204,34 @@ impl Life {
         }));
     }
 
-    async fn live(mut self, mut events: mpsc::Receiver<LinkEvent>, link: &Link, stop: &CancellationToken) -> Result<(), AgentError> {
+    /// Renews the credential, where the node enrolled, and says when there is another.
+    fn renew(&self, renewal: Option<Renewal>) -> mpsc::Receiver<()> {
+        let (replaced, told) = mpsc::channel(1);
+        if let Some(renewal) = renewal {
+            drop(self.tasks.spawn(renewal.keep(replaced, self.end.clone())));
+        }
+        told
+    }
+
+    async fn live(
+        mut self,
+        (mut events, mut replaced): (mpsc::Receiver<LinkEvent>, mpsc::Receiver<()>),
+        mut access: Access,
+        stop: &CancellationToken,
+    ) -> Result<(), AgentError> {
         let mut slots_looked_at = tokio::time::interval(SLOTS_LOOKED_AT_EVERY);
         slots_looked_at.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut announced_draining = false;
         loop {
             tokio::select! {
                 event = events.recv() => match event {
-                    Some(event) => if let Err(error) = self.on_event(event, link).await {
+                    Some(event) => if let Err(error) = self.on_event(event, &mut access).await {
                         self.end_carrying().await;
                         return Err(error);
                     },
                     None => return Err(AgentError::Start("the connection to the broker ended for good".to_owned())),
                 },
+                Some(()) = replaced.recv() => self.reconnect().await,
                 _ = slots_looked_at.tick() => {
                     self.look_at_slots().await;
                     if self.worker.draining.load(Ordering::Acquire) && !announced_draining {
@@ -228,20 +247,28 @@ impl Life {
         }
     }
 
-    async fn on_event(&mut self, event: LinkEvent, link: &Link) -> Result<(), AgentError> {
+    /// Connects anew, with the credential that is there now. Answers on their way are kept until the broker has them.
+    async fn reconnect(&self) {
+        drop(tokio::time::timeout(FLUSHED_WITHIN, self.client.flush()).await);
+        if let Err(error) = self.client.force_reconnect().await {
+            tracing::error!("cannot connect with the new credential: {error}");
+        }
+    }
+
+    async fn on_event(&mut self, event: LinkEvent, access: &mut Access) -> Result<(), AgentError> {
         match event {
             LinkEvent::Connected => {
                 tracing::info!("connected to the broker");
+                access.granted();
                 self.worker.outbox.flush().await;
                 self.presence.say_hello.notify_one();
             }
             LinkEvent::Disconnected => tracing::warn!("the connection to the broker is gone; trying to get it back"),
             LinkEvent::LameDuck => tracing::info!("the broker is about to stop; the client will find another or wait"),
-            LinkEvent::Refused(why) if was_renewed(link, &why) => {
-                tracing::info!("the credential was renewed while the old one ran out; connecting with the new one");
+            LinkEvent::Refused(why) => access.again(&why).await?,
+            LinkEvent::Violation(text) => {
+                tracing::error!(violations_total = probeops_nats::connect::violations_total(), "the broker forbade something: {text}");
             }
-            LinkEvent::Refused(why) => return Err(AgentError::Revoked(refused(link, &why))),
-            LinkEvent::Violation(text) => tracing::error!("the broker forbade something: {text}"),
             LinkEvent::SlowConsumer => tracing::error!("jobs arrived faster than they could be read; some were lost"),
             LinkEvent::Other(text) => tracing::warn!("the connection says: {text}"),
         }

@@ -6,9 +6,12 @@ use clap::Args;
 use probeops_nats::connect::Link;
 use probeops_nats::process::LogFormat;
 use probeops_shared::host::DnsName;
+use probeops_shared::ids::NodeId;
 use probeops_shared::tools::Class;
 use probeops_shared::tools::ping::report::IcmpEngine;
 use serde::{Deserialize, Serialize};
+
+use crate::enroll::{Folder, TokenSource};
 
 /// How long runs may go on after the agent was told to stop, unless set otherwise.
 const DRAIN_TIMEOUT_S: u64 = 60;
@@ -28,10 +31,30 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CA", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// This node's credential, as `probeops nodes add` wrote it
+    /// This node's credential, where the operator made it (`probeops nodes add`) and carries it here
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
+    /// Where a node that enrolled keeps its key and credential (`probeops-agent enroll`), in the place of --creds, --servers and --ca
+    #[arg(long, env = "PROBEOPS_STATE", value_name = "FOLDER")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<PathBuf>,
+    /// Enrol with this API first, where --state holds no credential yet
+    #[arg(long, env = "PROBEOPS_ENROLL", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enroll: Option<String>,
+    /// The authority that signed that API's certificate (PEM); the system's own unless given
+    #[arg(long, env = "PROBEOPS_ENROLL_CA", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enroll_ca: Option<PathBuf>,
+    /// The enrolment token; none where an operator registered the node's key
+    #[arg(long, env = "PROBEOPS_ENROLL_TOKEN_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enroll_token_file: Option<PathBuf>,
+    /// The name to enrol with, where the token leaves it open [default: this machine's own]
+    #[arg(long, env = "PROBEOPS_NODE", value_name = "NAME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node: Option<NodeId>,
     /// Whom tools may touch from here (TOML), read again when it changes and at SIGHUP; the default policy unless given
     #[arg(long, env = "PROBEOPS_POLICY", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -91,6 +114,9 @@ pub struct Settings {
     pub ca: Option<PathBuf>,
     /// This node's credential.
     pub creds: PathBuf,
+    /// How it comes by its credential, where the operator does not carry it here.
+    #[serde(skip)]
+    pub enrolling: Option<Enrolling>,
     /// The owner's policy.
     pub policy: Option<PathBuf>,
     /// Name servers to resolve names with; the system's way when empty.
@@ -111,6 +137,21 @@ pub struct Settings {
     pub log_format: Option<LogFormat>,
 }
 
+/// How a node comes by its credential.
+#[derive(Clone, Debug)]
+pub struct Enrolling {
+    /// Where it keeps it.
+    pub state: PathBuf,
+    /// With which API it enrols; none where it has done that.
+    pub api: Option<String>,
+    /// Who signed that API's certificate.
+    pub ca: Option<PathBuf>,
+    /// Where the token is.
+    pub token: TokenSource,
+    /// The name that it is to have.
+    pub node: Option<NodeId>,
+}
+
 impl Given {
     /// What is set here, and where it is not, what is set there.
     #[must_use]
@@ -119,6 +160,11 @@ impl Given {
             servers: self.servers.or(file.servers),
             ca: self.ca.or(file.ca),
             creds: self.creds.or(file.creds),
+            state: self.state.or(file.state),
+            enroll: self.enroll.or(file.enroll),
+            enroll_ca: self.enroll_ca.or(file.enroll_ca),
+            enroll_token_file: self.enroll_token_file.or(file.enroll_token_file),
+            node: self.node.or(file.node),
             policy: self.policy.or(file.policy),
             resolvers: self.resolvers.or(file.resolvers),
             asn_zone: self.asn_zone.or(file.asn_zone),
@@ -139,14 +185,26 @@ impl Given {
             other => Err(format!("{name} must be from 1 to {SLOTS_MAX}, not {other}")),
         };
         let resolvers = self.resolvers.unwrap_or_default();
+        // A credential that the operator carries here wins.
+        let enrolling = self.state.filter(|_| self.creds.is_none()).map(|state| Enrolling {
+            state,
+            api: self.enroll,
+            ca: self.enroll_ca,
+            token: self.enroll_token_file.map_or(TokenSource::Nowhere, TokenSource::File),
+            node: self.node,
+        });
+        let creds = self.creds.or_else(|| enrolling.as_ref().map(|enrolling| Folder::new(&enrolling.state).creds_path()));
+        // Who enrols is told where the broker is.
+        let servers = self.servers.or_else(|| enrolling.as_ref().map(|_| Vec::new()));
         Ok(Settings {
-            servers: self
-                .servers
+            servers: servers
                 .ok_or("no broker is given: set --servers (PROBEOPS_SERVERS, `servers` in the file), such as tls://broker.example:4222")?,
             ca: self.ca,
-            creds: self
-                .creds
-                .ok_or("no credential is given: set --creds (PROBEOPS_CREDS, `creds` in the file) to what `probeops nodes add` wrote")?,
+            creds: creds.ok_or(
+                "no credential is given: set --state (PROBEOPS_STATE, `state` in the file) to the folder of a node that enrolled, or --creds to what \
+                 `probeops nodes add` wrote",
+            )?,
+            enrolling,
             policy: self.policy,
             resolvers: resolvers.iter().map(|text| resolver(text)).collect::<Result<_, _>>()?,
             asn_zone: self.asn_zone.map(|text| asn_zone(&text)).transpose()?,

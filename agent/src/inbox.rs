@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use probeops_shared::job::header;
 use probeops_shared::subjects;
+use probeops_shared::text::plain;
 use tokio::sync::oneshot;
 
 use crate::outbox::Outbox;
@@ -20,12 +21,17 @@ use crate::outbox::Outbox;
 /// How long an acknowledgement may take.
 const ACKNOWLEDGED_WITHIN: Duration = Duration::from_secs(5);
 
+/// How much of a reason is logged.
+const WHY_CHARS_MAX: usize = 300;
+
 /// Requests of the node that wait for their answer.
 #[derive(Debug)]
 pub(crate) struct Inbox {
     client: Client,
     outbox: Arc<Outbox>,
     prefix: String,
+    /// Where it is told why its connection is about to be cut.
+    cut: String,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Bytes>>>,
 }
@@ -37,14 +43,20 @@ impl Inbox {
         outbox: Arc<Outbox>,
         node: impl std::fmt::Display,
     ) -> Result<(Self, Subscriber), async_nats::SubscribeError> {
-        let prefix = subjects::node_inbox(node);
+        let (cut, prefix) = (subjects::node_cut(&node), subjects::node_inbox(&node));
         let subscription = client.subscribe(format!("{prefix}.{}", subjects::REST)).await?;
-        Ok((Self { client, outbox, prefix, next: AtomicU64::new(0), waiting: Mutex::default() }, subscription))
+        Ok((Self { client, outbox, prefix, cut, next: AtomicU64::new(0), waiting: Mutex::default() }, subscription))
     }
 
     /// Hands the answers out until the subscription ends.
     pub(crate) async fn deliver(&self, mut subscription: Subscriber) {
         while let Some(message) = subscription.next().await {
+            // Only the sentry can publish it.
+            if message.subject.as_str() == self.cut {
+                let why: String = String::from_utf8_lossy(&message.payload).chars().take(WHY_CHARS_MAX).collect();
+                tracing::error!("the broker's sentry cuts this connection: {}", plain(&why));
+                continue;
+            }
             let number = message.subject.rsplit('.').next().and_then(|token| token.parse().ok());
             let waiting = number.and_then(|number: u64| self.waiting.lock().ok()?.remove(&number));
             // A status instead of an answer says that nobody listens; dropping the sender tells the asker.

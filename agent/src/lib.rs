@@ -2,6 +2,7 @@
 //!
 //! # Layout
 //! - [`config`]: what the operator may set. [`agent`]: start, live, drain, stop.
+//! - [`enroll`]: how the machine becomes a node: its key and its credentials.
 //! - `worker`: a message becomes a run, a run becomes an outcome. `runs`: what is running. `slots`: how much may run.
 //! - `groups`: which queue groups the node is in. `presence`: hello, beat, bye. `health`: the same for the machine it is on. `trail`: audit records until they are acknowledged.
 //! - `outbox`: answers, kept over a reconnect. `inbox`: acknowledgements. `clock`: the control plane's time.
@@ -12,6 +13,7 @@ pub mod agent;
 mod capability;
 mod clock;
 pub mod config;
+pub mod enroll;
 mod executors;
 mod groups;
 mod health;

@@ -11,7 +11,11 @@ use probeops_agent::program::Program;
     name = "probeops-agent",
     version,
     after_help = "\
-Start it with what `probeops nodes add` wrote:
+Make this machine a node with a token (`probeops enroll-tokens add` makes one), then run it:
+  probeops-agent enroll https://probeops.example.com --state /var/lib/probeops-agent
+  probeops-agent --state /var/lib/probeops-agent
+
+Or start it with a credential that `probeops nodes add` wrote and you carry here:
   probeops-agent --servers tls://broker.example:4222 --ca ca.pem --creds fra-1.creds
 
 A container engine or service manager sees how it is where it is told a file:

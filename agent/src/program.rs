@@ -4,20 +4,21 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Subcommand};
+use clap::Args;
 use probeops_nats::process;
 use probeops_shared::settings;
 
 use crate::agent;
 use crate::config::{Given, Settings};
+use crate::enroll::command::Command;
 use crate::health;
-use crate::policy::command::{self, Answer, PolicyCommand};
 
 /// How many threads a node needs at most: diagnostics wait more than they work. One for each processor, as two on one only wake each other.
 const WORKER_THREADS_MAX: usize = 2;
 
 /// What may be said on the command line.
 #[derive(Args, Clone, Debug, Default)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Program {
     /// Where the settings are
     #[command(flatten)]
@@ -28,32 +29,24 @@ pub struct Program {
     /// Print the settings as they are after flags, environment, file and defaults, and stop
     #[arg(long)]
     pub print_config: bool,
+    /// What to do instead of running
+    #[command(subcommand)]
+    pub command: Option<Command>,
     /// Say whether the agent that writes --health-file is well, and stop: exit 0 if it is, else 1
     #[arg(long)]
     pub check_health: bool,
-    /// What to do instead of running
-    #[command(subcommand)]
-    pub action: Option<Action>,
-}
-
-/// What an agent's program does beside running.
-#[derive(Clone, Debug, Subcommand)]
-pub enum Action {
-    /// Show the owner's policy, or ask it, without running anything
-    #[command(subcommand)]
-    Policy(PolicyCommand),
 }
 
 impl Program {
     /// Runs the agent until SIGTERM or SIGINT. Exit codes: 0 drained, 1 cannot start, 78 credential refused for good.
     pub fn run(self) -> ExitCode {
+        if let Some(command) = self.command {
+            return command.run();
+        }
         if self.check_health {
             return self.checked();
         }
         process::install_tls_provider();
-        if let Some(Action::Policy(command)) = self.action {
-            return answered(command::run(command, self.given, self.config));
-        }
         let settings = match self.settings() {
             Ok(Some(settings)) => settings,
             Ok(None) => return ExitCode::SUCCESS,
@@ -99,18 +92,6 @@ impl Program {
         let text = settings::printed(&settings)?;
         std::io::stdout().write_all(text.as_bytes()).map_err(|error| format!("cannot print: {error}"))?;
         Ok(None)
-    }
-}
-
-/// Says what the policy says: exit 0 allowed, 1 denied, 2 cannot be asked so.
-fn answered(answer: Result<Answer, String>) -> ExitCode {
-    match answer {
-        Ok(Answer { text, allowed }) => match std::io::stdout().write_all(text.as_bytes()) {
-            Ok(()) if allowed => ExitCode::SUCCESS,
-            Ok(()) => ExitCode::FAILURE,
-            Err(error) => complain(&format!("cannot print: {error}"), 2),
-        },
-        Err(detail) => complain(&detail, 2),
     }
 }
 

@@ -19,7 +19,7 @@ use async_nats::jetstream::{self, kv};
 use async_nats::{Client, HeaderMap, Request, RequestErrorKind};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
+use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect, violations_total};
 use probeops_nats::server::version;
 use probeops_shared::ids::{Caller, JobId, NodeId, RequestId};
 use probeops_shared::job::Verb;
@@ -409,7 +409,9 @@ fn log_event(connection: &str, event: &LinkEvent) {
         LinkEvent::Disconnected => tracing::warn!(connection, "the connection to the broker is gone; trying to get it back"),
         LinkEvent::LameDuck => tracing::info!(connection, "the broker is about to stop"),
         LinkEvent::Refused(text) => tracing::error!(connection, "the broker does not accept the credential: {text}"),
-        LinkEvent::Violation(text) => tracing::error!(connection, "the broker forbade something: {text}"),
+        LinkEvent::Violation(text) => {
+            tracing::error!(connection, violations_total = violations_total(), "the broker forbade something: {text}");
+        }
         LinkEvent::SlowConsumer => tracing::error!(connection, "messages arrived faster than they could be read; some were lost"),
         LinkEvent::Other(text) => tracing::warn!(connection, "the connection says: {text}"),
     }

@@ -2,15 +2,18 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use probeops_nats::process::LogFormat;
 use probeops_shared::access::TargetPattern;
 use probeops_shared::http_url::{HttpUrl, Scheme};
+use probeops_shared::registry::ValidFor;
 use serde::{Deserialize, Serialize};
 
 use crate::audit::AuditMode;
 use crate::broker::Links;
+use crate::enroll::NodeSettings;
 use crate::trace::settings::TraceSettings;
 
 /// Where the API listens, unless told.
@@ -21,6 +24,10 @@ const CONNECTIONS_DEFAULT: usize = 4_096;
 const CONNECTIONS_MAX: usize = 1_000_000;
 /// The audience that JWTs must name, unless told.
 const AUDIENCE_DEFAULT: &str = "probeops";
+/// How long the credentials of nodes last, unless told.
+const NODE_VALID_FOR_DEFAULT: Duration = Duration::from_hours(24);
+/// How long an ephemeral node may be away, unless told.
+const EPHEMERAL_AFTER_DEFAULT: Duration = Duration::from_mins(10);
 
 /// The API's settings as given: flags, then environment, then the file; what is absent has a default.
 #[derive(Args, Clone, Debug, Default, Serialize, Deserialize)]
@@ -55,6 +62,18 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
+    /// The broker's addresses as nodes that enrol reach them: tls://HOST:4222 or wss://HOST/PATH, several with commas [default: those of --servers]
+    #[arg(long, env = "PROBEOPS_NODE_SERVERS", value_delimiter = ',', value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_servers: Option<Vec<String>>,
+    /// How long the credentials of nodes that enrolled last, more or less a tenth; they renew them at half of it: 90m, 12h, 7d [default: 24h]
+    #[arg(long, env = "PROBEOPS_NODE_VALID_FOR", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_valid_for: Option<ValidFor>,
+    /// How long a node that enrolled with an ephemeral token may be away before it is forgotten [default: 10m]
+    #[arg(long, env = "PROBEOPS_EPHEMERAL_AFTER", value_name = "TIME")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ephemeral_after: Option<ValidFor>,
     /// The public keys that check JWTs (a JWKS file; EdDSA, ES256, RS256); read again when it changes
     #[arg(long, env = "PROBEOPS_JWKS", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -129,6 +148,8 @@ pub struct Settings {
     pub listen: Listen,
     /// The broker.
     pub links: Links,
+    /// What nodes that enrol are told.
+    pub nodes: NodeSettings,
     /// JWTs; none are accepted where this is absent.
     pub jwt: Option<JwtSettings>,
     /// Where callbacks may go beyond the public internet.
@@ -202,6 +223,9 @@ impl Given {
             servers: self.servers.or(file.servers),
             ca: self.ca.or(file.ca),
             creds: self.creds.or(file.creds),
+            node_servers: self.node_servers.or(file.node_servers),
+            node_valid_for: self.node_valid_for.or(file.node_valid_for),
+            ephemeral_after: self.ephemeral_after.or(file.ephemeral_after),
             jwks: self.jwks.or(file.jwks),
             jwks_url: self.jwks_url.or(file.jwks_url),
             jwks_cache: self.jwks_cache.or(file.jwks_cache),
@@ -240,6 +264,11 @@ impl Given {
                 "no credentials are given: set --creds (PROBEOPS_CREDS, `creds` in the file) to the folder with api.creds and the others",
             )?,
         };
+        let nodes = NodeSettings {
+            servers: given.node_servers.clone().unwrap_or_else(|| links.servers.clone()),
+            lifetime: given.node_valid_for.map_or(NODE_VALID_FOR_DEFAULT, ValidFor::duration),
+            ephemeral_after: given.ephemeral_after.map_or(EPHEMERAL_AFTER_DEFAULT, ValidFor::duration),
+        };
         let callback_allow = given.callback_allow.clone().unwrap_or_default();
         let traces = TraceSettings::read(
             given.otlp_endpoint.as_deref(),
@@ -248,7 +277,7 @@ impl Given {
             given.otlp_ratio,
         )?;
         let (audit, log_format) = (given.audit.unwrap_or_default(), given.log_format);
-        Ok(Settings { listen: given.listen()?, links, jwt, callback_allow, audit, traces, log_format, given })
+        Ok(Settings { listen: given.listen()?, links, nodes, jwt, callback_allow, audit, traces, log_format, given })
     }
 
     fn listen(&self) -> Result<Listen, String> {

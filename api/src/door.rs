@@ -137,10 +137,11 @@ impl Inside {
         let Some(caller) = subjects::parse_front_door(&message.subject) else { return };
         let headers = read_headers(message);
         let id = knock::request_id(&headers);
-        let own = message.reply.as_ref().is_some_and(|reply| subjects::is_own_inbox(reply, &caller));
+        let own = message.reply.as_ref().is_some_and(|reply| subjects::is_own_door_inbox(reply, &caller));
         let knocked = async {
             if !own {
-                let detail = format!("the reply subject must be in your own inbox, {}; nobody is answered", subjects::replies(&caller));
+                let detail =
+                    format!("the reply subject must be in your own inbox, {}.>; nobody is answered", subjects::door_inbox(&caller));
                 return Err(Problem::new(Code::Forbidden, detail));
             }
             let _room = room.ok_or_else(|| full(KNOCKS_MAX, "in all"))?;

@@ -4,6 +4,7 @@
 //! - [`config`]: what the operator may set. [`server`]: the listener, TLS, limits. `routes`: one file a resource. [`openapi`]: the document.
 //! - [`access`]: who asks and what he may. [`problem`]: the only file that picks a status.
 //! - [`broker`]: connections and dispatch. [`jobs`]: jobs and their documents. [`roster`]: who is there. `collector`: what nodes say.
+//! - [`enroll`]: how nodes come by their credentials.
 //! - `door`: the same for services that ask over NATS.
 //! - `later`: what is done when nobody waits for it any more.
 //! - [`limits`]: what principals and nodes have left, over all replicas.
@@ -17,6 +18,7 @@ pub mod callbacks;
 mod collector;
 pub mod config;
 mod door;
+pub mod enroll;
 pub mod jobs;
 pub mod keymaster;
 pub(crate) mod later;
@@ -44,6 +46,7 @@ use crate::callbacks::Callbacks;
 use crate::callbacks::guard::Guard;
 use crate::config::Settings;
 use crate::door::Door;
+use crate::enroll::Enroll;
 use crate::jobs::{Ending, Jobs};
 use crate::keymaster::Keymaster;
 use crate::later::firing::Firings;
@@ -69,6 +72,8 @@ pub struct App {
     pub(crate) schedules: Schedules,
     /// Who may what.
     pub access: Access,
+    /// How nodes come by their credentials.
+    pub(crate) enroll: Enroll,
     /// The trail.
     pub audit: Audit,
     /// What is counted.
@@ -93,6 +98,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let access = Access::start(&broker, (settings.jwt.as_ref(), settings.links.ca.as_deref(), &metrics), &tasks, &ended)?;
     broker.share_out(access.services(), &tasks, &ended);
     let audit = Audit::start(&broker, (settings.audit, &metrics), &writers, &ended);
+    let keymaster = Keymaster::new(&broker);
+    let enroll = Enroll::start((&broker, &keymaster, access.keyring()), &audit, settings.nodes, (&tasks, &ended)).await?;
     let scheme = if settings.listen.tls.is_some() { "https" } else { "http" };
     let ending = Ending { tasks: &writers, stop: &ended };
     let tracer = Tracer::start(settings.traces, (broker.caller().as_str(), scheme), &metrics, ending);
@@ -106,8 +113,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     firings.start(&broker, Ending { tasks: &writers, stop: &ended }).await?;
     let Some(door) = stop.run_until_cancelled(Box::pin(Door::connect(&broker, &tasks, &ended))).await else { return Ok(()) };
     let door = door?;
-    let keymaster = Keymaster::new(&broker);
-    let app = App { broker, keymaster, roster, jobs: jobs.clone(), callbacks, schedules, access, audit, metrics };
+    let app = App { broker, keymaster, roster, jobs: jobs.clone(), callbacks, schedules, access, enroll, audit, metrics };
     let closing = stop.child_token();
     let door = tokio::spawn(door.serve(app.clone(), closing.clone()));
     let served = listener.serve(routes::router(app), stop).await;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use probeops_nats::connect::violations_total;
 use probeops_shared::outcome::Outcome;
 use probeops_shared::tools::ToolName;
 use prometheus::{
@@ -32,6 +33,7 @@ struct Inner {
     jwks_fetched_at: IntGauge,
     nodes: IntGaugeVec,
     connected: IntGauge,
+    violations: IntCounter,
     queued: IntGauge,
     audit: Trail,
 }
@@ -86,6 +88,9 @@ impl Metrics {
         gauges("probeops_build_info", "The version of this API.", &["version"])?.with_label_values(&[probeops_shared::VERSION]).set(1);
         let connected = IntGauge::new("probeops_broker_connected", "Whether the broker can be reached.")?;
         registry.register(Box::new(connected.clone()))?;
+        let violations =
+            IntCounter::new("probeops_violations_total", "What the broker has forbidden this API; more than none is a fault.")?;
+        registry.register(Box::new(violations.clone()))?;
         let queued = IntGauge::new("probeops_jobs_queued", "Jobs that wait for a node, in all; every replica tells the same.")?;
         registry.register(Box::new(queued.clone()))?;
         let fetched_at = "When the keys that check JWTs were last fetched from their URL, in seconds since 1970; 0 where they were not.";
@@ -102,6 +107,7 @@ impl Metrics {
             jwks_fetched_at,
             nodes: gauges("probeops_nodes", "Nodes by whether they are there.", &["region", "state"])?,
             connected,
+            violations,
             queued,
             audit: Trail::registered(&registry)?,
             registry,
@@ -164,6 +170,7 @@ impl Metrics {
     /// All of it as Prometheus reads it (text format 0.0.4).
     pub(crate) fn text(&self, roster: &Roster, connected: bool) -> Result<String, String> {
         self.0.connected.set(connected.into());
+        self.0.violations.inc_by(violations_total().saturating_sub(self.0.violations.get()));
         self.0.nodes.reset();
         for region in roster.regions() {
             let states =

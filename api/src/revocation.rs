@@ -82,8 +82,10 @@ pub(crate) async fn revoke_node(app: &App, id: &NodeId) -> Result<Told, Problem>
             return Err(Problem::new(Code::NoSuchNode, format!("there is no node `{id}`")));
         };
         // It may have another key than a moment ago.
-        let now: Told = app.keymaster.revoke(&grant.public_key).await?.into();
-        told = Some(told.map_or_else(|| now.clone(), |before: Told| before.and(now.clone())));
+        for key in grant.keys() {
+            let now: Told = app.keymaster.revoke(&key).await?.into();
+            told = Some(told.map_or_else(|| now.clone(), |before: Told| before.and(now.clone())));
+        }
         let before = grant.revoked_at.replace(grant.revoked_at.unwrap_or_else(Timestamp::now));
         if before.is_some() {
             break;

@@ -110,6 +110,31 @@ impl Roster {
         self.look(|inner| inner.granted.get(node).map(|grant| grant.region.clone()))
     }
 
+    /// The node with this key, or that is about to have it.
+    pub(crate) fn node_of_key(&self, public_key: &str) -> Option<NodeId> {
+        self.look(|inner| {
+            let is_its = |grant: &&NodeGrant| {
+                let successor = grant.enrolled.as_ref().and_then(|enrolled| enrolled.successor.as_ref());
+                grant.public_key == public_key || successor.is_some_and(|successor| successor.as_str() == public_key)
+            };
+            inner.granted.values().find(is_its).map(|grant| grant.id.clone())
+        })
+    }
+
+    /// The nodes whose first credential has ended before they confirmed it.
+    pub(crate) fn never_enrolled(&self) -> Vec<NodeId> {
+        let now = Timestamp::now();
+        self.look(|inner| inner.granted.values().filter(|grant| grant.has_failed_to_enroll(now)).map(|grant| grant.id.clone()).collect())
+    }
+
+    /// The ephemeral nodes that are not there.
+    pub(crate) fn ephemeral_away(&self) -> Vec<NodeId> {
+        let is_ephemeral = |grant: &NodeGrant| grant.enrolled.as_ref().is_some_and(|enrolled| enrolled.ephemeral && !enrolled.pending);
+        self.look(|nodes| {
+            nodes.all().filter(|seen| seen.beat.is_none() && is_ephemeral(seen.grant)).map(|seen| seen.grant.id.clone()).collect()
+        })
+    }
+
     /// A node's round trip to the control plane, in milliseconds.
     pub(crate) fn rtt_ms(&self, node: &NodeId) -> Option<f64> {
         self.look(|nodes| nodes.node(node)?.beat?.rtt_ms)

@@ -5,6 +5,8 @@ mod batch;
 mod body;
 mod deliveries;
 mod docs;
+mod enroll;
+mod enroll_tokens;
 mod fit;
 mod frame;
 mod guard;
@@ -70,6 +72,8 @@ pub(crate) fn operations() -> Vec<Operation> {
         run::operations(),
         tools::operations(),
         nodes::operations(),
+        enroll_tokens::operations(),
+        enroll::operations(),
         keys::operations(),
         services::operations(),
         limits::operations(),

@@ -135,6 +135,13 @@ impl Session {
         written.map(drop).map_err(|error| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}")))
     }
 
+    /// Makes an entry that the broker forgets after a while.
+    pub(crate) async fn create_for(&self, bucket: &str, key: &str, value: &impl Serialize, kept_for: Duration) -> Result<(), Failed> {
+        let body = serde_json::to_vec(value).map_err(Failed::work)?;
+        let created = self.bucket(bucket).await?.create_with_ttl(key, body.into(), kept_for).await;
+        created.map(drop).map_err(|error| Failed::new(Exit::Transport, format!("bucket {bucket}: {error}")))
+    }
+
     /// Changes an entry that there must be; what others write meanwhile is kept.
     pub(crate) async fn change<T: DeserializeOwned + Serialize>(
         &self,
@@ -189,7 +196,7 @@ pub(crate) fn write_servers_elsewhere(layout: &Layout, servers: &[String]) -> Re
     files::write(&path, servers.join("\n").as_bytes(), Secrecy::Public).map_err(|error| Failed::work(format!("{error:#}")))
 }
 
-fn read_servers(layout: &Layout) -> Result<Vec<String>, Failed> {
+pub(crate) fn read_servers(layout: &Layout) -> Result<Vec<String>, Failed> {
     let path = layout.root().join(SERVERS_FILE);
     let servers = read_lines(&path)?;
     if servers.is_empty() {

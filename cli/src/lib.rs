@@ -5,12 +5,14 @@
 //! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `limits`: what is left. `schedules`: jobs at a time.
 //!   `deliveries`: callbacks and their secrets. They ask the HTTP API, by `client`.
 //! - `register`: nodes, services and keys, with the keys of the data folder (`control`). `keymaster`: the process that has them meanwhile.
+//!   `sentry`: the process that watches the broker.
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
 
 mod audit;
 mod client;
 mod control;
 mod deliveries;
+mod enroll_tokens;
 mod exit;
 mod health;
 mod jobs;
@@ -21,6 +23,7 @@ mod nats_server;
 mod provision;
 mod register;
 mod schedules;
+mod sentry;
 mod spans;
 mod terminal;
 #[cfg(test)]
@@ -42,7 +45,7 @@ Examples:
   probeops up                                  # a broker, an API and two agents, here
   probeops ping 127.0.0.1 --from demo-eu       # asks the local `up`; PROBEOPS_URL and
                                                # PROBEOPS_TOKEN name another API
-  probeops nodes add fra-1 --region eu-central --tools echo,ping,dns,tcp
+  probeops enroll-tokens add --region eu-central --tools echo,ping,dns,tcp
   probeops audit --since 1h
 
 {EXIT_CODES}"))]
@@ -56,6 +59,8 @@ enum Own {
     Up(Box<up::UpArgs>),
     #[command(subcommand)]
     Nodes(register::Nodes),
+    #[command(subcommand)]
+    EnrollTokens(enroll_tokens::EnrollTokens),
     #[command(subcommand)]
     Services(register::Services),
     #[command(subcommand)]
@@ -77,6 +82,7 @@ enum Own {
     /// Run the API (the program probeops-api)
     Api(Held<probeops_api::program::Program>),
     Keymaster(Held<keymaster::KeymasterArgs>),
+    Sentry(Held<sentry::SentryArgs>),
     /// Run an agent (the program probeops-agent)
     Agent(Held<probeops_agent::program::Program>),
 }
@@ -116,6 +122,7 @@ pub fn main() -> ExitCode {
             Ok(Root { command: Own::Api(program) }) => return program.release().run(),
             Ok(Root { command: Own::Agent(program) }) => return program.release().run(),
             Ok(Root { command: Own::Keymaster(program) }) => return program.release().run(),
+            Ok(Root { command: Own::Sentry(program) }) => return program.release().run(),
             Ok(Root { command }) => run(command),
             Err(error) => error.exit(),
         },
@@ -135,6 +142,7 @@ fn run(command: Own) -> Result<(), Failed> {
     match command {
         Own::Up(args) => up::run(*args),
         Own::Nodes(command) => register::nodes(command),
+        Own::EnrollTokens(command) => enroll_tokens::enroll_tokens(&command),
         Own::Services(command) => register::services(command),
         Own::Keys(command) => register::keys(command),
         Own::Jobs(command) => jobs::run(command),
@@ -148,7 +156,7 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::Health(args) => health::run(&args),
         Own::NatsServer(args) => nats_server::run(args),
         // Handled before: they end with exit codes of their own.
-        Own::Api(_) | Own::Agent(_) | Own::Keymaster(_) => Ok(()),
+        Own::Api(_) | Own::Agent(_) | Own::Keymaster(_) | Own::Sentry(_) => Ok(()),
     }
 }
 

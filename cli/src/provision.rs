@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use probeops_api::access::keys::{KeyRecord, NewKey, id_of, is_key_of, mint};
+use probeops_api::enroll::tokens::{self, NewToken};
 use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
 use probeops_nats::connect::Credential;
 use probeops_nats::layout::Layout;
@@ -13,17 +14,23 @@ use probeops_nats::layout::files::{self, Secrecy};
 use probeops_nats::permissions::Role;
 use probeops_nats::tls::ServerCertificate;
 use probeops_nats::vault::{CREDENTIAL_LIFETIME, Vault};
-use probeops_nats::{streams, tls};
+use probeops_nats::{sentry, streams, tls};
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{Caller, NodeId, Region};
-use probeops_shared::registry::NodeGrant;
+use probeops_shared::registry::{Labels, NodeGrant};
 use probeops_shared::subjects::storage;
+use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 
 use crate::control::{Control, DataArgs, Session, block_on, write_servers};
 use crate::exit::Failed;
-use crate::register::{Held, grant_node, void_what_would_stay};
+use crate::register::{Held, grant_node, revoke, void_what_would_stay};
 use crate::terminal::{note, say};
+
+/// Where a node finds the token to enrol with, in its folder.
+pub(crate) const TOKEN_FILE: &str = "token";
+/// How long a node has to enrol with it.
+const INVITED_FOR: Duration = Duration::from_hours(24);
 
 /// Make keys, a TLS authority and the broker's configuration in a data folder; the broker is started with it afterwards. Doing it again
 /// writes the configuration anew and keeps the keys
@@ -65,16 +72,19 @@ pub(crate) struct InitArgs {
     /// Log to standard error instead of a file
     #[arg(long)]
     pub log_to_stderr: bool,
+    /// Log to this file, which a sentry reads, in place of the one in the data folder
+    #[arg(long, value_name = "FILE", conflicts_with = "log_to_stderr")]
+    pub log_file: Option<PathBuf>,
 }
 
-/// Prepare a running broker: accounts, streams, buckets, the first key, credentials of the API and of named nodes. Doing it again renews the
+/// Prepare a running broker: accounts, streams, buckets, the first key, credentials of the API, tokens for named nodes. Doing it again renews the
 /// credentials and changes nothing else
 #[derive(Args, Debug)]
 pub(crate) struct ProvisionArgs {
-    /// A node to grant all tools, as ID=REGION; its credential is nodes/ID.creds in the data folder
+    /// A node to let in with all tools, as ID=REGION; until it has enrolled a token for it is nodes/ID/token in the data folder
     #[arg(long = "node", value_name = "ID=REGION", value_parser = node)]
     pub nodes: Vec<(NodeId, Region)>,
-    /// Copy what each of these nodes needs to DIR/ID: its credential as node.creds, the broker's authority as ca.pem
+    /// Write what each of these nodes needs to DIR/ID, where it keeps its key: its token as token, the authority as ca.pem
     #[arg(long, value_name = "DIR", requires = "nodes")]
     pub hand_over: Option<PathBuf>,
     /// Write a credential to FILE with which a server of another operator can copy the audit trail, and nothing else
@@ -99,6 +109,9 @@ pub(crate) fn init(args: &InitArgs) -> Result<(), Failed> {
     let end = if args.websocket_behind_proxy { TlsEnd::Proxy } else { TlsEnd::Server };
     settings.websocket = args.websocket.map(|listen| WebSocket { listen, tls: end });
     settings.monitoring_port = Some(args.monitoring);
+    if let Some(file) = &args.log_file {
+        settings.log_file = Some(file.clone());
+    }
     settings.mirrors = args.mirror_listen;
     if args.log_to_stderr {
         settings.log_file = None;
@@ -128,14 +141,16 @@ fn certificate(args: &InitArgs, layout: &Layout) -> anyhow::Result<ServerCertifi
 pub(crate) fn provision(args: &ProvisionArgs) -> Result<(), Failed> {
     block_on(async {
         let control = Control::open(&args.data)?;
-        let granted = everything(&control, &args.nodes, CREDENTIAL_LIFETIME).await?;
-        for (id, _) in &args.nodes {
-            if !granted.contains(id) {
-                note(format!("node {id} was revoked and stays so; `probeops nodes add {id} --renew` would grant it again"));
-            }
-            if let Some(folder) = &args.hand_over {
-                hand_over(&control.layout, id, &folder.join(id.as_str())).map_err(|error| Failed::work(format!("{error:#}")))?;
-            }
+        let folder_of = |id: &NodeId| match &args.hand_over {
+            Some(folder) => folder.join(id.as_str()),
+            None => control.layout.node_state(id),
+        };
+        let granted = everything(&control, &args.nodes, &folder_of, CREDENTIAL_LIFETIME).await?;
+        for granted in granted.iter().filter(|_| args.hand_over.is_some()) {
+            hand_over(&control.layout, granted, &folder_of(&granted.id)).map_err(|error| Failed::work(format!("{error:#}")))?;
+        }
+        for (id, _) in args.nodes.iter().filter(|(id, _)| !granted.iter().any(|granted| granted.id == *id)) {
+            note(format!("node {id} was revoked and stays so; `probeops nodes add {id} --renew` would grant it again"));
         }
         if let Some(file) = &args.mirror {
             control.vault.mint_to(file, &Role::Mirror, CREDENTIAL_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
@@ -146,10 +161,11 @@ pub(crate) fn provision(args: &ProvisionArgs) -> Result<(), Failed> {
 }
 
 /// Copies what a node needs to a folder that it can read, and nothing else.
-fn hand_over(layout: &Layout, id: &NodeId, folder: &Path) -> anyhow::Result<()> {
+fn hand_over(layout: &Layout, granted: &Granted, folder: &Path) -> anyhow::Result<()> {
     files::make_dir(folder)?;
-    let copies = [(layout.node_creds(id), "node.creds", Secrecy::Secret), (layout.ca_certificate(), "ca.pem", Secrecy::Public)];
-    for (from, name, secrecy) in copies {
+    let creds = Some((layout.node_creds(&granted.id), "node.creds", Secrecy::Secret)).filter(|_| granted.carried);
+    let copies = [Some((layout.ca_certificate(), "ca.pem", Secrecy::Public)), creds];
+    for (from, name, secrecy) in copies.into_iter().flatten() {
         if let Some(text) = files::read_if_exists(&from)? {
             files::write(&folder.join(name), text.as_bytes(), secrecy)?;
         }
@@ -157,8 +173,23 @@ fn hand_over(layout: &Layout, id: &NodeId, folder: &Path) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Brings a running broker and the data folder to where everything can start. A node that was revoked stays so; returns the others.
-pub(crate) async fn everything(control: &Control, nodes: &[(NodeId, Region)], lifetime: Duration) -> Result<Vec<NodeId>, Failed> {
+/// A node of this fabric that was not revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Granted {
+    /// Its id.
+    pub(crate) id: NodeId,
+    /// Its credential was made here (`nodes add`); else it enrols, and keeps what it gets in its own folder.
+    pub(crate) carried: bool,
+}
+
+/// Brings a running broker and the data folder to where everything can start. A node that was revoked stays so; returns the others. One that has
+/// no credential yet finds a token to enrol with in its folder.
+pub(crate) async fn everything(
+    control: &Control,
+    nodes: &[(NodeId, Region)],
+    folder_of: &dyn Fn(&NodeId) -> PathBuf,
+    lifetime: Duration,
+) -> Result<Vec<Granted>, Failed> {
     let ca = control.ca();
     let provisioned = streams::provision(&control.layout, &control.vault, &control.servers, ca.as_deref()).await;
     provisioned.map_err(|error| Failed::work(format!("the broker cannot be provisioned: {error:#}")))?;
@@ -167,33 +198,71 @@ pub(crate) async fn everything(control: &Control, nodes: &[(NodeId, Region)], li
     let mut granted = Vec::new();
     for (id, region) in nodes {
         let held: Option<NodeGrant> = session.read(storage::NODES, id.as_str()).await?;
-        if held.as_ref().is_some_and(|held| held.revoked_at.is_some()) {
-            continue;
-        }
-        let path = control.layout.node_creds(id);
-        if let Some(held) = &held {
-            let same_rights = held.region == *region && held.tools == ToolName::ALL;
-            void_what_would_stay(control, &Held { public_key: &held.public_key, same_rights }, &path).await?;
-        }
-        let grant = grant_node(control, id, region, ToolName::ALL, &path, lifetime)?;
-        if held.is_some() {
-            // It may be revoked at this very moment, which must last.
-            let renew = |held: &mut NodeGrant| {
-                let labels = std::mem::take(&mut held.labels);
-                let NodeGrant { created_at, revoked_at, rate, at_once, .. } = *held;
-                *held = NodeGrant { created_at, revoked_at, labels, rate, at_once, ..grant.clone() };
-            };
-            session.change(storage::NODES, id.as_str(), renew).await?;
-        } else {
-            session.write(storage::NODES, id.as_str(), &grant).await?;
-        }
-        granted.push(id.clone());
+        let carried = match &held {
+            Some(held) if held.revoked_at.is_some() => continue,
+            Some(held) if held.enrolled.is_none() => {
+                renew(control, &session, held, lifetime).await?;
+                true
+            }
+            Some(_) | None => {
+                invite(control, &session, (id, region), (held.as_ref(), &folder_of(id))).await?;
+                false
+            }
+        };
+        granted.push(Granted { id: id.clone(), carried });
     }
     first_key(control, &session).await?;
     Ok(granted)
 }
 
-/// Makes or renews the credentials of the API's connections.
+/// Renews a credential that was made here, with the rights that the node has.
+async fn renew(control: &Control, session: &Session, held: &NodeGrant, lifetime: Duration) -> Result<(), Failed> {
+    let path = control.layout.node_creds(&held.id);
+    void_what_would_stay(control, &Held { public_key: &held.public_key, same_rights: true }, &path).await?;
+    let grant = grant_node(control, &held.id, &held.region, &held.tools, &path, lifetime)?;
+    // It may be revoked at this very moment, which must last.
+    let renew = |held: &mut NodeGrant| (held.public_key, held.expires_at) = (grant.public_key.clone(), grant.expires_at);
+    session.change(storage::NODES, held.id.as_str(), renew).await.map(drop)
+}
+
+/// Puts a token in a node's folder, unless it has enrolled and its key is still there.
+async fn invite(
+    control: &Control,
+    session: &Session,
+    (id, region): (&NodeId, &Region),
+    (held, folder): (Option<&NodeGrant>, &Path),
+) -> Result<(), Failed> {
+    let failed = |error: anyhow::Error| Failed::work(format!("{error:#}"));
+    if let Some(held) = held.filter(|held| held.enrolled.as_ref().is_some_and(|enrolled| !enrolled.pending)) {
+        if folder.join("node.nk").exists() {
+            return Ok(());
+        }
+        // Its key was carried away, or lost.
+        revoke(control, &held.public_key).await?;
+        note(format!("The key of {id} is not in {}; it is void from now on, and the node enrols anew.", folder.display()));
+        let free = |held: &mut NodeGrant| {
+            held.expires_at = Timestamp::now();
+            held.enrolled.get_or_insert_default().pending = true;
+        };
+        session.change(storage::NODES, id.as_str(), free).await?;
+    }
+    let (token, record) = tokens::mint(NewToken {
+        region: region.clone(),
+        tools: ToolName::ALL.to_vec(),
+        labels: Labels::new(),
+        node: Some(id.clone()),
+        uses: 1,
+        ephemeral: false,
+        valid_for: INVITED_FOR,
+        created_by: "provisioning".to_owned(),
+    });
+    session.create_for(storage::TOKENS, &record.view.id, &record, record.kept_for()).await?;
+    session.record(&format!("token:{}", record.view.id), format!("enrolment token made: node {id}, region {region}")).await?;
+    files::make_dir(folder).map_err(failed)?;
+    files::write(&folder.join(TOKEN_FILE), format!("{token}\n").as_bytes(), Secrecy::Secret).map_err(failed)
+}
+
+/// Makes or renews the credentials of the API's connections, and of the sentry's.
 pub(crate) fn credentials(control: &Control, lifetime: Duration) -> Result<(), Failed> {
     // A replica keeps its name: those who wait for its answers do not notice a renewal.
     let caller = named(control, "api").filter(Caller::is_api).unwrap_or_else(Caller::new_api);
@@ -209,7 +278,7 @@ pub(crate) fn credentials(control: &Control, lifetime: Duration) -> Result<(), F
     for (file, role) in roles {
         control.vault.mint_to(&control.layout.creds(file), &role, lifetime).map_err(|error| Failed::work(format!("{error:#}")))?;
     }
-    Ok(())
+    sentry::mint(&control.layout, &control.vault, lifetime).map_err(|error| Failed::work(format!("{error:#}")))
 }
 
 fn named(control: &Control, role: &str) -> Option<Caller> {

@@ -17,7 +17,7 @@ use crate::exit::Failed;
 use crate::terminal::{Form, note, pretty, say, table};
 
 pub(crate) use self::keys::{Keys, keys};
-pub(crate) use self::nodes::{Nodes, grant_node, nodes};
+pub(crate) use self::nodes::{Nodes, grant_node, label, nodes};
 pub(crate) use self::services::{Services, services};
 
 /// How to list.
@@ -55,7 +55,7 @@ fn refuse_second(held: bool, renew: bool, kind: &str, name: &str) -> Result<(), 
 }
 
 /// Voids all credentials of a key; the servers that have taken it.
-async fn revoke(control: &Control, public_key: &str) -> Result<String, Failed> {
+pub(crate) async fn revoke(control: &Control, public_key: &str) -> Result<String, Failed> {
     let revoked = probeops_nats::revoke::revoke(&control.layout, &control.servers, control.ca(), public_key).await;
     revoked.map(|pushed| pushed.servers.join(", ")).map_err(|error| {
         Failed::work(format!("{error:#}; the revocation is signed, and the keymaster, where one runs, tells the servers until each has it"))
@@ -82,7 +82,7 @@ pub(crate) async fn void_what_would_stay(control: &Control, held: &Held<'_>, pat
     Ok(())
 }
 
-fn joined<T: std::fmt::Display>(items: &[T]) -> String {
+pub(crate) fn joined<T: std::fmt::Display>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
 }
 

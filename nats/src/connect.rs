@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerError};
@@ -26,6 +27,9 @@ const BACKOFF_MIN: Duration = Duration::from_millis(250);
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 /// How many events of a connection may wait to be read.
 const EVENTS_MAX: usize = 256;
+
+/// Counts violations.
+static VIOLATIONS: AtomicU64 = AtomicU64::new(0);
 
 /// Where the broker is and who we are.
 #[derive(Clone, Debug)]
@@ -81,7 +85,7 @@ impl fmt::Display for LinkError {
 impl std::error::Error for LinkError {}
 
 /// A credential, as its file says it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Credential {
     /// The signed claims.
     jwt: String,
@@ -155,6 +159,11 @@ struct Allow {
 fn section(text: &str, name: &str) -> Option<String> {
     let body = text.split_once(&format!("-----BEGIN {name}-----"))?.1.split_once("-----")?.0.trim().trim_end_matches('-').trim();
     (!body.is_empty()).then(|| body.to_owned())
+}
+
+/// How often the broker has forbidden this process something, since it began. Each is one too many: it is a fault of ours, or somebody else's work.
+pub fn violations_total() -> u64 {
+    VIOLATIONS.load(Ordering::Relaxed)
 }
 
 /// Connects. `name` is shown in the broker's own listings; `inbox_prefix` is where the client library's own requests are answered.
@@ -235,6 +244,7 @@ fn read_event(event: Event) -> Option<LinkEvent> {
 fn read_server_text(text: String) -> LinkEvent {
     let lower = text.to_ascii_lowercase();
     if lower.contains("permissions violation") {
+        VIOLATIONS.fetch_add(1, Ordering::Relaxed);
         LinkEvent::Violation(text)
     } else if ["authentication revoked", "authentication expired", "authorization violation"].iter().any(|words| lower.contains(words)) {
         LinkEvent::Refused(text)

@@ -89,6 +89,7 @@ impl Layout {
             self.jwt_dir(),
             self.tls_dir(),
             self.creds_dir(),
+            self.sentry_dir(),
             self.nodes_dir(),
             self.services_dir(),
             self.broker_dir(),
@@ -187,9 +188,19 @@ impl Layout {
         self.creds_dir().join(format!("{name}.creds"))
     }
 
+    /// Credentials of the sentry: what ends connections is not where the API's are.
+    pub fn sentry_dir(&self) -> PathBuf {
+        self.root.join("sentry")
+    }
+
     /// Credentials of nodes.
     pub fn nodes_dir(&self) -> PathBuf {
         self.root.join("nodes")
+    }
+
+    /// Where a node of this machine that enrols keeps its key and credential.
+    pub fn node_state(&self, node: &NodeId) -> PathBuf {
+        self.nodes_dir().join(node.as_str())
     }
 
     /// The credential of a node.

@@ -5,6 +5,7 @@
 //! - [`vault`]: keys and signed claims: operator, accounts, credentials, revocation. [`claims`] is their form, [`permissions`] what they say.
 //! - [`keymaster`]: the process that signs and revokes for the API, and keeps all servers at the account claims.
 //! - [`revoke`]: the same for a command that has the keys.
+//! - [`sentry`]: sees violations, clones and floods, records and cuts them.
 //! - [`tls`]: our own authority and the broker's certificate.
 //! - [`config`]: what `server.conf` says.
 //! - [`server`]: finds or fetches nats-server, starts it, stops it.
@@ -16,9 +17,11 @@ pub mod config;
 pub mod connect;
 pub mod keymaster;
 pub mod layout;
+pub mod node_key;
 pub mod permissions;
 pub mod process;
 pub mod revoke;
+pub mod sentry;
 pub mod server;
 pub mod streams;
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! What keeps it airtight: what any node may publish and what any node may subscribe are disjoint over all nodes, and no node has a response
 //! grant; no stream keeps a subject that a node can publish; whoever answers a node can publish to inboxes of nodes only, and whoever answers
-//! a service to inboxes of callers only; nobody but the caller subscribes its inbox; nodes have no rights in the broker's own APIs.
+//! a service at the front door to inboxes where no node answers; nobody but the caller subscribes its inbox; nodes have no rights in the broker's own APIs.
 
 pub mod lists;
 
@@ -40,7 +40,7 @@ pub enum Role {
         /// Whether it may publish jobs itself. One with limits that only the API can hold may not: it has the front door and nothing else.
         direct: bool,
     },
-    /// Takes jobs of services at the front door and answers them; can publish to inboxes of callers and nowhere else.
+    /// Takes jobs of services at the front door and answers them; can publish to their inboxes for it and nowhere else.
     FrontDoor,
     /// Sees which NATS services there are, and how they do.
     Observer,
@@ -56,11 +56,13 @@ pub enum Role {
     },
     /// Answers nodes, and can publish nowhere else.
     Acknowledger,
-    /// Sees connections of the application account come and go, and can end them.
+    /// Sees connections of accounts come and go, and who is not let in, and can end connections.
     Presence {
-        /// The application account's public key.
-        account: String,
+        /// The accounts' public keys.
+        accounts: Vec<String>,
     },
+    /// Says in the trail what the broker refused, asks the keymaster to revoke, and tells nodes why they are cut.
+    Sentry,
     /// Pushes account claims to the servers.
     Keymaster,
     /// Where replicas of the API ask the keymaster; can publish to their inboxes and nowhere else.
@@ -148,6 +150,7 @@ impl Role {
             Self::Observer => OBSERVER.to_owned(),
             Self::Acknowledger => "acknowledger".to_owned(),
             Self::Presence { .. } => "presence".to_owned(),
+            Self::Sentry => "sentry".to_owned(),
             Self::Keymaster => "keymaster".to_owned(),
             Self::KeymasterDesk => "keymaster-desk".to_owned(),
             Self::Auditor => "auditor".to_owned(),
@@ -161,15 +164,16 @@ impl Role {
     pub fn inbox_prefix(&self) -> String {
         match self {
             Self::Node { node, .. } => subjects::node_inbox(node),
-            Self::Service { name, .. } => subjects::caller_inbox(name),
             // Where the front door can answer.
-            Self::Observer => subjects::caller_inbox(OBSERVER),
+            Self::Service { name, .. } => subjects::door_inbox(name),
+            Self::Observer => subjects::door_inbox(OBSERVER),
             Self::Api { .. }
             | Self::FrontDoor
             | Self::Registrar { .. }
             | Self::Collector { .. }
             | Self::Acknowledger
             | Self::Presence { .. }
+            | Self::Sentry
             | Self::Keymaster
             | Self::KeymasterDesk
             | Self::Auditor
@@ -192,6 +196,7 @@ impl Role {
             | Self::Registrar { .. }
             | Self::Collector { .. }
             | Self::Acknowledger
+            | Self::Sentry
             | Self::KeymasterDesk
             | Self::Provisioner => AccountName::Application,
         }

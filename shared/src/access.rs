@@ -36,6 +36,8 @@ pub enum Scope {
     NodesRead,
     /// Drain and revoke nodes.
     NodesWrite,
+    /// Make, list and revoke enrolment tokens.
+    NodesEnroll,
     /// Make, list and revoke API keys.
     KeysWrite,
     /// Make, list and revoke the credentials of services.
@@ -50,11 +52,12 @@ pub enum Scope {
 
 impl Scope {
     /// All scopes.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::JobsWrite,
         Self::JobsRead,
         Self::NodesRead,
         Self::NodesWrite,
+        Self::NodesEnroll,
         Self::KeysWrite,
         Self::ServicesWrite,
         Self::AuditRead,
@@ -69,6 +72,7 @@ impl Scope {
             Self::JobsRead => "jobs:read",
             Self::NodesRead => "nodes:read",
             Self::NodesWrite => "nodes:write",
+            Self::NodesEnroll => "nodes:enroll",
             Self::KeysWrite => "keys:write",
             Self::ServicesWrite => "services:write",
             Self::AuditRead => "audit:read",

@@ -83,12 +83,24 @@ pub enum Verdict {
     Denied,
     /// Whoever writes here had to leave out records; `detail` says how many and why.
     Lost,
+    /// The broker refused what somebody tried whom it lets in, or did not let somebody in; or a connection was cut: a flood, a clone. Target is
+    /// the subject, where there is one.
+    Violation,
 }
 
 impl Verdict {
     /// All of them.
-    pub const ALL: [Self; 8] =
-        [Self::Accepted, Self::Refused, Self::Changed, Self::Read, Self::Started, Self::Finished, Self::Denied, Self::Lost];
+    pub const ALL: [Self; 9] = [
+        Self::Accepted,
+        Self::Refused,
+        Self::Changed,
+        Self::Read,
+        Self::Started,
+        Self::Finished,
+        Self::Denied,
+        Self::Lost,
+        Self::Violation,
+    ];
 
     /// The word on the wire.
     pub fn as_str(self) -> &'static str {
@@ -101,6 +113,7 @@ impl Verdict {
             Self::Finished => "finished",
             Self::Denied => "denied",
             Self::Lost => "lost",
+            Self::Violation => "violation",
         }
     }
 }

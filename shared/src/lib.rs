@@ -9,7 +9,7 @@
 //! - [`json`], [`invalid`]: strict JSON, and what is wrong with it.
 //! - [`selector`]: from where a job is to run.
 //! - [`keymaster`]: how credentials are asked for.
-//! - [`registry`]: what was granted to nodes and services.
+//! - [`registry`]: what was granted to nodes and services. [`enroll`]: how a node asks for it.
 //! - [`reserved`]: addresses that are not to be touched unless somebody says otherwise.
 //! - [`presence`], [`audit`], [`access`]: what nodes announce, what the trail records, what a principal may do.
 //! - [`window`]: how much of a rate is used.
@@ -21,6 +21,7 @@
 pub mod access;
 pub mod audit;
 pub mod bounded;
+pub mod enroll;
 pub mod host;
 pub mod http_url;
 pub mod ids;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::access::{AtOnce, Rate, Targets};
 use crate::bounded::shown;
+use crate::enroll::{Digest, Mark, PublicKey};
 use crate::ids::{Caller, LabelKey, LabelValue, NodeId, Region};
 use crate::selector::Term;
 use crate::text::as_text;
@@ -49,6 +50,35 @@ pub struct NodeGrant {
     /// When it was revoked; absent while it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+    /// How it comes by its credentials; absent for one whose credential the operator carries to it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub enrolled: Option<Enrollment>,
+}
+
+/// How a node comes by its credentials.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Enrollment {
+    /// The id of the token that it enrolled with; absent for one whose public key was registered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token: Option<String>,
+    /// Whether it has yet to confirm that the broker takes its first credential. Where that has ended, the name is free again.
+    #[serde(default)]
+    pub pending: bool,
+    /// Whether it is forgotten once it was away for a while.
+    #[serde(default)]
+    pub ephemeral: bool,
+    /// A digest of what identifies its machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Digest>,
+    /// What it wrote down when it last got a credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<Mark>,
+    /// The key that is to take the place of the one it has, until it has confirmed that the broker takes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor: Option<PublicKey>,
+    /// The key that it had before and that is still to be revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<PublicKey>,
 }
 
 /// A service that may publish jobs straight to the broker.
@@ -137,6 +167,19 @@ const VALID_FOR_PATTERN: &str = "^(([1-9]|[12][0-9]|30)d|([1-9][0-9]?|[1-6][0-9]
     |([1-9][0-9]{0,3}|[1-3][0-9]{4}|4[0-2][0-9]{3}|43[01][0-9]{2}|43200)m\
     |([1-9][0-9]{0,5}|1[0-9]{6}|2[0-4][0-9]{5}|25[0-8][0-9]{4}|259[01][0-9]{3}|2592000)s)$";
 as_text!(ValidFor, {"type": "string", "pattern": VALID_FOR_PATTERN, "examples": ["12h"]});
+
+impl NodeGrant {
+    /// Whether its first credential has ended before it confirmed that the broker takes it. Its name is free again.
+    pub fn has_failed_to_enroll(&self, now: Timestamp) -> bool {
+        self.revoked_at.is_none() && self.expires_at <= now && self.enrolled.as_ref().is_some_and(|enrolled| enrolled.pending)
+    }
+
+    /// Every key of which a credential of this node may be in force: its own, and one that it had before or is about to have.
+    pub fn keys(&self) -> Vec<String> {
+        let others = self.enrolled.iter().flat_map(|enrolled| [&enrolled.successor, &enrolled.predecessor]).flatten();
+        std::iter::once(self.public_key.clone()).chain(others.map(ToString::to_string)).collect()
+    }
+}
 
 impl ServiceGrant {
     /// Whether it may publish jobs itself: not with limits that only the API can hold.

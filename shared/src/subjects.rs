@@ -30,6 +30,12 @@ pub const AUDIT_NODE: &str = "node";
 /// The category of audit records that commands of the operator make.
 pub const AUDIT_COMMAND: &str = "command";
 
+/// The category of audit records that the sentry makes.
+pub const AUDIT_VIOLATION: &str = "violation";
+
+/// The last token of [`node_cut`].
+pub const CUT: &str = "cut";
+
 /// What [`job`] makes, with its arguments named: of low cardinality, for traces.
 pub const JOB_TEMPLATE: &str = "job.v1.<region>.<tool>.<caller>";
 /// What [`node_job`] makes, the same way.
@@ -45,6 +51,8 @@ pub mod storage {
     pub const PRESENCE: &str = "PRESENCE";
     /// Bucket of nodes granted: id to [`crate::registry::NodeGrant`].
     pub const NODES: &str = "NODES";
+    /// Bucket of enrolment tokens, hashed, by id; the broker forgets those that have expired. And of the key that signs challenges.
+    pub const TOKENS: &str = "TOKENS";
     /// Bucket of services granted: name to [`crate::registry::ServiceGrant`].
     pub const SERVICES: &str = "SERVICES";
     /// Bucket of the API's replicas that are there, by name; the broker forgets those that do not say so again.
@@ -117,6 +125,17 @@ pub fn client_inbox(user: impl Display) -> String {
 /// The inbox prefix of a caller, where answers of nodes come.
 pub fn caller_inbox(caller: impl Display) -> String {
     format!("_INBOX.{caller}")
+}
+
+/// The inbox prefix of a service's client library, where the front door answers. No job is answered there: who answers at the front door cannot
+/// pass for a node.
+pub fn door_inbox(caller: impl Display) -> String {
+    format!("_INBOX_f.{caller}")
+}
+
+/// Where a node is told why its connection is about to be cut.
+pub fn node_cut(node: impl Display) -> String {
+    format!("{}.{CUT}", node_inbox(node))
 }
 
 /// The inbox prefix of a node.
@@ -288,9 +307,9 @@ pub fn parse_front_door(subject: &str) -> Option<Caller> {
 }
 
 /// Whether this is a subject in the inbox of `caller`, and of nobody else: only there may the front door answer him. The broker lets the front
-/// door publish to every inbox, and does not check the reply subject that a message names.
-pub fn is_own_inbox(given: &str, caller: &Caller) -> bool {
-    is_inbox_below("_INBOX.", given, caller)
+/// door publish to every inbox of its kind, and does not check the reply subject that a message names.
+pub fn is_own_door_inbox(given: &str, caller: &Caller) -> bool {
+    is_inbox_below("_INBOX_f.", given, caller)
 }
 
 /// Whether this is a subject in the inbox of `caller`'s client library, and of nobody else: only there may the keymaster answer him, likewise.
@@ -397,24 +416,25 @@ mod tests {
         let caller: Caller = "svc".parse().unwrap();
         assert_eq!(parse_front_door(&front_door(&caller)), Some(caller.clone()));
         assert_eq!(parse_front_door("api.v1.run.a.b"), None);
-        for own in ["_INBOX.svc.abc", "_INBOX.svc.abc.1", "_INBOX.svc.XvT-_9.0"] {
-            assert!(is_own_inbox(own, &caller), "{own}");
+        for own in ["_INBOX_f.svc.abc", "_INBOX_f.svc.abc.1", "_INBOX_f.svc.XvT-_9.0"] {
+            assert!(is_own_door_inbox(own, &caller), "{own}");
         }
         for foreign in [
-            "_INBOX.other.abc",
-            "_INBOX.svcx.abc",
-            "_INBOX.svc",
-            "_INBOX.svc.",
-            "_INBOX.svc..a",
-            "_INBOX.svc.*",
-            "_INBOX.svc.a.>",
+            "_INBOX_f.other.abc",
+            "_INBOX_f.svcx.abc",
+            "_INBOX_f.svc",
+            "_INBOX_f.svc.",
+            "_INBOX_f.svc..a",
+            "_INBOX_f.svc.*",
+            "_INBOX_f.svc.a.>",
+            "_INBOX.svc.abc",
             "_INBOX_n.svc.a",
             "node.v1.n1.ctl.drain.svc",
             "$JS.API.STREAM.DELETE.JOBS",
             "",
         ] {
-            assert!(!is_own_inbox(foreign, &caller), "{foreign}");
-            assert!(!is_own_client_inbox(&foreign.replace("_INBOX.", "_INBOX_c."), &caller), "{foreign}");
+            assert!(!is_own_door_inbox(foreign, &caller), "{foreign}");
+            assert!(!is_own_client_inbox(&foreign.replace("_INBOX_f.", "_INBOX_c."), &caller), "{foreign}");
         }
         assert!(is_own_client_inbox("_INBOX_c.svc.abc.1", &caller) && !is_own_client_inbox("_INBOX.svc.abc.1", &caller));
     }

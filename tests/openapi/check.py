@@ -30,15 +30,17 @@ SPARES = ["spare-1", "spare-2"]
 ABSENT = "absent"
 # What makes no job while all of this runs, and who asks for nothing.
 SCHEDULE = {"tool": "echo", "from": "demo-eu", "every": "365d"}
+TOKEN = {"region": "demo-eu", "tools": ["echo"]}
 SERVICE = {"name": "to-be-revoked", "regions": ["demo-eu"], "tools": ["echo"]}
 # What is made to be ended: where, what names it, and of what.
 MADE = {"revokeKey": ("/v1/keys", "id", {"name": "to be revoked", "scopes": ["jobs:read"]}),
         "deleteSecret": ("/v1/secrets", "id", {"name": "to be deleted", "origin": "https://callback.invalid"}),
         "deleteSchedule": ("/v1/schedules", "id", SCHEDULE),
+        "revokeEnrollToken": ("/v1/enroll-tokens", "id", TOKEN),
         "revokeService": ("/v1/services", "name", SERVICE)}
 # In a network of its own, any port is free.
 BROKER = "127.0.0.1:4222"
-SCOPES = ["jobs:read", "jobs:write", "nodes:read", "nodes:write", "keys:write", "services:write", "audit:read", "metrics:read", "admin"]
+SCOPES = ["jobs:read", "jobs:write", "nodes:read", "nodes:write", "nodes:enroll", "keys:write", "services:write", "audit:read", "metrics:read", "admin"]
 
 
 def alone():

@@ -245,11 +245,12 @@ def secrets_are_kept(containers):
             folder = container.root / entry.split(":")[1].lstrip("/")
             for path in (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()):
                 text = path.read_bytes()[:65536]
-                secret = b"PRIVATE KEY-" in text or b" SEED-" in text or text.startswith((b"SO", b"SA", b"SU", b"pk_"))
+                secret = b"PRIVATE KEY-" in text or b" SEED-" in text or text.startswith((b"SO", b"SA", b"SU", b"pk_", b"pe_"))
                 where = f"{container.name}: {path.relative_to(container.root)}"
                 if secret and stat.S_IMODE(path.stat().st_mode) & 0o077:
                     raise Wrong(f"{where} is a secret, and others than its owner can read it")
-                own = path.name in ("server.key", "node.creds") or (command == "api" and path.parent.name == "creds")
+                own = (path.name in ("server.key", "node.creds", "node.nk", "token")
+                       or (command, path.parent.name) in (("api", "creds"), ("sentry", "sentry")))
                 if secret and not holds_keys and not own:
                     raise Wrong(f"{where} is a secret that this service has no use for")
 

@@ -153,6 +153,24 @@ pub struct Api {
     admin_key: String,
 }
 
+/// A sentry.
+#[derive(Debug)]
+pub struct Sentry {
+    process: RefCell<Process>,
+}
+
+impl Sentry {
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.process.borrow().log()
+    }
+
+    /// Waits until it has logged this.
+    pub fn wait_for_log(&self, words: &str) {
+        self.process.borrow_mut().wait_for_log(words);
+    }
+}
+
 /// An agent.
 #[derive(Debug)]
 pub struct Agent {
@@ -203,6 +221,16 @@ impl Fabric {
         let mut command = with_subcommand("keymaster");
         command.arg("--data").arg(self.data()).args(["--servers", &self.url()]);
         *self.keymaster.borrow_mut() = Some(Process::start("keymaster", &self.folder.0, command));
+    }
+
+    /// Starts a sentry and waits until it watches.
+    pub fn sentry(&self) -> Sentry {
+        probeops_nats::sentry::mint(&self.layout, &self.vault, LIFETIME).expect("credentials");
+        let mut command = with_subcommand("sentry");
+        command.arg("--data").arg(self.data()).args(["--servers", &self.url()]);
+        let mut process = Process::start("sentry", &self.folder.0, command);
+        process.wait_for_log("the sentry is ready");
+        Sentry { process: RefCell::new(process) }
     }
 
     /// Ends the keymaster at once; what it has logged is forgotten.
@@ -388,6 +416,7 @@ impl Fabric {
             created_at,
             expires_at,
             revoked_at: None,
+            enrolled: None,
         };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
         self.start_agent(id, options)
@@ -406,7 +435,19 @@ impl Fabric {
             let (region, tools, labels) = (region.clone(), tools.clone(), Labels::new());
             (
                 creds,
-                NodeGrant { id, region, tools, labels, public_key, created_at, expires_at, revoked_at: None, rate: None, at_once: None },
+                NodeGrant {
+                    id,
+                    region,
+                    tools,
+                    labels,
+                    public_key,
+                    created_at,
+                    expires_at,
+                    revoked_at: None,
+                    rate: None,
+                    at_once: None,
+                    enrolled: None,
+                },
             )
         });
         let (creds, grants): (Vec<PathBuf>, Vec<NodeGrant>) = enrolled.unzip();
@@ -446,6 +487,19 @@ impl Fabric {
     /// Starts an agent with the credential that was made for it before.
     pub fn agent_with_credential(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {
         self.start_agent(id, options)
+    }
+
+    /// Starts an agent that is told by the caller who it is, and waits until it is ready. Its policy allows loopback.
+    pub fn agent_of(&self, name: &str, told: &[&str]) -> Rc<Agent> {
+        let policy = self.file(&format!("{name}-policy.toml"), "allow_loopback = true\n");
+        let mut command = with_subcommand("agent");
+        command.arg("--policy").arg(policy).args(told);
+        let number = self.agents.borrow().len();
+        let mut process = Process::start(&format!("agent-{name}-{number}"), &self.folder.0, command);
+        process.wait_for_log("the agent is ready");
+        let agent = Rc::new(Agent { process: RefCell::new(process) });
+        self.agents.borrow_mut().push(Rc::clone(&agent));
+        agent
     }
 
     fn start_agent(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {

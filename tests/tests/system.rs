@@ -12,6 +12,7 @@ mod system {
     mod certificates;
     mod direct;
     mod door;
+    mod enroll;
     mod examples;
     mod failover;
     mod idempotency;
@@ -23,6 +24,7 @@ mod system {
     mod register;
     mod replicas;
     mod schedules;
+    mod sentry;
     mod state;
     mod takeover;
     mod tidy;

@@ -11,6 +11,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::AgentError;
+use crate::enroll::{EnrollError, Renewal};
+
+/// How many credentials in a row that the API gave may be refused by the broker.
+const REFUSALS_MAX: usize = 3;
 
 /// Who we are is what the broker will hold us to: the credential's own claims.
 pub(super) fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName>), String> {
@@ -33,11 +37,13 @@ pub(super) fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName
 pub(super) async fn connected(
     link: &Link,
     node: &NodeRef,
+    renewal: Option<&Renewal>,
     stop: &CancellationToken,
 ) -> Result<Option<(Client, mpsc::Receiver<LinkEvent>)>, AgentError> {
     let name = format!("agent {}", node.id);
     let inbox = subjects::node_inbox(&node.id);
     let mut attempt = 1;
+    let mut access = Access::new(link.clone(), renewal.cloned());
     loop {
         let attempted = tokio::select! {
             attempted = connect(link, &name, &inbox) => attempted,
@@ -45,7 +51,13 @@ pub(super) async fn connected(
         };
         match attempted {
             Ok(connection) => return Ok(Some(connection)),
-            Err(LinkError::Refused(why)) => return Err(AgentError::Revoked(refused(link, &why))),
+            Err(LinkError::Refused(why)) => {
+                access.again(&why).await?;
+                attempt += 1;
+                if stop.run_until_cancelled(tokio::time::sleep(backoff(attempt))).await.is_none() {
+                    return Ok(None);
+                }
+            }
             Err(error @ (LinkError::Invalid(_) | LinkError::Credential(_))) => return Err(AgentError::Start(error.to_string())),
             Err(LinkError::Unreachable(why)) => {
                 let wait = backoff(attempt);
@@ -59,10 +71,56 @@ pub(super) async fn connected(
     }
 }
 
-/// Whether the broker only says that a credential ran out whose file holds a newer one by now: the client reads it when it reconnects.
-pub(super) fn was_renewed(link: &Link, why: &str) -> bool {
-    let ran_out = why.to_ascii_lowercase().contains("authentication expired");
-    ran_out && Credential::read(&link.creds).is_ok_and(|credential| credential.expires_at.is_none_or(|expiry| expiry > Timestamp::now()))
+/// What the broker thinks of the credential.
+pub(super) struct Access {
+    link: Link,
+    renewal: Option<Renewal>,
+    /// The credential that it refused, or took, last.
+    known: Option<Credential>,
+    /// How often it refused one since it took one.
+    refusals: usize,
+}
+
+impl Access {
+    pub(super) fn new(link: Link, renewal: Option<Renewal>) -> Self {
+        let known = Credential::read(&link.creds).ok();
+        Self { link, renewal, known, refusals: 0 }
+    }
+
+    /// It took the credential.
+    pub(super) fn granted(&mut self) {
+        (self.known, self.refusals) = (Credential::read(&self.link.creds).ok(), 0);
+    }
+
+    /// It refuses the credential. An error if that is for good: no other is there and none can be got. The client reads the file again when it
+    /// connects the next time.
+    pub(super) async fn again(&mut self, why: &str) -> Result<(), AgentError> {
+        let held = Credential::read(&self.link.creds).ok();
+        let expired = held.as_ref().and_then(|held| held.expires_at).is_some_and(|expiry| expiry <= Timestamp::now());
+        if held != self.known && !expired {
+            tracing::info!("the credential was renewed while the old one ran out; connecting with the new one");
+            self.known = held;
+            return Ok(());
+        }
+        let ran_out = why.to_ascii_lowercase().contains("authentication expired") || expired;
+        let Some(renewal) = self.renewal.as_ref().filter(|_| self.refusals < REFUSALS_MAX || ran_out) else {
+            // A file that was replaced since is read the next time.
+            return if ran_out && !expired { Ok(()) } else { Err(AgentError::Revoked(refused(&self.link, why))) };
+        };
+        self.refusals += 1;
+        match renewal.now().await {
+            Ok(()) => {
+                self.known = Credential::read(&self.link.creds).ok();
+                Ok(())
+            }
+            Err(EnrollError::Refused(detail)) => Err(AgentError::Revoked(format!("{}. The API says: {detail}", refused(&self.link, why)))),
+            Err(error) if ran_out => {
+                tracing::warn!("the credential has run out and cannot be renewed now: {error}");
+                Ok(())
+            }
+            Err(error) => Err(AgentError::Revoked(format!("{}; asking the API for another: {error}", refused(&self.link, why)))),
+        }
+    }
 }
 
 /// What to tell the owner of a node that is not let in.
@@ -71,7 +129,7 @@ pub(super) fn refused(link: &Link, why: &str) -> String {
     match Credential::read(&link.creds).ok().and_then(|credential| credential.expires_at) {
         Some(expired) if expired <= Timestamp::now() => {
             format!(
-                "the credential {file} expired at {expired}; ask the operator for a new one (`probeops nodes add … --renew`). The broker says: {why}"
+                "the credential {file} expired at {expired}; ask the operator for a new one (`probeops nodes add … --renew`, or a token to enrol with). The broker says: {why}"
             )
         }
         _ => format!(

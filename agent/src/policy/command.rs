@@ -1,8 +1,10 @@
 //! `probeops-agent policy`: what the owner's policy says of something, without running it.
 
 use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use probeops_shared::access::Targets;
@@ -83,20 +85,35 @@ struct Step {
 
 /// What came of it.
 #[derive(Debug)]
-pub(crate) struct Answer {
+struct Answer {
     /// For people.
-    pub(crate) text: String,
+    text: String,
     /// Whether it was yes.
-    pub(crate) allowed: bool,
+    allowed: bool,
+}
+
+impl PolicyCommand {
+    /// Says what the policy says. Exit codes: 0 allowed, 1 denied, 2 cannot be asked so.
+    pub fn run(self) -> ExitCode {
+        let (text, code) = match answer(self) {
+            Ok(Answer { text, allowed }) => (text, u8::from(!allowed)),
+            Err(detail) => {
+                // With nowhere to complain to, the exit code has to do.
+                drop(writeln!(std::io::stderr(), "probeops-agent: {detail}"));
+                return ExitCode::from(2);
+            }
+        };
+        std::io::stdout().write_all(text.as_bytes()).map_or(ExitCode::from(2), |()| ExitCode::from(code))
+    }
 }
 
 /// Answers; an error is why that cannot be.
-pub(crate) fn run(command: PolicyCommand, outer: Given, config: Option<PathBuf>) -> Result<Answer, String> {
+fn answer(command: PolicyCommand) -> Result<Answer, String> {
     let (PolicyCommand::Show(place) | PolicyCommand::Test(Test { place, .. })) = &command;
     let given =
         Given { policy: place.policy.clone(), servers: place.servers.clone(), resolvers: place.resolvers.clone(), ..Given::default() };
-    let file: Given = settings::load_if_given(place.config.clone().or(config).as_deref()).map_err(|error| error.to_string())?;
-    let given = given.or(outer).or(file);
+    let file: Given = settings::load_if_given(place.config.as_deref()).map_err(|error| error.to_string())?;
+    let given = given.or(file);
     let keeper = Keeper::open(given.policy.as_deref(), &given.servers.unwrap_or_default()).map_err(|error| error.to_string())?;
     let policy = keeper.current();
     match command {
@@ -329,7 +346,7 @@ mod tests {
             targets: more.1.map(|targets| targets.parse().unwrap()),
             place,
         };
-        let answer = run(PolicyCommand::Test(question), Given::default(), None).unwrap();
+        let answer = super::answer(PolicyCommand::Test(question)).unwrap();
         std::fs::remove_file(&file).unwrap();
         Answer { text: answer.text.replace(&file.display().to_string(), "FILE"), ..answer }
     }
@@ -386,10 +403,10 @@ mod tests {
             targets: None,
             place: place(),
         };
-        let ask = |options: &[&str]| run(PolicyCommand::Test(test(options)), Given::default(), None).unwrap_err();
+        let ask = |options: &[&str]| answer(PolicyCommand::Test(test(options))).unwrap_err();
         assert!(ask(&["port"]).contains("write NAME=VALUE"));
         assert!(ask(&["cuont=3"]).contains("did you mean `count`?"));
-        let shown = run(PolicyCommand::Show(place()), Given::default(), None).unwrap().text;
+        let shown = answer(PolicyCommand::Show(place())).unwrap().text;
         assert!(
             shown.starts_with("the default policy; no file is given\nalways denied: ") && shown.contains("allow.networks: all that"),
             "{shown}"

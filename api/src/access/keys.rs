@@ -111,12 +111,41 @@ pub struct NewKey {
     pub created_by: String,
 }
 
-/// Makes a key. To be of use, its record goes to bucket KEYS under its id.
-pub fn mint(new: NewKey) -> Minted {
+/// A new id, and the text of a secret with it: prefix, id, `_`, secret and checksum.
+pub(crate) fn new_text(prefix: &str) -> (String, String) {
     let id: String = BASE32.encode(&rand::random::<[u8; 8]>()).chars().take(ID_LENGTH).collect();
     let secret = BASE32.encode(&rand::random::<[u8; SECRET_BYTES]>());
-    let unchecked = format!("{PREFIX}{id}_{secret}");
-    let key = format!("{unchecked}{:08x}", crc32(unchecked.as_bytes()));
+    let unchecked = format!("{prefix}{id}_{secret}");
+    let text = format!("{unchecked}{:08x}", crc32(unchecked.as_bytes()));
+    (id, text)
+}
+
+/// What is wrong with the text of a secret.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// It is too short, too long, or of another kind.
+    Form,
+    /// Its checksum does not fit.
+    Checksum,
+    /// Its id cannot be one.
+    Id,
+}
+
+/// The id in the text of a secret that is whole.
+pub(crate) fn id_in<'a>(text: &'a str, prefix: &str) -> Result<&'a str, Fault> {
+    let whole = text.len() == prefix.len() + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
+    let id = text.strip_prefix(prefix).and_then(|rest| rest.split_once('_')).map(|(id, _)| id);
+    let (true, Some(id)) = (whole && text.is_ascii(), id) else { return Err(Fault::Form) };
+    let (unchecked, checksum) = text.split_at(text.len() - CHECKSUM_LENGTH);
+    if checksum != format!("{:08x}", crc32(unchecked.as_bytes())) {
+        return Err(Fault::Checksum);
+    }
+    if is_id(id) { Ok(id) } else { Err(Fault::Id) }
+}
+
+/// Makes a key. To be of use, its record goes to bucket KEYS under its id.
+pub fn mint(new: NewKey) -> Minted {
+    let (id, key) = new_text(PREFIX);
     let NewKey { name, scopes, limits, created_by } = new;
     let record = KeyRecord { id, name, sha256: hash(&key), scopes, limits, created_at: Timestamp::now(), created_by, revoked_at: None };
     Minted { key, record }
@@ -140,19 +169,11 @@ pub(super) fn looks_like_key(credential: &str) -> bool {
 
 /// The id of a key that is whole, or what is wrong with it.
 pub fn id_of(key: &str) -> Result<&str, &'static str> {
-    let whole = key.len() == PREFIX.len() + ID_LENGTH + 1 + SECRET_LENGTH + CHECKSUM_LENGTH;
-    let id = key.strip_prefix(PREFIX).and_then(|rest| rest.split_once('_')).map(|(id, _)| id);
-    let (true, Some(id)) = (whole && key.is_ascii(), id) else {
-        return Err("the API key is cut off or has something added: it is pk_, an id of 10 characters, _, and 60 more");
-    };
-    let (unchecked, checksum) = key.split_at(key.len() - CHECKSUM_LENGTH);
-    if checksum != format!("{:08x}", crc32(unchecked.as_bytes())) {
-        return Err("the API key is mistyped: its checksum does not fit");
-    }
-    if !is_id(id) {
-        return Err("the API key is mistyped: its id has other characters than a-z and 0-9");
-    }
-    Ok(id)
+    id_in(key, PREFIX).map_err(|fault| match fault {
+        Fault::Form => "the API key is cut off or has something added: it is pk_, an id of 10 characters, _, and 60 more",
+        Fault::Checksum => "the API key is mistyped: its checksum does not fit",
+        Fault::Id => "the API key is mistyped: its id has other characters than a-z and 0-9",
+    })
 }
 
 /// Whether a text can be a key's id.
@@ -162,10 +183,16 @@ pub fn is_id(text: &str) -> bool {
 
 /// Whether this is the key that the record was made with, in constant time.
 pub fn is_key_of(key: &str, record: &KeyRecord) -> bool {
-    hash(key).as_bytes().ct_eq(record.sha256.as_bytes()).into()
+    is_hashed(key, &record.sha256)
 }
 
-fn hash(key: &str) -> String {
+/// Whether a secret has this hash, in constant time.
+pub(crate) fn is_hashed(secret: &str, sha256: &str) -> bool {
+    hash(secret).as_bytes().ct_eq(sha256.as_bytes()).into()
+}
+
+/// SHA-256 of a secret, in hexadecimal.
+pub(crate) fn hash(key: &str) -> String {
     HEXLOWER.encode(&Sha256::digest(key.as_bytes()))
 }
 

@@ -183,7 +183,7 @@ pub(super) async fn export(broker: &Broker, export: &Export) -> Result<ExportPag
     let read = match (export.cursor, export.since) {
         (None, Some(since)) => next_since(&client, storage::AUDIT, subjects::broker::AUDIT_ALL, since, EXPORTED_MAX).await,
         (cursor, _) => {
-            let from = cursor.map_or(1, |cursor| cursor.sequence);
+            let from = cursor.map_or(1, |cursor| cursor.sequence.max(1));
             next_of(&client, storage::AUDIT, subjects::broker::AUDIT_ALL, from, EXPORTED_MAX).await
         }
     };

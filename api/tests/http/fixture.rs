@@ -117,6 +117,7 @@ impl Fabric {
             created_at: Timestamp::now(),
             expires_at: Timestamp::now(),
             revoked_at: None,
+            enrolled: None,
         };
         self.keep(storage::NODES, id, &grant).await;
     }

@@ -32,7 +32,7 @@ pub(crate) enum Keys {
 pub(crate) struct KeyAdd {
     /// What it is for
     name: String,
-    /// What it may do: jobs:write, jobs:read, nodes:read, nodes:write, keys:write, services:write, audit:read, metrics:read, admin
+    /// What it may do: jobs:write, jobs:read, nodes:read, nodes:write, nodes:enroll, keys:write, services:write, audit:read, metrics:read, admin
     #[arg(long, value_delimiter = ',', required = true)]
     scopes: Vec<Scope>,
     /// Only these tools

@@ -7,13 +7,14 @@ use clap::{Args, Subcommand};
 use probeops_nats::permissions::Role;
 use probeops_nats::vault::CREDENTIAL_LIFETIME;
 use probeops_shared::access::{AtOnce, Rate};
+use probeops_shared::enroll::PublicKey;
 use probeops_shared::ids::{LabelKey, LabelValue, NodeId, Region};
-use probeops_shared::registry::{LABELS_MAX, Labels, NodeGrant};
+use probeops_shared::registry::{Enrollment, LABELS_MAX, Labels, NodeGrant};
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 
-use crate::control::{Control, DataArgs, block_on};
+use crate::control::{Control, DataArgs, Session, block_on};
 use crate::exit::Failed;
 use crate::register::{Held, ListArgs, joined, limits, list, refuse_second, revoke, state, void_what_would_stay};
 use crate::terminal::{note, say};
@@ -21,9 +22,10 @@ use crate::terminal::{note, say};
 /// Grant, list and revoke nodes; works while the broker runs
 #[derive(Debug, Subcommand)]
 pub(crate) enum Nodes {
-    /// Make a credential for an agent on another machine
+    /// Grant a node by name: register the public key that it made, or make a credential to carry there. Most machines enrol with a token
+    /// instead, see `probeops enroll-tokens`
     #[command(
-        after_help = "Example:\n  probeops nodes add fra-1 --region eu-central --tools echo,ping,dns,tcp --label site=fra --label role=edge"
+        after_help = "Examples:\n  probeops nodes add fra-1 --region eu-central --tools echo,ping,dns,tcp --public-key U…   # from `probeops-agent enroll URL --print-key`\n  probeops nodes add fra-1 --region eu-central --tools echo,ping,dns,tcp --label site=fra --label role=edge"
     )]
     Add(NodeAdd),
     /// List those that were granted
@@ -58,6 +60,9 @@ pub(crate) struct NodeAdd {
     /// Take its limits away
     #[arg(long, requires = "renew", conflicts_with_all = ["rate", "at_once"])]
     no_limits: bool,
+    /// The public half of the key that the node made itself; it then enrols by a signature of it, and nothing has to be carried there
+    #[arg(long, value_name = "KEY", conflicts_with = "out")]
+    public_key: Option<PublicKey>,
     /// Where the credential is written [default: nodes/ID.creds in the data folder]
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -84,7 +89,8 @@ pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
         Nodes::List(args) => block_on(async {
             let grants: Vec<NodeGrant> = Control::open(&args.data)?.session().await?.read_all(storage::NODES).await?;
             let rows = |grant: &NodeGrant| {
-                let state = state(grant.expires_at, grant.revoked_at);
+                let unused = grant.enrolled.as_ref().is_some_and(|enrolled| enrolled.mark.is_none()) && grant.revoked_at.is_none();
+                let state = if unused { "registered".to_owned() } else { state(grant.expires_at, grant.revoked_at) };
                 [
                     grant.id.to_string(),
                     grant.region.to_string(),
@@ -103,7 +109,10 @@ pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
             let grant: Option<NodeGrant> = session.read(storage::NODES, args.id.as_str()).await?;
             let grant = grant
                 .ok_or_else(|| Failed::usage(format!("there is no node `{}`; `probeops nodes list` shows those there are", args.id)))?;
-            let servers = revoke(&control, &grant.public_key).await?;
+            let mut servers = String::new();
+            for key in grant.keys() {
+                servers = revoke(&control, &key).await?;
+            }
             session.change(storage::NODES, args.id.as_str(), |grant: &mut NodeGrant| grant.revoked_at = Some(Timestamp::now())).await?;
             session.record(args.id.as_str(), format!("node revoked, taken by {servers}")).await?;
             say(format!("node {} is revoked; its agent is cut off and exits 78, on {servers}", args.id));
@@ -113,7 +122,7 @@ pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
 }
 
 /// Reads a label as it is given.
-fn label(text: &str) -> Result<(LabelKey, LabelValue), String> {
+pub(crate) fn label(text: &str) -> Result<(LabelKey, LabelValue), String> {
     let (key, value) = text.split_once('=').ok_or_else(|| "a label is written KEY=VALUE, such as site=fra".to_owned())?;
     Ok((key.parse()?, value.parse()?))
 }
@@ -151,6 +160,10 @@ async fn add_node(args: NodeAdd) -> Result<(), Failed> {
     let kept = held.as_ref().filter(|_| !args.no_limits);
     let rate = args.rate.or_else(|| kept?.rate);
     let at_once = args.at_once.or_else(|| kept?.at_once);
+    if let Some(public_key) = args.public_key {
+        let new = NodeGrant { labels, rate, at_once, ..registered(&args.id, &args.region, &args.tools, &public_key) };
+        return register(&control, &session, held.as_ref(), new).await;
+    }
     let path = args.out.unwrap_or_else(|| control.layout.node_creds(&args.id));
     if let Some(held) = &held {
         let same_rights = held.region == args.region && held.tools == args.tools;
@@ -172,6 +185,57 @@ async fn add_node(args: NodeAdd) -> Result<(), Failed> {
         );
     }
     Ok(())
+}
+
+/// A node whose key was made on its machine, and that has no credential yet.
+fn registered(id: &NodeId, region: &Region, tools: &[ToolName], public_key: &PublicKey) -> NodeGrant {
+    let now = Timestamp::now();
+    NodeGrant {
+        id: id.clone(),
+        region: region.clone(),
+        tools: tools.to_vec(),
+        labels: Labels::new(),
+        rate: None,
+        at_once: None,
+        public_key: public_key.to_string(),
+        created_at: now,
+        expires_at: now,
+        revoked_at: None,
+        enrolled: Some(Enrollment::default()),
+    }
+}
+
+/// Registers a node's own key, in the place of whatever it had.
+async fn register(control: &Control, session: &Session, held: Option<&NodeGrant>, new: NodeGrant) -> Result<(), Failed> {
+    verify_key(&new.public_key)?;
+    let all: Vec<NodeGrant> = session.read_all(storage::NODES).await?;
+    if let Some(other) = all.iter().find(|other| other.public_key == new.public_key && other.id != new.id) {
+        return Err(Failed::usage(format!("that key is node `{}`'s; a key is one node's", other.id)));
+    }
+    if let Some(held) = held {
+        let same = held.public_key == new.public_key && held.region == new.region && held.tools == new.tools;
+        if !same {
+            revoke(control, &held.public_key).await?;
+            note("The credential it had before is void from now on; whoever uses it is cut off.");
+        }
+        if held.public_key == new.public_key && !same {
+            return Err(Failed::usage("a key that was revoked has no second life: have the node make another (`--new-identity`)"));
+        }
+    }
+    let enrolled = held.filter(|held| held.public_key == new.public_key).and_then(|held| held.enrolled.clone());
+    let new = NodeGrant { enrolled: enrolled.or(new.enrolled.clone()), ..new };
+    session.write(storage::NODES, new.id.as_str(), &new).await?;
+    let (labels, limits) = (shown(&new.labels), limits(new.rate, new.at_once));
+    let tools = joined(&new.tools);
+    let what = format!("node registered: key {}, region {}, tools {tools}, labels {labels}, limits {limits}", new.public_key, new.region);
+    session.record(new.id.as_str(), what).await?;
+    say(format!("node {} may enrol with its own key; on its machine:", new.id));
+    say("  probeops-agent enroll https://THE-API --no-token");
+    Ok(())
+}
+
+fn verify_key(public_key: &str) -> Result<(), Failed> {
+    probeops_nats::node_key::check(public_key).map_err(|detail| Failed::usage(format!("--public-key: {detail}")))
 }
 
 /// Makes a node's credential at `path` and says what was granted.
@@ -196,5 +260,6 @@ pub(crate) fn grant_node(
         created_at: Timestamp::now(),
         expires_at: minted.expires_at,
         revoked_at: None,
+        enrolled: None,
     })
 }

@@ -31,7 +31,7 @@ pub(crate) enum Services {
     List(ListArgs),
     /// Make a credential that sees the API's NATS services, as `nats micro` shows them; it lasts a day
     #[command(
-        after_help = "Example:\n  probeops services observe --out observer.creds\n  nats --creds observer.creds --inbox-prefix _INBOX.observer micro ls"
+        after_help = "Example:\n  probeops services observe --out observer.creds\n  nats --creds observer.creds --inbox-prefix _INBOX_f.observer micro ls"
     )]
     Observe(ServiceObserve),
     /// Take a credential back; its connections are cut at once
@@ -204,6 +204,7 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
         };
         say(format!("It publishes to {subject} and answers come to {}", subjects::replies(&args.name)));
     }
-    say(format!("It knocks at the API's front door on {}, and answers come to the same", subjects::front_door(&args.name)));
+    let (door, inbox) = (subjects::front_door(&args.name), subjects::door_inbox(&args.name));
+    say(format!("It knocks at the API's front door on {door}, and answers come to {inbox}.>: its client's inbox prefix"));
     Ok(())
 }

@@ -21,8 +21,19 @@ const REASON_CHARS_MAX: usize = 400;
 /// A log that has grown to this many bytes is put aside at the next start; one old log is kept.
 const LOG_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Variables that speak to `up` or to the client, not to the programs that `up` starts.
-const VARIABLES_OF_OURS: [&str; 6] =
-    ["PROBEOPS_TOKEN", "PROBEOPS_TOKEN_FILE", "PROBEOPS_URL", "PROBEOPS_CONFIG", "PROBEOPS_DATA", "PROBEOPS_HTTP"];
+const VARIABLES_OF_OURS: [&str; 11] = [
+    "PROBEOPS_TOKEN",
+    "PROBEOPS_TOKEN_FILE",
+    "PROBEOPS_URL",
+    "PROBEOPS_CONFIG",
+    "PROBEOPS_DATA",
+    "PROBEOPS_HTTP",
+    "PROBEOPS_STATE",
+    "PROBEOPS_ENROLL",
+    "PROBEOPS_ENROLL_CA",
+    "PROBEOPS_ENROLL_TOKEN_FILE",
+    "PROBEOPS_NODE",
+];
 
 /// A running program. Dropping it ends the program.
 #[derive(Debug)]

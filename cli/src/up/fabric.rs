@@ -1,4 +1,4 @@
-//! Everything that `up` runs: a broker, a keymaster, an API, and an agent for each demo node.
+//! Everything that `up` runs: a broker, a keymaster, a sentry, an API, and an agent for each demo node.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
@@ -21,7 +21,7 @@ use serde_json::Value;
 use crate::client::{Client, URL_FILE};
 use crate::control::{Control, write_servers, write_servers_elsewhere};
 use crate::exit::Failed;
-use crate::provision;
+use crate::provision::{self, Granted, TOKEN_FILE};
 use crate::terminal::note;
 use crate::up::child::{Child, Ended};
 use crate::up::settings::Settings;
@@ -49,8 +49,10 @@ const LOOK_MAX: Duration = Duration::from_secs(5);
 const AGENT_PATIENCE: Duration = Duration::from_secs(70);
 /// How long the API may take to end.
 const API_PATIENCE: Duration = Duration::from_secs(90);
-/// How long the keymaster may take to end.
-const KEYMASTER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the credentials of nodes last at most.
+const NODE_VALID_FOR_MAX: Duration = Duration::from_hours(24);
+/// How long the keymaster and the sentry may take to end.
+const KEEPER_PATIENCE: Duration = Duration::from_secs(10);
 /// So often in their lifetime credentials are renewed: one renewal may fail.
 const RENEWALS: u32 = 3;
 
@@ -60,9 +62,10 @@ pub(super) struct Fabric {
     server: ServerSettings,
     broker: Option<Running>,
     keymaster: Option<Child>,
+    sentry: Option<Child>,
     api: Option<Child>,
     agents: Vec<Child>,
-    nodes: Vec<NodeId>,
+    nodes: Vec<Granted>,
     url: String,
 }
 
@@ -95,8 +98,8 @@ impl Fabric {
         let elsewhere: Vec<String> = settings.names.iter().map(|name| format!("tls://{}:{}", bracketed(name), ports.broker)).collect();
         write_servers_elsewhere(&layout, &elsewhere)?;
         let control = Control { layout, vault, servers };
-        let (keymaster, api, agents, nodes, url) = (None, None, Vec::new(), Vec::new(), String::new());
-        Ok(Self { control, server, broker: Some(broker), keymaster, api, agents, nodes, url })
+        let (keymaster, sentry, api, agents, nodes, url) = (None, None, None, Vec::new(), Vec::new(), String::new());
+        Ok(Self { control, server, broker: Some(broker), keymaster, sentry, api, agents, nodes, url })
     }
 
     /// The keys, and the broker they are for.
@@ -129,7 +132,7 @@ impl Fabric {
         if let Some(broker) = &mut self.broker {
             broker.ready(&self.server).await.map_err(unusable)?;
         }
-        self.nodes = provision::everything(&self.control, &demo_nodes()?, settings.credential_lifetime).await?;
+        self.nodes = self.provision(settings.credential_lifetime).await?;
         let layout = &self.control.layout;
         let logs = layout.root().join(LOG_DIR);
         files::make_dir(&logs).map_err(unusable)?;
@@ -141,21 +144,41 @@ impl Fabric {
         // It knows the authority by the folder.
         let servers = self.control.servers.join(",");
         let told = words([("--data", layout.root()), ("--servers", Path::new(&servers)), ("--log-format", Path::new("json"))]);
-        let keymaster: Vec<OsString> = ["keymaster".into()].into_iter().chain(told).collect();
-        self.keymaster = Some(Child::start("keymaster", &keymaster, &logs)?);
+        let told: Vec<OsString> = told.collect();
+        let keeper = |name: &str| Child::start(name, &[&[name.into()], told.as_slice()].concat(), &logs);
+        self.keymaster = Some(keeper("keymaster")?);
+        self.sentry = Some(keeper("sentry")?);
         let mut api = self.common("api");
         api.extend(words([("--http", Path::new(&http.to_string())), ("--creds", &layout.creds_dir())]));
+        // They renew their own; the rest of the fabric's credentials are renewed here.
+        let valid_for = format!("{}s", settings.credential_lifetime.min(NODE_VALID_FOR_MAX).as_secs().max(1));
+        api.extend(words([
+            ("--node-servers", Path::new(&self.control.servers_elsewhere()?.join(","))),
+            ("--node-valid-for", Path::new(&valid_for)),
+        ]));
         if !settings.callback_allow.is_empty() {
             let places: Vec<String> = settings.callback_allow.iter().map(ToString::to_string).collect();
             api.extend(words([("--callback-allow", Path::new(&places.join(",")))]));
         }
         self.api = Some(Child::start("api", &api, &logs)?);
-        for id in &self.nodes {
+        for Granted { id, carried } in &self.nodes {
             let mut agent = self.common("agent");
-            agent.extend(words([("--creds", &layout.node_creds(id)), ("--policy", &policy)]));
+            agent.extend(words([("--policy", policy.as_path())]));
+            if *carried {
+                agent.extend(words([("--creds", layout.node_creds(id).as_path())]));
+            } else {
+                let state = layout.node_state(id);
+                let (url, token) = (Path::new(&self.url), state.join(TOKEN_FILE));
+                agent.extend(words([("--state", state.as_path()), ("--enroll", url), ("--enroll-token-file", &token)]));
+            }
             self.agents.push(Child::start(id.as_str(), &agent, &logs)?);
         }
         Ok(())
+    }
+
+    async fn provision(&self, lifetime: Duration) -> Result<Vec<Granted>, Failed> {
+        let layout = &self.control.layout;
+        provision::everything(&self.control, &demo_nodes()?, &|id| layout.node_state(id), lifetime).await
     }
 
     /// What every program of ours is told.
@@ -180,7 +203,7 @@ impl Fabric {
             let lacks = match answer {
                 Ok(answer) => {
                     let nodes: Vec<Value> = answer.body["nodes"].as_array().cloned().unwrap_or_default();
-                    let ours = |node: &Value| self.nodes.iter().any(|id| node["id"] == id.as_str()) && node["online"] == true;
+                    let ours = |node: &Value| self.nodes.iter().any(|granted| node["id"] == granted.id.as_str()) && node["online"] == true;
                     // Others may be online too; what the demo agents allow, they need not.
                     let online: Vec<Value> = nodes.into_iter().filter(ours).collect();
                     if online.len() == self.nodes.len() {
@@ -206,7 +229,7 @@ impl Fabric {
         loop {
             tokio::select! {
                 ended = self.ended() => self.survive(ended)?,
-                _ = renewal.tick() => match provision::everything(&self.control, &demo_nodes()?, credential_lifetime).await {
+                _ = renewal.tick() => match self.provision(credential_lifetime).await {
                     Ok(_) => tracing::info!("the credentials of this fabric were renewed"),
                     Err(error) => tracing::warn!("the credentials of this fabric could not be renewed and are tried again: {error}"),
                 },
@@ -232,7 +255,13 @@ impl Fabric {
                 None => std::future::pending().await,
             }
         };
-        let programs = self.keymaster.iter_mut().chain(&mut self.api).chain(&mut self.agents).map(|program| Box::pin(program.ended()));
+        let programs = self
+            .keymaster
+            .iter_mut()
+            .chain(&mut self.sentry)
+            .chain(&mut self.api)
+            .chain(&mut self.agents)
+            .map(|program| Box::pin(program.ended()));
         let programs: Vec<_> = programs.collect();
         tokio::select! {
             ended = broker => ended,
@@ -246,8 +275,8 @@ impl Fabric {
         if let Some(api) = self.api.take() {
             api.stop(API_PATIENCE).await;
         }
-        if let Some(keymaster) = self.keymaster.take() {
-            keymaster.stop(KEYMASTER_PATIENCE).await;
+        for keeper in [self.keymaster.take(), self.sentry.take()].into_iter().flatten() {
+            keeper.stop(KEEPER_PATIENCE).await;
         }
         // Gone already or never there: nothing to remove.
         drop(std::fs::remove_file(self.control.layout.root().join(URL_FILE)));

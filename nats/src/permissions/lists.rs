@@ -2,9 +2,11 @@
 
 use probeops_shared::ids::{Caller, NodeId, Region};
 use probeops_shared::job::JOB_BYTES_MAX;
+use probeops_shared::keymaster::Verb;
 use probeops_shared::outcome::OUTCOME_BYTES_MAX;
 use probeops_shared::subjects::{
-    self, ANY, AUDIT_COMMAND, AUDIT_NODE, COLLECTOR_QUEUE, FRONT_DOOR_QUEUE, KEYMASTER_QUEUE, NODE_QUEUE, REST, broker, storage,
+    self, ANY, AUDIT_COMMAND, AUDIT_NODE, AUDIT_VIOLATION, COLLECTOR_QUEUE, FRONT_DOOR_QUEUE, KEYMASTER_QUEUE, NODE_QUEUE, REST, broker,
+    storage,
 };
 use probeops_shared::tools::ToolName;
 
@@ -22,7 +24,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
         Role::Observer => internal(vec![broker::SERVICES_ALL.to_owned()], role),
         Role::Registrar { name } => {
             let mut publish = vec![subjects::audit(AUDIT_COMMAND, name), broker::FLOW_CONTROL.to_owned()];
-            publish.extend([storage::KEYS, storage::NODES, storage::SERVICES].into_iter().flat_map(bucket_writing));
+            publish.extend([storage::KEYS, storage::NODES, storage::SERVICES, storage::TOKENS].into_iter().flat_map(bucket_writing));
             internal(publish, role)
         }
         Role::Collector { name } => collector_permissions(name),
@@ -32,7 +34,12 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
             max_subscriptions: Some(1),
             ..internal(vec![below(&subjects::node_inbox(ANY))], role)
         },
-        Role::Presence { account } => presence_permissions(role, account),
+        Role::Presence { accounts } => presence_permissions(role, accounts),
+        Role::Sentry => {
+            let revoke = subjects::keymaster(Verb::Revoke, role.name());
+            let publish = vec![subjects::audit(AUDIT_VIOLATION, role.name()), revoke, subjects::node_cut(ANY)];
+            Permissions { transports: vec![Transport::Standard], ..internal(publish, role) }
+        }
         Role::Keymaster => {
             let publish = vec![broker::CLAIMS_UPDATE.to_owned(), broker::SERVER_PING.to_owned()];
             Permissions { transports: vec![Transport::Standard], ..internal(publish, role) }
@@ -90,6 +97,7 @@ pub fn application_streams() -> Vec<String> {
         storage::KEYS,
         storage::NODES,
         storage::SERVICES,
+        storage::TOKENS,
         storage::SECRETS,
         storage::DELIVERIES,
         storage::SCHEDULES,
@@ -151,7 +159,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
     let taking = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_next(stream, name)];
     publish.extend(consumers().flat_map(taking));
     publish.extend(
-        [storage::SECRETS, storage::DELIVERIES, storage::IDEMPOTENCY, storage::SCHEDULES, storage::LIMITS]
+        [storage::SECRETS, storage::DELIVERIES, storage::IDEMPOTENCY, storage::SCHEDULES, storage::LIMITS, storage::TOKENS]
             .into_iter()
             .flat_map(bucket_by_key),
     );
@@ -214,7 +222,7 @@ fn service_permissions(
     let jobs = direct.then(|| by_region.chain(by_node)).into_iter().flatten();
     Ok(Permissions {
         publish: jobs.chain([subjects::front_door(name)]).collect(),
-        subscribe: vec![subjects::replies(name)],
+        subscribe: vec![subjects::replies(name), below(&subjects::door_inbox(name))],
         max_subscriptions: None,
         max_payload_bytes: Some(JOB_BYTES_MAX + HEADER_BYTES_MAX),
         transports: vec![Transport::Standard, Transport::WebSocket],
@@ -222,7 +230,7 @@ fn service_permissions(
 }
 
 fn front_door_permissions(role: &Role) -> Permissions {
-    let mut permissions = internal(vec![subjects::replies(ANY)], role);
+    let mut permissions = internal(vec![below(&subjects::door_inbox(ANY))], role);
     permissions.subscribe.extend([format!("{} {FRONT_DOOR_QUEUE}", subjects::front_door(ANY)), broker::SERVICES_ALL.to_owned()]);
     permissions
 }
@@ -243,9 +251,12 @@ fn collector_permissions(name: &Caller) -> Permissions {
     }
 }
 
-fn presence_permissions(role: &Role, account: &str) -> Permissions {
-    let mut permissions = internal(vec![broker::account_connections(account), broker::server_kick(ANY)], role);
-    permissions.subscribe.extend([broker::account_connect(account), broker::account_disconnect(account)]);
+fn presence_permissions(role: &Role, accounts: &[String]) -> Permissions {
+    let mut permissions = internal(vec![broker::server_kick(ANY)], role);
+    permissions.publish.extend(accounts.iter().map(broker::account_connections));
+    permissions.subscribe.extend([broker::AUTHENTICATION_ERRORS.to_owned(), broker::STRANGER_DISCONNECT.to_owned()]);
+    let comes_and_goes = |account| [broker::account_connect(account), broker::account_disconnect(account)];
+    permissions.subscribe.extend(accounts.iter().flat_map(comes_and_goes));
     Permissions { transports: vec![Transport::Standard], ..permissions }
 }
 

@@ -26,7 +26,8 @@ fn every_role() -> Vec<Role> {
         Role::Registrar { name: "command-1".parse().unwrap() },
         Role::Collector { name: "api-1".parse().unwrap() },
         Role::Acknowledger,
-        Role::Presence { account: "ACC".to_owned() },
+        Role::Presence { accounts: vec!["ACC".to_owned()] },
+        Role::Sentry,
         Role::Keymaster,
         Role::KeymasterDesk,
         Role::Auditor,
@@ -58,10 +59,10 @@ fn a_service_asks_in_its_own_name_where_it_was_granted() {
     check(
         &service(&["eu", "us"], &[ToolName::Echo], &["n9"]),
         &["job.v1.eu.echo.svc", "job.v1.us.echo.svc", "node.v1.n9.job.echo.svc", "api.v1.run.svc"],
-        &["_INBOX.svc.>"],
+        &["_INBOX.svc.>", "_INBOX_f.svc.>"],
     );
     let Role::Service { name, regions, tools, nodes, .. } = service(&["eu"], &[ToolName::Echo], &["n9"]) else { unreachable!() };
-    check(&Role::Service { name, regions, tools, nodes, direct: false }, &["api.v1.run.svc"], &["_INBOX.svc.>"]);
+    check(&Role::Service { name, regions, tools, nodes, direct: false }, &["api.v1.run.svc"], &["_INBOX.svc.>", "_INBOX_f.svc.>"]);
     for nothing in [service(&[], &[ToolName::Echo], &[]), service(&["eu"], &[], &["n1"])] {
         let refused = nothing.permissions().unwrap_err();
         assert_eq!(refused, "service `svc` needs at least one tool, and at least one region or node");
@@ -155,15 +156,22 @@ fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
     );
     check(&Role::Acknowledger, &["_INBOX_n.*.>"], &["_INBOX_c.acknowledger.>"]);
     assert_eq!(Role::Acknowledger.permissions().unwrap().max_subscriptions, Some(1));
-    check(&Role::FrontDoor, &["_INBOX.*.>"], &["_INBOX_c.frontdoor.>", "api.v1.run.* f", "$SRV.>"]);
-    check(&Role::Observer, &["$SRV.>"], &["_INBOX.observer.>"]);
+    check(&Role::FrontDoor, &["_INBOX_f.*.>"], &["_INBOX_c.frontdoor.>", "api.v1.run.* f", "$SRV.>"]);
+    check(&Role::Observer, &["$SRV.>"], &["_INBOX_f.observer.>"]);
     check(&Role::Keymaster, &["$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.PING"], &["_INBOX_c.keymaster.>"]);
     check(&Role::KeymasterDesk, &["_INBOX_c.*.>"], &["_INBOX_c.keymaster-desk.>", "key.v1.> k"]);
     check(
-        &Role::Presence { account: "ACC".to_owned() },
-        &["$SYS.REQ.ACCOUNT.ACC.CONNZ", "$SYS.REQ.SERVER.*.KICK"],
-        &["_INBOX_c.presence.>", "$SYS.ACCOUNT.ACC.CONNECT", "$SYS.ACCOUNT.ACC.DISCONNECT"],
+        &Role::Presence { accounts: vec!["ACC".to_owned()] },
+        &["$SYS.REQ.SERVER.*.KICK", "$SYS.REQ.ACCOUNT.ACC.CONNZ"],
+        &[
+            "_INBOX_c.presence.>",
+            "$SYS.SERVER.*.CLIENT.AUTH.ERR",
+            "$SYS.ACCOUNT.$G.DISCONNECT",
+            "$SYS.ACCOUNT.ACC.CONNECT",
+            "$SYS.ACCOUNT.ACC.DISCONNECT",
+        ],
     );
+    check(&Role::Sentry, &["audit.v1.violation.sentry", "key.v1.revoke.sentry", "_INBOX_n.*.cut"], &["_INBOX_c.sentry.>"]);
     check(
         &Role::Auditor,
         &["$JS.API.STREAM.INFO.AUDIT", "$JS.API.DIRECT.GET.AUDIT", "$JS.API.DIRECT.GET.AUDIT.audit.v1.>"],

@@ -114,6 +114,8 @@ pub fn application(replicas: u32) -> Vec<Definition> {
         bucket(storage::KEYS, replicas, REGISTER_HISTORY, register()),
         bucket(storage::NODES, replicas, REGISTER_HISTORY, register()),
         bucket(storage::SERVICES, replicas, REGISTER_HISTORY, register()),
+        // Of a token that has expired nothing is kept, after a while.
+        bucket(storage::TOKENS, replicas, 1, json!({"allow_msg_ttl": true, "subject_delete_marker_ttl": nanos(LIMIT_MARKERS_KEPT)})),
         callbacks(replicas),
         later(replicas),
         // Of one that was deleted nothing is kept, after a while.
@@ -269,6 +271,7 @@ mod tests {
             "KV_KEYS",
             "KV_NODES",
             "KV_SERVICES",
+            "KV_TOKENS",
             "KV_SECRETS",
             "KV_DELIVERIES",
             "KV_SCHEDULES",

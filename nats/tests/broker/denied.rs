@@ -1,7 +1,9 @@
 //! What each kind of credential must not do, refused by the broker.
 
-use fixture::{Broker, api, collector, node, registrar, service, service_at_the_door};
-use probeops_nats::permissions::{AccountName, Role};
+use fixture::{Broker, Sentry, api, collector, node, registrar, service, service_at_the_door};
+use probeops_nats::permissions::Role;
+use probeops_nats::sentry::Bounds;
+use probeops_shared::audit::Record;
 
 use crate::fixture;
 
@@ -35,37 +37,10 @@ const ON_THE_TRAIL: [Attempt; 18] = [
     Subscribe("audit.v1.>"),
 ];
 
-#[tokio::test]
-async fn no_credential_that_runs_makes_the_trail_forget() {
-    let broker = Broker::start().await;
-    let account = broker.vault.account_key(AccountName::Application).to_owned();
-    let running = [
-        node("n1", "eu"),
-        service("svc"),
-        service_at_the_door("svc"),
-        api(),
-        collector(),
-        registrar(),
-        Role::Acknowledger,
-        Role::FrontDoor,
-        Role::Observer,
-        Role::Auditor,
-        Role::Presence { account },
-        Role::Keymaster,
-    ];
-    for role in &running {
-        refuses(&broker, role, &ON_THE_TRAIL).await;
-    }
-    // Whoever may change the stream, which is not kept online, cannot make it forget either, but by what age it lets things go.
-    let provisioner: Vec<Attempt> = ON_THE_TRAIL
-        .into_iter()
-        .filter(|attempt| !matches!(attempt, Publish("$JS.API.STREAM.UPDATE.AUDIT" | "$JS.API.STREAM.CREATE.AUDIT")))
-        .collect();
-    refuses(&broker, &Role::AuditProvisioner, &provisioner).await;
-}
-
-async fn refuses(broker: &Broker, role: &Role, attempts: &[Attempt]) {
+/// What is tried is refused, and in the trail: by whom, and on what subject.
+async fn refuses((broker, sentry): &(Broker, Sentry), role: &Role, attempts: &[Attempt]) {
     let mut connection = broker.connect(role).await;
+    let mut tried = Vec::new();
     for attempt in attempts {
         let subject = match *attempt {
             Publish(subject) => {
@@ -83,13 +58,69 @@ async fn refuses(broker: &Broker, role: &Role, attempts: &[Attempt]) {
         };
         let refused = connection.violation().await;
         assert!(refused.contains(&format!("\"{subject}\"")), "{role:?} {attempt:?}: {refused}");
+        tried.push(*attempt);
     }
+    let principal = match role {
+        Role::Node { .. } => format!("node:{}", role.name()),
+        Role::Service { .. } => format!("service:{}", role.name()),
+        _ => format!("part:{}", role.name()),
+    };
+    let key = format!("key {} of account {}", connection.credentials.public_key, role.account().as_str());
+    let noticed = |record: &Record, attempt: &Attempt| {
+        let (subject, what) = match attempt {
+            Publish(subject) => (subject, "publish".to_owned()),
+            Subscribe(subject) => (subject, "subscribe".to_owned()),
+            Join(subject, queue) => (subject, format!("subscribe in queue group {queue}")),
+        };
+        record.principal == principal
+            && record.target == **subject
+            && record.detail.starts_with(&format!("{what};"))
+            && record.detail.contains(&key)
+    };
+    sentry.notices(tried, noticed).await;
     connection.client.drain().await.unwrap();
+}
+
+/// A broker, and a sentry that cuts nobody: what is tried here is not a flood.
+async fn watched() -> (Broker, Sentry) {
+    let broker = Broker::start().await;
+    let sentry = broker.sentry(Bounds { violations: u32::MAX, ..Bounds::default() }).await;
+    (broker, sentry)
+}
+
+#[tokio::test]
+async fn no_credential_that_runs_makes_the_trail_forget() {
+    let broker = watched().await;
+    let running = [
+        node("n1", "eu"),
+        service("svc"),
+        service_at_the_door("svc"),
+        api(),
+        collector(),
+        registrar(),
+        Role::Acknowledger,
+        Role::FrontDoor,
+        Role::Observer,
+        Role::Auditor,
+        broker.0.presence(),
+        Role::Sentry,
+        Role::Keymaster,
+        Role::KeymasterDesk,
+    ];
+    for role in &running {
+        refuses(&broker, role, &ON_THE_TRAIL).await;
+    }
+    // Whoever may change the stream, which is not kept online, cannot make it forget either, but by what age it lets things go.
+    let provisioner: Vec<Attempt> = ON_THE_TRAIL
+        .into_iter()
+        .filter(|attempt| !matches!(attempt, Publish("$JS.API.STREAM.UPDATE.AUDIT" | "$JS.API.STREAM.CREATE.AUDIT")))
+        .collect();
+    refuses(&broker, &Role::AuditProvisioner, &provisioner).await;
 }
 
 #[tokio::test]
 async fn a_node_may_not() {
-    let broker = Broker::start().await;
+    let broker = watched().await;
     let attempts = [
         Subscribe("job.v1.eu.echo.*"),
         Join("job.v1.eu.echo.*", "other"),
@@ -126,13 +157,76 @@ async fn a_node_may_not() {
         Publish("sched.v1.x"),
         Publish("$JS.ACK.CALLBACKS.deliver.1.1.1.1.0"),
         Publish("$SYS.REQ.SERVER.PING"),
+        Subscribe("*"),
+        Subscribe("job.v1.>"),
+        Join("job.v1.>", "w"),
+        Join("job.v1.eu.*.*", "w"),
+        Subscribe("node.v1.>"),
+        Subscribe("node.v1.*.job.echo.*"),
+        Join("node.v1.n2.>", "w"),
+        Subscribe("_INBOX_n.>"),
+        Subscribe("_INBOX_f.>"),
+        Subscribe("_INBOX_c.>"),
+        // Not even where it answers itself.
+        Subscribe("_INBOX.api-1.token.n1"),
+        Join("ev.v1.>", "c"),
+        Join("key.v1.>", "k"),
+        Subscribe("audit.v1.>"),
+        Subscribe("jobs.v1.>"),
+        Subscribe("$KV.>"),
+        Subscribe("$JS.>"),
+        Subscribe("$JS.EVENT.ADVISORY.>"),
+        Publish("_INBOX.svc.n1"),
+        Publish("_INBOX.svc.a.b.n1"),
+        Publish("_INBOX.api-1.token.n1.x"),
+        Publish("_INBOX_f.svc.x"),
+        Publish("_INBOX_n.n2.cut"),
+        Publish("ev.v1.eu.*.beat"),
+        Publish("node.v1.n1.job.echo.n1"),
+        Publish("node.v1.n2.job.echo.svc"),
+        Publish("job.v1.eu.echo.api-1"),
+        Publish("key.v1.mint_node.n1"),
+        Publish("key.v1.revoke.sentry"),
+        Publish("rep.v1.api-1.cancel.n1"),
+        Publish("jobs.v1.o.x.state"),
+        Publish("audit.v1.violation.sentry"),
+        Publish("$KV.NODES.n1"),
+        Publish("$KV.KEYS.x"),
+        Publish("$JS.API.INFO"),
+        Publish("$JS.API.STREAM.CREATE.X"),
+        Publish("$JS.API.STREAM.DELETE.AUDIT"),
+        Publish("$JS.FC.x"),
+        Publish("$SYS.REQ.CLAIMS.UPDATE"),
+        Publish("$SYS.REQ.SERVER.PING.CONNZ"),
+        Publish("$SYS.REQ.USER.INFO"),
     ];
     refuses(&broker, &node("n1", "eu"), &attempts).await;
+    // Two in one hand: neither can send the other anything, so neither gets a message with a reply subject of its own choice.
+    let to_the_other = [
+        Publish("node.v1.n2.job.echo.n1"),
+        Publish("node.v1.n2.ctl.cancel.n1"),
+        Publish("node.v1.n2.x"),
+        Publish("_INBOX_n.n2.x"),
+        Publish("_INBOX.n2.t.n2"),
+        Subscribe("_INBOX.n1.>"),
+        Subscribe("_INBOX.*.*.n2"),
+        Subscribe("ev.v1.eu.n2.>"),
+    ];
+    refuses(&broker, &node("n1", "eu"), &to_the_other).await;
+    let to_the_first = [
+        Publish("node.v1.n1.job.echo.n2"),
+        Publish("_INBOX_n.n1.x"),
+        Publish("_INBOX.api-1.t.n1"),
+        Publish("ev.v1.eu.n1.x"),
+        Subscribe("_INBOX.*.*.n1"),
+        Subscribe("ev.v1.eu.n1.x"),
+    ];
+    refuses(&broker, &node("n2", "eu"), &to_the_first).await;
 }
 
 #[tokio::test]
 async fn a_service_may_not() {
-    let broker = Broker::start().await;
+    let broker = watched().await;
     let attempts = [
         Publish("job.v1.us.echo.svc"),
         Publish("job.v1.eu.ping.svc"),
@@ -165,6 +259,29 @@ async fn a_service_may_not() {
         Join("job.v1.eu.echo.*", "w"),
         Subscribe("node.v1.n1.>"),
         Subscribe(">"),
+        Subscribe("_INBOX_f.other.>"),
+        Subscribe("_INBOX_f.>"),
+        Subscribe("_INBOX.*.*.n1"),
+        Subscribe("_INBOX_n.n1.>"),
+        Subscribe("_INBOX_c.api-1.>"),
+        Subscribe("ev.v1.>"),
+        Join("ev.v1.>", "c"),
+        Join("key.v1.>", "k"),
+        Subscribe("audit.v1.>"),
+        Subscribe("$SYS.>"),
+        Subscribe("$SRV.>"),
+        Subscribe("$KV.>"),
+        Publish("_INBOX_f.svc.x"),
+        Publish("_INBOX_f.other.x"),
+        Publish("job.v1.*.echo.svc"),
+        Publish("job.v1.eu.echo.svc.x"),
+        Publish("key.v1.mint_service.svc"),
+        Publish("key.v1.revoke.svc"),
+        Publish("audit.v1.violation.svc"),
+        Publish("$JS.API.STREAM.CREATE.X"),
+        Publish("$JS.API.STREAM.DELETE.AUDIT"),
+        Publish("$SYS.REQ.CLAIMS.UPDATE"),
+        Publish("$SYS.REQ.USER.INFO"),
     ];
     refuses(&broker, &service("svc"), &attempts).await;
     let at_the_door = [
@@ -179,7 +296,7 @@ async fn a_service_may_not() {
 
 #[tokio::test]
 async fn a_replica_of_the_api_may_not() {
-    let broker = Broker::start().await;
+    let broker = watched().await;
     let attempts = [
         Publish("job.v1.eu.echo.api-2"),
         Publish("node.v1.n1.ctl.drain.api-2"),
@@ -233,13 +350,40 @@ async fn a_replica_of_the_api_may_not() {
         Subscribe("ev.v1.>"),
         Subscribe("$KV.KEYS.>"),
         Subscribe(">"),
+        // Nor keys of another: it asks the keymaster in its own name, and speaks for nobody else.
+        Publish("key.v1.mint_node.api-2"),
+        Publish("key.v1.revoke.sentry"),
+        Join("key.v1.>", "k"),
+        Publish("_INBOX_f.svc.x"),
+        Publish("_INBOX_c.api-2.x"),
+        Publish("_INBOX_n.n1.cut"),
+        Subscribe("_INBOX_f.svc.>"),
+        Join("ev.v1.>", "c"),
+        Subscribe("audit.v1.>"),
+        // The trail: of its account it sees and reaches nothing.
+        Publish("audit.v1.violation.sentry"),
+        Publish("$JS.API.STREAM.DELETE.AUDIT"),
+        Publish("$JS.API.STREAM.PURGE.AUDIT"),
+        Publish("$JS.API.STREAM.UPDATE.AUDIT"),
+        Publish("$JS.API.STREAM.MSG.DELETE.AUDIT"),
+        Publish("$JS.API.STREAM.MSG.GET.AUDIT"),
+        Publish("$JS.API.STREAM.CREATE.AUDIT"),
+        Publish("$JS.API.STREAM.CREATE.MIRROR"),
+        Publish("$JS.API.STREAM.RESTORE.AUDIT"),
+        Publish("$JS.API.STREAM.SNAPSHOT.AUDIT"),
+        Publish("$JS.API.STREAM.REMOVE.AUDIT"),
+        Publish("$JS.API.CONSUMER.CREATE.AUDIT"),
+        Publish("$JS.API.CONSUMER.DELETE.AUDIT.x"),
+        Publish("$JS.API.DIRECT.GET.AUDIT"),
+        Publish("$JS.API.META.LEADER.STEPDOWN"),
+        Publish("$JS.API.ACCOUNT.PURGE.x"),
     ];
     refuses(&broker, &api(), &attempts).await;
 }
 
 #[tokio::test]
 async fn a_command_of_the_operator_may_not() {
-    let broker = Broker::start().await;
+    let broker = watched().await;
     let attempts = [
         Publish("job.v1.eu.echo.command-1"),
         Publish("node.v1.n1.job.echo.command-1"),
@@ -268,7 +412,7 @@ async fn a_command_of_the_operator_may_not() {
 
 #[tokio::test]
 async fn the_parts_of_the_control_plane_may_not() {
-    let broker = Broker::start().await;
+    let broker = watched().await;
     let collecting = [
         Publish("$KV.KEYS.x"),
         Publish("$KV.NODES.n1"),
@@ -308,6 +452,11 @@ async fn the_parts_of_the_control_plane_may_not() {
         Publish("api.v1.run.svc"),
         Publish("_INBOX_n.n1.x"),
         Publish("_INBOX_c.api-1.x"),
+        // What a node would answer: whoever has the front door cannot pass for one.
+        Publish("_INBOX.svc.token.n1"),
+        Publish("_INBOX.api-1.token.n1"),
+        Publish("_INBOX.svc.x"),
+        Subscribe("_INBOX_f.svc.>"),
         Publish("rep.v1.api-1.cancel.frontdoor"),
         Publish("audit.v1.api.api-1"),
         Publish("$KV.SERVICES.svc"),
@@ -345,13 +494,28 @@ async fn the_parts_of_the_control_plane_may_not() {
         Subscribe("$SYS.ACCOUNT.*.CONNECT"),
         Subscribe("$SYS.SERVER.>"),
     ];
-    let account = broker.vault.account_key(AccountName::Application).to_owned();
-    refuses(&broker, &Role::Presence { account }, &presence).await;
+    refuses(&broker, &broker.0.presence(), &presence).await;
+    let sentry = [
+        Publish("audit.v1.violation.other"),
+        Publish("audit.v1.node.sentry"),
+        Publish("key.v1.mint_node.sentry"),
+        Publish("key.v1.revoke.api-1"),
+        Publish("_INBOX_n.n1.x"),
+        Publish("_INBOX.svc.token.n1"),
+        Publish("$KV.NODES.n1"),
+        Publish("$JS.API.STREAM.INFO.KV_NODES"),
+        Publish("job.v1.eu.echo.sentry"),
+        Publish("$SYS.REQ.SERVER.x.KICK"),
+        Subscribe("audit.v1.>"),
+        Subscribe("ev.v1.>"),
+        Subscribe(">"),
+    ];
+    refuses(&broker, &Role::Sentry, &sentry).await;
 }
 
 #[tokio::test]
 async fn those_with_power_have_no_other() {
-    let broker = Broker::start().await;
+    let broker = watched().await;
     let keymaster = [
         Publish("$SYS.REQ.CLAIMS.DELETE"),
         Publish("$SYS.REQ.CLAIMS.LIST"),
@@ -370,7 +534,12 @@ async fn those_with_power_have_no_other() {
     let desk = [
         Publish("_INBOX.api-1.token.n1"),
         Publish("_INBOX_n.n1.x"),
+        Publish("_INBOX_f.svc.x"),
         Publish("key.v1.revoke.api-1"),
+        Publish("job.v1.eu.echo.keymaster-desk"),
+        Publish("audit.v1.api.keymaster-desk"),
+        Publish("$KV.NODES.n1"),
+        Publish("$JS.API.STREAM.INFO.KV_NODES"),
         Publish("job.v1.eu.echo.api-1"),
         Publish("audit.v1.api.api-1"),
         Publish("$KV.NODES.x"),

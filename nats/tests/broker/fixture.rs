@@ -1,15 +1,17 @@
 //! A real nats-server with our configuration, for one test.
 
+use std::fmt::Debug;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use async_nats::Client;
+use async_nats::{Client, jetstream};
 use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
 use probeops_nats::connect::{Link, LinkError, LinkEvent, connect};
 use probeops_nats::layout::Layout;
 use probeops_nats::permissions::Role;
+use probeops_nats::sentry::{self, Bounds};
 use probeops_nats::server::ports::free_port;
 use probeops_nats::server::supervise::{self, Running};
 use probeops_nats::server::{Program, Search, VARIABLE};
@@ -17,8 +19,14 @@ use probeops_nats::streams::{Provisioned, provision};
 use probeops_nats::vault::credentials::Credentials;
 use probeops_nats::vault::{CREDENTIAL_LIFETIME, Vault};
 use probeops_nats::{process, tls};
+use probeops_shared::audit::chain::Batch;
+use probeops_shared::audit::{Record, Verdict};
+use probeops_shared::subjects::storage;
 use probeops_shared::tools::ToolName;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 /// How long anything in a test may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -123,8 +131,73 @@ impl Broker {
         Connection { client, events, credentials }
     }
 
+    /// Starts a sentry, and reads what it has to say.
+    pub(crate) async fn sentry(&self, bounds: Bounds) -> Sentry {
+        sentry::mint(&self.layout, &self.vault, CREDENTIAL_LIFETIME).unwrap();
+        let settings = sentry::Settings {
+            servers: self.servers(),
+            ca: Some(self.layout.ca_certificate()),
+            creds: self.layout.sentry_dir(),
+            logs: vec![self.layout.server_log()],
+            bounds,
+        };
+        let stop = CancellationToken::new();
+        let (ready, is_ready) = oneshot::channel();
+        let running = tokio::spawn(sentry::run(settings, ready, stop.clone()));
+        tokio::time::timeout(PATIENCE, is_ready).await.unwrap().unwrap();
+        Sentry { auditor: self.connect(&Role::Auditor).await.client, stop, running }
+    }
+
+    pub(crate) fn presence(&self) -> Role {
+        let [presence, _] = sentry::roles(&self.vault);
+        presence
+    }
+
     pub(crate) async fn try_connect(&self, link: &Link) -> Result<Client, LinkError> {
         connect(link, "test", "_INBOX.test").await.map(|(client, _)| client)
+    }
+}
+
+/// A running sentry, and the trail.
+pub(crate) struct Sentry {
+    auditor: Client,
+    stop: CancellationToken,
+    running: JoinHandle<Result<(), String>>,
+}
+
+impl Sentry {
+    /// All records of violations.
+    pub(crate) async fn records(&self) -> Vec<Record> {
+        let trail = jetstream::new(self.auditor.clone()).get_stream(storage::AUDIT).await.unwrap();
+        let last = trail.get_info().await.unwrap().state.last_sequence;
+        let mut records = Vec::new();
+        for sequence in 1..=last {
+            let message = trail.direct_get(sequence).await.unwrap();
+            // What tests write themselves may be anything.
+            let batch = serde_json::from_slice::<Batch<Record>>(&message.payload);
+            records.extend(batch.into_iter().flat_map(|batch| batch.records).map(|link| link.record));
+        }
+        records.retain(|record| record.verdict == Verdict::Violation);
+        records
+    }
+
+    /// Waits until the trail has a record of each of these.
+    pub(crate) async fn notices<T: Debug>(&self, mut wanted: Vec<T>, is: impl Fn(&Record, &T) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let records = self.records().await;
+            wanted.retain(|wanted| !records.iter().any(|record| is(record, wanted)));
+            if wanted.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < deadline, "not noticed: {wanted:?}; only {records:#?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    pub(crate) async fn end(self) {
+        self.stop.cancel();
+        tokio::time::timeout(PATIENCE, self.running).await.unwrap().unwrap().unwrap();
     }
 }
 

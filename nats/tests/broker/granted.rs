@@ -4,7 +4,6 @@ use async_nats::jetstream::kv::{Operation, Watch};
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber, jetstream};
 use fixture::{Broker, Connection, PATIENCE, api, collector, node, registrar, service, service_at_the_door};
 use futures_util::StreamExt;
-use probeops_nats::connect::LinkEvent;
 use probeops_nats::permissions::Role;
 use probeops_shared::ids::{Caller, JobId, NodeId, ReplyToken};
 use probeops_shared::subjects::{
@@ -301,7 +300,7 @@ async fn what_is_audited_is_kept_in_the_other_account_and_read_there() {
 async fn connections_of_the_application_are_seen_coming_and_going() {
     let broker = Broker::start().await;
     let account = broker.vault.account_key(probeops_nats::permissions::AccountName::Application).to_owned();
-    let watching = broker.connect(&Role::Presence { account: account.clone() }).await;
+    let watching = broker.connect(&broker.presence()).await;
     let mut connects = watching.client.subscribe(broker::account_connect(&account)).await.unwrap();
     let mut disconnects = watching.client.subscribe(broker::account_disconnect(&account)).await.unwrap();
     let listed = timeout(PATIENCE, watching.client.request(broker::account_connections(&account), "{}".into())).await.unwrap().unwrap();
@@ -315,25 +314,4 @@ async fn connections_of_the_application_are_seen_coming_and_going() {
     timeout(PATIENCE, watching.client.request(broker::server_kick(server), kick.into())).await.unwrap().unwrap();
     let event: serde_json::Value = serde_json::from_slice(&next(&mut disconnects).await.payload).unwrap();
     assert_eq!(event["client"]["user"], n1.credentials.public_key.as_str());
-}
-
-#[tokio::test]
-async fn a_node_cannot_hoard_shares_or_publish_too_much() {
-    let broker = Broker::start().await;
-    let mut n1 = broker.connect(&node("n1", "eu")).await;
-    let mut held = Vec::new();
-    for _ in 0..4 {
-        held.push(n1.client.queue_subscribe(subjects::job("eu", "echo", ANY), NODE_QUEUE.to_owned()).await.unwrap());
-    }
-    let refused = n1
-        .next(|event| match event {
-            LinkEvent::Other(text) => Some(text.clone()),
-            _ => None,
-        })
-        .await;
-    assert!(refused.to_lowercase().contains("maximum subscriptions exceeded"), "{refused}");
-    // More than an outcome of the largest size with its headers.
-    let too_much = vec![0_u8; 300 * 1024];
-    n1.client.publish(subjects::event("eu", "n1", "beat"), too_much.into()).await.unwrap();
-    n1.next(|event| matches!(event, LinkEvent::Disconnected).then_some(())).await;
 }

@@ -29,7 +29,7 @@ fn what_cannot_be_understood_is_refused() {
     assert_eq!(
         "jobs:wirte".parse::<Scope>().unwrap_err().split(';').nth(1),
         Some(
-            " did you mean `jobs:write`? the scopes are jobs:write, jobs:read, nodes:read, nodes:write, keys:write, services:write, audit:read, metrics:read, admin"
+            " did you mean `jobs:write`? the scopes are jobs:write, jobs:read, nodes:read, nodes:write, nodes:enroll, keys:write, services:write, audit:read, metrics:read, admin"
         )
     );
 }

@@ -103,10 +103,20 @@ pub fn account_connect(account: impl Display) -> String {
     format!("$SYS.ACCOUNT.{account}.CONNECT")
 }
 
+/// The account whose clients' coming is told on this subject.
+pub fn parse_account_connect(subject: &str) -> Option<String> {
+    subject.strip_prefix("$SYS.ACCOUNT.")?.strip_suffix(".CONNECT").map(str::to_owned)
+}
+
 /// A client of an account has gone.
 pub fn account_disconnect(account: impl Display) -> String {
     format!("$SYS.ACCOUNT.{account}.DISCONNECT")
 }
+
+/// Somebody was not let in, on any server.
+pub const AUTHENTICATION_ERRORS: &str = "$SYS.SERVER.*.CLIENT.AUTH.ERR";
+/// Somebody has gone who never said who he is, such as one without TLS.
+pub const STRANGER_DISCONNECT: &str = "$SYS.ACCOUNT.$G.DISCONNECT";
 
 /// Lists the connections of an account; every server answers.
 pub fn account_connections(account: impl Display) -> String {

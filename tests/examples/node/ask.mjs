@@ -14,7 +14,7 @@ const nc = await connect({
   servers: server,
   tls: { caFile: ca },
   authenticator: credsAuthenticator(readFileSync(creds)),
-  inboxPrefix: `_INBOX.${name}`, // ours alone: the broker lets nobody else subscribe it
+  inboxPrefix: `_INBOX_f.${name}`, // where the front door answers; ours alone: the broker lets nobody else subscribe it
 });
 
 // A publication that is not granted is told only here, on the side: whoever waits for an answer to it waits in vain.
@@ -60,7 +60,7 @@ const done = (await nc.request(`api.v1.run.${name}`, JSON.stringify(job), { time
 console.log(`job: ${done.status} with ${done.results.length} outcome`);
 
 // 4. With events, on the same inbox; the answer itself is the message without Probe-Event.
-const inbox = `_INBOX.${name}.${randomBytes(16).toString("hex")}`;
+const inbox = `_INBOX_f.${name}.${randomBytes(16).toString("hex")}`;
 for await (const [event, body] of ask(`api.v1.run.${name}`, inbox, inbox, job, "1")) {
   console.log(`door: ${event ?? body.status}`);
   if (!event) break;

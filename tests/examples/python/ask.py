@@ -26,7 +26,7 @@ async def main(server, ca, creds, name, region):
         server,
         tls=ssl.create_default_context(cafile=ca),
         user_credentials=creds,
-        inbox_prefix=f"_INBOX.{name}".encode(),  # ours alone: the broker lets nobody else subscribe it
+        inbox_prefix=f"_INBOX_f.{name}".encode(),  # where the front door answers; ours alone: the broker lets nobody else subscribe it
         error_cb=on_error,
     )
 

@@ -32,8 +32,8 @@ async fn main() -> Result<()> {
         .await?
         .add_root_certificates(ca.into())
         .require_tls(true)
-        // Ours alone: the broker lets nobody else subscribe it.
-        .custom_inbox_prefix(format!("_INBOX.{name}"))
+        // Where the front door answers; ours alone: the broker lets nobody else subscribe it.
+        .custom_inbox_prefix(format!("_INBOX_f.{name}"))
         .event_callback(move |event| {
             if let Event::ServerError(error) = event {
                 drop(told.send(error));

@@ -88,7 +88,7 @@ impl<'a> Service<'a> {
 async fn connect(fabric: &Fabric, name: &str, creds: &str) -> Result<(Client, Receiver<String>), async_nats::ConnectError> {
     let (sender, events) = channel();
     let options = ConnectOptions::with_credentials(creds).unwrap().add_root_certificates(fabric.ca()).require_tls(true);
-    let options = options.custom_inbox_prefix(format!("_INBOX.{name}")).event_callback(move |event: Event| {
+    let options = options.custom_inbox_prefix(format!("_INBOX_f.{name}")).event_callback(move |event: Event| {
         drop(sender.send(event.to_string()));
         async {}
     });
@@ -222,9 +222,16 @@ fn what_is_wrong_is_answered_with_a_problem_at_once() {
 fn nobody_is_answered_elsewhere_than_in_his_own_inbox() {
     let (fabric, api) = one_node();
     let (service, other) = (Service::made(&fabric, &api, "billing", &json!({})), Service::made(&fabric, &api, "other", &json!({})));
-    let foreign = ["_INBOX.other.abc", "_INBOX.billingx.abc", "_INBOX.billing.*", "_INBOX_n.d-1.x", "node.v1.d-1.ctl.drain.api-1"];
+    let foreign = [
+        "_INBOX_f.other.abc",
+        "_INBOX_f.billingx.abc",
+        "_INBOX_f.billing.*",
+        "_INBOX.billing.abc",
+        "_INBOX_n.d-1.x",
+        "node.v1.d-1.ctl.drain.api-1",
+    ];
     fabric.block_on(async {
-        let mut heard = other.client.subscribe("_INBOX.other.>").await.unwrap();
+        let mut heard = other.client.subscribe("_INBOX_f.other.>").await.unwrap();
         other.client.flush().await.unwrap();
         for reply in foreign {
             service.client.publish_with_reply(service.subject(), reply, echo("eu").to_string().into()).await.unwrap();
@@ -235,7 +242,7 @@ fn nobody_is_answered_elsewhere_than_in_his_own_inbox() {
     });
     let records = api.wait_for_audit("principal=service:billing&verdict=refused", foreign.len() + 1);
     for record in &records {
-        assert!(record["detail"].as_str().unwrap().contains("the reply subject must be in your own inbox, _INBOX.billing.>"), "{record}");
+        assert!(record["detail"].as_str().unwrap().contains("the reply subject must be in your own inbox, _INBOX_f.billing.>"), "{record}");
     }
     assert_eq!(body(&service.ask(&echo("eu"), &[]))["status"], "finished", "and the node takes jobs as before");
 }

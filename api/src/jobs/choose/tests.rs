@@ -59,6 +59,7 @@ fn node(id: &str, region: &str, labels: Value, state: State) -> (NodeGrant, Opti
         created_at: Timestamp::now(),
         expires_at: Timestamp::now(),
         revoked_at: matches!(state, State::Revoked).then(Timestamp::now),
+        enrolled: None,
     };
     (grant, (!matches!(state, State::Offline)).then_some(beat))
 }

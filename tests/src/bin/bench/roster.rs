@@ -93,6 +93,7 @@ fn node(index: usize) -> Result<(NodeGrant, Beat), String> {
         created_at: now,
         expires_at: now.plus(Duration::from_hours(1)),
         revoked_at: None,
+        enrolled: None,
     };
     let slots = [ToolName::Echo, ToolName::Ping].map(|tool| (tool.class(), Slots { free: 32 - index % 7, total: 32 }));
     let beat = Beat {

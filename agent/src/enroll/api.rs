@@ -1,0 +1,170 @@
+//! The API, as a node asks it for credentials: HTTPS, by the system's authorities or a given one.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use probeops_shared::enroll::{Challenge, ChallengeRequest, ConfirmRequest, EnrollRequest, NodeCredential, PublicKey};
+use probeops_shared::problem::Code;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+
+use super::EnrollError;
+
+/// How long connecting may take.
+const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// How long a request may take: the API waits for the keymaster, and it for every server of the broker.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// The largest answer, in bytes.
+const ANSWER_BYTES_MAX: u64 = 256 * 1024;
+/// How much of an answer that is none of ours is shown.
+const FOREIGN_CHARS_MAX: usize = 200;
+
+/// An API.
+#[derive(Clone, Debug)]
+pub struct Api {
+    agent: ureq::Agent,
+    url: String,
+}
+
+#[derive(Deserialize)]
+struct Problem {
+    code: Code,
+    detail: String,
+}
+
+impl Api {
+    /// At this address, with a certificate of this authority; of the system's when absent. Clear text is for this machine's own API only: a
+    /// token would cross the network.
+    pub fn new(url: &str, ca: Option<&Path>) -> Result<Self, EnrollError> {
+        let url = url.trim_end_matches('/').to_owned();
+        check_url(&url)?;
+        let mut tls = TlsConfig::builder();
+        if url.starts_with("https://") {
+            tls = tls.root_certs(roots(ca)?);
+        }
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .timeout_connect(Some(CONNECT_WITHIN))
+            .timeout_global(Some(ANSWER_WITHIN))
+            // A redirect would take the token elsewhere.
+            .max_redirects(0)
+            .user_agent(format!("probeops-agent/{}", probeops_shared::VERSION))
+            .tls_config(tls.build());
+        Ok(Self { agent: config.build().new_agent(), url })
+    }
+
+    pub(super) async fn challenge(&self, public_key: &PublicKey) -> Result<Challenge, EnrollError> {
+        self.post("/v1/enroll/challenge", &ChallengeRequest { public_key: public_key.clone() }).await
+    }
+
+    pub(super) async fn enroll(&self, request: &EnrollRequest) -> Result<NodeCredential, EnrollError> {
+        self.post("/v1/enroll", request).await
+    }
+
+    pub(super) async fn confirm(&self, request: &ConfirmRequest) -> Result<NodeCredential, EnrollError> {
+        self.post("/v1/enroll/confirm", request).await
+    }
+
+    async fn post<T: DeserializeOwned + Send + 'static>(&self, path: &str, request: &impl Serialize) -> Result<T, EnrollError> {
+        let (api, path) = (self.clone(), path.to_owned());
+        let body = serde_json::to_string(request).map_err(EnrollError::here)?;
+        let asked = tokio::task::spawn_blocking(move || api.ask(&path, body));
+        asked.await.map_err(EnrollError::here)?
+    }
+
+    fn ask<T: DeserializeOwned>(&self, path: &str, body: String) -> Result<T, EnrollError> {
+        let unreachable = |error: ureq::Error| EnrollError::Later(format!("cannot reach the API at {}: {error}", self.url));
+        let request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        let mut response = request.send(body).map_err(unreachable)?;
+        let status = response.status().as_u16();
+        let bytes = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(unreachable)?;
+        read(&self.url, status, &bytes)
+    }
+}
+
+fn read<T: DeserializeOwned>(url: &str, status: u16, bytes: &[u8]) -> Result<T, EnrollError> {
+    let foreign = || {
+        let text = String::from_utf8_lossy(bytes);
+        let shown: String = probeops_shared::text::plain(text.trim()).chars().take(FOREIGN_CHARS_MAX).collect();
+        // Something in front of the API may be out of order for a while.
+        EnrollError::Later(format!("{url} does not answer as a ProbeOps API would (status {status}): {shown}"))
+    };
+    if (200..300).contains(&status) {
+        return serde_json::from_slice(bytes).map_err(|_| foreign());
+    }
+    let Problem { code, detail } = serde_json::from_slice(bytes).map_err(|_| foreign())?;
+    let detail = probeops_shared::text::plain(&detail);
+    match code {
+        Code::Unavailable | Code::Internal | Code::RateLimited | Code::RequestTimeout => Err(EnrollError::Later(detail)),
+        _ => Err(EnrollError::Refused(detail)),
+    }
+}
+
+fn check_url(url: &str) -> Result<(), EnrollError> {
+    let loopback = |rest: &str| {
+        let authority = rest.split('/').next().unwrap_or_default();
+        let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host).trim_matches(['[', ']']);
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.to_canonical().is_loopback())
+    };
+    match (url.strip_prefix("https://"), url.strip_prefix("http://")) {
+        (Some(rest), _) if !rest.is_empty() => Ok(()),
+        (_, Some(rest)) if loopback(rest) => Ok(()),
+        (_, Some(_)) => Err(EnrollError::Here(format!("`{url}` would send the token in clear text; use https://"))),
+        _ => Err(EnrollError::Here(format!("`{url}` is not the address of an API, such as https://probeops.example.com"))),
+    }
+}
+
+fn roots(ca: Option<&Path>) -> Result<RootCerts, EnrollError> {
+    let Some(ca) = ca else {
+        let found = rustls_native_certs::load_native_certs();
+        if found.certs.is_empty() {
+            let detail = "this system has no authorities for certificates (install ca-certificates), and no --ca is given";
+            return Err(EnrollError::Here(detail.to_owned()));
+        }
+        let certificates: Vec<Certificate<'static>> =
+            found.certs.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned()).collect();
+        return Ok(RootCerts::new_with_certs(&certificates));
+    };
+    let unusable = |why: String| EnrollError::Here(format!("cannot use the authority {}: {why}", ca.display()));
+    let pem = std::fs::read(ca).map_err(|error| unusable(error.to_string()))?;
+    let mut certificates: Vec<Certificate<'static>> = Vec::new();
+    for item in ureq::tls::parse_pem(&pem) {
+        if let PemItem::Certificate(certificate) = item.map_err(|error| unusable(error.to_string()))? {
+            certificates.push(certificate);
+        }
+    }
+    if certificates.is_empty() {
+        return Err(unusable("it holds no PEM certificate".to_owned()));
+    }
+    Ok(RootCerts::new_with_certs(&certificates))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_goes_in_clear_text_to_this_machine_only() {
+        for good in ["https://a.example", "https://[2001:db8::1]:8443", "http://127.0.0.1:8080", "http://localhost", "http://[::1]:80/x"] {
+            assert!(check_url(good).is_ok(), "{good}");
+        }
+        for bad in ["http://a.example", "http://127.0.0.1.example", "http://10.0.0.1", "a.example", "ftp://a", "https://", ""] {
+            assert!(check_url(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_passes_is_tried_again_and_what_is_refused_is_not() {
+        let error = |status: u16, body: &str| read::<Challenge>("https://a", status, body.as_bytes()).unwrap_err();
+        let problem = |code: &str| format!(r#"{{"code":"{code}","detail":"why","status":1}}"#);
+        for code in ["forbidden", "conflict", "invalid", "unprocessable"] {
+            assert_eq!(error(403, &problem(code)), EnrollError::Refused("why".to_owned()));
+        }
+        for code in ["unavailable", "rate_limited", "internal"] {
+            assert_eq!(error(503, &problem(code)), EnrollError::Later("why".to_owned()));
+        }
+        assert!(matches!(error(502, "<html>Bad Gateway"), EnrollError::Later(text) if text.contains("status 502")));
+    }
+}

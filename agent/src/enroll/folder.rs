@@ -1,0 +1,278 @@
+//! The folder in which a node keeps who it is: its key, its credential, and what they are good for.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use probeops_nats::layout::files::{self, Secrecy};
+use probeops_nats::node_key::NodeKey;
+use probeops_shared::enroll::{Digest, Mark};
+use probeops_shared::ids::{NodeId, Region};
+use probeops_shared::timestamp::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::EnrollError;
+
+/// A node's folder.
+#[derive(Clone, Debug)]
+pub struct Folder(PathBuf);
+
+/// What a node knows of its enrolment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Record {
+    /// The API that it enrolled with.
+    pub api: String,
+    /// A digest of what identified the machine then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Digest>,
+    /// The mark of the newest credential.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mark: Option<Mark>,
+    /// The mark of the next one, which is asked for with it until it has come.
+    pub next_mark: Mark,
+    /// The broker's addresses, where they are not those that the API says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub servers: Option<Vec<String>>,
+    /// The newest credential; absent before the first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given: Option<Given>,
+}
+
+/// What a credential is good for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Given {
+    /// The node's id.
+    pub node: NodeId,
+    /// Its region.
+    pub region: Region,
+    /// The broker's addresses.
+    pub servers: Vec<String>,
+    /// When the credential ends, by the control plane's clock.
+    pub expires_at: Timestamp,
+    /// When it was got, by this machine's clock.
+    pub obtained_at: Timestamp,
+    /// How long it lasts from then on, in milliseconds.
+    pub valid_for_ms: u64,
+    /// Whether the API is still to be told that the broker takes it.
+    pub to_confirm: bool,
+}
+
+impl Record {
+    /// Of a machine that is about to enrol.
+    pub(super) fn new(api: &str, machine: Option<Digest>) -> Self {
+        let api = api.trim_end_matches('/').to_owned();
+        Self { api, machine, mark: None, next_mark: Mark::new(), servers: None, given: None }
+    }
+
+    /// Of a node that has got the credential that it asked for with the next mark.
+    pub(super) fn with_next_mark(self) -> Self {
+        Self { mark: Some(self.next_mark), next_mark: Mark::new(), ..self }
+    }
+}
+
+impl Folder {
+    /// At this path; touches nothing.
+    pub fn new(path: &Path) -> Self {
+        Self(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The private key.
+    pub fn key_path(&self) -> PathBuf {
+        self.0.join("node.nk")
+    }
+
+    /// The credential, as the broker's clients read it.
+    pub fn creds_path(&self) -> PathBuf {
+        self.0.join("node.creds")
+    }
+
+    /// The credential of a key that is to take the place of the one there is.
+    pub(super) fn next_creds_path(&self) -> PathBuf {
+        self.0.join("next.creds")
+    }
+
+    fn next_key_path(&self) -> PathBuf {
+        self.0.join("next.nk")
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.0.join("enrollment.json")
+    }
+
+    /// The authority of the API's certificate, where it is not one that the system knows.
+    pub(super) fn api_authority(&self) -> Option<PathBuf> {
+        Some(self.0.join("api-ca.pem")).filter(|path| path.exists())
+    }
+
+    /// The authority of the broker's certificate, likewise.
+    pub(super) fn broker_authority(&self) -> Option<PathBuf> {
+        Some(self.0.join("broker-ca.pem")).filter(|path| path.exists())
+    }
+
+    /// Makes the folder where there is none, and waits until no other process changes it.
+    pub(super) async fn lock(&self) -> Result<File, EnrollError> {
+        // Another process may hold it while it waits for the API.
+        let folder = self.clone();
+        tokio::task::spawn_blocking(move || folder.lock_now()).await.map_err(EnrollError::here)?
+    }
+
+    fn lock_now(&self) -> Result<File, EnrollError> {
+        files::make_dir(&self.0).map_err(|error| EnrollError::Here(format!("{error:#}")))?;
+        let path = self.0.join("lock");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
+        let file = file.map_err(|error| EnrollError::Here(format!("cannot open {}: {error}", path.display())))?;
+        self.give_to_owner(&path)?;
+        file.lock().map_err(|error| EnrollError::Here(format!("cannot lock {}: {error}", path.display())))?;
+        Ok(file)
+    }
+
+    /// What is known of the enrolment, if anything.
+    pub fn record(&self) -> Result<Option<Record>, EnrollError> {
+        let path = self.record_path();
+        let Some(text) = read(&path)? else { return Ok(None) };
+        let read = serde_json::from_str(&text);
+        read.map(Some).map_err(|error| EnrollError::Here(format!("{} is damaged: {error}; {}", path.display(), self.cure())))
+    }
+
+    pub(super) fn keep_record(&self, record: &Record) -> Result<(), EnrollError> {
+        let text = serde_json::to_string_pretty(record).map_err(EnrollError::here)?;
+        self.keep(&self.record_path(), &text)
+    }
+
+    /// The node's key; a new one where there is none.
+    pub(super) fn key_or_new(&self) -> Result<NodeKey, EnrollError> {
+        self.load_or_make(&self.key_path())
+    }
+
+    /// The key that is to take its place; a new one where none was begun with.
+    pub(super) fn next_key_or_new(&self) -> Result<NodeKey, EnrollError> {
+        self.load_or_make(&self.next_key_path())
+    }
+
+    /// Puts the next key in the place of the node's.
+    pub(super) fn promote_next_key(&self) -> Result<(), EnrollError> {
+        let promoted = std::fs::rename(self.next_key_path(), self.key_path());
+        promoted.map_err(|error| EnrollError::Here(format!("cannot replace {}: {error}", self.key_path().display())))?;
+        // The trial's copy of it is of no use any more; it is overwritten the next time if it cannot be removed.
+        drop(std::fs::remove_file(self.next_creds_path()));
+        Ok(())
+    }
+
+    fn load_or_make(&self, path: &Path) -> Result<NodeKey, EnrollError> {
+        if let Some(seed) = read(path)? {
+            let key = NodeKey::from_seed(&seed);
+            return key.map_err(|detail| EnrollError::Here(format!("{} is damaged: {detail}; {}", path.display(), self.cure())));
+        }
+        let key = NodeKey::new();
+        self.keep(path, &key.seed().map_err(EnrollError::Here)?)?;
+        Ok(key)
+    }
+
+    /// Copies the authority of the API's certificate, so that it is there when the credential is renewed.
+    pub(super) fn keep_api_authority(&self, ca: Option<&Path>) -> Result<(), EnrollError> {
+        let text = ca.map(std::fs::read_to_string).transpose().map_err(|error| EnrollError::Here(format!("cannot read --ca: {error}")))?;
+        self.keep_or_remove(&self.0.join("api-ca.pem"), text.as_deref())
+    }
+
+    pub(super) fn keep_broker_authority(&self, ca: Option<&str>) -> Result<(), EnrollError> {
+        self.keep_or_remove(&self.0.join("broker-ca.pem"), ca)
+    }
+
+    fn keep_or_remove(&self, path: &Path, text: Option<&str>) -> Result<(), EnrollError> {
+        match text {
+            // Rewriting what is there would have every reader look at it again.
+            Some(text) if read(path)?.as_deref() == Some(text) => Ok(()),
+            Some(text) => self.keep(path, text),
+            None if path.exists() => {
+                std::fs::remove_file(path).map_err(|error| EnrollError::Here(format!("cannot remove {}: {error}", path.display())))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Forgets who this machine was.
+    pub(super) fn clear(&self) -> Result<(), EnrollError> {
+        for path in [self.record_path(), self.creds_path(), self.next_creds_path(), self.key_path(), self.next_key_path()] {
+            match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(EnrollError::Here(format!("cannot remove {}: {error}", path.display())));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a file as a whole, for its owner's eyes only.
+    pub(super) fn keep(&self, path: &Path, text: &str) -> Result<(), EnrollError> {
+        files::write(path, text.as_bytes(), Secrecy::Secret).map_err(|error| EnrollError::Here(format!("{error:#}")))?;
+        self.give_to_owner(path)
+    }
+
+    /// What root writes into the folder of the agent's user is the agent's.
+    fn give_to_owner(&self, path: &Path) -> Result<(), EnrollError> {
+        let failed =
+            |error: std::io::Error| EnrollError::Here(format!("cannot give {} to the owner of its folder: {error}", path.display()));
+        let (folder, file) = (std::fs::metadata(&self.0).map_err(failed)?, std::fs::metadata(path).map_err(failed)?);
+        if (folder.uid(), folder.gid()) == (file.uid(), file.gid()) || file.uid() != 0 {
+            return Ok(());
+        }
+        std::os::unix::fs::chown(path, Some(folder.uid()), Some(folder.gid())).map_err(failed)
+    }
+
+    fn cure(&self) -> String {
+        format!("`probeops-agent enroll URL --new-identity --state {}` begins anew, with a token", self.0.display())
+    }
+}
+
+fn read(path: &Path) -> Result<Option<String>, EnrollError> {
+    files::read_if_exists(path).map_err(|error| EnrollError::Here(format!("{error:#}; is this the user whose folder it is?")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::Scratch;
+
+    #[test]
+    fn a_key_is_made_once_kept_for_its_owner_and_replaced_as_a_whole() {
+        use std::os::unix::fs::PermissionsExt;
+        let scratch = Scratch::new();
+        let folder = Folder::new(&scratch.path().join("state"));
+        drop(folder.lock_now().unwrap());
+        let key = folder.key_or_new().unwrap().public_key().unwrap();
+        assert_eq!(folder.key_or_new().unwrap().public_key().unwrap(), key);
+        assert_eq!(std::fs::metadata(folder.key_path()).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::metadata(folder.path()).unwrap().permissions().mode() & 0o777, 0o700);
+        let next = folder.next_key_or_new().unwrap().public_key().unwrap();
+        folder.promote_next_key().unwrap();
+        assert_eq!(folder.key_or_new().unwrap().public_key().unwrap(), next);
+        std::fs::write(folder.key_path(), "x").unwrap();
+        assert!(folder.key_or_new().unwrap_err().to_string().contains("--new-identity"));
+        folder.clear().unwrap();
+        assert_ne!(folder.key_or_new().unwrap().public_key().unwrap(), next);
+    }
+
+    #[test]
+    fn a_record_goes_on_from_mark_to_mark() {
+        let scratch = Scratch::new();
+        let folder = Folder::new(scratch.path());
+        assert_eq!(folder.record().unwrap(), None);
+        let record = Record::new("https://a/", None);
+        let now = Timestamp::now();
+        let (node, region) = ("n".parse().unwrap(), "r".parse().unwrap());
+        let given = Given { node, region, servers: Vec::new(), expires_at: now, obtained_at: now, valid_for_ms: 1, to_confirm: false };
+        let next = Record { given: Some(given), ..record.clone().with_next_mark() };
+        assert_eq!((next.api.as_str(), next.mark.as_ref()), ("https://a", Some(&record.next_mark)));
+        assert_ne!(next.next_mark, record.next_mark);
+        folder.keep_record(&next).unwrap();
+        assert_eq!(folder.record().unwrap(), Some(next));
+    }
+}

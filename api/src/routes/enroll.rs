@@ -1,0 +1,86 @@
+//! What nodes ask to come by their credentials. They have no bearer credential: what they sign says who they are.
+
+use std::borrow::Cow;
+
+use axum::Json;
+use axum::extract::State;
+use probeops_shared::enroll::{Challenge, ChallengeRequest, ConfirmRequest, EnrollRequest, NodeCredential};
+use probeops_shared::json;
+use probeops_shared::problem::Code;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::App;
+use crate::problem::Problem;
+use crate::problem::success;
+use crate::routes::body::JsonBody;
+use crate::routes::frame::CurrentRequest;
+use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
+
+/// The fields of a request for a credential.
+const ENROLL_FIELDS: [&str; 10] =
+    ["token", "public_key", "challenge", "signature", "node", "machine", "mark", "next_mark", "new_public_key", "new_signature"];
+
+pub(super) fn operations() -> Vec<Operation> {
+    vec![
+        Operation {
+            route: Route::post("/v1/enroll/challenge", challenge),
+            needs: Needs::Nothing,
+            id: "challengeNode".into(),
+            summary: "Get a challenge to sign".into(),
+            description: "For agents. What the private half of this key signs within a minute shows that the node has it.",
+            query: Cow::Borrowed(&[]),
+            headers: &[],
+            body: Some(schema::<ChallengeRequest>),
+            answers: vec![Answer::json(success::DONE, "The challenge.", schema::<Challenge>)],
+            problems: &[Code::RateLimited],
+        },
+        Operation {
+            route: Route::post("/v1/enroll", enroll),
+            needs: Needs::Nothing,
+            id: "enrollNode".into(),
+            summary: "Enrol a node, or renew its credential".into(),
+            description: "For agents. With a token, or with a key that an operator registered, a machine becomes a node; its first credential is \
+                          for a few minutes, until it confirms that the broker takes it. A node that is one renews its credential, or puts \
+                          another key in the place of its own, by signature alone.",
+            query: Cow::Borrowed(&[]),
+            headers: &[],
+            body: Some(schema::<EnrollRequest>),
+            answers: vec![Answer::json(success::DONE, "The credential.", schema::<NodeCredential>)],
+            problems: &[Code::Forbidden, Code::Conflict, Code::RateLimited, Code::Unavailable],
+        },
+        Operation {
+            route: Route::post("/v1/enroll/confirm", confirm),
+            needs: Needs::Nothing,
+            id: "confirmNode".into(),
+            summary: "Confirm that the broker takes a credential".into(),
+            description: "For agents. Uses up the token that the node enrolled with, or revokes the key that it had before, and gives it a \
+                          credential that lasts. Doing it again changes nothing.",
+            query: Cow::Borrowed(&[]),
+            headers: &[],
+            body: Some(schema::<ConfirmRequest>),
+            answers: vec![Answer::json(success::DONE, "The credential that lasts.", schema::<NodeCredential>)],
+            problems: &[Code::Forbidden, Code::Conflict, Code::Unavailable],
+        },
+    ]
+}
+
+async fn challenge(State(app): State<App>, JsonBody(body): JsonBody) -> Result<Json<Challenge>, Problem> {
+    let request: ChallengeRequest = parse(&body, &["public_key"])?;
+    app.enroll.challenge(&request.public_key).map(Json)
+}
+
+async fn enroll(State(app): State<App>, current: CurrentRequest, JsonBody(body): JsonBody) -> Result<Json<NodeCredential>, Problem> {
+    let request: EnrollRequest = parse(&body, &ENROLL_FIELDS)?;
+    Box::pin(app.enroll.enroll(&request, &current.0)).await.map(Json)
+}
+
+async fn confirm(State(app): State<App>, current: CurrentRequest, JsonBody(body): JsonBody) -> Result<Json<NodeCredential>, Problem> {
+    let request: ConfirmRequest = parse(&body, &["public_key", "challenge", "signature", "node"])?;
+    Box::pin(app.enroll.confirm(&request, &current.0)).await.map(Json)
+}
+
+fn parse<T: DeserializeOwned>(body: &[u8], fields: &[&str]) -> Result<T, Problem> {
+    let fields = json::parse_object(body, fields).map_err(Problem::invalid)?;
+    json::typed(Value::Object(fields)).map_err(Problem::invalid)
+}

@@ -1,0 +1,328 @@
+//! Attacks that are no single subject: coming in with what is no credential, what the broker lets pass and nobody may gain by, clones, floods.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::{Auth, ConnectOptions, HeaderMap, jetstream};
+use data_encoding::BASE64URL_NOPAD;
+use fixture::{Broker, Connection, PATIENCE, api, node, service};
+use nkeys::KeyPair;
+use probeops_nats::connect::{Link, LinkError, LinkEvent};
+use probeops_nats::keymaster;
+use probeops_nats::permissions::{AccountName, Role};
+use probeops_nats::sentry::Bounds;
+use probeops_nats::vault::CREDENTIAL_LIFETIME;
+use probeops_shared::audit::Record;
+use probeops_shared::subjects;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::fixture;
+
+/// The claims of a JWT.
+fn payload(jwt: &str) -> Value {
+    serde_json::from_slice(&BASE64URL_NOPAD.decode(jwt.split('.').nth(1).unwrap().as_bytes()).unwrap()).unwrap()
+}
+
+/// Claims as somebody wants them, signed by whom he wants.
+fn signed(mut claims: Value, signer: &KeyPair) -> String {
+    claims["iss"] = signer.public_key().into();
+    let header = BASE64URL_NOPAD.encode(br#"{"typ":"JWT","alg":"ed25519-nkey"}"#);
+    let content = format!("{header}.{}", BASE64URL_NOPAD.encode(claims.to_string().as_bytes()));
+    let signature = BASE64URL_NOPAD.encode(&signer.sign(content.as_bytes()).unwrap());
+    format!("{content}.{signature}")
+}
+
+impl Broker {
+    fn signing_key(&self, account: AccountName) -> KeyPair {
+        let seed = std::fs::read_to_string(self.layout.key(&format!("{}-signing", account.as_str()))).unwrap();
+        KeyPair::from_seed(seed.trim()).unwrap()
+    }
+
+    /// Tries to come in with this JWT, and what is signed with this key.
+    async fn comes_in(&self, jwt: Option<String>, signing: Option<&str>, options: ConnectOptions) -> bool {
+        let signing = signing.map(|seed| KeyPair::from_seed(seed).unwrap());
+        let options = match jwt {
+            Some(jwt) => ConnectOptions::with_auth_callback(move |nonce| {
+                let mut auth = Auth::new();
+                auth.jwt = Some(jwt.clone());
+                auth.signature = signing.as_ref().map(|key| key.sign(&nonce).unwrap());
+                async move { Ok(auth) }
+            }),
+            None => options,
+        };
+        let options = options.add_root_certificates(self.layout.ca_certificate()).require_tls(true);
+        options.connect(&self.servers()[..]).await.is_ok()
+    }
+}
+
+#[tokio::test]
+async fn nobody_comes_in_with_what_is_no_credential_and_each_who_tries_is_noticed() {
+    let (broker, stranger) = (Broker::start().await, Broker::configured());
+    let sentry = broker.sentry(Bounds::default()).await;
+    let (application, audit) = (broker.signing_key(AccountName::Application), broker.signing_key(AccountName::Audit));
+    let mint = |role: &Role| broker.vault.mint(role, CREDENTIAL_LIFETIME).unwrap();
+    let (n1, n2, revoked) = (mint(&node("n1", "eu")), mint(&node("n2", "eu")), mint(&node("n3", "eu")));
+    let foreign = stranger.vault.mint(&node("n1", "eu"), CREDENTIAL_LIFETIME).unwrap();
+    let with = |name: &str, change: &dyn Fn(&mut Value)| {
+        let mut claims = payload(&n1.jwt);
+        claims["name"] = name.into();
+        change(&mut claims);
+        claims
+    };
+    let system = broker.connect(&Role::Keymaster).await;
+    keymaster::push(&system.client, &broker.vault.revoke(&revoked.public_key).unwrap()).await.unwrap();
+    let edited = {
+        let parts: Vec<&str> = n1.jwt.split('.').collect();
+        let claims = with("edited", &|claims| claims["nats"]["pub"]["allow"] = json!([">"]));
+        format!("{}.{}.{}", parts[0], BASE64URL_NOPAD.encode(claims.to_string().as_bytes()), parts[2])
+    };
+    let own = KeyPair::new_account();
+    // What is tried, with which key, and what the sentry says of it.
+    let tried = [
+        (edited, n1.seed.as_str(), None),
+        (signed(with("expired", &|claims| claims["exp"] = 1_700_000_000.into()), &application), &n1.seed, Some("expired")),
+        (signed(with("self-signed", &|_| ()), &own), &n1.seed, Some("self-signed")),
+        (signed(with("other-account", &|_| ()), &audit), &n1.seed, Some("other-account")),
+        (signed(with("of-no-time", &|claims| claims["nbf"] = 4_000_000_000_u64.into()), &application), &n1.seed, Some("of-no-time")),
+        (revoked.jwt.clone(), &revoked.seed, Some("n3")),
+        (foreign.jwt.clone(), &foreign.seed, Some(foreign.public_key.as_str())),
+        (n2.jwt.clone(), &n1.seed, Some(n2.public_key.as_str())),
+        (
+            signed(with("wss-only", &|claims| claims["nats"]["allowed_connection_types"] = json!(["WEBSOCKET"])), &application),
+            &n1.seed,
+            Some("wss-only"),
+        ),
+        (signed(with("elsewhere", &|claims| claims["nats"]["src"] = json!(["10.99.0.0/16"])), &application), &n1.seed, Some("elsewhere")),
+    ];
+    let mut wanted = Vec::new();
+    for (jwt, seed, says) in tried {
+        assert!(!broker.comes_in(Some(jwt), Some(seed), ConnectOptions::new()).await, "{says:?}");
+        wanted.push(says.map_or("not let in: Authentication Failure; from", |says| says).to_owned());
+    }
+    // A credential that asks for no proof of the key, from somebody who has read it in a log: signed by us, and not accepted either.
+    let bearer = signed(with("bearer", &|claims| claims["nats"]["bearer_token"] = true.into()), &application);
+    assert!(!broker.comes_in(Some(bearer), None, ConnectOptions::new()).await);
+    assert!(!broker.comes_in(Some(n1.jwt.clone()), None, ConnectOptions::new()).await, "without its key");
+    assert!(!broker.comes_in(None, None, ConnectOptions::new()).await, "nothing at all");
+    let password = ConnectOptions::with_user_and_password("operator".to_owned(), "secret".to_owned());
+    assert!(!broker.comes_in(None, None, password).await);
+    assert!(!broker.comes_in(None, None, ConnectOptions::with_nkey(n1.seed.clone())).await, "a key that no claims speak of");
+    wanted.extend(["bearer (", "operator"].map(|says| format!("it says it is {says}")));
+    // Ours for the inside come by the plain way only.
+    let creds = broker.layout.creds("inside");
+    broker.vault.mint_to(&creds, &Role::Provisioner, CREDENTIAL_LIFETIME).unwrap();
+    let websocket = format!("wss://localhost:{}", broker.settings.websocket.unwrap().listen.port());
+    let by_web = Link { servers: vec![websocket], ..broker.link(creds) };
+    assert!(matches!(broker.try_connect(&by_web).await, Err(LinkError::Refused(_))));
+    wanted.push("it says it is provisioner (".to_owned());
+    // In the clear: a client, and a device that speaks MQTT.
+    for said in [&b"CONNECT {\"verbose\":false}\r\nPING\r\n"[..], b"\x10\x12\x00\x04MQTT\x04\x02\x00\x3c\x00\x06device"] {
+        let mut stream = TcpStream::connect(broker.settings.listen).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(said).unwrap();
+        let mut answer = Vec::new();
+        // What it greets with is no secret; that it resets the connection is an end, too.
+        drop(stream.read_to_end(&mut answer));
+        assert!(!String::from_utf8_lossy(&answer).contains("PONG"));
+    }
+    wanted.push("not let in: TLS Handshake Failure".to_owned());
+    sentry.notices(wanted, |record: &Record, words| record.principal == "-" && record.detail.contains(words.as_str())).await;
+    // And it was the credential each time: with its own it comes in.
+    assert!(broker.comes_in(Some(n1.jwt.clone()), Some(&n1.seed), ConnectOptions::new()).await);
+    sentry.end().await;
+}
+
+#[tokio::test]
+async fn there_is_no_other_way_in() {
+    let broker = Broker::start().await;
+    let monitoring = broker.settings.monitoring().unwrap();
+    let mut stream = TcpStream::connect(monitoring).unwrap();
+    stream.write_all(b"GET /varz HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let figures: Value = serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap();
+    for door in ["leaf", "gateway", "mqtt", "cluster"] {
+        assert!(figures[door]["port"].is_null(), "{door}: {}", figures[door]);
+    }
+    assert_eq!(figures["http_host"], "127.0.0.1", "figures are for this machine alone");
+    assert!(figures["no_auth_user"].is_null() && figures["auth_required"] == true && figures["tls_required"] == true);
+}
+
+#[tokio::test]
+async fn what_the_broker_lets_pass_gains_nobody_anything() {
+    let broker = Broker::start().await;
+    let sentry = broker.sentry(Bounds::default()).await;
+    let (n1, n2, asking) = (broker.connect(&node("n1", "eu")).await, broker.connect(&node("n2", "eu")).await, broker.connect(&api()).await);
+    let mut heard = n2.client.subscribe(subjects::node_all("n2")).await.unwrap();
+    // The broker checks no reply subject: nothing that answers what a node says may be led elsewhere by it, and no stream answers it.
+    for reply in ["node.v1.n2.ctl.drain.api-1", "$JS.API.STREAM.DELETE.JOBS", "job.v1.eu.echo.api-1"] {
+        let mut poison = HeaderMap::new();
+        poison.insert("Nats-Msg-Id", "k1");
+        let event = subjects::event("eu", "n1", "beat");
+        n1.client.publish_with_reply_and_headers(event, reply, poison, "x".into()).await.unwrap();
+    }
+    let fence = n1.client.subscribe(subjects::node_all("n1")).await.unwrap();
+    n1.client.flush().await.unwrap();
+    drop(fence);
+    let context = jetstream::new(asking.client.clone());
+    let recorded = |id: &str| PublishMessage::build().payload("[]".into()).message_id(id.to_owned());
+    // Its message ids take away nobody's.
+    let kept = context.send_publish(subjects::audit("api", "api-1"), recorded("k1")).await.unwrap().await.unwrap();
+    assert!(!kept.duplicate, "{kept:?}");
+    // A header that a stream would obey: the trail forgets nothing by it.
+    for (header, value) in [
+        ("Nats-Rollup", "all"),
+        ("Nats-Rollup", "sub"),
+        ("Nats-TTL", "1s"),
+        ("Nats-Schedule", "@every 1s"),
+        ("Nats-Expected-Stream", "JOBS"),
+    ] {
+        let message = recorded(&format!("h-{header}-{value}")).header(header, value);
+        let refused = context.send_publish(subjects::audit("api", "api-1"), message).await.unwrap().await;
+        assert!(refused.is_err(), "{header}: {refused:?}");
+    }
+    // A trace of its own message leads nowhere that it may not publish itself, and an option of its connection gives it nothing.
+    let mut trace = HeaderMap::new();
+    trace.insert("Nats-Trace-Dest", "job.v1.eu.echo.svc");
+    n1.client.publish_with_headers(subjects::event("eu", "n1", "beat"), trace, "x".into()).await.unwrap();
+    let options = ConnectOptions::with_credentials(&n1.credentials.to_creds_file()).unwrap().no_echo();
+    let options = options.add_root_certificates(broker.layout.ca_certificate()).require_tls(true);
+    let no_echo = options.connect(&broker.servers()[..]).await.unwrap();
+    no_echo.publish("node.v1.n2.ctl.drain.n1", "x".into()).await.unwrap();
+    no_echo.flush().await.unwrap();
+    let seen = |record: &Record, subject: &&str| record.principal == "node:n1" && record.target == **subject;
+    sentry.notices(vec!["job.v1.eu.echo.svc", "node.v1.n2.ctl.drain.n1"], seen).await;
+    // By now all of it would have arrived: what comes first is what was really asked.
+    asking.client.publish(subjects::node_job("n2", "echo", "api-1"), "asked".into()).await.unwrap();
+    let first = timeout(PATIENCE, futures_util::StreamExt::next(&mut heard)).await.unwrap().unwrap();
+    assert_eq!(first.payload, "asked");
+    sentry.end().await;
+}
+
+/// Says something until the connection ends.
+async fn speak(connection: &mut Connection, name: &str, every: Duration) -> Duration {
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < PATIENCE, "{name} was not cut");
+        connection.client.publish(subjects::event("eu", name, "beat"), "x".into()).await.unwrap();
+        while let Ok(event) = connection.events.try_recv() {
+            if matches!(event, LinkEvent::Disconnected | LinkEvent::Refused(_)) {
+                return begun.elapsed();
+            }
+        }
+        if every.is_zero() { tokio::task::yield_now().await } else { sleep(every).await }
+    }
+}
+
+#[tokio::test]
+async fn clones_and_floods_are_cut_and_one_that_reconnects_is_not() {
+    const SPEAK_EVERY: Duration = Duration::from_millis(200);
+    let broker = Broker::start().await;
+    let stop = CancellationToken::new();
+    let settings = keymaster::Settings {
+        layout: broker.layout.clone(),
+        servers: broker.servers(),
+        ca: Some(broker.layout.ca_certificate()),
+        health_file: None,
+    };
+    let keymaster = tokio::spawn(keymaster::run(settings, stop.clone()));
+    let bounds = Bounds { messages_per_s: 1_000, ..Bounds::default() };
+    let sentry = broker.sentry(bounds).await;
+
+    // A second connection with the same credential.
+    let creds = broker.layout.creds("again");
+    let again = async |credentials: &probeops_nats::vault::credentials::Credentials| {
+        std::fs::write(&creds, credentials.to_creds_file()).unwrap();
+        let (client, events) = probeops_nats::connect::connect(&broker.link(creds.clone()), "again", "_INBOX_n.n1").await.unwrap();
+        Connection { client, events, credentials: credentials.clone() }
+    };
+    // One whose old connection is dead, which the broker does not know yet: silent here.
+    let mut dead = broker.connect(&node("n2", "eu")).await;
+    let mut alive = again(&dead.credentials).await;
+    let mut n1 = broker.connect(&node("n1", "eu")).await;
+    let mut clone = again(&n1.credentials).await;
+    let stay = async {
+        loop {
+            alive.client.publish(subjects::event("eu", "n2", "beat"), "x".into()).await.unwrap();
+            sleep(SPEAK_EVERY).await;
+        }
+    };
+    let both = async { tokio::join!(speak(&mut n1, "n1", SPEAK_EVERY), speak(&mut clone, "n1", SPEAK_EVERY)) };
+    tokio::select! {
+        _ = both => {}
+        () = stay => {}
+    }
+    let is = |record: &Record, (principal, words): &(&str, &str)| record.principal == *principal && record.detail.contains(words);
+    sentry
+        .notices(vec![("node:n1", "cut: clone"), ("node:n1", "clone: its key"), ("node:n1", "revoked: its key is void on probeops")], is)
+        .await;
+    std::fs::write(&creds, n1.credentials.to_creds_file()).unwrap();
+    assert!(matches!(broker.try_connect(&broker.link(creds.clone())).await, Err(LinkError::Refused(_))), "neither comes back");
+    for connection in [&mut dead, &mut alive] {
+        assert!(!std::iter::from_fn(|| connection.events.try_recv().ok()).any(|event| event == LinkEvent::Disconnected));
+    }
+
+    // A flood of what it may publish, and one of what it may not; a service that asks as much as it may is left alone.
+    let mut busy = broker.connect(&node("n4", "eu")).await;
+    let mut calm = broker.connect(&service("svc")).await;
+    let flooding = async { speak(&mut busy, "n4", Duration::ZERO).await };
+    let asking = async {
+        loop {
+            calm.client.publish(subjects::job("eu", "echo", "svc"), "x".into()).await.unwrap();
+            sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::select! {
+        _ = flooding => {}
+        () = asking => {}
+    }
+    let rude = broker.connect(&node("n5", "eu")).await;
+    for _ in 0..20_000 {
+        rude.client.publish("job.v1.eu.echo.n5", "x".into()).await.unwrap();
+    }
+    rude.client.flush().await.unwrap();
+    sentry.notices(vec![("node:n4", "cut: flood"), ("node:n5", "cut: flood"), ("node:n5", "times")], is).await;
+    // Of so many events its end may be lost; that it had to come in again is not.
+    let deadline = Instant::now() + PATIENCE;
+    while rude.client.statistics().connects.load(std::sync::atomic::Ordering::Relaxed) < 2 {
+        assert!(Instant::now() < deadline, "it was not cut");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!std::iter::from_fn(|| calm.events.try_recv().ok()).any(|event| event == LinkEvent::Disconnected));
+    let of_the_flood = sentry.records().await.iter().filter(|record| record.principal == "node:n5").count();
+    assert!(of_the_flood <= 102, "20,000 violations made {of_the_flood} records");
+    sentry.end().await;
+    stop.cancel();
+    timeout(PATIENCE, keymaster).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn what_goes_beyond_a_limit_is_refused_and_noticed() {
+    let broker = Broker::start().await;
+    let sentry = broker.sentry(Bounds::default()).await;
+    let mut n1 = broker.connect(&node("n1", "eu")).await;
+    let mut held = Vec::new();
+    // One more would let it hoard shares of the queue.
+    for _ in 0..4 {
+        held.push(n1.client.queue_subscribe("job.v1.eu.echo.*", "w".to_owned()).await.unwrap());
+    }
+    let refused = n1.next(|event| if let LinkEvent::Other(text) = event { Some(text.clone()) } else { None }).await;
+    assert!(refused.to_lowercase().contains("maximum subscriptions exceeded"), "{refused}");
+    // More than an outcome of the largest size with its headers.
+    n1.client.publish(subjects::event("eu", "n1", "beat"), vec![0_u8; 300 * 1024].into()).await.unwrap();
+    n1.next(|event| matches!(event, LinkEvent::Disconnected).then_some(())).await;
+    let mut calling = broker.connect(&service("svc")).await;
+    calling.client.publish(subjects::job("eu", "echo", "svc"), vec![0_u8; 300 * 1024].into()).await.unwrap();
+    calling.next(|event| matches!(event, LinkEvent::Disconnected).then_some(())).await;
+    let wanted = vec![
+        ("node:n1", "maximum subscriptions exceeded"),
+        ("node:n1", "maximum payload exceeded"),
+        ("service:svc", "maximum payload exceeded"),
+    ];
+    sentry.notices(wanted, |record, (principal, words)| record.principal == *principal && record.detail.contains(words)).await;
+    sentry.end().await;
+}

@@ -1,0 +1,355 @@
+//! Enrolment on a real fabric: machines become nodes, stay nodes, change their keys, and what is none is told why.
+
+use std::path::Path;
+use std::time::Duration;
+
+use probeops_nats::node_key::NodeKey;
+use probeops_shared::enroll::{ConfirmRequest, EnrollRequest, Mark};
+use probeops_shared::timestamp::Timestamp;
+use probeops_tests::fabric::{Api, ApiOptions, Fabric, free_port};
+use probeops_tests::http::Caller;
+use probeops_tests::silent::Silent;
+use probeops_tests::up::{Home, Said};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+/// How long credentials of nodes last in the first test: long enough for a slow machine to renew them at half of it.
+const VALID_FOR: Duration = Duration::from_secs(12);
+
+fn api_with(fabric: &Fabric, told: &[&str]) -> Api {
+    let address = free_port();
+    let mut command = fabric.api_command(address, &ApiOptions::default());
+    command.args(told);
+    fabric.api_of(address, command)
+}
+
+/// A token in a file of its own; the token's record, too.
+fn token(home: &Home, api: &Api, name: &str, more: &Value) -> (String, Value) {
+    let mut request = json!({"region": "eu", "tools": ["echo", "tcp"]});
+    request.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    let made = api.admin().post("/v1/enroll-tokens", &request).expect(201);
+    let path = home.file(name, &format!("{}\n", made["token"].as_str().unwrap()));
+    (path.display().to_string(), made)
+}
+
+fn enroll(home: &Home, api: &Api, state: &str, told: &[&str]) -> Said {
+    let mut arguments = vec!["agent", "enroll", api.url(), "--state", state];
+    arguments.extend(told);
+    home.run(&arguments)
+}
+
+#[track_caller]
+fn refused(said: Said, code: i32, part: &str) {
+    assert_eq!(said.code, Some(code), "{}{}", said.out, said.err);
+    assert!(said.err.contains(part), "{}", said.err);
+}
+
+fn record(home: &Home, state: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(home.path(state).join("enrollment.json")).unwrap()).unwrap()
+}
+
+fn seed(home: &Home, state: &str) -> String {
+    std::fs::read_to_string(home.path(state).join("node.nk")).unwrap()
+}
+
+fn copy(home: &Home, from: &str, to: &str) {
+    std::fs::create_dir(home.path(to)).unwrap();
+    for file in std::fs::read_dir(home.path(from)).unwrap().flatten() {
+        std::fs::copy(file.path(), home.path(to).join(file.file_name())).unwrap();
+    }
+}
+
+#[test]
+fn a_machine_enrols_and_its_agent_renews_and_changes_keys_without_losing_a_job() {
+    let (fabric, home) = (Fabric::start(), Home::new());
+    let valid_for = format!("{}s", VALID_FOR.as_secs());
+    let api = api_with(&fabric, &["--node-valid-for", &valid_for, "--ephemeral-after", "2s"]);
+    let (file, made) = token(&home, &api, "token", &json!({"labels": {"site": "fra"}}));
+    let said = enroll(&home, &api, "state", &["--token-file", &file, "--node", "fra-1"]);
+    assert!(said.err.contains("the broker takes the credential"), "{}", said.err);
+    assert!(said.good().contains("node fra-1 in region eu is enrolled"));
+    for file in ["node.nk", "node.creds", "enrollment.json"] {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(home.path("state").join(file)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{file}");
+    }
+    let tokens = api.admin().get("/v1/enroll-tokens").expect(200);
+    assert_eq!((&tokens["enroll_tokens"][0]["id"], &tokens["enroll_tokens"][0]["used"]), (&made["id"], &json!(1)));
+    // Once more is nothing, also with a token that is none.
+    let again = enroll(&home, &api, "state", &["--token-file", "/nowhere"]).good();
+    assert!(again.starts_with("nothing to do: this machine is node fra-1 in region eu"), "{again}");
+
+    let state = home.path("state").display().to_string();
+    let agent = fabric.agent_of("fra-1", &["--state", &state]);
+    api.wait_for_nodes(1);
+    assert_eq!(api.admin().get("/v1/nodes/fra-1").expect(200)["labels"], json!({"site": "fra"}));
+    // It outlives its first credential, under load: jobs all the time, and one that runs over a renewal.
+    let first = record(&home, "state")["given"]["expires_at"].as_str().and_then(Timestamp::parse).unwrap();
+    let silent = Silent::start();
+    std::thread::scope(|scope| {
+        let (caller, parameters) = (api.admin(), silent.parameters(8_000));
+        let long = scope.spawn(move || caller.job("tcp", "127.0.0.1", "eu", &parameters).outcome());
+        let _held = silent.connected();
+        let mut jobs = 0;
+        while Timestamp::now() < first.plus(Duration::from_secs(1)) {
+            let outcome = api.admin().job("echo", "x", "eu", &json!({})).outcome();
+            assert_eq!(outcome["status"], "success", "job {jobs}: {outcome}\n{}", agent.log());
+            jobs += 1;
+        }
+        assert_eq!(long.join().unwrap()["status"], "success", "{}", agent.log());
+        assert!(jobs > 10, "{jobs}");
+    });
+    agent.wait_for_log("there is another credential; connecting with it");
+
+    // The key changes while jobs run; the old one is worth nothing from then on.
+    copy(&home, "state", "old");
+    std::thread::scope(|scope| {
+        let (caller, parameters) = (api.admin(), silent.parameters(4_000));
+        let long = scope.spawn(move || caller.job("tcp", "127.0.0.1", "eu", &parameters).outcome());
+        let _held = silent.connected();
+        let rotated = scope.spawn(|| home.run(&["agent", "rotate", "--state", "state"]).good());
+        for job in 0..40 {
+            let outcome = api.admin().job("echo", "x", "eu", &json!({})).outcome();
+            assert_eq!(outcome["status"], "success", "job {job}: {outcome}\n{}", agent.log());
+        }
+        assert!(rotated.join().unwrap().contains("with its new key"));
+        assert_eq!(long.join().unwrap()["status"], "success", "{}", agent.log());
+    });
+    assert_ne!(seed(&home, "state"), seed(&home, "old"));
+    let url = fabric.url();
+    let old = home.path("old/node.creds").display().to_string();
+    let ca = fabric.ca().display().to_string();
+    let ended = home.run(&["agent", "--servers", &url, "--ca", &ca, "--creds", &old]);
+    assert_eq!(ended.code, Some(78), "{}", ended.err);
+    assert!(enroll(&home, &api, "state", &[]).good().contains("nothing to do"));
+
+    // A machine that slept for longer than its credential lasts comes back by itself.
+    agent.terminate();
+    assert_eq!(agent.wait(), Some(0));
+    let ends = record(&home, "state")["given"]["expires_at"].as_str().and_then(Timestamp::parse).unwrap();
+    let (ephemeral, _) = token(&home, &api, "ephemeral", &json!({"ephemeral": true, "region": "lab"}));
+    let short = home.path("short").display().to_string();
+    let told = ["--state", &short, "--enroll", api.url(), "--enroll-token-file", &ephemeral, "--node", "short-1"];
+    let passing = fabric.agent_of("short-1", &told);
+    api.wait_until("the ephemeral node is there", || api.admin().get("/v1/nodes/short-1").body["online"] == json!(true));
+    passing.terminate();
+    assert_eq!(passing.wait(), Some(0));
+    api.wait_until("the ephemeral node is forgotten", || api.admin().get("/v1/nodes/short-1").status == 404);
+    api.wait_until("the credential is over", || ends < Timestamp::now());
+    let agent = fabric.agent_of("fra-1", &["--state", &state]);
+    api.wait_until("it is back", || api.admin().get("/v1/nodes/fra-1").body["online"] == json!(true));
+
+    // Revoked, it is told so and stays out; all of this is in the trail, and nothing secret anywhere.
+    api.admin().post("/v1/nodes/fra-1/revoke", &json!({})).expect(200);
+    assert_eq!(agent.wait(), Some(78), "{}", agent.log());
+    assert!(agent.log().contains("revoked"), "{}", agent.log());
+    refused(home.run(&["agent", "rotate", "--state", "state"]), 78, "was revoked");
+    api.wait_for_audit("verdict=refused", 1);
+    let trail = [api.audit("verdict=changed"), api.audit("verdict=refused")].concat();
+    let said = |part: &str| trail.iter().any(|record| record["detail"].as_str().is_some_and(|detail| detail.contains(part)));
+    for part in [
+        "enrolment token made: region eu",
+        "node is enrolling",
+        "node enrolled: region eu",
+        "node credential renewed",
+        "node changed its key to U",
+        "the key it had before is revoked",
+        "ephemeral node forgotten",
+        "was revoked at",
+    ] {
+        assert!(said(part), "{part}: {trail:?}");
+    }
+    let secrets = [made["token"].as_str().unwrap().to_owned(), seed(&home, "state"), seed(&home, "old")];
+    for text in [json!(trail).to_string(), api.log(), agent.log(), fabric.keymaster_log()] {
+        assert!(secrets.iter().all(|secret| !text.contains(secret.trim())), "{text}");
+    }
+}
+
+/// A machine that says exactly what a test wants said.
+struct Machine {
+    caller: Caller,
+    key: NodeKey,
+    mark: Option<Mark>,
+    next_mark: Mark,
+    machine: char,
+}
+
+impl Machine {
+    fn new(api: &Api) -> Self {
+        Self { caller: api.nobody(), key: NodeKey::new(), mark: None, next_mark: Mark::new(), machine: '0' }
+    }
+
+    fn challenge(&self) -> String {
+        let asked = json!({"public_key": self.key.public_key().unwrap()});
+        self.caller.post("/v1/enroll/challenge", &asked).expect(200)["challenge"].as_str().unwrap().to_owned()
+    }
+
+    fn request(&self, token: Option<&str>, node: &str) -> EnrollRequest {
+        let mut request = EnrollRequest {
+            token: token.map(str::to_owned),
+            public_key: self.key.public_key().unwrap(),
+            challenge: self.challenge(),
+            signature: "A".repeat(86).parse().unwrap(),
+            node: Some(node.parse().unwrap()),
+            machine: Some(self.machine.to_string().repeat(64).parse().unwrap()),
+            mark: self.mark.clone(),
+            next_mark: self.next_mark.clone(),
+            new_public_key: None,
+            new_signature: None,
+        };
+        let digest = token.map_or("-".to_owned(), |token| data_encoding::HEXLOWER.encode(&Sha256::digest(token.as_bytes())));
+        request.signature = self.key.sign(&request.statement(&digest)).unwrap();
+        request
+    }
+
+    /// The status and the body.
+    fn enroll(&self, token: Option<&str>, node: &str) -> (u16, Value) {
+        let answer = self.caller.post("/v1/enroll", &json!(self.request(token, node)));
+        (answer.status, answer.body)
+    }
+
+    fn confirm(&self, node: &str) -> (u16, Value) {
+        let mut request = ConfirmRequest {
+            public_key: self.key.public_key().unwrap(),
+            challenge: self.challenge(),
+            signature: "A".repeat(86).parse().unwrap(),
+            node: node.parse().unwrap(),
+        };
+        request.signature = self.key.sign(&request.statement()).unwrap();
+        let answer = self.caller.post("/v1/enroll/confirm", &json!(request));
+        (answer.status, answer.body)
+    }
+}
+
+#[track_caller]
+fn says((status, body): (u16, Value), wanted: u16, part: &str) {
+    assert_eq!(status, wanted, "{body}");
+    assert!(body["detail"].as_str().is_some_and(|detail| detail.contains(part)), "{body}");
+}
+
+#[test]
+fn what_is_no_node_is_told_why_and_a_token_counts_only_what_the_broker_took() {
+    let (fabric, home) = (Fabric::start(), Home::new());
+    let api = api_with(&fabric, &[]);
+    let text = |made: &Value| made["token"].as_str().unwrap().to_owned();
+    let used = |made: &Value| {
+        let tokens = api.admin().get("/v1/enroll-tokens").expect(200);
+        let tokens = tokens["enroll_tokens"].as_array().unwrap().clone();
+        tokens.iter().find(|token| token["id"] == made["id"]).map(|token| token["used"].clone())
+    };
+
+    // One use, and three who want it at once: one gets it, and another only once the first has failed for good.
+    let (_, one) = token(&home, &api, "one", &json!({}));
+    let one_text = text(&one);
+    let machines: Vec<Machine> = (0..3).map(|_| Machine::new(&api)).collect();
+    let answers: Vec<(u16, Value)> = std::thread::scope(|scope| {
+        let tries: Vec<_> = machines
+            .iter()
+            .enumerate()
+            .map(|(index, machine)| {
+                scope.spawn({
+                    let one_text = &one_text;
+                    move || machine.enroll(Some(one_text), &format!("m-{index}"))
+                })
+            })
+            .collect();
+        tries.into_iter().map(|tried| tried.join().unwrap()).collect()
+    });
+    let (taken, others): (Vec<_>, Vec<_>) = answers.iter().cloned().enumerate().partition(|(_, (status, _))| *status == 200);
+    assert_eq!((taken.len(), others.len()), (1, 2), "{answers:?}");
+    others.into_iter().for_each(|(_, answer)| says(answer, 409, "is taken by a node that is enrolling"));
+    let (winner, name) = (&machines[taken[0].0], format!("m-{}", taken[0].0));
+    assert_eq!((&taken[0].1.1["to_confirm"], used(&one)), (&json!(true), Some(json!(0))), "nothing is used up yet");
+    // A crash before it confirms: the same key asks again, and confirms twice.
+    assert_eq!(winner.enroll(Some(&one_text), &name).0, 200);
+    let confirmed = winner.confirm(&name);
+    assert_eq!((confirmed.0, &confirmed.1["to_confirm"], used(&one)), (200, &json!(false), Some(json!(1))), "{}", confirmed.1);
+    assert_eq!((winner.confirm(&name).0, used(&one)), (200, Some(json!(1))));
+    says(Machine::new(&api).enroll(Some(&one_text), "m-9"), 403, "is used up: 1 of 1");
+
+    // Copies: another machine; and of two that go on from the same credential the second.
+    let mark = Some(winner.next_mark.clone());
+    let goes_on = |mark: &Option<Mark>, machine: char| Machine {
+        caller: api.nobody(),
+        key: NodeKey::from_seed(&winner.key.seed().unwrap()).unwrap(),
+        mark: mark.clone(),
+        next_mark: Mark::new(),
+        machine,
+    };
+    says(goes_on(&mark, '1').enroll(None, &name), 409, "on another machine, and this is a copy of its disk");
+    let original = goes_on(&mark, '0');
+    assert_eq!(original.enroll(None, &name).0, 200);
+    assert_eq!(original.enroll(None, &name).0, 200, "whoever heard no answer asks again");
+    says(goes_on(&mark, '0').enroll(None, &name), 409, "its disk was cloned, or restored from a backup");
+
+    // What is not signed by the key, or for another, or too late, or by nobody that is known.
+    let stranger = Machine::new(&api);
+    says(stranger.enroll(None, "m-9"), 403, "this key is not known here");
+    says(stranger.confirm(&name), 403, "this key is not known here");
+    let mut forged = stranger.request(None, "m-9");
+    forged.node = Some("m-8".parse().unwrap());
+    let answer = api.nobody().post("/v1/enroll", &json!(forged));
+    says((answer.status, answer.body), 403, "the signature is not that of this key");
+    let mut foreign = stranger.request(None, "m-9");
+    foreign.challenge = winner.challenge();
+    let answer = api.nobody().post("/v1/enroll", &json!(foreign));
+    says((answer.status, answer.body), 403, "the challenge was not made for this key");
+
+    // With the agent: names, tokens that are over, a broker that cannot be reached.
+    let (two_file, two) = token(&home, &api, "two", &json!({"uses": 2}));
+    refused(
+        enroll(&home, &api, "a", &["--token-file", &two_file, "--node", &name]),
+        78,
+        "is another machine with another key; choose another name",
+    );
+    assert_eq!(used(&two), Some(json!(0)));
+    let lost = ["--token-file", &two_file, "--node", "a-1", "--servers", "tls://127.0.0.1:1"];
+    refused(enroll(&home, &api, "a", &lost), 1, "Nothing is used up: run this again");
+    let key = seed(&home, "a");
+    enroll(&home, &api, "a", &["--token-file", &two_file, "--node", "a-1"]).good();
+    assert_eq!((seed(&home, "a"), used(&two)), (key, Some(json!(1))), "it goes on with the key that it had");
+    let (named_file, _) = token(&home, &api, "named", &json!({"node": "fixed-1"}));
+    let said = enroll(&home, &api, "b", &["--token-file", &named_file, "--node", "b-1"]);
+    assert!(said.err.contains("the token gives the name fixed-1, not b-1"), "{}", said.err);
+    said.good();
+    let maker = json!({"name": "maker", "scopes": ["nodes:enroll"], "limits": {"regions": ["eu"]}});
+    let maker = api.admin().post("/v1/keys", &maker).expect(201);
+    let caller = api.caller(maker["key"].as_str().unwrap());
+    let asked = |region: &str| caller.post("/v1/enroll-tokens", &json!({"region": region, "tools": ["echo"]}));
+    asked("us").expect(403);
+    let orphan = home.file("orphan", asked("eu").expect(201)["token"].as_str().unwrap());
+    api.admin().delete(&format!("/v1/keys/{}", maker["id"].as_str().unwrap())).expect(200);
+    refused(enroll(&home, &api, "c", &["--token-file", orphan.to_str().unwrap()]), 78, "the API key that made the enrolment token");
+    let (over_file, over) = token(&home, &api, "over", &json!({"expires_in_ms": 1000}));
+    let (gone_file, gone) = token(&home, &api, "gone", &json!({}));
+    api.admin().delete(&format!("/v1/enroll-tokens/{}", gone["id"].as_str().unwrap())).expect(200);
+    refused(enroll(&home, &api, "c", &["--token-file", &gone_file]), 78, "was revoked at");
+    api.wait_until("the token is over", || used(&over).is_none());
+    refused(enroll(&home, &api, "c", &["--token-file", &over_file]), 78, "expired at");
+    refused(enroll(&home, &api, "c", &[]), 1, "no enrolment token is given");
+    let mistyped = home.file("mistyped", &text(&two).replace("pe_", "pe_x"));
+    refused(enroll(&home, &api, "c", &["--token-file", mistyped.to_str().unwrap()]), 78, "cut off or has something added");
+
+    // A cloned disk is refused on the machine, too.
+    copy(&home, "a", "clone");
+    let path = home.path("clone").join("enrollment.json");
+    let mut held = record(&home, "clone");
+    held["machine"] = json!("f".repeat(64));
+    std::fs::write(&path, held.to_string()).unwrap();
+    if Path::new("/etc/machine-id").exists() {
+        refused(home.run(&["agent", "--state", "clone"]), 78, "this disk is a copy of that of `a-1`");
+    }
+    copy(&home, "b", "twin");
+    home.run(&["agent", "rotate", "--state", "twin"]).good();
+    refused(home.run(&["agent", "rotate", "--state", "b"]), 78, "this key is not known here");
+
+    // Without a token: the operator registers the key that the machine has made.
+    let public_key = enroll(&home, &api, "static", &["--print-key"]).good();
+    refused(enroll(&home, &api, "static", &["--no-token"]), 78, "this key is not known here");
+    let (data, servers) = (fabric.data().display().to_string(), fabric.url());
+    let add = ["nodes", "add", "static-1", "--region", "eu", "--tools", "echo", "--public-key", public_key.trim()];
+    home.run(&[&add[..], &["--data", &data, "--servers", &servers]].concat()).good();
+    api.wait_until("it is registered", || api.admin().get("/v1/nodes/static-1").status == 200);
+    assert!(enroll(&home, &api, "static", &["--no-token"]).good().contains("node static-1 in region eu"));
+    api.wait_for_audit("verdict=refused", 15);
+}
