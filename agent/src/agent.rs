@@ -31,7 +31,7 @@ use crate::health::Health;
 use crate::here;
 use crate::inbox::Inbox;
 use crate::outbox::{Leaving, Outbox};
-use crate::policy::Policy;
+use crate::policy::keeper::{Follower, Keeper};
 use crate::presence::Presence;
 use crate::slots::Slots;
 use crate::trail::Trail;
@@ -82,9 +82,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let _here = here::take(&credential).inspect_err(|error| {
         tracing::warn!(node = %node.id, %error, "does another agent run here with the same credential? The broker takes two for a theft");
     });
-    let policy = Policy::load(settings.policy.as_deref(), &settings.servers).map_err(|error| AgentError::Start(error.to_string()))?;
     let way = Way::open(settings.link(), &settings.proxies().map_err(AgentError::Start)?).await.map_err(AgentError::Start)?;
-    let policy = policy.keeping_away_from(way.endpoints());
+    let policy = Keeper::open(settings.policy.as_deref(), &settings.servers, way.endpoints());
+    let policy = policy.map_err(|error| AgentError::Start(error.to_string()))?;
+    let follower = policy.follower().map_err(|error| AgentError::Start(format!("cannot listen to signals: {error}")))?;
     let context = Context::new(policy, &settings.resolvers).map_err(|error| AgentError::Start(error.to_string()))?;
     let context = context.with_engine(settings.icmp_engine).with_asn_zone(settings.asn_zone.as_deref());
     let (tools, unavailable) = capability::probe(&granted);
@@ -114,6 +115,7 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let life = Life::begin(worker, client, to_carry, health, Duration::from_secs(settings.drain_timeout_s))
         .await
         .map_err(|error| AgentError::Start(format!("cannot subscribe: {error}")))?;
+    life.follow_policy(follower);
     tracing::info!(node = %node.id, region = %node.region, tools = ?tools, "the agent is ready");
     let replaced = life.renew(renewal.clone());
     let access = Access::new(way.link().clone(), renewal);
@@ -172,6 +174,12 @@ impl Life {
         let (presence, end) = (Arc::clone(&life.presence), life.end.clone());
         drop(life.tasks.spawn(async move { presence.beat(acknowledged, &end).await }));
         Ok(life)
+    }
+
+    /// Takes the owner's policy as it is whenever it changes.
+    fn follow_policy(&self, follower: Follower) {
+        let (worker, presence, end) = (Arc::clone(&self.worker), Arc::clone(&self.presence), self.end.clone());
+        drop(self.tasks.spawn(async move { worker.context.policy().follow(follower, &presence.say_hello, &end).await }));
     }
 
     async fn join(&mut self, class: Class) {

@@ -64,7 +64,7 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_PROXY_PASSWORD_FILE", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy_password_file: Option<PathBuf>,
-    /// Whom tools may touch from here (TOML); the default policy unless given
+    /// Whom tools may touch from here (TOML), read again when it changes and at SIGHUP; the default policy unless given
     #[arg(long, env = "PROBEOPS_POLICY", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<PathBuf>,
@@ -248,7 +248,7 @@ impl Settings {
     }
 }
 
-fn resolver(text: &str) -> Result<std::net::SocketAddr, String> {
+pub(crate) fn resolver(text: &str) -> Result<std::net::SocketAddr, String> {
     const DNS_PORT: u16 = 53;
     let address = text.parse().map(|address| std::net::SocketAddr::new(address, DNS_PORT));
     address

@@ -19,12 +19,14 @@ pub(crate) mod whois;
 
 use std::fmt;
 use std::io;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use probeops_shared::access::Targets;
+use probeops_shared::host::Host;
 use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::ping::report::IcmpEngine;
 use probeops_shared::tools::{Spec, Tool, ToolName};
@@ -38,6 +40,7 @@ use crate::net::icmp::Icmp;
 use crate::net::pacer::Pacer;
 use crate::net::words;
 use crate::policy::Policy;
+use crate::policy::keeper::Keeper;
 use crate::policy::surroundings::Lookout;
 use crate::resolve::Resolver;
 
@@ -57,12 +60,23 @@ pub(crate) struct Context {
     clock_offset_ms: Option<f64>,
     /// The zone that the operator has set for the origins of addresses.
     asn_zone: Option<Arc<str>>,
+    /// Whom the run was let touch, to be judged again when the policy changes.
+    touched: Mutex<Vec<Touched>>,
+}
+
+/// Whom a run was let touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Touched {
+    /// As it was asked for.
+    host: Host,
+    address: IpAddr,
+    ports: Vec<Option<u16>>,
 }
 
 /// What all runs of a node share.
 #[derive(Debug)]
 struct Equipment {
-    policy: Policy,
+    policy: Keeper,
     resolver: Resolver,
     lookout: Lookout,
     icmp: Icmp,
@@ -73,9 +87,9 @@ struct Equipment {
 
 impl Context {
     /// The node's equipment, before any run. Fails where the machine does not show its network interfaces.
-    pub(crate) fn new(policy: Policy, resolvers: &[SocketAddr]) -> io::Result<Self> {
+    pub(crate) fn new(policy: impl Into<Keeper>, resolvers: &[SocketAddr]) -> io::Result<Self> {
         let node = Equipment {
-            policy,
+            policy: policy.into(),
             resolver: Resolver::new(resolvers),
             lookout: Lookout::new()?,
             icmp: Icmp::default(),
@@ -89,6 +103,7 @@ impl Context {
             dispatch_ms: None,
             clock_offset_ms: None,
             asn_zone: None,
+            touched: Mutex::default(),
         })
     }
 
@@ -105,12 +120,12 @@ impl Context {
     /// The same for one run.
     pub(crate) fn for_run(&self, targets: Option<Targets>, dispatch_ms: Option<f64>, clock_offset_ms: Option<f64>) -> Self {
         let (node, asn_zone) = (Arc::clone(&self.node), self.asn_zone.clone());
-        Self { node, icmp_engine: self.icmp_engine, targets, dispatch_ms, clock_offset_ms, asn_zone }
+        Self { node, icmp_engine: self.icmp_engine, targets, dispatch_ms, clock_offset_ms, asn_zone, touched: Mutex::default() }
     }
 
-    /// The policy in one line.
-    pub(crate) fn policy_summary(&self) -> String {
-        self.node.policy.summary()
+    /// The owner's policy.
+    pub(crate) fn policy(&self) -> &Keeper {
+        &self.node.policy
     }
 }
 
@@ -251,7 +266,29 @@ impl Heard {
 
 /// Runs a tool to its end. Dropping the future stops it and frees all it holds.
 pub(crate) async fn execute(context: &Context, spec: &Spec, live: &Live) -> Result<Found, Failure> {
-    context.node.policy.check_tool(spec.tool()).map_err(|rule| denied(&format!("this node's policy: {rule}")))?;
+    let permit = |policy: &Policy| policy.check_tool(spec.tool()).map_err(|rule| denied(&format!("this node's policy: {rule}")));
+    if let Spec::Echo { target, options } = spec {
+        permit(&context.node.policy.current())?;
+        return Found::of(options, target, &echo::run(context, options));
+    }
+    let mut changes = context.node.policy.changes();
+    permit(&context.node.policy.current())?;
+    let mut running = pin!(execute_spec(context, spec, live));
+    loop {
+        let policy = tokio::select! {
+            biased;
+            done = &mut running => return done,
+            policy = changes.next() => policy,
+        };
+        // What the owner does not allow any more ends, however it was when it began: packets that still come, and connections that are open.
+        permit(&policy).and(context.judge_again(&policy).await).map_err(|failure| Failure {
+            detail: format!("the node's owner has changed its policy while this ran: {}", failure.detail),
+            ..failure
+        })?;
+    }
+}
+
+async fn execute_spec(context: &Context, spec: &Spec, live: &Live) -> Result<Found, Failure> {
     // Boxed, so that a run is not as large as the largest of them while it runs the smallest.
     match spec {
         Spec::Echo { target, options } => Found::of(options, target, &echo::run(context, options)),

@@ -24,6 +24,9 @@ What works on this machine, and what does not, each with its cure:
 A container engine or service manager sees how it is where it is told a file:
   probeops-agent --health-file /run/probeops/health …    and then    probeops-agent --health-file /run/probeops/health --check-health
 
+The node's owner says in --policy whom tools may touch. It is read again when it changes (and at SIGHUP); to ask it:
+  probeops-agent policy test ping 10.0.0.1 --config agent.toml
+
 Exit codes: 0 told to stop and drained, 1 cannot start, 78 the broker refuses the credential (revoked or expired).
 Logs go to standard error; PROBEOPS_LOG=debug shows more."
 )]

@@ -1,23 +1,26 @@
 //! Whom the owner of this node lets tools touch.
 //!
 //! The owner's file always wins; callers and the control plane can only narrow it. Addresses are judged as they will really be connected to,
-//! after a name was resolved, in every disguise. `rules` is the file, `endpoints` the node's own
-//! servers, `surroundings` what changes while the node runs: its addresses and those of its servers.
+//! after a name was resolved, in every disguise. `rules` is the file, `keeper` what reads it again when it changes, `endpoints` the node's own
+//! servers, `surroundings` what changes while the node runs: its addresses and those of its servers; `explain` and `command` say why.
 
+pub mod command;
 mod endpoints;
+mod explain;
+pub(crate) mod keeper;
 mod rules;
 pub(crate) mod surroundings;
 
 use std::fmt;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use probeops_shared::reserved::{self, Reserved};
 use probeops_shared::settings::{self, SettingsError};
 use probeops_shared::tools::ToolName;
 
 pub(crate) use endpoints::Endpoint;
-use rules::Rules;
+use rules::{Entry, Rules};
 use surroundings::Surroundings;
 
 /// The owner's rules and the node's own endpoints.
@@ -25,6 +28,38 @@ use surroundings::Surroundings;
 pub struct Policy {
     rules: Rules,
     endpoints: Vec<Endpoint>,
+    /// The owner's file and what it says, to tell of its lines.
+    file: PathBuf,
+    text: String,
+}
+
+/// Why something is denied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Denial {
+    why: String,
+    /// So many bytes after the beginning of the owner's file, where it comes from there.
+    at: Option<usize>,
+}
+
+impl Denial {
+    fn always(why: impl Into<String>) -> Self {
+        Self { why: why.into(), at: None }
+    }
+
+    fn by<T>(rule: &Entry<T>, why: String) -> Self {
+        Self { why, at: Some(rule.at) }
+    }
+
+    /// By a list that does not have it; where it begins, unless it is empty.
+    fn unlisted<T>(list: &[Entry<T>], why: impl Into<String>) -> Self {
+        Self { why: why.into(), at: list.first().map(|rule| rule.at) }
+    }
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
 }
 
 /// Why there is no policy.
@@ -61,10 +96,18 @@ pub(crate) struct Touch {
 impl Policy {
     /// Reads the owner's file, if there is one, and remembers the broker's addresses.
     pub fn load(path: Option<&Path>, servers: &[String]) -> Result<Self, PolicyError> {
-        let rules: Rules = settings::load_if_given(path).map_err(PolicyError::File)?;
+        match path {
+            Some(path) => Self::new(&settings::read(path).map_err(PolicyError::File)?, path, servers),
+            None => Self::new("", Path::new("(none)"), servers),
+        }
+    }
+
+    /// Reads the text of the owner's file, and remembers the broker's addresses.
+    fn new(text: &str, file: &Path, servers: &[String]) -> Result<Self, PolicyError> {
+        let rules: Rules = settings::parse(text, file).map_err(PolicyError::File)?;
         let servers = servers.iter().map(|server| Endpoint::of_server(server).map_err(PolicyError::Server));
         let endpoints = servers.chain(rules.deny.endpoints.iter().cloned().map(Ok)).collect::<Result<_, _>>()?;
-        Ok(Self { rules, endpoints })
+        Ok(Self { rules, endpoints, file: file.to_owned(), text: text.to_owned() })
     }
 
     /// The same, with more that tools must keep away from.
@@ -85,93 +128,104 @@ impl Policy {
     }
 
     /// Whether the tool may be used at all.
-    pub(crate) fn check_tool(&self, tool: ToolName) -> Result<(), String> {
-        if self.rules.deny.tools.contains(&tool) {
-            return Err(format!("the tool {tool} is in deny.tools"));
+    pub(crate) fn check_tool(&self, tool: ToolName) -> Result<(), Denial> {
+        if let Some(rule) = self.rules.deny.tools.iter().find(|rule| rule.what == tool) {
+            return Err(Denial::by(rule, format!("the tool {tool} is in deny.tools")));
         }
         match &self.rules.allow.tools {
-            Some(allowed) if !allowed.contains(&tool) => Err(format!("the tool {tool} is not in allow.tools")),
+            Some(allowed) if !allowed.iter().any(|rule| rule.what == tool) => {
+                Err(Denial::unlisted(allowed, format!("the tool {tool} is not in allow.tools")))
+            }
             Some(_) | None => Ok(()),
         }
     }
 
     /// Whether the name is not denied; what another leads to need not be allowed by name, too.
-    pub(crate) fn check_denied_name(&self, name: &str) -> Result<(), String> {
-        match self.rules.deny.names.iter().find(|rule| rule.matches(name)) {
-            Some(rule) => Err(format!("`{rule}` is in deny.names")),
+    pub(crate) fn check_denied_name(&self, name: &str) -> Result<(), Denial> {
+        match self.rules.deny.names.iter().find(|rule| rule.what.matches(name)) {
+            Some(rule) => Err(Denial::by(rule, format!("`{rule}` is in deny.names"))),
             None => Ok(()),
         }
     }
 
     /// Whether the name may be asked for.
-    pub(crate) fn check_name(&self, name: &str) -> Result<(), String> {
+    pub(crate) fn check_name(&self, name: &str) -> Result<(), Denial> {
         self.check_denied_name(name)?;
         match &self.rules.allow.names {
-            Some(allowed) if !allowed.iter().any(|rule| rule.matches(name)) => Err("it is not in allow.names".to_owned()),
+            Some(allowed) if !allowed.iter().any(|rule| rule.what.matches(name)) => {
+                Err(Denial::unlisted(allowed, "it is not in allow.names"))
+            }
             Some(_) | None => Ok(()),
         }
     }
 
     /// Whether the name is that of one of the node's own servers on this port, whatever it resolves to.
-    pub(crate) fn check_endpoint_name(&self, name: &str, port: Option<u16>) -> Result<(), String> {
+    pub(crate) fn check_endpoint_name(&self, name: &str, port: Option<u16>) -> Result<(), Denial> {
         match self.endpoints.iter().find(|own| port == Some(own.port) && own.host.to_string() == name) {
-            Some(own) => Err(own.denial()),
+            Some(own) => Err(Denial::always(own.denial())),
             None => Ok(()),
         }
     }
 
     /// Whether the address may be touched.
-    pub(crate) fn check_address(&self, touch: Touch, surroundings: &Surroundings) -> Result<(), String> {
+    pub(crate) fn check_address(&self, touch: Touch, surroundings: &Surroundings) -> Result<(), Denial> {
         let disguised = reserved::embedded(touch.address).into_iter().map(|(inner, disguise)| (IpAddr::V4(inner), Some(disguise)));
         for (address, disguise) in std::iter::once((touch.address, None)).chain(disguised) {
-            self.check_denials(Touch { address, ..touch }, surroundings)
-                .map_err(|rule| disguise.map_or_else(|| rule.clone(), |disguise| format!("it leads to {address} ({disguise}); {rule}")))?;
+            self.check_denials(Touch { address, ..touch }, surroundings).map_err(|denial| match disguise {
+                Some(disguise) => Denial { why: format!("it leads to {address} ({disguise}); {denial}"), ..denial },
+                None => denial,
+            })?;
         }
         self.check_allowed_network(touch)?;
         touch.port.map_or(Ok(()), |port| self.check_port(port))
     }
 
-    fn check_denials(&self, touch: Touch, surroundings: &Surroundings) -> Result<(), String> {
+    fn check_denials(&self, touch: Touch, surroundings: &Surroundings) -> Result<(), Denial> {
         let Touch { address, port, .. } = touch;
         match Reserved::of(address) {
-            Some(Reserved::Loopback) if self.rules.allow_loopback => {}
-            Some(Reserved::Loopback) => return Err("loopback is denied unless the node's owner sets allow_loopback = true".to_owned()),
-            Some(reserved) => return Err(format!("{reserved} is always denied")),
+            Some(Reserved::Loopback) if self.rules.allows_loopback() => {}
+            Some(Reserved::Loopback) => {
+                let why = "loopback is denied unless the node's owner sets allow_loopback = true".to_owned();
+                return Err(Denial { why, at: self.rules.allow_loopback.map(|given| given.at) });
+            }
+            Some(reserved) => return Err(Denial::always(format!("{reserved} is always denied"))),
             None if surroundings.is_broadcast(address) => {
-                return Err("the broadcast address of one of its networks is always denied".to_owned());
+                return Err(Denial::always("the broadcast address of one of its networks is always denied"));
             }
             None => {}
         }
-        let excused = |own: IpAddr| port.is_none() && own.is_loopback() && self.rules.allow_loopback;
+        let excused = |own: IpAddr| port.is_none() && own.is_loopback() && self.rules.allows_loopback();
         let hit = surroundings.endpoints().iter().find(|(_, own)| !excused(own.ip()) && surroundings.reaches(address, port, *own));
         if let Some((endpoint, _)) = hit {
-            return Err(endpoint.denial());
+            return Err(Denial::always(endpoint.denial()));
         }
-        match self.rules.deny.networks.iter().find(|network| network.contains(address)) {
-            Some(network) => Err(format!("{network} is in deny.networks")),
+        match self.rules.deny.networks.iter().find(|rule| rule.what.contains(address)) {
+            Some(rule) => Err(Denial::by(rule, format!("{rule} is in deny.networks"))),
             None => Ok(()),
         }
     }
 
     /// A name that `allow.names` has is judged by `allow.networks` only if there are any; a literal address needs a network as soon as either
     /// list exists, for otherwise a list of names would mean nothing.
-    fn check_allowed_network(&self, touch: Touch) -> Result<(), String> {
-        match &self.rules.allow.networks {
-            Some(allowed) if allowed.iter().any(|network| network.contains(touch.address)) => Ok(()),
-            Some(_) => Err("it is in none of allow.networks".to_owned()),
-            None if self.rules.allow.names.is_some() && !touch.named => {
-                Err("only the names in allow.names may be used here, no addresses".to_owned())
+    fn check_allowed_network(&self, touch: Touch) -> Result<(), Denial> {
+        match (&self.rules.allow.networks, &self.rules.allow.names) {
+            (Some(allowed), _) if allowed.iter().any(|rule| rule.what.contains(touch.address)) => Ok(()),
+            (Some(allowed), _) => Err(Denial::unlisted(allowed, "it is in none of allow.networks")),
+            (None, Some(names)) if !touch.named => {
+                Err(Denial::unlisted(names, "only the names in allow.names may be used here, no addresses"))
             }
-            None => Ok(()),
+            (None, Some(_) | None) => Ok(()),
         }
     }
 
-    fn check_port(&self, port: u16) -> Result<(), String> {
-        if let Some(rule) = self.rules.deny.ports.iter().find(|rule| rule.contains(port)) {
-            return Err(format!("port {rule} is in deny.ports"));
+    fn check_port(&self, port: u16) -> Result<(), Denial> {
+        if let Some(rule) = self.rules.deny.ports.iter().find(|rule| rule.what.contains(port)) {
+            return Err(Denial::by(rule, format!("port {rule} is in deny.ports")));
         }
         match &self.rules.allow.ports {
-            Some(allowed) if !allowed.iter().any(|rule| rule.contains(port)) => Err(format!("port {port} is not in allow.ports")),
+            Some(allowed) if !allowed.iter().any(|rule| rule.what.contains(port)) => {
+                Err(Denial::unlisted(allowed, format!("port {port} is not in allow.ports")))
+            }
             Some(_) | None => Ok(()),
         }
     }

@@ -99,7 +99,7 @@ impl Presence {
             draining: worker.draining.load(Ordering::Acquire),
             clock_offset_ms: measured.map(|measured| measured.offset_ms),
             rtt_ms: measured.map(|measured| measured.rtt_ms),
-            policy: worker.context.policy_summary(),
+            policy: worker.context.policy().report(),
         };
         (subjects::event(&beat.region, &beat.node, kind), serde_json::to_vec(&beat).unwrap_or_default())
     }

@@ -13,6 +13,7 @@ use crate::config::{Given, Settings};
 use crate::doctor::Doctor;
 use crate::enroll::command::Command;
 use crate::health;
+use crate::policy::command::PolicyCommand;
 
 /// How many threads a node needs at most: diagnostics wait more than they work. One for each processor, as two on one only wake each other.
 const WORKER_THREADS_MAX: usize = 2;
@@ -46,6 +47,9 @@ pub enum Task {
     /// Become a node, or another key of it
     #[command(flatten)]
     Enroll(Command),
+    /// Show the owner's policy, or ask it, without running anything
+    #[command(subcommand)]
+    Policy(PolicyCommand),
 }
 
 impl Program {
@@ -59,6 +63,7 @@ impl Program {
         match self.task {
             Some(Task::Doctor(doctor)) => return doctor.run(),
             Some(Task::Enroll(command)) => return command.run(),
+            Some(Task::Policy(command)) => return command.run(),
             None => {}
         }
         let settings = match self.settings() {

@@ -7,9 +7,12 @@ mod crc;
 pub mod jwt;
 pub mod keyring;
 pub mod keys;
+#[cfg(test)]
+pub(crate) mod kinds;
 mod principal;
 pub mod services;
 
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::http::HeaderMap;
@@ -23,6 +26,7 @@ use crate::access::keyring::Keyring;
 use crate::access::services::Services;
 use crate::broker::Broker;
 use crate::config::JwtSettings;
+use crate::metrics::Metrics;
 use crate::problem::Problem;
 
 pub use principal::{Identity, Principal};
@@ -43,8 +47,13 @@ struct Inner {
 
 impl Access {
     /// Reads the JWT settings and begins to hold buckets KEYS and SERVICES in memory; the tasks end with `stop`.
-    pub fn start(broker: &Broker, jwt: Option<&JwtSettings>, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
-        let verifier = jwt.map(|settings| Verifier::start(settings, tasks, stop)).transpose()?;
+    pub fn start(
+        broker: &Broker,
+        (jwt, authority, metrics): (Option<&JwtSettings>, Option<&Path>, &Metrics),
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, String> {
+        let verifier = jwt.map(|settings| Verifier::start(settings, (authority, metrics), tasks, stop)).transpose()?;
         let keyring = Keyring::start(broker.clone(), tasks, stop);
         let services = Services::start(broker.clone(), tasks, stop);
         Ok(Self(Arc::new(Inner { keyring, services, verifier })))
@@ -80,7 +89,7 @@ impl Access {
             let verifier = self.0.verifier.as_ref();
             let verifier = verifier
                 .ok_or_else(|| Problem::bad_credential("this API accepts no JWTs (no key to check them is configured); send an API key"))?;
-            Arc::new(verifier.identify(credential)?)
+            Arc::new(verifier.identify(credential).await?)
         } else {
             return Err(Problem::bad_credential(
                 "the bearer credential is neither an API key (pk_…) nor a JWT (three parts with dots between them)",

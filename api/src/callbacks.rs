@@ -40,7 +40,7 @@ use crate::callbacks::secrets::Secrets;
 use crate::jobs::{JobDocument, JobStatus, owner};
 use crate::problem::Problem;
 
-pub(crate) use client::tls_connector;
+pub(crate) use client::{tls_connector, tls_connector_trusting};
 pub(crate) use request::schema as request_schema;
 pub use url::CallbackUrl;
 pub(crate) use url::origin_of;

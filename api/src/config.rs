@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use probeops_nats::process::LogFormat;
 use probeops_shared::access::TargetPattern;
+use probeops_shared::http_url::{HttpUrl, Scheme};
 use probeops_shared::registry::ValidFor;
 use serde::{Deserialize, Serialize};
 
@@ -77,6 +78,14 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_JWKS", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub jwks: Option<PathBuf>,
+    /// Where the public keys that check JWTs are published (a JWKS; https), instead of a file; fetched every five minutes and for unknown keys. The authorities are the system's, and --ca
+    #[arg(long, env = "PROBEOPS_JWKS_URL", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwks_url: Option<String>,
+    /// A file that keeps the keys of --jwks-url, for a start while they cannot be fetched; they are used for a day at most
+    #[arg(long, env = "PROBEOPS_JWKS_CACHE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub jwks_cache: Option<PathBuf>,
     /// Who must have issued JWTs (claim iss)
     #[arg(long, env = "PROBEOPS_JWT_ISSUER", value_name = "ISSUER")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -191,6 +200,13 @@ pub struct JwtSettings {
 pub enum JwtKeys {
     /// Public keys.
     Jwks(PathBuf),
+    /// Public keys, published at a URL.
+    JwksUrl {
+        /// Where.
+        url: HttpUrl,
+        /// What keeps them for the next start.
+        cache: Option<PathBuf>,
+    },
     /// A shared secret.
     Hs256SecretFile(PathBuf),
 }
@@ -211,6 +227,8 @@ impl Given {
             node_valid_for: self.node_valid_for.or(file.node_valid_for),
             ephemeral_after: self.ephemeral_after.or(file.ephemeral_after),
             jwks: self.jwks.or(file.jwks),
+            jwks_url: self.jwks_url.or(file.jwks_url),
+            jwks_cache: self.jwks_cache.or(file.jwks_cache),
             jwt_issuer: self.jwt_issuer.or(file.jwt_issuer),
             jwt_audience: self.jwt_audience.or(file.jwt_audience),
             jwt_hs256_secret_file: self.jwt_hs256_secret_file.or(file.jwt_hs256_secret_file),
@@ -286,24 +304,42 @@ impl Given {
     }
 
     fn jwt(&self) -> Result<Option<JwtSettings>, String> {
-        let keys = match (&self.jwks, &self.jwt_hs256_secret_file) {
-            (Some(_), Some(_)) => {
-                return Err("jwks and jwt_hs256_secret_file are both given; JWTs are checked by public keys or by a secret, never by both"
-                    .to_owned());
-            }
-            (Some(path), None) => JwtKeys::Jwks(path.clone()),
-            (None, Some(path)) => JwtKeys::Hs256SecretFile(path.clone()),
-            (None, None) if self.jwt_issuer.is_some() || self.jwt_audience.is_some() => {
+        if self.jwks_cache.is_some() && self.jwks_url.is_none() {
+            return Err("jwks_cache is given without jwks_url, whose keys it keeps".to_owned());
+        }
+        let keys = match (&self.jwks, &self.jwks_url, &self.jwt_hs256_secret_file) {
+            (Some(path), None, None) => JwtKeys::Jwks(path.clone()),
+            (None, Some(url), None) => JwtKeys::JwksUrl { url: https(url)?, cache: self.jwks_cache.clone() },
+            (None, None, Some(path)) => JwtKeys::Hs256SecretFile(path.clone()),
+            (None, None, None) if self.jwt_issuer.is_some() || self.jwt_audience.is_some() => {
                 return Err(
-                    "jwt_issuer or jwt_audience is given, but nothing to check JWTs with: set jwks (or jwt_hs256_secret_file)".to_owned()
+                    "jwt_issuer or jwt_audience is given, but nothing to check JWTs with: set jwks_url or jwks (or jwt_hs256_secret_file)"
+                        .to_owned(),
                 );
             }
-            (None, None) => return Ok(None),
+            (None, None, None) => return Ok(None),
+            (jwks, url, secret) => {
+                let given = [("jwks", jwks.is_some()), ("jwks_url", url.is_some()), ("jwt_hs256_secret_file", secret.is_some())];
+                let given: Vec<&str> = given.into_iter().filter_map(|(name, given)| given.then_some(name)).collect();
+                return Err(format!(
+                    "{} are given together; JWTs are checked by the public keys of one place or by a secret, never by both",
+                    given.join(" and ")
+                ));
+            }
         };
         let set = |value: &Option<String>| value.clone().filter(|value| !value.is_empty());
         let issuer = set(&self.jwt_issuer).ok_or("JWTs are to be checked, but not whose: set jwt_issuer to what their claim iss says")?;
         Ok(Some(JwtSettings { keys, issuer, audience: set(&self.jwt_audience).unwrap_or_else(|| AUDIENCE_DEFAULT.to_owned()) }))
     }
+}
+
+/// A URL that keys may be fetched from: nobody on the way can change what it says.
+fn https(text: &str) -> Result<HttpUrl, String> {
+    let url: HttpUrl = text.parse().map_err(|detail| format!("jwks_url: {detail}"))?;
+    if url.scheme() == Scheme::Https {
+        return Ok(url);
+    }
+    Err(format!("jwks_url: `{text}` is not https; keys that anybody on the way could change check nothing"))
 }
 
 impl Settings {

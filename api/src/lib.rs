@@ -96,9 +96,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
         return Ok(());
     };
     let broker = broker?;
-    let access = Access::start(&broker, settings.jwt.as_ref(), &tasks, &ended)?;
-    broker.share_out(access.services(), &tasks, &ended);
     let metrics = Metrics::new()?;
+    let access = Access::start(&broker, (settings.jwt.as_ref(), settings.links.ca.as_deref(), &metrics), &tasks, &ended)?;
+    broker.share_out(access.services(), &tasks, &ended);
     let audit = Audit::start(&broker, (settings.audit, &metrics), &writers, &ended);
     let keymaster = Keymaster::new(&broker);
     let enroll = Enroll::start((&broker, &keymaster, access.keyring()), &audit, settings.nodes, (&tasks, &ended)).await?;

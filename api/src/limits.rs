@@ -13,11 +13,12 @@ use std::time::Duration;
 use async_nats::jetstream::kv::Store;
 use axum::http::{HeaderName, HeaderValue};
 use futures_util::{StreamExt, stream};
-use probeops_shared::access::{AtOnce, Rate};
+use probeops_shared::access::{AtOnce, Limits as Given, Rate, Scope};
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
 use probeops_shared::registry::NodeGrant;
+use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -69,6 +70,13 @@ impl Allowance {
 pub struct LimitsDocument {
     /// Whose they are.
     pub principal: String,
+    /// What he may do.
+    pub scopes: Vec<Scope>,
+    /// What narrows that, as it was given; what is absent is not limited.
+    pub limits: Given,
+    /// When his credential ends; absent where nothing says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// His rate; absent where he has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate: Option<RateLeft>,
@@ -339,7 +347,7 @@ impl Limits {
     pub(crate) async fn look(&self, principal: &Principal) -> Result<LimitsDocument, Problem> {
         let (rate, at_once) = self.left(&of_principal(principal), principal.limits.rate, principal.limits.at_once).await?;
         let limited: Vec<NodeGrant> = self.0.broker.roster().look(|nodes| {
-            let seen = nodes.limited().filter(|grant| grant.revoked_at.is_none() && principal.sees_region(&grant.region));
+            let seen = nodes.limited().filter(|grant| grant.revoked_at.is_none() && principal.sees_node(grant));
             seen.take(NODES_TOLD_MAX).cloned().collect()
         });
         let told = stream::iter(limited).map(async |grant| {
@@ -348,7 +356,8 @@ impl Limits {
         });
         let told: Vec<Result<NodeLimits, Problem>> = told.buffered(NODES_LOOKED_UP_AT_ONCE).collect().await;
         let nodes = told.into_iter().collect::<Result<_, _>>()?;
-        Ok(LimitsDocument { principal: principal.name.clone(), rate, at_once, nodes })
+        let (scopes, limits, expires_at) = (principal.scopes.clone(), principal.limits.clone(), principal.expires_at);
+        Ok(LimitsDocument { principal: principal.name.clone(), scopes, limits, expires_at, rate, at_once, nodes })
     }
 
     async fn left(&self, of: &str, rate: Option<Rate>, at_once: Option<AtOnce>) -> Result<(Option<RateLeft>, Option<AtOnceLeft>), Problem> {

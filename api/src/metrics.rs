@@ -29,6 +29,8 @@ struct Inner {
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     spans: IntCounterVec,
+    jwks: IntCounterVec,
+    jwks_fetched_at: IntGauge,
     nodes: IntGaugeVec,
     connected: IntGauge,
     violations: IntCounter,
@@ -91,6 +93,9 @@ impl Metrics {
         registry.register(Box::new(violations.clone()))?;
         let queued = IntGauge::new("probeops_jobs_queued", "Jobs that wait for a node, in all; every replica tells the same.")?;
         registry.register(Box::new(queued.clone()))?;
+        let fetched_at = "When the keys that check JWTs were last fetched from their URL, in seconds since 1970; 0 where they were not.";
+        let jwks_fetched_at = IntGauge::new("probeops_jwks_fetched_timestamp_seconds", fetched_at)?;
+        registry.register(Box::new(jwks_fetched_at.clone()))?;
         Ok(Self(Arc::new(Inner {
             jobs: counters("probeops_jobs_total", "Jobs by what became of them; one for each node that was asked.", &["tool", "outcome"])?,
             job_seconds: seconds("probeops_job_duration_seconds", "From a job's dispatch to its outcome.", "tool")?,
@@ -98,6 +103,8 @@ impl Metrics {
             requests: counters("probeops_http_requests_total", "Requests by what they were answered.", &["method", "route", "status"])?,
             request_seconds: seconds("probeops_http_request_duration_seconds", "From a request to the head of its answer.", "route")?,
             spans: counters("probeops_spans_total", "Spans by what became of them: exported, or lost and why.", &["result"])?,
+            jwks: counters("probeops_jwks_fetches_total", "Fetches of the keys that check JWTs from their URL.", &["result"])?,
+            jwks_fetched_at,
             nodes: gauges("probeops_nodes", "Nodes by whether they are there.", &["region", "state"])?,
             connected,
             violations,
@@ -150,6 +157,14 @@ impl Metrics {
     /// So many spans were `exported`, or lost: `queue_full`, `unreachable` or `refused`.
     pub(crate) fn spans(&self, result: &str, count: usize) {
         self.0.spans.with_label_values(&[result]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
+    }
+
+    /// The keys that check JWTs were fetched, or could not be.
+    pub(crate) fn jwks_fetched(&self, well: bool) {
+        self.0.jwks.with_label_values(&[if well { "fetched" } else { "failed" }]).inc();
+        if well {
+            self.0.jwks_fetched_at.set(probeops_shared::timestamp::Timestamp::now().unix_s());
+        }
     }
 
     /// All of it as Prometheus reads it (text format 0.0.4).

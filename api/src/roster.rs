@@ -85,9 +85,24 @@ impl Roster {
         self.look(|inner| inner.granted.get(id).map(|grant| inner.described(grant)))
     }
 
+    /// The nodes that are `wanted`, by id.
+    pub(crate) fn nodes_of(&self, wanted: impl Fn(&NodeGrant) -> bool) -> Vec<Node> {
+        self.look(|inner| inner.granted.values().filter(|grant| wanted(grant)).map(|grant| inner.described(grant)).collect())
+    }
+
+    /// One node, if it is `wanted`.
+    pub(crate) fn node_of(&self, id: &NodeId, wanted: impl Fn(&NodeGrant) -> bool) -> Option<Node> {
+        self.look(|inner| inner.granted.get(id).filter(|grant| wanted(grant)).map(|grant| inner.described(grant)))
+    }
+
+    /// What a node was granted.
+    pub(crate) fn grant(&self, id: &NodeId) -> Option<NodeGrant> {
+        self.look(|inner| inner.granted.get(id).cloned())
+    }
+
     /// All regions, by name.
     pub fn regions(&self) -> Vec<RegionSummary> {
-        self.look(|nodes| nodes.summaries(|_| true))
+        self.look(|nodes| nodes.summaries(|_| true, |_| true))
     }
 
     /// The region that a node was granted.

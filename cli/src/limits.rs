@@ -40,6 +40,12 @@ pub(crate) fn run(args: &LimitsArgs) -> Result<(), Failed> {
 
 fn rows(limits: &Value) -> Vec<[String; 4]> {
     let mut rows = rows_of("you", limits);
+    for (name, list) in limits.get("limits").and_then(Value::as_object).into_iter().flatten() {
+        if let Value::Array(items) = list {
+            let items: Vec<&str> = items.iter().filter_map(Value::as_str).collect();
+            rows.push(["you".to_owned(), format!("only {name} {}", items.join(", ")), "-".to_owned(), "-".to_owned()]);
+        }
+    }
     for node in limits.get("nodes").and_then(Value::as_array).into_iter().flatten() {
         rows.extend(rows_of(node.get("node").and_then(Value::as_str).unwrap_or_default(), node));
     }
@@ -68,11 +74,12 @@ mod tests {
     fn every_limit_is_a_row() {
         let limits = json!({
             "principal": "key:k",
+            "limits": {"tools": ["ping", "dns"], "rate": "60/m"},
             "rate": {"count": 60, "window_ms": 60_000, "left": 12, "reset_ms": 41_001},
             "nodes": [{"node": "fra-1", "at_once": {"count": 4, "left": 4}}],
         });
         let told = rows(&limits).into_iter().map(|row| row.join(" | ")).collect::<Vec<_>>();
-        assert_eq!(told, ["you | 60 runs in 60 s | 12 | 42 s", "fra-1 | 4 runs at once | 4 | -"]);
+        assert_eq!(told, ["you | 60 runs in 60 s | 12 | 42 s", "you | only tools ping, dns | - | -", "fra-1 | 4 runs at once | 4 | -"]);
         assert!(rows(&json!({"principal": "key:k", "nodes": []})).is_empty());
     }
 }

@@ -9,6 +9,7 @@ use std::path::Path;
 use clap::Args;
 use probeops_nats::vault::credentials::Credentials;
 use probeops_shared::access::{AtOnce, Rate};
+use probeops_shared::selector::{Term, read_terms};
 use probeops_shared::timestamp::Timestamp;
 
 use crate::control::{Control, DataArgs};
@@ -27,6 +28,14 @@ pub(crate) struct ListArgs {
     output: Form,
     #[command(flatten)]
     data: DataArgs,
+}
+
+/// What is to hold of labels, as one option says it.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms(pub(crate) Vec<Term>);
+
+fn terms(text: &str) -> Result<Terms, String> {
+    read_terms(text).map(Terms)
 }
 
 /// Limits as a list shows them.

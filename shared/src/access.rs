@@ -11,8 +11,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::shown;
-use crate::ids::Region;
+use crate::ids::{NodeId, Region};
 use crate::invalid::{Invalid, suggestion};
+use crate::registry::Labels;
+use crate::selector::Term;
 use crate::text::as_text;
 use crate::tools::ToolName;
 
@@ -221,6 +223,14 @@ pub struct Limits {
     #[schemars(length(min = 1, max = LIMIT_ENTRIES_MAX))]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub regions: Option<Vec<RegionPattern>>,
+    /// Only these nodes; others, and regions without one of them, are as if they did not exist.
+    #[schemars(length(min = 1, max = LIMIT_ENTRIES_MAX))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nodes: Option<Vec<NodeId>>,
+    /// Only nodes of whose labels all this holds: `site=fra`, `env!=lab`, `role in (edge,core)`; others are as if they did not exist.
+    #[schemars(length(min = 1, max = LIMIT_ENTRIES_MAX))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<Term>>,
     /// Only these targets: networks in CIDR form and names, `*.example.com` for all below.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub targets: Option<Targets>,
@@ -241,11 +251,32 @@ impl Rate {
 }
 
 impl Limits {
+    /// The limits there are.
+    pub const NAMES: [&'static str; 7] = ["tools", "regions", "nodes", "labels", "targets", "rate", "at_once"];
+
+    /// Whether a region may be used, as far as that is said of regions.
+    pub fn allow_region(&self, region: &Region) -> bool {
+        self.regions.as_ref().is_none_or(|regions| regions.iter().any(|pattern| pattern.matches(region)))
+    }
+
+    /// Whether a node may be used, whatever is said of its region.
+    pub fn allow_node(&self, node: &NodeId, labels: &Labels) -> bool {
+        self.nodes.as_ref().is_none_or(|nodes| nodes.contains(node))
+            && self.labels.as_ref().is_none_or(|terms| terms.iter().all(|term| term.holds(labels)))
+    }
+
+    /// Whether of one region some nodes may be used and others not.
+    pub fn tell_nodes_apart(&self) -> bool {
+        self.nodes.is_some() || self.labels.is_some()
+    }
+
     /// Refuses lists that are empty (they would read as "nothing" or as "no limit") or too long. Pointers start at the limits.
     pub fn check(&self) -> Result<(), Invalid> {
         let lists = [
             ("tools", self.tools.as_ref().map(Vec::len)),
             ("regions", self.regions.as_ref().map(Vec::len)),
+            ("nodes", self.nodes.as_ref().map(Vec::len)),
+            ("labels", self.labels.as_ref().map(Vec::len)),
             ("targets", self.targets.as_ref().map(|targets| targets.0.len())),
         ];
         for (name, length) in lists {
@@ -284,6 +315,11 @@ impl Limits {
         {
             return beyond("regions", listed(allowed));
         }
+        if let (Some(nodes), Some(allowed)) = (&self.nodes, &outer.nodes)
+            && !nodes.iter().all(|node| allowed.contains(node))
+        {
+            return beyond("nodes", listed(allowed));
+        }
         if let (Some(targets), Some(allowed)) = (&self.targets, &outer.targets)
             && !targets.within(allowed)
         {
@@ -302,11 +338,26 @@ impl Limits {
         Ok(Self {
             tools: self.tools.or_else(|| outer.tools.clone()),
             regions: self.regions.or_else(|| outer.regions.clone()),
+            nodes: self.nodes.or_else(|| outer.nodes.clone()),
+            labels: both(self.labels, outer.labels.as_deref())?,
             targets: self.targets.or_else(|| outer.targets.clone()),
             rate: self.rate.or(outer.rate),
             at_once: self.at_once.or(outer.at_once),
         })
     }
+}
+
+/// All of which must hold: what is said of labels can only add to what was said before.
+fn both(given: Option<Vec<Term>>, outer: Option<&[Term]>) -> Result<Option<Vec<Term>>, Invalid> {
+    let Some(outer) = outer else { return Ok(given) };
+    let mut terms = given.unwrap_or_default();
+    let missing: Vec<Term> = outer.iter().filter(|term| !terms.iter().any(|given| given.implies(term))).cloned().collect();
+    terms.extend(missing);
+    if terms.len() > LIMIT_ENTRIES_MAX {
+        let detail = format!("comes to {} terms with those of your own limit; at most {LIMIT_ENTRIES_MAX} are possible", terms.len());
+        return Err(Invalid::new("/labels", detail));
+    }
+    Ok(Some(terms))
 }
 
 fn listed(items: &[impl fmt::Display]) -> String {

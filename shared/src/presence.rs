@@ -91,8 +91,44 @@ pub struct Beat {
     /// How long the last announcement took to be acknowledged, in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rtt_ms: Option<f64>,
-    /// Its owner's policy in one line.
-    pub policy: String,
+    /// Its owner's policy.
+    pub policy: PolicyReport,
+}
+
+/// What a node tells of its owner's policy, which says whom tools may touch from there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyReport {
+    /// The policy in one line.
+    pub summary: String,
+    /// The classes of addresses of which it leaves something open.
+    pub allows: Vec<AddressClass>,
+    /// SHA-256 of the owner's file, in hexadecimal; absent where there is none and the default policy holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
+    /// Since when it is in force, by the node's clock.
+    pub since: Timestamp,
+    /// Why the owner's file, as it is now, is not in force: the last good one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl PolicyReport {
+    /// Of a policy of which only this is known.
+    pub fn new(summary: impl Into<String>) -> Self {
+        Self { summary: summary.into(), allows: Vec::new(), digest: None, since: Timestamp::now(), error: None }
+    }
+}
+
+/// A class of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum AddressClass {
+    /// The node itself.
+    Loopback,
+    /// Private networks (RFC 1918, RFC 6598, RFC 4193).
+    Private,
+    /// Everything else that is not always denied.
+    Public,
 }
 
 /// A tool that a node was granted and cannot run.

@@ -12,6 +12,7 @@ use crate::access::{AtOnce, Rate, Targets};
 use crate::bounded::shown;
 use crate::enroll::{Digest, Mark, PublicKey};
 use crate::ids::{Caller, LabelKey, LabelValue, NodeId, Region};
+use crate::selector::Term;
 use crate::text::as_text;
 use crate::timestamp::Timestamp;
 use crate::tools::ToolName;
@@ -85,12 +86,15 @@ pub struct Enrollment {
 pub struct ServiceGrant {
     /// Its name, the last token of its jobs' subjects.
     pub name: Caller,
-    /// The regions it may ask.
+    /// The regions it may ask; none where it may only ask nodes by id.
     pub regions: Vec<Region>,
     /// The tools it may ask for.
     pub tools: Vec<ToolName>,
     /// The nodes it may ask by id.
     pub nodes: Vec<NodeId>,
+    /// Of all of these only nodes of whose labels this holds. Such a service has its jobs run at the front door of the API, and publishes none itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<Term>>,
     /// Only these targets. Such a service has its jobs run at the front door of the API, and publishes none itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub targets: Option<Targets>,
@@ -180,7 +184,7 @@ impl NodeGrant {
 impl ServiceGrant {
     /// Whether it may publish jobs itself: not with limits that only the API can hold.
     pub fn direct(&self) -> bool {
-        self.targets.is_none()
+        self.targets.is_none() && self.labels.is_none()
     }
 }
 

@@ -9,6 +9,7 @@ use std::str::FromStr;
 use crate::bounded::shown;
 use crate::ids::{LabelKey, LabelValue, NodeId, Region};
 use crate::registry::Labels;
+use crate::text::as_text;
 
 /// How many runs one job may have, and so how many distinct nodes a selector may want.
 pub const RUNS_PER_JOB_MAX: u16 = 1_000;
@@ -83,6 +84,20 @@ impl Term {
             Self::Equal(key, value) => labels.get(key) == Some(value),
             Self::Unequal(key, value) => labels.get(key) != Some(value),
             Self::In(key, values) => labels.get(key).is_some_and(|value| values.contains(value)),
+        }
+    }
+
+    /// Whether `other` holds wherever this does.
+    pub fn implies(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Equal(key, value), Self::Equal(of, wanted)) => key == of && value == wanted,
+            (Self::Equal(key, value), Self::In(of, wanted)) => key == of && wanted.contains(value),
+            (Self::Equal(key, value), Self::Unequal(of, unwanted)) => key == of && value != unwanted,
+            (Self::In(key, values), Self::Equal(of, wanted)) => key == of && values.iter().all(|value| value == wanted),
+            (Self::In(key, values), Self::In(of, wanted)) => key == of && values.iter().all(|value| wanted.contains(value)),
+            (Self::In(key, values), Self::Unequal(of, unwanted)) => key == of && !values.contains(unwanted),
+            (Self::Unequal(key, value), Self::Unequal(of, unwanted)) => key == of && value == unwanted,
+            (Self::Unequal(..), Self::Equal(..) | Self::In(..)) => false,
         }
     }
 }
@@ -218,6 +233,15 @@ fn write_joined(f: &mut fmt::Formatter<'_>, items: &[impl fmt::Display]) -> fmt:
     }
     Ok(())
 }
+
+/// The terms of a list with commas, all of which are to hold: `site=fra,role in (edge,core)`.
+pub fn read_terms(text: &str) -> Result<Vec<Term>, String> {
+    terms(text)
+}
+
+as_text!(Term, {
+    "type": "string", "maxLength": schema::TERM_LENGTH_MAX, "pattern": (schema::term_pattern()), "examples": ["site=fra"],
+});
 
 /// The selectors of a list with commas. Labels have commas of their own: a text with `=` or ` in ` is one selector.
 pub fn split_list(text: &str) -> Vec<&str> {

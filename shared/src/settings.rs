@@ -4,7 +4,9 @@
 //! three in one structure of options, merges it with `Option::or`, and completes it with defaults.
 
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,6 +16,8 @@ use crate::invalid::suggestion;
 
 /// The largest settings file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
+/// How the path to a value goes on whose place in the file is kept (`toml::Spanned`).
+const SPANNED: &str = ".$__serde_spanned_private_value";
 /// What stands in the place of a secret.
 const REDACTED: &str = "(redacted)";
 
@@ -57,12 +61,29 @@ impl std::error::Error for SettingsError {}
 
 /// Reads a settings file. `T` refuses unknown keys itself (`deny_unknown_fields`).
 pub fn load<T: DeserializeOwned>(path: &Path) -> Result<T, SettingsError> {
+    parse(&read(path)?, path)
+}
+
+/// The text of a settings file.
+pub fn read(path: &Path) -> Result<String, SettingsError> {
     let unreadable = |source| SettingsError::Unreadable { path: path.to_owned(), source };
     let bytes = std::fs::metadata(path).map_err(unreadable)?.len();
     if bytes > FILE_BYTES_MAX {
         return Err(unreadable(std::io::Error::other(format!("it has {bytes} bytes, and at most {FILE_BYTES_MAX} are read"))));
     }
-    parse(&std::fs::read_to_string(path).map_err(unreadable)?, path)
+    std::fs::read_to_string(path).map_err(unreadable)
+}
+
+/// Tells versions of a file apart, without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp(Option<(SystemTime, u64, u64)>);
+
+impl Stamp {
+    /// The version there is now; none where there is no such file.
+    pub fn of(path: &Path) -> Self {
+        let metadata = std::fs::metadata(path).ok();
+        Self(metadata.and_then(|metadata| Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))))
+    }
 }
 
 /// Reads settings from a file where one is given, and all unset where none is.
@@ -80,7 +101,8 @@ pub fn parse<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T, Settings
     };
     let document = toml::Deserializer::parse(text).map_err(|error| invalid(&error, String::new()))?;
     serde_path_to_error::deserialize(document).map_err(|error| {
-        let key = error.path().to_string();
+        // A value whose place in the file is kept is wrapped by the parser.
+        let key = error.path().to_string().replace(SPANNED, "");
         invalid(error.inner(), if key == "." { String::new() } else { key })
     })
 }

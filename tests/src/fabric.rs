@@ -542,6 +542,7 @@ impl Fabric {
             regions,
             tools,
             nodes,
+            labels: None,
             targets: None,
             rate: rate.map(|rate| rate.parse().expect("a rate")),
             at_once: None,

@@ -70,16 +70,17 @@ pub struct RotateArgs {
 impl Command {
     /// Does it. Exit codes: 0 done, 1 not now or not here, 78 refused.
     pub fn run(self) -> ExitCode {
-        let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-            Ok(runtime) => runtime,
-            Err(error) => return ended(Err(EnrollError::here(error))),
-        };
-        ended(runtime.block_on(async {
-            match self {
-                Self::Enroll(args) => enrolled(args).await,
-                Self::Rotate(args) => rotated(&args).await,
-            }
-        }))
+        match self {
+            Self::Enroll(args) => waited_for(enrolled(args)),
+            Self::Rotate(args) => waited_for(async move { rotated(&args).await }),
+        }
+    }
+}
+
+fn waited_for(doing: impl Future<Output = Result<String, EnrollError>>) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => ended(runtime.block_on(doing)),
+        Err(error) => ended(Err(EnrollError::here(error))),
     }
 }
 

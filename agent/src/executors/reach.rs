@@ -1,6 +1,7 @@
 //! From a target to the one address that a run may touch: resolved once, every candidate judged, the first allowed one kept.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use probeops_shared::host::{DnsName, Host};
@@ -8,10 +9,10 @@ use probeops_shared::outcome::{Failure, FailureKind};
 use probeops_shared::tools::dns::DNS_PORT;
 use probeops_shared::tools::network::{Family, FamilyChoice, RESOLUTION_MAX, Resolved, Source, ms};
 
-use crate::executors::{Context, denied};
+use crate::executors::{Context, Touched, denied};
 use crate::net::{interfaces, words};
-use crate::policy::Touch;
 use crate::policy::surroundings::Surroundings;
+use crate::policy::{Denial, Policy, Touch};
 use crate::resolve::{Found, Resolver};
 
 /// Who judges what the principal may be pointed at, in messages.
@@ -56,8 +57,9 @@ impl Context {
     }
 
     async fn choose(&self, resolver: &Resolver, host: &Host, ports: &[Option<u16>], family: FamilyChoice) -> Result<Reached, Failure> {
-        let look = self.node.lookout.look(&self.node.policy, &self.node.resolver);
-        let (surroundings, candidates) = tokio::join!(look, self.candidates(resolver, host, ports));
+        let policy = self.node.policy.current();
+        let look = self.node.lookout.look(&policy, &self.node.resolver);
+        let (surroundings, candidates) = tokio::join!(look, self.candidates(&policy, resolver, host, ports));
         let (candidates, resolved_in) = candidates?;
         let mut wanted: Vec<IpAddr> = candidates.iter().copied().filter(|address| family.includes(*address)).collect();
         if wanted.is_empty() {
@@ -66,8 +68,11 @@ impl Context {
         wanted.sort_by_key(|address| family.rank(*address));
         let mut denials = Vec::new();
         for address in wanted {
-            match ports.iter().try_for_each(|port| self.permit_address(host, address, *port, &surroundings)) {
-                Ok(()) => return Ok(Reached { address, resolve_ms: resolved_in.map(ms) }),
+            match ports.iter().try_for_each(|port| self.permit_address(&policy, (host, address, *port), &surroundings)) {
+                Ok(()) => {
+                    self.touch(host, address, ports);
+                    return Ok(Reached { address, resolve_ms: resolved_in.map(ms) });
+                }
                 Err(rule) if host.address().is_some() => denials.push(format!("{host}: {rule}")),
                 Err(rule) => denials.push(format!("{host} ({address}): {rule}")),
             }
@@ -83,6 +88,7 @@ impl Context {
     /// The addresses of a host that may be asked for, and how long its name took to resolve.
     async fn candidates(
         &self,
+        policy: &Policy,
         resolver: &Resolver,
         host: &Host,
         ports: &[Option<u16>],
@@ -90,12 +96,12 @@ impl Context {
         match host {
             Host::Address(address) => Ok((vec![address.to_canonical()], None)),
             Host::Name(name) => {
-                self.permit_name(name)?;
-                self.permit_endpoint(name, ports).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
+                self.permit_name(policy, name)?;
+                permit_endpoint(policy, name, ports).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
                 let (found, took) = resolve(resolver, name).await?;
                 // Whoever may ask for a name may be led on by it, but not to a name that is denied.
                 for alias in &found.aliases {
-                    let permitted = self.node.policy.check_denied_name(alias).and_then(|()| self.permit_endpoint(alias, ports));
+                    let permitted = policy.check_denied_name(alias).and_then(|()| permit_endpoint(policy, alias, ports));
                     permitted.map_err(|rule| denied(&format!("{name}, an alias of {alias}: this node's policy: {rule}")))?;
                 }
                 Ok((found.addresses.iter().map(IpAddr::to_canonical).collect(), Some(took)))
@@ -106,7 +112,7 @@ impl Context {
     /// Whether a name may be asked for at all; for tools that only ask.
     pub(super) fn permit_question(&self, name: &DnsName) -> Result<(), Failure> {
         match name {
-            DnsName::Name(name) => self.permit_name(name),
+            DnsName::Name(name) => self.permit_name(&self.node.policy.current(), name),
             DnsName::Address(address) => match &self.targets {
                 Some(targets) if !targets.allow_literal(*address) => Err(denied(&format!("{address}: {PRINCIPAL} do not include it"))),
                 Some(_) | None => Ok(()),
@@ -114,19 +120,42 @@ impl Context {
         }
     }
 
-    /// Whether a name is none of the node's own servers on these ports.
-    fn permit_endpoint(&self, name: &str, ports: &[Option<u16>]) -> Result<(), String> {
-        ports.iter().try_for_each(|port| self.node.policy.check_endpoint_name(name, *port))
+    /// Whether all that the run was let touch may be touched by this policy, too.
+    pub(super) async fn judge_again(&self, policy: &Policy) -> Result<(), Failure> {
+        let surroundings = self.node.lookout.look(policy, &self.node.resolver).await;
+        let touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        touched.iter().try_for_each(|Touched { host, address, ports }| {
+            if let Host::Name(name) = host {
+                self.permit_name(policy, name)?;
+                permit_endpoint(policy, name, ports).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
+            }
+            let permitted = ports.iter().try_for_each(|port| self.permit_address(policy, (host, *address, *port), &surroundings));
+            permitted.map_err(|rule| denied(&format!("{address}: {rule}")))
+        })
     }
 
-    fn permit_name(&self, name: &str) -> Result<(), Failure> {
+    /// Remembers whom the run was let touch.
+    fn touch(&self, host: &Host, address: IpAddr, ports: &[Option<u16>]) {
+        let touched = Touched { host: host.clone(), address, ports: ports.to_vec() };
+        let mut all = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        if !all.contains(&touched) {
+            all.push(touched);
+        }
+    }
+
+    fn permit_name(&self, policy: &Policy, name: &str) -> Result<(), Failure> {
         if self.targets.as_ref().is_some_and(|targets| !targets.allow_name(name)) {
             return Err(denied(&format!("{name}: {PRINCIPAL} do not include it")));
         }
-        self.node.policy.check_name(name).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))
+        policy.check_name(name).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))
     }
 
-    fn permit_address(&self, host: &Host, address: IpAddr, port: Option<u16>, surroundings: &Surroundings) -> Result<(), String> {
+    fn permit_address(
+        &self,
+        policy: &Policy,
+        (host, address, port): (&Host, IpAddr, Option<u16>),
+        surroundings: &Surroundings,
+    ) -> Result<(), String> {
         let named = host.address().is_none();
         let included = |targets: &probeops_shared::access::Targets| {
             if named { targets.allow_resolved(address) } else { targets.allow_literal(address) }
@@ -135,8 +164,13 @@ impl Context {
             return Err(format!("{PRINCIPAL} do not include it"));
         }
         let touch = Touch { address, port, named };
-        self.node.policy.check_address(touch, surroundings).map_err(|rule| format!("this node's policy: {rule}"))
+        policy.check_address(touch, surroundings).map_err(|rule| format!("this node's policy: {rule}"))
     }
+}
+
+/// Whether a name is none of the node's own servers on these ports.
+fn permit_endpoint(policy: &Policy, name: &str, ports: &[Option<u16>]) -> Result<(), Denial> {
+    ports.iter().try_for_each(|port| policy.check_endpoint_name(name, *port))
 }
 
 async fn resolve(resolver: &Resolver, name: &str) -> Result<(Found, Duration), Failure> {

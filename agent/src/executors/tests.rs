@@ -5,6 +5,7 @@ mod dns;
 mod dns_server;
 mod http;
 mod live;
+mod narrowing;
 mod netns;
 mod paths;
 mod pmtu;

@@ -25,6 +25,7 @@ use probeops_shared::access::TargetPattern;
 use probeops_shared::reserved::Reserved;
 use probeops_shared::tools::ToolName;
 use serde::{Deserialize, Deserializer, de};
+use toml::Spanned;
 
 use super::endpoints::Endpoint;
 
@@ -35,7 +36,7 @@ const SUMMARY_ENTRIES_MAX: usize = 5;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Rules {
-    pub(super) allow_loopback: bool,
+    pub(super) allow_loopback: Option<Entry<bool>>,
     pub(super) allow: Allow,
     pub(super) deny: Deny,
 }
@@ -45,27 +46,54 @@ pub(super) struct Rules {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Allow {
     #[serde(deserialize_with = "allowed_networks")]
-    pub(super) networks: Option<Vec<Network>>,
-    pub(super) names: Option<Vec<NameRule>>,
-    pub(super) ports: Option<Vec<Ports>>,
-    pub(super) tools: Option<Vec<ToolName>>,
+    pub(super) networks: Option<Vec<Entry<Network>>>,
+    pub(super) names: Option<Vec<Entry<NameRule>>>,
+    pub(super) ports: Option<Vec<Entry<Ports>>>,
+    pub(super) tools: Option<Vec<Entry<ToolName>>>,
 }
 
 /// What may not.
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Deny {
-    pub(super) networks: Vec<Network>,
-    pub(super) names: Vec<NameRule>,
-    pub(super) ports: Vec<Ports>,
-    pub(super) tools: Vec<ToolName>,
+    pub(super) networks: Vec<Entry<Network>>,
+    pub(super) names: Vec<Entry<NameRule>>,
+    pub(super) ports: Vec<Entry<Ports>>,
+    pub(super) tools: Vec<Entry<ToolName>>,
     pub(super) endpoints: Vec<Endpoint>,
 }
 
+/// What stands in the file, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry<T> {
+    pub(super) what: T,
+    /// So many bytes after the beginning.
+    pub(super) at: usize,
+}
+
+impl<T: fmt::Display> fmt::Display for Entry<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.what.fmt(f)
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Entry<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let spanned = Spanned::deserialize(deserializer)?;
+        let at = spanned.span().start;
+        Ok(Self { what: spanned.into_inner(), at })
+    }
+}
+
 impl Rules {
+    /// Whether this machine itself may be touched.
+    pub(super) fn allows_loopback(&self) -> bool {
+        self.allow_loopback.is_some_and(|given| given.what)
+    }
+
     /// The rules in one line.
     pub(super) fn summary(&self) -> String {
-        let loopback = if self.allow_loopback { "allows loopback" } else { "denies loopback" };
+        let loopback = if self.allows_loopback() { "allows loopback" } else { "denies loopback" };
         let mut text = format!("{loopback}; denies link-local, metadata, multicast, broadcast, its own servers");
         let (allow, deny) = (&self.allow, &self.deny);
         for (kind, allowed) in [
@@ -110,6 +138,10 @@ impl Network {
     pub(super) fn contains(&self, address: IpAddr) -> bool {
         self.0.contains(&address)
     }
+
+    pub(super) fn net(&self) -> IpNet {
+        self.0
+    }
 }
 
 impl fmt::Display for Network {
@@ -132,9 +164,9 @@ impl<'de> Deserialize<'de> for Network {
     }
 }
 
-fn allowed_networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Network>>, D::Error> {
-    let networks: Option<Vec<Network>> = Option::deserialize(deserializer)?;
-    for network in networks.iter().flatten() {
+fn allowed_networks<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Entry<Network>>>, D::Error> {
+    let networks: Option<Vec<Entry<Network>>> = Option::deserialize(deserializer)?;
+    for Entry { what: network, .. } in networks.iter().flatten() {
         let (first, last) = (Reserved::of(network.0.network()), Reserved::of(network.0.broadcast()));
         if let Some(reserved) = first.filter(|first| last == Some(*first) && *first != Reserved::Loopback) {
             return Err(de::Error::custom(format!("{network} cannot be allowed: {reserved} is always denied")));

@@ -58,6 +58,8 @@ pub(crate) struct Lookout(Mutex<Seen>);
 #[derive(Debug)]
 struct Seen {
     at: Option<Instant>,
+    /// Whose places these are.
+    of: Vec<Endpoint>,
     what: Arc<Surroundings>,
 }
 
@@ -65,19 +67,20 @@ impl Lookout {
     /// Looks at the interfaces once, so that a node which cannot see them does not start.
     pub(crate) fn new() -> io::Result<Self> {
         let surroundings = Surroundings { interfaces: interfaces::read()?, endpoints: Vec::new() };
-        Ok(Self(Mutex::new(Seen { at: None, what: Arc::new(surroundings) })))
+        Ok(Self(Mutex::new(Seen { at: None, of: Vec::new(), what: Arc::new(surroundings) })))
     }
 
     /// The surroundings, not older than a minute.
     pub(crate) async fn look(&self, policy: &Policy, resolver: &Resolver) -> Arc<Surroundings> {
         let mut seen = self.0.lock().await;
-        if seen.at.is_none_or(|at| at.elapsed() > FRESH_FOR) {
+        if seen.at.is_none_or(|at| at.elapsed() > FRESH_FOR) || seen.of != policy.endpoints() {
             let interfaces = interfaces::read().unwrap_or_else(|error| {
                 tracing::warn!(%error, "could not read the network interfaces; going by what they were");
                 seen.what.interfaces.clone()
             });
             let endpoints = locate(policy.endpoints(), resolver, &seen.what.endpoints).await;
-            *seen = Seen { at: Some(Instant::now()), what: Arc::new(Surroundings { interfaces, endpoints }) };
+            let what = Arc::new(Surroundings { interfaces, endpoints });
+            *seen = Seen { at: Some(Instant::now()), of: policy.endpoints().to_vec(), what };
         }
         Arc::clone(&seen.what)
     }

@@ -2,9 +2,7 @@ use super::*;
 use crate::net::interfaces::Interfaces;
 
 fn policy(text: &str) -> Policy {
-    let rules: Rules = settings::parse(text, Path::new("policy.toml")).unwrap();
-    let endpoints = rules.deny.endpoints.clone();
-    Policy { rules, endpoints }
+    Policy::new(text, Path::new("policy.toml"), &[]).unwrap()
 }
 
 /// A node at 10.1.0.5/24 whose broker is at `broker`.
@@ -17,13 +15,13 @@ fn touch(address: &str, port: Option<u16>) -> Touch {
     Touch { address: address.parse::<IpAddr>().unwrap().to_canonical(), port, named: false }
 }
 
-fn judge(text: &str, address: &str, port: Option<u16>) -> Result<(), String> {
+fn judge(text: &str, address: &str, port: Option<u16>) -> Result<(), Denial> {
     policy(text).check_address(touch(address, port), &surroundings("203.0.113.9:4222"))
 }
 
 #[track_caller]
 fn denies(text: &str, address: &str, port: Option<u16>, why: &str) {
-    let rule = judge(text, address, port).unwrap_err();
+    let rule = judge(text, address, port).unwrap_err().to_string();
     assert!(rule.contains(why), "{address}: {rule}");
 }
 
@@ -109,7 +107,7 @@ fn servers_that_the_owner_names_are_denied_too() {
     let policy = policy("[deny]\nendpoints = [\"10.0.0.7:8443\"]");
     let endpoint = policy.endpoints()[0].clone();
     let around = Surroundings::new(Interfaces::default(), vec![(endpoint, "10.0.0.7:8443".parse().unwrap())]);
-    assert_eq!(policy.check_address(touch("10.0.0.7", Some(8443)), &around).unwrap_err(), "10.0.0.7:8443 is in deny.endpoints");
+    assert_eq!(policy.check_address(touch("10.0.0.7", Some(8443)), &around).unwrap_err().to_string(), "10.0.0.7:8443 is in deny.endpoints");
     assert_eq!(policy.check_address(touch("10.0.0.7", Some(22)), &around), Ok(()));
 }
 
@@ -142,11 +140,52 @@ fn the_owners_lists_narrow_and_denials_win() {
 fn names_are_judged_by_names_and_a_list_of_names_excludes_bare_addresses() {
     let policy = policy("[allow]\nnames = [\"*.corp.example\"]\n[deny]\nnames = [\"secret.corp.example\"]\n");
     assert_eq!(policy.check_name("a.corp.example"), Ok(()));
-    assert!(policy.check_name("secret.corp.example").unwrap_err().contains("deny.names"));
-    assert!(policy.check_name("example.com").unwrap_err().contains("allow.names"));
+    assert!(policy.check_name("secret.corp.example").unwrap_err().why.contains("deny.names"));
+    assert!(policy.check_name("example.com").unwrap_err().why.contains("allow.names"));
     let around = surroundings("203.0.113.9:4222");
-    assert!(policy.check_address(touch("10.0.0.1", None), &around).unwrap_err().contains("no addresses"));
+    assert!(policy.check_address(touch("10.0.0.1", None), &around).unwrap_err().why.contains("no addresses"));
     assert_eq!(policy.check_address(Touch { named: true, ..touch("10.0.0.1", None) }, &around), Ok(()));
+}
+
+#[test]
+fn every_verdict_names_the_line_it_comes_from() {
+    let text = "allow_loopback = true\n[allow]\nnetworks = [\n  \"127.0.0.0/8\",\n  \"10.0.0.0/8\",\n]\nnames = [\"*.corp.example\"]\nports = [443]\n\
+                [deny]\nnetworks = [\"10.66.0.0/16\"]\ntools = [\"tcp\"]\n";
+    let policy = policy(text);
+    let around = surroundings("203.0.113.9:4222");
+    let denied = |address, port| {
+        let denial = policy.check_address(touch(address, port), &around).unwrap_err();
+        policy.with_line(&denial, denial.at)
+    };
+    assert_eq!(denied("10.66.0.1", Some(443)), "10.66.0.0/16 is in deny.networks (line 10 of policy.toml)");
+    assert_eq!(denied("11.0.0.1", None), "it is in none of allow.networks (line 4 of policy.toml)");
+    assert_eq!(denied("10.0.0.1", Some(22)), "port 22 is not in allow.ports (line 8 of policy.toml)");
+    assert_eq!(denied("169.254.1.1", None), "a link-local address (where clouds serve their metadata) is always denied");
+    let denial = policy.check_tool(ToolName::Tcp).unwrap_err();
+    assert_eq!(policy.with_line(&denial, denial.at), "the tool tcp is in deny.tools (line 11 of policy.toml)");
+    assert_eq!(
+        policy.why_address(touch("10.0.0.1", Some(443))),
+        "10.0.0.0/8 is in allow.networks (line 5 of policy.toml); port 443 is in allow.ports (line 8 of policy.toml)"
+    );
+    assert!(policy.why_address(touch("127.0.0.1", None)).starts_with("allow_loopback is true (line 1 of policy.toml); 127.0.0.0/8"));
+    assert_eq!(policy.why_name("a.corp.example"), "`*.corp.example` is in allow.names (line 7 of policy.toml)");
+    assert!(policy.told().contains(&"deny.networks 10.66.0.0/16 (line 10 of policy.toml)".to_owned()), "{:?}", policy.told());
+}
+
+#[test]
+fn the_classes_that_a_policy_leaves_open_are_told() {
+    use probeops_shared::presence::AddressClass::{Loopback, Private, Public};
+    for (text, classes) in [
+        ("", &[Private, Public][..]),
+        ("allow_loopback = true", &[Loopback, Private, Public]),
+        ("[allow]\nnetworks = [\"10.0.0.0/8\"]", &[Private]),
+        ("[allow]\nnetworks = [\"192.0.2.0/24\", \"10.1.0.0/16\"]\n[deny]\nnetworks = [\"10.0.0.0/8\"]", &[Public]),
+        ("[allow]\nnetworks = []", &[]),
+        ("allow_loopback = true\n[allow]\nnetworks = [\"127.0.0.0/8\"]", &[Loopback]),
+        ("[deny]\nnetworks = [\"0.0.0.0/0\", \"::/0\"]", &[]),
+    ] {
+        assert_eq!(policy(text).classes(), classes, "{text}");
+    }
 }
 
 #[test]

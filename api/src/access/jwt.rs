@@ -7,6 +7,7 @@ mod claims;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
 mod keyset;
+mod remote;
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -15,26 +16,41 @@ use std::time::Duration;
 use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation, decode};
+use probeops_shared::problem::Code;
+use probeops_shared::settings::Stamp;
 use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::access::jwt::keyset::{KeySet, Stamp};
+use crate::access::jwt::keyset::KeySet;
+use crate::access::jwt::remote::Remote;
 use crate::access::principal::Identity;
 use crate::config::{JwtKeys, JwtSettings};
+use crate::metrics::Metrics;
 use crate::problem::Problem;
 
 /// How far the clocks of issuer and API may differ, in seconds.
 const LEEWAY_S: u64 = 30;
+/// When keys may be there that could not be fetched.
+const FETCHED_AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// How often the key file is looked at for changes.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
 /// Checks JWTs.
 #[derive(Clone, Debug)]
 pub(super) struct Verifier {
-    keys: Arc<RwLock<Arc<KeySet>>>,
+    keys: Keys,
     issuer: Arc<str>,
     audience: Arc<str>,
+}
+
+/// Where the keys are.
+#[derive(Clone, Debug)]
+enum Keys {
+    /// Here.
+    Held(Arc<RwLock<Arc<KeySet>>>),
+    /// Here, as they were last at a URL.
+    Fetched(Arc<Remote>),
 }
 
 /// What is read of a token before its signature is checked.
@@ -49,62 +65,65 @@ struct Header {
 
 impl Verifier {
     /// Reads the keys, and reads the JWKS file again whenever it changes.
-    pub(super) fn start(settings: &JwtSettings, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
+    /// Those of a URL are fetched again and again; `authority` is trusted beside the system's there.
+    pub(super) fn start(
+        settings: &JwtSettings,
+        (authority, metrics): (Option<&Path>, &Metrics),
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<Self, String> {
         match &settings.keys {
             JwtKeys::Hs256SecretFile(path) => Ok(Self::new(keyset::read_secret(path)?, &settings.issuer, &settings.audience)),
             JwtKeys::Jwks(path) => {
                 // Before reading: a change while we read is then a change still to be seen.
                 let stamp = Stamp::of(path);
                 let verifier = Self::new(keyset::read_jwks(path)?, &settings.issuer, &settings.audience);
-                let following = verifier.clone().follow(path.clone(), stamp);
-                drop(tasks.spawn(stop.clone().run_until_cancelled_owned(following)));
+                if let Keys::Held(keys) = &verifier.keys {
+                    let following = follow(Arc::clone(keys), path.clone(), stamp);
+                    drop(tasks.spawn(stop.clone().run_until_cancelled_owned(following)));
+                }
                 Ok(verifier)
+            }
+            JwtKeys::JwksUrl { url, cache } => {
+                let remote = Arc::new(Remote::open((url.clone(), cache.clone()), authority, metrics, remote::TIMING)?);
+                let following = Arc::clone(&remote);
+                drop(tasks.spawn(stop.clone().run_until_cancelled_owned(async move { following.follow().await })));
+                Ok(Self {
+                    keys: Keys::Fetched(remote),
+                    issuer: settings.issuer.as_str().into(),
+                    audience: settings.audience.as_str().into(),
+                })
             }
         }
     }
 
     fn new(keys: KeySet, issuer: &str, audience: &str) -> Self {
-        Self { keys: Arc::new(RwLock::new(Arc::new(keys))), issuer: issuer.into(), audience: audience.into() }
-    }
-
-    /// Looks at the file again and again.
-    async fn follow(self, path: PathBuf, mut seen: Stamp) {
-        loop {
-            tokio::time::sleep(LOOK_EVERY).await;
-            self.read_if_changed(&path, &mut seen);
-        }
-    }
-
-    /// Reads the file again if it has changed; one that cannot be used leaves the keys as they are.
-    fn read_if_changed(&self, path: &Path, seen: &mut Stamp) {
-        let now = Stamp::of(path);
-        if now == *seen {
-            return;
-        }
-        *seen = now;
-        match keyset::read_jwks(path) {
-            Ok(keys) => {
-                tracing::info!(keys = keys.len(), file = %path.display(), "the keys that check JWTs were read again");
-                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
-            }
-            Err(error) => tracing::error!("{error}; the keys read before stay in use"),
-        }
+        Self { keys: Keys::Held(Arc::new(RwLock::new(Arc::new(keys)))), issuer: issuer.into(), audience: audience.into() }
     }
 
     /// Whom a token names.
-    pub(super) fn identify(&self, token: &str) -> Result<Identity, Problem> {
-        self.check(token).map_err(Problem::bad_credential)
+    pub(super) async fn identify(&self, token: &str) -> Result<Identity, Problem> {
+        let header = header(token).map_err(Problem::bad_credential)?;
+        let keys = match &self.keys {
+            Keys::Held(keys) => Arc::clone(&keys.read().unwrap_or_else(PoisonError::into_inner)),
+            Keys::Fetched(remote) => {
+                let known = remote.keys().is_ok_and(|keys| keys.knows(header.kid.as_deref()));
+                if !known {
+                    remote.fetch_for_unknown().await;
+                }
+                remote.keys().map_err(|why| Problem::new(Code::Unavailable, why).retry_after(FETCHED_AGAIN_AFTER))?
+            }
+        };
+        self.check(token, &header, &keys).map_err(Problem::bad_credential)
     }
 
-    fn check(&self, token: &str) -> Result<Identity, String> {
-        let header = header(token)?;
+    fn check(&self, token: &str, header: &Header, keys: &KeySet) -> Result<Identity, String> {
         if header.alg.eq_ignore_ascii_case("none") {
             return Err("the JWT is not signed (alg none); only signed ones are accepted".to_owned());
         }
         if header.crit.is_some() {
             return Err("the JWT demands extensions (crit) that are not known here".to_owned());
         }
-        let keys = Arc::clone(&self.keys.read().unwrap_or_else(PoisonError::into_inner));
         let key = keys.find(header.kid.as_deref())?;
         if header.alg != name(key.algorithm) {
             let given: String = header.alg.chars().take(20).collect();
@@ -141,6 +160,30 @@ impl Verifier {
     }
 }
 
+/// Looks at the file again and again.
+async fn follow(keys: Arc<RwLock<Arc<KeySet>>>, path: PathBuf, mut seen: Stamp) {
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        read_if_changed(&keys, &path, &mut seen);
+    }
+}
+
+/// Reads the file again if it has changed; one that cannot be used leaves the keys as they are.
+fn read_if_changed(held: &RwLock<Arc<KeySet>>, path: &Path, seen: &mut Stamp) {
+    let now = Stamp::of(path);
+    if now == *seen {
+        return;
+    }
+    *seen = now;
+    match keyset::read_jwks(path) {
+        Ok(keys) => {
+            tracing::info!(keys = keys.len(), file = %path.display(), "the keys that check JWTs were read again");
+            *held.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+        }
+        Err(error) => tracing::error!("{error}; the keys read before stay in use"),
+    }
+}
+
 fn header(token: &str) -> Result<Header, String> {
     let encoded = token.split('.').next().unwrap_or_default();
     let bytes = BASE64URL_NOPAD.decode(encoded.as_bytes()).map_err(|_| malformed("its header is not base64url"))?;
@@ -160,6 +203,12 @@ fn name(algorithm: Algorithm) -> &'static str {
         Algorithm::HS256 => "HS256",
         _ => "another algorithm",
     }
+}
+
+/// Whom the payload of a token names.
+#[cfg(test)]
+pub(super) fn identity(payload: &str) -> Result<Identity, String> {
+    claims::identity(payload)
 }
 
 #[cfg(test)]

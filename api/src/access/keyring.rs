@@ -212,7 +212,7 @@ impl Known {
 }
 
 /// Whom a key names.
-fn identity(record: &KeyRecord) -> Identity {
+pub(super) fn identity(record: &KeyRecord) -> Identity {
     Identity {
         name: format!("key:{}", record.id),
         scopes: record.scopes.clone(),

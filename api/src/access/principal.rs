@@ -6,6 +6,7 @@ use probeops_shared::access::{Limits, Scope};
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
+use probeops_shared::registry::NodeGrant;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 
@@ -53,7 +54,7 @@ impl Principal {
     /// Refuses a region outside the limits.
     pub fn check_region(&self, region: &Region, pointer: &str) -> Result<(), Problem> {
         match &self.limits.regions {
-            Some(regions) if !regions.iter().any(|pattern| pattern.matches(region)) => Err(outside("regions", regions, region, pointer)),
+            Some(regions) if !self.limits.allow_region(region) => Err(outside("regions", regions, region, pointer)),
             Some(_) | None => Ok(()),
         }
     }
@@ -76,19 +77,22 @@ impl Identity {
     }
 
     /// Whether he may know of the node, and ask it by id.
-    pub fn sees_node(&self, node: &NodeId, region: &Region) -> bool {
-        self.sees_region(region) || self.nodes.contains(node)
+    pub fn sees_node(&self, node: &NodeGrant) -> bool {
+        (self.sees_region(&node.region) || self.nodes.contains(&node.id)) && self.limits.allow_node(&node.id, &node.labels)
     }
 
-    /// Whether he may know of the region.
+    /// Whether he may know of the region, if there is a node in it that he may know of.
     pub fn sees_region(&self, region: &Region) -> bool {
-        self.limits.regions.as_ref().is_none_or(|regions| regions.iter().any(|pattern| pattern.matches(region)))
+        self.limits.allow_region(region)
     }
 }
 
 fn outside(limit: &str, allowed: &[impl std::fmt::Display], given: &impl std::fmt::Display, pointer: &str) -> Problem {
-    let allowed: Vec<String> = allowed.iter().map(ToString::to_string).collect();
-    let detail = format!("your credential is limited to the {limit} {}; `{given}` is none of them", allowed.join(", "));
+    let mut names: Vec<String> = allowed.iter().map(ToString::to_string).collect();
+    if names.is_empty() {
+        names.push("(none)".to_owned());
+    }
+    let detail = format!("your credential is limited to the {limit} {}; `{given}` is none of them", names.join(", "));
     Problem::new(Code::Forbidden, detail).at(Invalid::new(pointer, format!("outside the limit `{limit}`")))
 }
 

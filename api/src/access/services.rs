@@ -190,12 +190,15 @@ impl Known {
 }
 
 /// What a service may at the front door: what was granted, and no more.
-fn identity(grant: &ServiceGrant) -> Identity {
+pub(super) fn identity(grant: &ServiceGrant) -> Identity {
     // A region's name is a pattern that means itself.
     let regions = grant.regions.iter().filter_map(|region| region.as_str().parse().ok()).collect();
     let limits = Limits {
         tools: Some(grant.tools.clone()),
         regions: Some(regions),
+        // What it was granted by id comes to its regions, and is no limit of them.
+        nodes: None,
+        labels: grant.labels.clone(),
         targets: grant.targets.clone(),
         rate: grant.rate,
         at_once: grant.at_once,
@@ -226,6 +229,7 @@ mod tests {
             regions: vec!["eu".parse().unwrap()],
             tools: vec![ToolName::Echo],
             nodes: vec!["n9".parse().unwrap()],
+            labels: None,
             targets: None,
             rate: None,
             at_once: None,
@@ -249,7 +253,7 @@ mod tests {
         assert_eq!(identity.name, "service:svc");
         assert!(identity.sees_region(&"eu".parse().unwrap()) && !identity.sees_region(&"us".parse().unwrap()));
         assert!(!identity.sees_region(&"eu-central".parse().unwrap()), "a region is a name, not the beginning of names");
-        assert!(identity.sees_node(&"n9".parse().unwrap(), &"us".parse().unwrap()));
+        assert_eq!(identity.nodes, ["n9".parse().unwrap()]);
         assert!(!identity.has(Scope::NodesRead) && identity.has(Scope::JobsWrite));
     }
 

@@ -134,6 +134,7 @@ mod tests {
             name: name.parse().unwrap(),
             regions: regions.iter().map(|region| region.parse().unwrap()).collect(),
             tools: vec![ToolName::Echo],
+            labels: None,
             nodes: nodes.iter().map(|node| node.parse().unwrap()).collect(),
             targets: None,
             rate: rate.map(|rate| rate.parse().unwrap()),

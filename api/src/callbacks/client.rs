@@ -2,6 +2,7 @@
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,8 @@ use hyper_util::rt::TokioIo;
 use probeops_shared::host::Host;
 use probeops_shared::http_url::Scheme;
 use probeops_shared::timestamp::Timestamp;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -79,6 +81,23 @@ impl Client {
 
 /// What speaks TLS to servers that are not ours: it trusts the authorities of the system (or of `SSL_CERT_FILE`), or Mozilla's where there are none.
 pub(crate) fn tls_connector() -> TlsConnector {
+    trusting(system_roots())
+}
+
+/// The same, that trusts one more authority, where it is given (PEM).
+pub(crate) fn tls_connector_trusting(authority: Option<&Path>) -> Result<TlsConnector, String> {
+    let mut roots = system_roots();
+    if let Some(path) = authority {
+        let unusable = |error: &dyn std::fmt::Display| format!("ca: {} cannot be used: {error}", path.display());
+        let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unusable(&error))?;
+        for certificate in certificates {
+            roots.add(certificate.map_err(|error| unusable(&error))?).map_err(|error| unusable(&error))?;
+        }
+    }
+    Ok(trusting(roots))
+}
+
+fn system_roots() -> RootCertStore {
     let loaded = rustls_native_certs::load_native_certs();
     for error in &loaded.errors {
         tracing::warn!(%error, "an authority of this machine cannot be read");
@@ -88,7 +107,7 @@ pub(crate) fn tls_connector() -> TlsConnector {
     if added == 0 {
         roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
     }
-    trusting(roots)
+    roots
 }
 
 fn trusting(roots: RootCertStore) -> TlsConnector {

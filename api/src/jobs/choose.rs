@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 pub(super) use self::explain::explain;
 pub use self::explain::{Explained, Explanation, NotChosen};
-use self::pick::{Asker, Pick};
+use self::pick::{Asker, Group, Pick};
 use crate::access::Principal;
 use crate::broker::{Destination, Spares, UsedNodes};
 use crate::problem::Problem;
@@ -121,14 +121,18 @@ impl Runs {
     /// Adds what a selector comes to; the nodes it adds.
     fn add(&mut self, pick: Pick, pointer: &str) -> Result<Vec<NodeId>, Problem> {
         let regions = pick.regions.into_iter().filter(|region| self.regions.insert(region.clone()));
-        let new: Vec<NodeId> = pick.nodes.into_iter().filter(|node| self.used.mark(node)).collect();
         self.destinations.extend(regions.map(Destination::Region));
-        let spares = pick.spares.map(|spares| Spares::new(spares, &self.used));
-        let destination = |node: &NodeId| match &spares {
-            Some(spares) => Destination::OneOf(node.clone(), Arc::clone(spares)),
-            None => Destination::Node(node.clone()),
-        };
-        self.destinations.extend(new.iter().map(destination));
+        let mut all = Vec::new();
+        for Group { nodes, spares } in pick.groups {
+            let new: Vec<NodeId> = nodes.into_iter().filter(|node| self.used.mark(node)).collect();
+            let spares = spares.map(|spares| Spares::new(spares, &self.used));
+            let destination = |node: &NodeId| match &spares {
+                Some(spares) => Destination::OneOf(node.clone(), Arc::clone(spares)),
+                None => Destination::Node(node.clone()),
+            };
+            self.destinations.extend(new.iter().map(destination));
+            all.extend(new);
+        }
         let runs = self.destinations.len();
         if runs > usize::from(RUNS_PER_JOB_MAX) {
             let detail = format!(
@@ -141,7 +145,7 @@ impl Runs {
                 self.missing.push(missing);
             }
         }
-        Ok(new)
+        Ok(all)
     }
 }
 

@@ -95,11 +95,11 @@ impl Nodes {
         seen.filter(|seen| terms.iter().all(|term| term.holds(&seen.grant.labels))).collect()
     }
 
-    /// The regions that are `wanted`, by name, without what was revoked.
-    pub(crate) fn summaries(&self, wanted: impl Fn(&Region) -> bool) -> Vec<RegionSummary> {
+    /// The regions that are `wanted`, by name, as far as their nodes are, without what was revoked.
+    pub(crate) fn summaries(&self, wanted: impl Fn(&Region) -> bool, wanted_node: impl Fn(&NodeGrant) -> bool) -> Vec<RegionSummary> {
         let summaries = self.by_region.keys().filter(|region| wanted(region)).map(|region| {
             let mut summary = RegionSummary { region: region.clone(), nodes: 0, online: 0, draining: 0, tools: Vec::new() };
-            for seen in self.of_region(region).filter(|seen| seen.grant.revoked_at.is_none()) {
+            for seen in self.of_region(region).filter(|seen| seen.grant.revoked_at.is_none() && wanted_node(seen.grant)) {
                 summary.nodes += 1;
                 match seen.beat {
                     None => {}
@@ -207,6 +207,8 @@ fn leave<K: Ord>(index: &mut BTreeMap<K, BTreeSet<NodeId>>, key: &K, id: &NodeId
 mod tests {
     use std::collections::BTreeMap;
 
+    use probeops_shared::presence::PolicyReport;
+
     use super::*;
 
     fn heard(id: &str, rtt_ms: f64) -> Present {
@@ -224,7 +226,7 @@ mod tests {
             draining: false,
             clock_offset_ms: None,
             rtt_ms: Some(rtt_ms),
-            policy: String::new(),
+            policy: PolicyReport::new(""),
         };
         Present { beat, heard: Instant::now(), heard_at: now }
     }

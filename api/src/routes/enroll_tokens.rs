@@ -209,6 +209,12 @@ fn granted(maker: &Identity, request: TokenRequest) -> Result<NewToken, Problem>
         Problem::new(Code::Forbidden, invalid.to_string()).at(invalid)
     };
     wanted.under(&maker.limits).map_err(beyond)?;
+    if maker.limits.nodes.as_ref().is_some_and(|nodes| !node.as_ref().is_some_and(|node| nodes.contains(node))) {
+        return Err(beyond(Invalid::new("/node", "goes beyond your own limit `nodes`; name one of those")));
+    }
+    if maker.limits.labels.iter().flatten().any(|term| !term.holds(&labels)) {
+        return Err(beyond(Invalid::new("/labels", "goes beyond your own limit `labels`; nodes that you enrol must have those labels")));
+    }
     Ok(NewToken {
         region,
         tools,

@@ -33,8 +33,6 @@ use crate::routes::query::{Query, page};
 const NEEDS: Needs = Needs::Scope(&[Scope::KeysWrite]);
 /// The fields of a request for a key.
 const FIELDS: [&str; 3] = ["name", "scopes", "limits"];
-/// The fields of limits.
-const LIMIT_FIELDS: [&str; 5] = ["tools", "regions", "targets", "rate", "at_once"];
 
 pub(super) fn operations() -> Vec<Operation> {
     vec![
@@ -198,11 +196,11 @@ fn parse(body: &[u8]) -> Result<KeyRequest, Problem> {
     match fields.get("limits") {
         None => {}
         Some(Value::Object(limits)) => {
-            json::refuse_unknown(limits, "limit", &LIMIT_FIELDS).map_err(|invalid| Problem::invalid(invalid.under("/limits")))?;
+            json::refuse_unknown(limits, "limit", &Limits::NAMES).map_err(|invalid| Problem::invalid(invalid.under("/limits")))?;
         }
         // Serde would read a list as the fields in their order.
         Some(other) => {
-            let detail = format!("must be an object with {}, not {}", LIMIT_FIELDS.join(", "), shown(other));
+            let detail = format!("must be an object with {}, not {}", Limits::NAMES.join(", "), shown(other));
             return Err(Problem::invalid(Invalid::new("/limits", detail)));
         }
     }

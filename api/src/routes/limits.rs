@@ -18,7 +18,7 @@ pub(super) fn operations() -> Vec<Operation> {
         needs: Needs::Credential,
         id: "readLimits".into(),
         summary: "Read your limits and what is left of them".into(),
-        description: "Your rate and how many runs you may have at once, as all replicas of the API count them, and the limits of nodes, which all \
+        description: "What your credential may do and what narrows that; your rate and how many runs you may have at once, as all replicas of the API count them, and the limits of nodes, which all \
                       callers share. What is not limited is absent. Asking costs nothing.",
         query: Cow::Borrowed(&[]),
         headers: &[],

@@ -38,7 +38,8 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: reads,
             id: "listRegions".into(),
             summary: "List the regions".into(),
-            description: "Every region that a node was granted, how many nodes it has, how many are online, and what they can run.",
+            description: "Every region that a node was granted, how many nodes it has, how many are online, and what they can run. Who is limited to \
+                          some regions, nodes or labels sees no others.",
             query: Cow::Borrowed(&PAGING),
             headers: &[],
             body: None,
@@ -50,7 +51,8 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: reads,
             id: "listNodes".into(),
             summary: "List the nodes".into(),
-            description: "Every node that was granted a credential, and what those that are online last said of themselves.",
+            description: "Every node that was granted a credential, and what those that are online last said of themselves. Who is limited to some \
+                          regions, nodes or labels sees no others.",
             query: Cow::Borrowed(&PAGING),
             headers: &[],
             body: None,
@@ -156,14 +158,14 @@ enum NodeChange {
 }
 
 async fn list_regions(State(app): State<App>, Who(principal): Who, query: Query) -> Result<Json<RegionList>, Problem> {
-    let seen: Vec<RegionSummary> = app.roster.regions().into_iter().filter(|summary| principal.sees_region(&summary.region)).collect();
+    let seen = app.roster.look(|nodes| nodes.summaries(|region| principal.sees_region(region), |node| principal.sees_node(node)));
     let cursor = query.value::<String>("cursor")?;
     let (regions, next) = page(seen, |summary| summary.region.as_str(), cursor.as_deref(), query.limit()?);
     Ok(Json(RegionList { regions, next }))
 }
 
 async fn list_nodes(State(app): State<App>, Who(principal): Who, query: Query) -> Result<Json<NodeList>, Problem> {
-    let seen: Vec<Node> = app.roster.nodes().into_iter().filter(|node| principal.sees_region(&node.region)).collect();
+    let seen = app.roster.nodes_of(|node| principal.sees_node(node));
     let cursor = query.value::<String>("cursor")?;
     let (nodes, next) = page(seen, |node| node.id.as_str(), cursor.as_deref(), query.limit()?);
     Ok(Json(NodeList { nodes, next }))
@@ -209,7 +211,7 @@ async fn revoke(
 
 /// A node that the principal may know of.
 fn find(app: &App, principal: &Principal, id: &str) -> Result<Node, Problem> {
-    let node = id.parse::<NodeId>().ok().and_then(|id| app.roster.node(&id)).filter(|node| principal.sees_region(&node.region));
+    let node = id.parse::<NodeId>().ok().and_then(|id| app.roster.node_of(&id, |node| principal.sees_node(node)));
     let shown: String = id.chars().take(64).collect();
     node.ok_or_else(|| Problem::new(Code::NoSuchNode, format!("there is no node `{shown}`; /v1/nodes lists the nodes")))
 }

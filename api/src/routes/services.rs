@@ -14,7 +14,8 @@ use probeops_shared::invalid::Invalid;
 use probeops_shared::json;
 use probeops_shared::keymaster::ServiceRights;
 use probeops_shared::problem::Code;
-use probeops_shared::registry::{ServiceGrant, ValidFor};
+use probeops_shared::registry::{NodeGrant, ServiceGrant, ValidFor};
+use probeops_shared::selector::Term;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use schemars::JsonSchema;
@@ -35,7 +36,7 @@ use crate::routes::query::{Query, page};
 
 const NEEDS: Needs = Needs::Scope(&[Scope::ServicesWrite]);
 /// The fields of a request for a service.
-const FIELDS: [&str; 8] = ["name", "regions", "tools", "nodes", "targets", "rate", "at_once", "valid_for"];
+const FIELDS: [&str; 9] = ["name", "regions", "tools", "nodes", "labels", "targets", "rate", "at_once", "valid_for"];
 /// How many regions, tools or nodes a service may be granted.
 const ENTRIES_MAX: usize = 100;
 
@@ -47,7 +48,7 @@ pub(super) fn operations() -> Vec<Operation> {
             id: "createService".into(),
             summary: "Make the credential of a service".into(),
             description: "With it a program asks over NATS: nodes directly (job.v1.<region>.<tool>.<name>) and at the front door \
-                          (api.v1.run.<name>); with `targets` at the front door only. The credential is shown in this answer and never again. It \
+                          (api.v1.run.<name>); with `labels` or `targets` at the front door only. The credential is shown in this answer and never again. It \
                           gets nothing beyond your own limits, and what it leaves open is limited as you are. You need the scope jobs:write, and no \
                           limit of `rate` or `at_once`. The name of a service that was revoked or has expired can be granted anew.",
             query: Cow::Borrowed(&[]),
@@ -98,8 +99,9 @@ pub(super) fn operations() -> Vec<Operation> {
 struct ServiceRequest {
     /// Its name, the last token of the subjects it publishes.
     name: Caller,
-    /// The regions it may ask.
-    #[schemars(length(min = 1, max = ENTRIES_MAX))]
+    /// The regions it may ask; none where it may only ask `nodes` by id.
+    #[serde(default)]
+    #[schemars(length(max = ENTRIES_MAX))]
     regions: Vec<Region>,
     /// The tools it may ask for.
     #[schemars(length(min = 1, max = ENTRIES_MAX))]
@@ -108,6 +110,11 @@ struct ServiceRequest {
     #[serde(default)]
     #[schemars(length(max = ENTRIES_MAX))]
     nodes: Vec<NodeId>,
+    /// Of all of these only nodes of whose labels this holds: `site=fra`, `env!=lab`, `role in (edge,core)`. Such a service has its jobs run at the
+    /// front door, and publishes none itself.
+    #[serde(default)]
+    #[schemars(length(min = 1, max = ENTRIES_MAX))]
+    labels: Option<Vec<Term>>,
     /// Only these targets. Such a service has its jobs run at the front door, and publishes none itself.
     #[serde(default)]
     targets: Option<Targets>,
@@ -162,7 +169,7 @@ async fn create(
     let request = parse(&body)?;
     let about = Asked { target: target(request.name.as_str()), ..Asked::default() };
     let made = async {
-        let request = granted(&principal, request, |node| region_of(&app, node))?;
+        let request = granted(&principal, request, |node| app.roster.grant(node))?;
         make(&app, &principal, request).await
     };
     let ServiceCreated { creds, grant } = made.await.map_err(|problem: Problem| problem.asked(about))?;
@@ -181,13 +188,13 @@ async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<S
         let detail = format!("service `{name}` has a credential already; DELETE /v1/services/{name} takes it back");
         return Err(Problem::new(Code::Conflict, detail).at(Invalid::new("/name", "is taken")));
     }
-    let ServiceRequest { name, regions, tools, nodes, targets, rate, at_once, valid_for } = request;
+    let ServiceRequest { name, regions, tools, nodes, labels, targets, rate, at_once, valid_for } = request;
     let rights = ServiceRights {
         name: name.clone(),
         regions: regions.clone(),
         tools: tools.clone(),
         nodes: nodes.clone(),
-        direct: targets.is_none(),
+        direct: targets.is_none() && labels.is_none(),
     };
     let wanted = valid_for.unwrap_or(ValidFor::MAX).duration();
     let valid_for = maker.expires_at.map_or(wanted, |ends| wanted.min(ends.since(now)));
@@ -200,6 +207,7 @@ async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<S
         regions,
         tools,
         nodes,
+        labels,
         targets,
         rate,
         at_once,
@@ -223,7 +231,7 @@ async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<S
 
 async fn list(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<ServiceList>, Problem> {
     let cursor = query.value::<String>("cursor")?;
-    let seen = app.access.services().list().into_iter().filter(|grant| sees(&principal, grant, |node| region_of(&app, node)));
+    let seen = app.access.services().list().into_iter().filter(|grant| sees(&principal, grant, |node| app.roster.grant(node)));
     let (services, next) = page(seen.collect(), |grant| grant.name.as_str(), cursor.as_deref(), query.limit()?);
     app.audit.read(&principal.name, &current.0, "services".to_owned(), "listed");
     Ok(Json(ServiceList { services, next }))
@@ -242,8 +250,8 @@ async fn revoke(
     let revoked = async {
         let name: Caller = name.parse().map_err(|_detail: String| missing())?;
         let held = app.access.services().find(&name).await?;
-        let held = held.filter(|held| sees(&principal, &held.grant, |node| region_of(&app, node))).ok_or_else(missing)?;
-        if !may_revoke(&principal, &held.grant, |node| region_of(&app, node)) {
+        let held = held.filter(|held| sees(&principal, &held.grant, |node| app.roster.grant(node))).ok_or_else(missing)?;
+        if !may_revoke(&principal, &held.grant, |node| app.roster.grant(node)) {
             let detail = format!("the service `{shown}` may more than your own limits allow; only an admin can revoke it");
             return Err(Problem::new(Code::Forbidden, detail));
         }
@@ -252,10 +260,6 @@ async fn revoke(
         Ok((success::of(&told), Json(ServiceRevoked { grant, told })))
     };
     revoked.await.map_err(|problem: Problem| problem.asked(about))
-}
-
-fn region_of(app: &App, node: &NodeId) -> Option<Region> {
-    app.roster.node(node).map(|node| node.region)
 }
 
 /// A service as the audit trail names it.
@@ -270,6 +274,7 @@ fn said(grant: &ServiceGrant) -> String {
         said.push_str(&format!(", nodes {}", listed(&grant.nodes)));
     }
     let limits = [
+        ("labels", grant.labels.as_deref().map(listed)),
         ("targets", grant.targets.as_ref().map(ToString::to_string)),
         ("rate", grant.rate.map(|rate| rate.to_string())),
         ("at_once", grant.at_once.map(|at_once| at_once.to_string())),
@@ -291,13 +296,14 @@ fn parse(body: &[u8]) -> Result<ServiceRequest, Problem> {
     if let Err(detail) = request.name.check_service() {
         return invalid("/name", detail);
     }
-    let lists = [("/regions", request.regions.len(), 1), ("/tools", request.tools.len(), 1), ("/nodes", request.nodes.len(), 0)];
+    let regions_min = usize::from(request.nodes.is_empty());
+    let lists = [("/regions", request.regions.len(), regions_min), ("/tools", request.tools.len(), 1), ("/nodes", request.nodes.len(), 0)];
     for (pointer, length, least) in lists {
         if !(least..=ENTRIES_MAX).contains(&length) {
             return invalid(pointer, format!("must list {least} to {ENTRIES_MAX}, not {length}"));
         }
     }
-    Limits { targets: request.targets.clone(), ..Limits::default() }.check().map_err(Problem::invalid)?;
+    Limits { targets: request.targets.clone(), labels: request.labels.clone(), ..Limits::default() }.check().map_err(Problem::invalid)?;
     request.regions.sort_unstable();
     request.regions.dedup();
     request.nodes.sort_unstable();
@@ -307,15 +313,15 @@ fn parse(body: &[u8]) -> Result<ServiceRequest, Problem> {
     Ok(request)
 }
 
-/// The limits that a service's regions, tools and the rest come to.
-fn limits(regions: &[Region], tools: &[ToolName], targets: Option<&Targets>, (rate, at_once): (Option<Rate>, Option<AtOnce>)) -> Limits {
+/// What a service's regions and tools come to, as limits; the rest is none yet.
+fn limits(regions: &[Region], tools: &[ToolName]) -> Limits {
     // A region's name is a pattern that means itself.
     let regions: Vec<RegionPattern> = regions.iter().filter_map(|region| region.as_str().parse().ok()).collect();
-    Limits { tools: Some(tools.to_vec()), regions: Some(regions), targets: targets.cloned(), rate, at_once }
+    Limits { tools: Some(tools.to_vec()), regions: Some(regions), ..Limits::default() }
 }
 
 /// What the maker may give: nothing beyond his own limits, admin or not.
-fn granted(maker: &Principal, request: ServiceRequest, region_of: impl Fn(&NodeId) -> Option<Region>) -> Result<ServiceRequest, Problem> {
+fn granted(maker: &Principal, request: ServiceRequest, grant_of: impl Fn(&NodeId) -> Option<NodeGrant>) -> Result<ServiceRequest, Problem> {
     if !maker.has(Scope::JobsWrite) {
         return Err(Problem::missing_scope(Scope::JobsWrite, &maker.scopes));
     }
@@ -328,31 +334,43 @@ fn granted(maker: &Principal, request: ServiceRequest, region_of: impl Fn(&NodeI
         let detail = format!("your credential is limited to {at_once} runs at once; services would each have that many once more");
         return forbidden(detail, Invalid::new("/at_once", "outside the limit `at_once`"));
     }
+    if let (Some(nodes), false) = (&maker.limits.nodes, request.regions.is_empty()) {
+        let detail =
+            format!("your credential is limited to the nodes {}; name those of them that it may ask, and no regions", listed(nodes));
+        return forbidden(detail, Invalid::new("/regions", "outside the limit `nodes`"));
+    }
     for (index, node) in request.nodes.iter().enumerate() {
-        if !region_of(node).is_some_and(|region| maker.sees_node(node, &region)) {
+        if !grant_of(node).is_some_and(|grant| maker.sees_node(&grant)) {
             let detail = format!("there is no node `{node}`; /v1/nodes lists the nodes");
             return Err(Problem::new(Code::NoSuchNode, detail).at(Invalid::new(format!("/nodes/{index}"), "no such node")));
         }
     }
-    let ServiceRequest { name, regions, tools, nodes, targets, rate, at_once, valid_for } = request;
-    let wanted = limits(&regions, &tools, targets.as_ref(), (rate, at_once));
-    let Limits { targets, rate, at_once, .. } =
+    let ServiceRequest { name, regions, tools, nodes, labels, targets, rate, at_once, valid_for } = request;
+    let wanted = Limits { labels, targets, rate, at_once, ..limits(&regions, &tools) };
+    let Limits { labels, targets, rate, at_once, .. } =
         wanted.under(&maker.limits).map_err(|invalid| Problem::new(Code::Forbidden, invalid.to_string()).at(invalid))?;
-    Ok(ServiceRequest { name, regions, tools, nodes, targets, rate, at_once, valid_for })
+    Ok(ServiceRequest { name, regions, tools, nodes, labels, targets, rate, at_once, valid_for })
 }
 
-/// Who is limited to regions sees the services that ask nobody elsewhere.
-fn sees(principal: &Principal, grant: &ServiceGrant, region_of: impl Fn(&NodeId) -> Option<Region>) -> bool {
-    let node = |node: &NodeId| region_of(node).is_some_and(|region| principal.sees_node(node, &region));
-    principal.limits.regions.is_none() || grant.regions.iter().all(|region| principal.sees_region(region)) && grant.nodes.iter().all(node)
+/// Who is limited to regions, nodes or labels sees the services that ask nobody else.
+fn sees(principal: &Principal, grant: &ServiceGrant, grant_of: impl Fn(&NodeId) -> Option<NodeGrant>) -> bool {
+    let Limits { regions, nodes, labels, .. } = &principal.limits;
+    let node = |node: &NodeId| grant_of(node).is_some_and(|grant| principal.sees_node(&grant));
+    let said = |term: &Term| grant.labels.iter().flatten().any(|said| said.implies(term));
+    (regions.is_none() || grant.regions.iter().all(|region| principal.sees_region(region)))
+        && (nodes.is_none() || grant.regions.is_empty())
+        && (regions.is_none() && nodes.is_none() && labels.is_none() || grant.nodes.iter().all(node))
+        && labels.iter().flatten().all(said)
 }
 
 /// An admin may revoke any service, and whoever may all that it may.
-fn may_revoke(principal: &Principal, grant: &ServiceGrant, region_of: impl Fn(&NodeId) -> Option<Region>) -> bool {
-    let held = limits(&grant.regions, &grant.tools, grant.targets.as_ref(), (grant.rate, grant.at_once));
-    let within = held.clone().under(&principal.limits).is_ok_and(|narrowed| narrowed == held);
-    let sees =
-        |node: &NodeId| principal.limits.regions.is_none() || region_of(node).is_some_and(|region| principal.sees_node(node, &region));
+fn may_revoke(principal: &Principal, grant: &ServiceGrant, grant_of: impl Fn(&NodeId) -> Option<NodeGrant>) -> bool {
+    let (labels, targets) = (grant.labels.clone(), grant.targets.clone());
+    let nodes = principal.limits.nodes.as_ref().map(|_| grant.nodes.clone());
+    let held = Limits { nodes, labels, targets, rate: grant.rate, at_once: grant.at_once, ..limits(&grant.regions, &grant.tools) };
+    let within = held.clone().under(&principal.limits).is_ok_and(|narrowed| narrowed == held)
+        && (principal.limits.nodes.is_none() || grant.regions.is_empty());
+    let sees = |node: &NodeId| principal.limits.regions.is_none() || grant_of(node).is_some_and(|grant| principal.sees_node(&grant));
     principal.is_admin() || within && principal.has(Scope::JobsWrite) && grant.nodes.iter().all(sees)
 }
 
@@ -378,12 +396,43 @@ mod tests {
         parse(format!(r#"{{"name":"billing","regions":["eu-a"],"tools":["tcp","echo"]{rest}}}"#).as_bytes()).unwrap()
     }
 
-    fn region_of(node: &NodeId) -> Option<Region> {
-        [("eu-1", "eu-a"), ("us-1", "us-a")].iter().find(|(id, _)| *id == node.as_str()).map(|(_, region)| region.parse().unwrap())
+    fn grant_of(node: &NodeId) -> Option<NodeGrant> {
+        let nodes = [("eu-1", "eu-a", "fra"), ("us-1", "us-a", "nyc")];
+        nodes.iter().find(|(id, ..)| *id == node.as_str()).map(|(_, region, site)| NodeGrant {
+            id: node.clone(),
+            region: region.parse().unwrap(),
+            tools: vec![ToolName::Tcp],
+            labels: [("site".parse().unwrap(), site.parse().unwrap())].into(),
+            rate: None,
+            at_once: None,
+            public_key: "U".to_owned(),
+            created_at: Timestamp::now(),
+            expires_at: Timestamp::now(),
+            revoked_at: None,
+            enrolled: None,
+        })
     }
 
     fn give(limits: &str, rest: &str) -> Result<ServiceRequest, Problem> {
-        granted(&maker(&[Scope::ServicesWrite, Scope::JobsWrite], limits), request(rest), region_of)
+        granted(&maker(&[Scope::ServicesWrite, Scope::JobsWrite], limits), request(rest), grant_of)
+    }
+
+    fn stored(made: ServiceRequest) -> ServiceGrant {
+        ServiceGrant {
+            name: made.name,
+            regions: made.regions,
+            tools: made.tools,
+            nodes: made.nodes,
+            labels: made.labels,
+            targets: made.targets,
+            rate: None,
+            at_once: None,
+            public_key: "U".to_owned(),
+            created_at: Timestamp::now(),
+            created_by: "key:maker".to_owned(),
+            expires_at: Timestamp::now(),
+            revoked_at: None,
+        }
     }
 
     #[track_caller]
@@ -411,7 +460,7 @@ mod tests {
     #[test]
     fn nobody_gives_what_he_has_not() {
         assert!(give("{}", "").is_ok());
-        let problem = granted(&maker(&[Scope::ServicesWrite], "{}"), request(""), region_of).unwrap_err();
+        let problem = granted(&maker(&[Scope::ServicesWrite], "{}"), request(""), grant_of).unwrap_err();
         assert!(problem.detail().contains("needs the scope `jobs:write`"), "{problem}");
         for (limits, pointer) in [
             (r#"{"regions":["us-*"]}"#, "/regions: goes beyond"),
@@ -434,31 +483,40 @@ mod tests {
     }
 
     #[test]
-    fn a_service_is_revoked_by_an_admin_or_who_may_as_much() {
-        let made = request(r#","nodes":["us-1"],"targets":["10.0.0.0/8"]"#);
-        let grant = ServiceGrant {
-            name: made.name,
-            regions: made.regions,
-            tools: made.tools,
-            nodes: made.nodes,
-            targets: made.targets,
-            rate: None,
-            at_once: None,
-            public_key: "U".to_owned(),
-            created_at: Timestamp::now(),
-            created_by: "key:maker".to_owned(),
-            expires_at: Timestamp::now(),
-            revoked_at: None,
+    fn limits_of_nodes_and_labels_go_on_to_services() {
+        let nodes = r#"{"nodes":["eu-1"]}"#;
+        let problem = give(nodes, "").unwrap_err();
+        assert!(problem.code() == Code::Forbidden && problem.detail().contains("limited to the nodes eu-1; name those"), "{problem}");
+        let only = |node: &str| {
+            let body = format!(r#"{{"name":"billing","tools":["tcp"],"nodes":["{node}"]}}"#);
+            granted(&maker(&[Scope::ServicesWrite, Scope::JobsWrite], nodes), parse(body.as_bytes()).unwrap(), grant_of)
         };
-        let seen = |limits: &str| sees(&maker(&[Scope::ServicesWrite], limits), &grant, region_of);
+        assert!(only("eu-1").unwrap().regions.is_empty(), "a service that may only ask a node by id");
+        let unseen = ["us-1", "no-1"].map(|node| only(node).unwrap_err());
+        assert!(unseen.iter().all(|problem| problem.code() == Code::NoSuchNode), "one that may not be known is one that is not there");
+        refuses(r#"{"name":"b","tools":["tcp"]}"#, "/regions: must list 1 to 100");
+        let labelled = give(r#"{"labels":["site=fra"]}"#, r#","nodes":["eu-1"]"#).unwrap();
+        assert_eq!(labelled.labels.unwrap(), ["site=fra".parse().unwrap()]);
+        assert_eq!(give(r#"{"labels":["site=fra"]}"#, r#","nodes":["us-1"]"#).unwrap_err().code(), Code::NoSuchNode);
+        assert!(
+            said(&ServiceGrant { labels: Some(vec!["site=fra".parse().unwrap()]), ..stored(request("")) }).contains(", labels site=fra")
+        );
+    }
+
+    #[test]
+    fn a_service_is_revoked_by_an_admin_or_who_may_as_much() {
+        let grant = stored(request(r#","nodes":["us-1"],"targets":["10.0.0.0/8"]"#));
+        let seen = |limits: &str| sees(&maker(&[Scope::ServicesWrite], limits), &grant, grant_of);
         assert!(seen("{}") && seen(r#"{"regions":["eu-*","us-*"],"targets":["11.0.0.0/8"]}"#));
         assert!(!seen(r#"{"regions":["eu-*"]}"#), "it asks a node elsewhere, of which this one may not know");
-        let may = |scopes: &[Scope], limits: &str| may_revoke(&maker(scopes, limits), &grant, region_of);
+        assert!(!seen(r#"{"nodes":["us-1"]}"#) && !seen(r#"{"labels":["site=nyc"]}"#), "it asks nodes of which this one may not know");
+        let may = |scopes: &[Scope], limits: &str| may_revoke(&maker(scopes, limits), &grant, grant_of);
         let both = [Scope::ServicesWrite, Scope::JobsWrite];
         assert!(may(&both, "{}") && may(&[Scope::Admin], r#"{"regions":["x"]}"#));
         assert!(!may(&[Scope::ServicesWrite], "{}"));
         assert!(!may(&both, r#"{"regions":["eu-*"]}"#), "it may ask a node in another region");
         assert!(may(&both, r#"{"regions":["eu-*","us-*"],"targets":["10.0.0.0/7"]}"#));
         assert!(!may(&both, r#"{"targets":["10.1.0.0/16"]}"#));
+        assert!(!may(&both, r#"{"nodes":["us-1"]}"#) && !may(&both, r#"{"labels":["site=nyc"]}"#), "it may ask all of a region");
     }
 }

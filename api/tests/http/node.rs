@@ -8,7 +8,7 @@ use futures_util::stream::{BoxStream, pending, select_all};
 use probeops_nats::permissions::Role;
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::job::header;
-use probeops_shared::presence::{Beat, EventKind, Slots};
+use probeops_shared::presence::{Beat, EventKind, PolicyReport, Slots};
 use probeops_shared::subjects;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::{Class, ToolName};
@@ -153,7 +153,7 @@ async fn beat(client: Client, node: NodeId, region: Region, free: usize) {
         draining: false,
         clock_offset_ms: None,
         rtt_ms: None,
-        policy: String::new(),
+        policy: PolicyReport::new(""),
     };
     loop {
         let body = serde_json::to_vec(&beat).unwrap();

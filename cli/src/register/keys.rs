@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand};
 use probeops_api::access::keys::{KeyRecord, KeyView, NewKey, check_name, is_id, mint};
 use probeops_shared::access::{AtOnce, Limits, Rate, RegionPattern, Scope, TargetPattern, Targets};
+use probeops_shared::ids::NodeId;
 use probeops_shared::registry::ServiceGrant;
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
@@ -11,7 +12,7 @@ use probeops_shared::tools::ToolName;
 use crate::control::{COMMAND, Control, DataArgs, block_on};
 use crate::exit::Failed;
 use crate::register::services::revoke_service;
-use crate::register::{ListArgs, joined, list};
+use crate::register::{ListArgs, Terms, joined, list};
 use crate::terminal::{note, say};
 
 /// Make, list and revoke keys of the HTTP API; works while the broker runs
@@ -40,6 +41,12 @@ pub(crate) struct KeyAdd {
     /// Only these regions; `eu-*` means all that begin so
     #[arg(long, value_delimiter = ',')]
     regions: Vec<RegionPattern>,
+    /// Only these nodes
+    #[arg(long, value_delimiter = ',')]
+    nodes: Vec<NodeId>,
+    /// Only nodes of whose labels all this holds: site=fra,env!=lab or `role in (edge,core)`
+    #[arg(long, value_name = "TERMS", value_parser = crate::register::terms)]
+    labels: Option<Terms>,
     /// Only these targets: networks (10.0.0.0/8) and names (`*.example.com`)
     #[arg(long, value_delimiter = ',')]
     targets: Vec<TargetPattern>,
@@ -70,10 +77,13 @@ pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
             let limits = Limits {
                 tools: given(args.tools),
                 regions: given(args.regions),
+                nodes: given(args.nodes),
+                labels: args.labels.map(|terms| terms.0),
                 targets: given(args.targets).map(Targets),
                 rate: args.rate,
                 at_once: args.at_once,
             };
+            limits.check().map_err(|invalid| Failed::usage(invalid.to_string()))?;
             let session = Control::open(&args.data)?.session().await?;
             let minted = mint(NewKey { name: args.name, scopes: args.scopes, limits, created_by: COMMAND.to_owned() });
             session.write(storage::KEYS, &minted.record.id, &minted.record).await?;

@@ -15,7 +15,7 @@ use probeops_shared::tools::ToolName;
 
 use crate::control::{COMMAND, Control, DataArgs, Session, block_on};
 use crate::exit::Failed;
-use crate::register::{Held, ListArgs, joined, limits, list, refuse_second, revoke, state, void_what_would_stay};
+use crate::register::{Held, ListArgs, Terms, joined, limits, list, refuse_second, revoke, state, void_what_would_stay};
 use crate::terminal::say;
 
 /// How long the credential of an observer lasts.
@@ -43,8 +43,8 @@ pub(crate) enum Services {
 pub(crate) struct ServiceAdd {
     /// Its name: the last token of its jobs' subjects
     name: Caller,
-    /// Where it may ask
-    #[arg(long, value_delimiter = ',', required = true)]
+    /// Where it may ask; nowhere unless given, but the nodes it may ask by id
+    #[arg(long, value_delimiter = ',', required_unless_present = "nodes")]
     regions: Vec<Region>,
     /// What it may ask for
     #[arg(long, value_delimiter = ',', required = true, help = format!("What it may ask for: {}", joined(ToolName::ALL)))]
@@ -52,6 +52,9 @@ pub(crate) struct ServiceAdd {
     /// Whom it may ask by id
     #[arg(long, value_delimiter = ',')]
     nodes: Vec<NodeId>,
+    /// Of all these only nodes of whose labels all this holds: site=fra,env!=lab; it then asks at the front door only [default with --renew: what it has]
+    #[arg(long, value_name = "TERMS", value_parser = crate::register::terms)]
+    labels: Option<Terms>,
     /// Whom it may point tools at: networks, names, *.NAME; it then asks at the front door only (api.v1.run.NAME) [default with --renew: what it has]
     #[arg(long)]
     targets: Option<Targets>,
@@ -62,7 +65,7 @@ pub(crate) struct ServiceAdd {
     #[arg(long, value_name = "COUNT")]
     at_once: Option<AtOnce>,
     /// Take its limits away
-    #[arg(long, requires = "renew", conflicts_with_all = ["targets", "rate", "at_once"])]
+    #[arg(long, requires = "renew", conflicts_with_all = ["labels", "targets", "rate", "at_once"])]
     no_limits: bool,
     /// Where the credential is written [default: services/NAME.creds in the data folder]
     #[arg(long, value_name = "FILE")]
@@ -106,7 +109,11 @@ pub(crate) fn services(command: Services) -> Result<(), Failed> {
                     joined(&grant.tools),
                     joined(&grant.nodes),
                     grant.targets.as_ref().map_or_else(String::new, ToString::to_string),
-                    limits(grant.rate, grant.at_once),
+                    [grant.labels.as_deref().map(joined), Some(limits(grant.rate, grant.at_once))]
+                        .into_iter()
+                        .flatten()
+                        .collect::<Vec<_>>()
+                        .join("; "),
                     state(grant.expires_at, grant.revoked_at),
                 ]
             };
@@ -151,12 +158,14 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
     let held = held.filter(|grant| grant.revoked_at.is_none());
     refuse_second(held.is_some(), args.renew, "service", args.name.as_str())?;
     let kept = held.as_ref().filter(|_| !args.no_limits);
+    let labels = args.labels.map(|terms| terms.0).or_else(|| kept?.labels.clone());
     let targets = args.targets.or_else(|| kept?.targets.clone());
     let rate = args.rate.or_else(|| kept?.rate);
     let at_once = args.at_once.or_else(|| kept?.at_once);
     let path = args.out.unwrap_or_else(|| control.layout.service_creds(&args.name));
     if let Some(held) = &held {
-        let same_rights = held.regions == args.regions && held.tools == args.tools && held.nodes == args.nodes && held.targets == targets;
+        let same_grants = held.regions == args.regions && held.tools == args.tools && held.nodes == args.nodes;
+        let same_rights = same_grants && held.labels == labels && held.targets == targets;
         void_what_would_stay(&control, &Held { public_key: &held.public_key, same_rights }, &path).await?;
     }
     let role = Role::Service {
@@ -164,7 +173,7 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
         regions: args.regions.clone(),
         tools: args.tools.clone(),
         nodes: args.nodes.clone(),
-        direct: targets.is_none(),
+        direct: targets.is_none() && labels.is_none(),
     };
     let minted = control.vault.mint_to(&path, &role, CREDENTIAL_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
     let (created_at, expires_at) = (Timestamp::now(), minted.expires_at);
@@ -173,6 +182,7 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
         regions: args.regions,
         tools: args.tools,
         nodes: args.nodes,
+        labels,
         targets,
         rate,
         at_once,
@@ -187,9 +197,12 @@ async fn add_service(args: ServiceAdd) -> Result<(), Failed> {
     session.record(args.name.as_str(), format!("service granted: regions {regions}, tools {tools}, limits {limits}")).await?;
     say(format!("{} holds the credential of service {} until {expires_at}", path.display(), args.name));
     if grant.direct() {
-        let region = grant.regions.first().map_or_else(String::new, ToString::to_string);
-        let tool = grant.tools.first().map_or("ping", |tool| tool.as_str());
-        say(format!("It publishes to {} and answers come to {}", subjects::job(&region, tool, &args.name), subjects::replies(&args.name)));
+        let tool = grant.tools.first().copied().unwrap_or(ToolName::Ping);
+        let subject = match (grant.regions.first(), grant.nodes.first()) {
+            (None, Some(node)) => subjects::node_job(node, tool, &args.name),
+            (region, _) => subjects::job(region.map_or("", Region::as_str), tool.as_str(), &args.name),
+        };
+        say(format!("It publishes to {subject} and answers come to {}", subjects::replies(&args.name)));
     }
     let (door, inbox) = (subjects::front_door(&args.name), subjects::door_inbox(&args.name));
     say(format!("It knocks at the API's front door on {door}, and answers come to {inbox}.>: its client's inbox prefix"));

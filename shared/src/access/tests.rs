@@ -43,6 +43,44 @@ fn a_region_pattern_is_a_name_or_its_beginning() {
 }
 
 #[test]
+fn limits_of_nodes_and_labels_tell_nodes_apart() {
+    let limits = |json: &str| serde_json::from_str::<Limits>(json).unwrap();
+    let labels = |json: &str| serde_json::from_str::<Labels>(json).unwrap();
+    let (fra, lab) = (labels(r#"{"site":"fra"}"#), labels(r#"{"site":"fra","env":"lab"}"#));
+    let (n1, n2): (NodeId, NodeId) = ("n1".parse().unwrap(), "n2".parse().unwrap());
+    for (json, allowed) in [
+        ("{}", [true, true, true]),
+        (r#"{"nodes":["n1"]}"#, [true, true, false]),
+        (r#"{"labels":["site=fra","env!=lab"]}"#, [true, false, true]),
+        (r#"{"nodes":["n1"],"labels":["env in (lab)"]}"#, [false, true, false]),
+    ] {
+        let limits = limits(json);
+        let allows = [limits.allow_node(&n1, &fra), limits.allow_node(&n1, &lab), limits.allow_node(&n2, &fra)];
+        assert_eq!(allows, allowed, "{json}");
+        assert_eq!(limits.tell_nodes_apart(), json != "{}");
+        assert_eq!(serde_json::to_string(&limits).unwrap(), json);
+    }
+    let outer = limits(r#"{"nodes":["n1","n2"],"labels":["site in (fra,ber)","env!=lab"]}"#);
+    let under = |json: &str| limits(json).under(&outer).map(|inner| serde_json::to_string(&inner).unwrap());
+    assert_eq!(under("{}").unwrap(), serde_json::to_string(&outer).unwrap());
+    // What is said of labels is added to; what says more takes the place of what says less.
+    assert_eq!(under(r#"{"nodes":["n2"],"labels":["site=fra"]}"#).unwrap(), r#"{"nodes":["n2"],"labels":["site=fra","env!=lab"]}"#);
+    assert_eq!(
+        under(r#"{"labels":["env in (prod)"]}"#).unwrap(),
+        r#"{"nodes":["n1","n2"],"labels":["env in (prod)","site in (fra,ber)"]}"#
+    );
+    let refused = under(r#"{"nodes":["n1","n3"]}"#).unwrap_err();
+    assert_eq!((refused.pointer.as_str(), refused.detail.contains("n1, n2")), ("/nodes", true), "{refused}");
+    assert_eq!(limits(r#"{"nodes":[]}"#).check().unwrap_err().pointer, "/nodes");
+    assert_eq!(limits(r#"{"labels":[]}"#).check().unwrap_err().pointer, "/labels");
+    let schema = <Term as JsonSchema>::json_schema(&mut schemars::SchemaGenerator::default());
+    let pattern = regex::Regex::new(schema.get("pattern").unwrap().as_str().unwrap()).unwrap();
+    for (term, good) in [("site=fra", true), ("env!=lab", true), ("role in (edge,core)", true), ("site", false), ("a=b,c=d", false)] {
+        assert_eq!((term.parse::<Term>().is_ok(), pattern.is_match(term)), (good, good), "{term}");
+    }
+}
+
+#[test]
 fn limits_given_on_are_never_wider() {
     let limits = |json: &str| serde_json::from_str::<Limits>(json).unwrap();
     let outer = limits(r#"{"tools":["echo"],"regions":["eu-*"],"targets":["10.0.0.0/8","*.example.com"],"rate":"60/m","at_once":8}"#);

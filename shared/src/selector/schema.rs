@@ -9,6 +9,8 @@ use crate::ids::{LabelKey, LabelValue, NodeId, Region};
 
 const TOKEN: &str = "[a-z0-9][a-z0-9-]{0,62}";
 const LABEL: &str = "[a-z0-9]([a-z0-9._/-]*[a-z0-9])?";
+/// The longest term: a name and so many values of 63 characters, and what stands between them.
+pub(super) const TERM_LENGTH_MAX: usize = (VALUES_MAX + 1) * 64 + 8;
 const COUNT: &str = "([1-9][0-9]{0,2}|1000)";
 
 impl Selector {
@@ -60,9 +62,18 @@ impl JsonSchema for Selector {
 }
 
 fn terms() -> String {
-    // How long and how many is said in words: counted, the pattern would take megabytes wherever it is used.
-    let term = format!("{LABEL}(!?={LABEL}| in \\({LABEL}(,{LABEL})*\\))");
+    let term = term();
     format!("{term}(,{term})*")
+}
+
+fn term() -> String {
+    // How long and how many is said in words: counted, the pattern would take megabytes wherever it is used.
+    format!("{LABEL}(!?={LABEL}| in \\({LABEL}(,{LABEL})*\\))")
+}
+
+/// What one term looks like as text.
+pub(super) fn term_pattern() -> String {
+    format!("^{}$", term())
 }
 
 fn pattern() -> String {

@@ -70,8 +70,8 @@ fn a_machine_enrols_and_its_agent_renews_and_changes_keys_without_losing_a_job()
     assert!(said.good().contains("node fra-1 in region eu is enrolled"));
     for file in ["node.nk", "node.creds", "enrollment.json"] {
         use std::os::unix::fs::PermissionsExt;
-        let mode = std::fs::metadata(home.path("state").join(file)).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o600, "{file}");
+        let bits = std::fs::metadata(home.path("state").join(file)).unwrap().permissions().mode();
+        assert_eq!(bits & 0o777, 0o600, "{file}");
     }
     let tokens = api.admin().get("/v1/enroll-tokens").expect(200);
     assert_eq!((&tokens["enroll_tokens"][0]["id"], &tokens["enroll_tokens"][0]["used"]), (&made["id"], &json!(1)));

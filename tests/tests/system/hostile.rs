@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use async_nats::HeaderMap;
 use futures_util::StreamExt;
 use probeops_shared::job::header;
-use probeops_shared::presence::{Beat, Slots};
+use probeops_shared::presence::{Beat, PolicyReport, Slots};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use probeops_tests::fabric::{Agent, Api, ApiOptions, Fabric};
@@ -210,7 +210,7 @@ fn lying_node(site: &Site) -> tokio::task::JoinHandle<()> {
         draining: false,
         clock_offset_ms: Some(1.7e308),
         rtt_ms: Some(1.7e308),
-        policy: "x".repeat(20_000),
+        policy: PolicyReport::new("x".repeat(20_000)),
     };
     let beat = serde_json::to_vec(&beat).unwrap();
     let telling = client.clone();

@@ -3,7 +3,9 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use probeops_tests::fabric::{Agent, AgentOptions, Api, Fabric, program};
 use probeops_tests::http::{Answer, Caller};
 use probeops_tests::silent::Silent;
 use serde_json::{Value, json};
@@ -206,4 +208,105 @@ fn a_key_with_regions_sees_and_asks_no_others() {
     let unknown = echo(&caller, &json!("env=lab")).expect(404);
     assert!(!unknown["detail"].as_str().unwrap().contains("nyc"), "{unknown}");
     assert_eq!(echo(&caller, &json!("us:all")).expect(403)["code"], "forbidden");
+}
+
+#[test]
+fn who_is_limited_to_nodes_or_labels_reaches_and_sees_no_others() {
+    let (fabric, api, agents) = three_nodes();
+    let key = |limits: Value| {
+        let scopes = ["jobs:write", "jobs:read", "nodes:read", "keys:write", "services:write"];
+        api.caller(&api.key(&json!({"name": "limited", "scopes": scopes, "limits": limits})))
+    };
+    let limits =
+        [json!({"nodes": ["eu-1"]}), json!({"labels": ["site=fra", "env!=lab"]}), json!({"regions": ["eu"], "labels": ["role in (edge)"]})];
+    for given in &limits {
+        let limited = key(given.clone());
+        for from in ["eu", "eu:all", "eu*2", "*", "*:all", "node:eu-1", "role=edge"] {
+            assert_eq!(nodes(&echo(&limited, &json!(from)).expect(200)), ["eu-1"], "{given} {from}");
+            let explained =
+                limited.post("/v1/jobs?explain=true", &json!({"tool": "echo", "target": "x", "from": from})).expect(200).to_string();
+            assert!(
+                explained.contains("eu-1") && !explained.contains("eu-2") && !explained.contains("us-1"),
+                "{given} {from}: {explained}"
+            );
+        }
+        // One that may not be known is one that is not there: word for word, in whatever way it is asked for.
+        let told = |answer: Answer, name: &str| (answer.status, answer.body["detail"].as_str().unwrap_or_default().replace(name, "?"));
+        for waiting in [json!({}), json!({"when": "online"})] {
+            let ask = |from: &str| {
+                let mut body = json!({"tool": "echo", "target": "x", "from": from});
+                body.as_object_mut().unwrap().extend(waiting.as_object().unwrap().clone());
+                limited.post("/v1/jobs", &body)
+            };
+            assert_eq!(told(ask("node:eu-2"), "`eu-2`"), told(ask("node:zz-2"), "`zz-2`"), "{given} {waiting}");
+            assert_eq!(told(ask("site=ber"), "`site=ber`"), told(ask("site=zzz"), "`site=zzz`"), "{given} {waiting}");
+        }
+        assert_eq!(told(limited.get("/v1/nodes/eu-2"), "`eu-2`"), told(limited.get("/v1/nodes/zz-2"), "`zz-2`"));
+        let batch = limited.post("/v1/jobs/batch", &json!({"jobs": [{"tool": "echo", "target": "x", "from": "node:us-1"}]})).expect(200);
+        assert_eq!(batch["results"][0]["problem"]["code"], "no_such_node", "{batch}");
+        let seen = limited.get("/v1/nodes").expect(200);
+        assert_eq!(seen["nodes"].as_array().unwrap().iter().map(|node| &node["id"]).collect::<Vec<_>>(), ["eu-1"], "{seen}");
+        let regions = limited.get("/v1/regions").expect(200);
+        assert_eq!((&regions["regions"][0]["region"], &regions["regions"][0]["nodes"]), (&json!("eu"), &json!(1)), "{regions}");
+        assert_eq!(limited.get("/v1/limits").expect(200)["limits"], *given);
+        // What it makes is no wider.
+        let made = limited.post("/v1/keys", &json!({"name": "made", "scopes": ["jobs:write"]})).expect(201);
+        assert_eq!(made["limits"], *given);
+        let service = limited.post("/v1/services", &json!({"name": "made", "regions": ["eu"], "tools": ["echo"]}));
+        if given.get("nodes").is_some() {
+            assert!(service.text.contains("outside the limit `nodes`") && service.status == 403, "{}", service.text);
+        } else {
+            let service = service.expect(201);
+            assert_eq!(service["labels"], given["labels"]);
+            assert!(!service["creds"].as_str().unwrap().is_empty());
+            limited.delete("/v1/services/made").expect(200);
+        }
+    }
+    let wider = key(limits[0].clone()).post("/v1/keys", &json!({"name": "wider", "scopes": ["jobs:write"], "limits": {"nodes": ["eu-2"]}}));
+    assert!(wider.status == 403 && wider.body["detail"].as_str().unwrap().contains("which is eu-1"), "{}", wider.text);
+    the_owners_policy_is_taken_while_it_runs(&fabric, &api, &agents[2]);
+}
+
+/// On the same nodes: what is written into its file holds a moment later, for what runs too, and the roster has it.
+fn the_owners_policy_is_taken_while_it_runs(fabric: &Fabric, api: &Api, agent: &Agent) {
+    let admin = api.admin();
+    let policy = || admin.get("/v1/nodes/us-1").expect(200)["beat"]["policy"].clone();
+    let first = policy();
+    assert_eq!((&first["allows"], first.get("error")), (&json!(["loopback", "private", "public"]), None), "{first}");
+    let silent = Silent::start();
+    let running = json!({"tool": "tcp", "target": "127.0.0.1", "from": "us", "parameters": silent.parameters(10_000)});
+    let (running, _connection) = std::thread::scope(|scope| {
+        let job = scope.spawn(|| admin.post("/v1/jobs", &running).expect(200));
+        let connection = silent.connected();
+        fabric.file("us-1-policy.toml", "[allow]\nnetworks = [\"10.0.0.0/8\"]\n");
+        (job.join().unwrap(), connection)
+    });
+    let failure = &running["results"][0]["failure"];
+    assert_eq!(failure["kind"], "denied", "{running}");
+    assert!(
+        failure["detail"].as_str().unwrap().starts_with("the node's owner has changed its policy while this ran: 127.0.0.1: "),
+        "{failure}"
+    );
+    assert_eq!(running["results"][0]["report"]["ports"][0]["state"], "open", "what was found before it: {running}");
+    api.wait_until("the roster has the policy", || policy()["digest"] != first["digest"]);
+    assert_eq!(policy()["allows"], json!(["private"]));
+    fabric.file("us-1-policy.toml", "[allow]\nnetworks = [\"10.0.0.0/33\"]\n");
+    api.wait_until("the roster says what is wrong with it", || policy()["error"].as_str().is_some_and(|error| error.contains(" line 2: ")));
+    assert_eq!(policy()["allows"], json!(["private"]), "the last good one stays");
+    let denied = admin.job("tcp", "127.0.0.1", "us", &json!({"port": 1})).outcome();
+    assert_eq!(denied["failure"]["kind"], "denied", "{denied}");
+    let file = fabric.file("us-1-policy.toml", "[allow]\nnetworks = [\"10.0.0.0/8\"]\n");
+    api.wait_until("it is mended", || policy().get("error").is_none());
+    kill(Pid::from_raw(i32::try_from(agent.process_id()).unwrap()), Signal::SIGHUP).unwrap();
+    agent.wait_for_log("told to read the owner's policy again: it is as it was");
+    // The same file, asked from the command line.
+    for (target, code, words) in [
+        ("10.0.0.1", 0, "target 10.0.0.1: allowed: 10.0.0.0/8 is in allow.networks (line 2 of "),
+        ("127.0.0.1", 1, "target 127.0.0.1: denied: loopback is denied unless"),
+        ("10.0.0.0/8", 2, ""),
+    ] {
+        let said = program().args(["agent", "policy", "test", "ping", target, "--policy"]).arg(&file).output().unwrap();
+        let text = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert_eq!((said.status.code(), text.contains(words)), (Some(code), true), "{target}: {said:?}");
+    }
 }

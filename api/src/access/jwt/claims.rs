@@ -50,7 +50,7 @@ fn limits(claims: &Map<String, Value>) -> Result<Limits, String> {
     let Some(given) = claims.get("probeops") else { return Ok(Limits::default()) };
     let refused = |invalid: Invalid| format!("the JWT's claim `probeops` (limits) is refused: {invalid}");
     if !given.is_object() {
-        return Err(refused(Invalid::new("", "must be an object with tools, regions, targets or rate")));
+        return Err(refused(Invalid::new("", format!("must be an object with {}", Limits::NAMES.join(", ")))));
     }
     let limits: Limits = json::typed(given.clone()).map_err(refused)?;
     limits.check().map_err(refused)?;

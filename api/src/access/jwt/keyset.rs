@@ -1,8 +1,6 @@
-//! The keys that check JWTs: a JWKS file, or one shared secret.
+//! The keys that check JWTs: those of a JWKS, or one shared secret.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::SystemTime;
 
 use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, PublicKeyUse};
@@ -11,6 +9,8 @@ use serde_json::Value;
 
 /// The largest key file that is read, in bytes.
 const FILE_BYTES_MAX: u64 = 256 * 1024;
+/// The largest set of keys that is fetched, in bytes.
+pub(super) const KEYS_BYTES_MAX: usize = 256 * 1024;
 /// A shared secret must be at least as long as the hash.
 const SECRET_BYTES_MIN: usize = 32;
 /// An RSA modulus must have at least 2,048 bits.
@@ -39,6 +39,16 @@ impl KeySet {
         self.0.len()
     }
 
+    /// What they are called.
+    pub(super) fn names(&self) -> Vec<String> {
+        self.0.iter().map(|key| key.id.clone().unwrap_or_default()).collect()
+    }
+
+    /// Whether a token may be signed with one of them, by what the token calls it.
+    pub(super) fn knows(&self, id: Option<&str>) -> bool {
+        self.find(id).is_ok()
+    }
+
     /// The key a token was signed with, by what the token calls it.
     pub(super) fn find(&self, id: Option<&str>) -> Result<&Key, String> {
         match (id, self.0.as_slice()) {
@@ -52,17 +62,6 @@ impl KeySet {
                 named.ok_or_else(|| format!("the JWT was signed with a key (kid `{shown}`) that is not known here"))
             }
         }
-    }
-}
-
-/// Tells versions of a file apart.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Stamp(Option<(SystemTime, u64, u64)>);
-
-impl Stamp {
-    pub(super) fn of(path: &Path) -> Self {
-        let metadata = std::fs::metadata(path).ok();
-        Self(metadata.and_then(|metadata| Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))))
     }
 }
 

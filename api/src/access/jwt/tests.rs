@@ -12,27 +12,27 @@ use serde_json::{Value, json};
 
 use super::*;
 
-const ISSUER: &str = "https://id.example";
-const AUDIENCE: &str = "probeops";
+pub(super) const ISSUER: &str = "https://id.example";
+pub(super) const AUDIENCE: &str = "probeops";
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 
-struct Signer {
+pub(super) struct Signer {
     algorithm: Algorithm,
     private: EncodingKey,
-    public: Value,
+    pub(super) public: Value,
 }
 
 fn base64(bytes: &[u8]) -> String {
     BASE64URL_NOPAD.encode(bytes)
 }
 
-static EDDSA: LazyLock<Signer> = LazyLock::new(|| {
+pub(super) static EDDSA: LazyLock<Signer> = LazyLock::new(|| {
     let pair = KeyPair::generate_for(&PKCS_ED25519).unwrap();
     let public = json!({"kty": "OKP", "crv": "Ed25519", "kid": "ed", "alg": "EdDSA", "use": "sig", "x": base64(pair.der_bytes())});
     Signer { algorithm: Algorithm::EdDSA, private: EncodingKey::from_ed_der(&pair.serialize_der()), public }
 });
 
-static ES256: LazyLock<Signer> = LazyLock::new(|| {
+pub(super) static ES256: LazyLock<Signer> = LazyLock::new(|| {
     let pair = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
     let point = pair.der_bytes();
     let public = json!({"kty": "EC", "crv": "P-256", "kid": "ec", "x": base64(&point[1..33]), "y": base64(&point[33..])});
@@ -68,7 +68,7 @@ fn without(name: &str) -> Value {
     claims
 }
 
-fn signed_as(signer: &Signer, kid: Option<&str>, claims: &Value) -> String {
+pub(super) fn signed_as(signer: &Signer, kid: Option<&str>, claims: &Value) -> String {
     let mut header = jsonwebtoken::Header::new(signer.algorithm);
     header.kid = kid.map(str::to_owned);
     encode(&header, claims, &signer.private).unwrap()
@@ -83,17 +83,24 @@ fn unsigned(header: &Value) -> String {
     format!("{}.{}.", base64(header.to_string().as_bytes()), base64(claims().to_string().as_bytes()))
 }
 
+impl Verifier {
+    /// Keys that are here are not waited for.
+    fn identified(&self, token: &str) -> Result<Identity, Problem> {
+        futures_util::FutureExt::now_or_never(self.identify(token)).unwrap()
+    }
+}
+
 #[track_caller]
 fn refuses(token: &str, part: &str) {
-    let problem = verifier().identify(token).unwrap_err();
-    assert_eq!(problem.code(), probeops_shared::problem::Code::Unauthorized);
+    let problem = verifier().identified(token).unwrap_err();
+    assert_eq!(problem.code(), Code::Unauthorized);
     assert!(problem.detail().contains(part), "{problem}");
 }
 
 #[test]
 fn tokens_of_every_accepted_algorithm_name_their_subject() {
     for (signer, kid) in [(&*EDDSA, "ed"), (&*ES256, "ec"), (&*RS256, "rsa")] {
-        let identity = verifier().identify(&signed_as(signer, Some(kid), &claims())).unwrap();
+        let identity = verifier().identified(&signed_as(signer, Some(kid), &claims())).unwrap();
         assert_eq!((identity.name.as_str(), identity.scopes.as_slice()), ("jwt:n8n@example.com", &[Scope::JobsWrite][..]), "{kid}");
     }
 }
@@ -132,7 +139,7 @@ fn the_key_is_the_one_the_token_names() {
     refuses(&signed_as(&EDDSA, Some("gone"), &claims()), "(kid `gone`) that is not known here");
     refuses(&signed_as(&EDDSA, None, &claims()), "does not say which key");
     let only = keyset::parse_jwks(json!({"keys": [EDDSA.public]}).to_string().as_bytes()).unwrap();
-    assert!(Verifier::new(only, ISSUER, AUDIENCE).identify(&signed_as(&EDDSA, None, &claims())).is_ok());
+    assert!(Verifier::new(only, ISSUER, AUDIENCE).identified(&signed_as(&EDDSA, None, &claims())).is_ok());
     let mut stranger = KeyPair::generate_for(&PKCS_ED25519).unwrap().serialize_der();
     let stranger =
         Signer { algorithm: Algorithm::EdDSA, private: EncodingKey::from_ed_der(&std::mem::take(&mut stranger)), public: Value::Null };
@@ -152,12 +159,12 @@ fn a_changed_token_is_refused() {
 fn time_issuer_audience_and_subject_must_fit() {
     let now = get_current_timestamp();
     refuses(&signed(&with("exp", (now - 31).into())), "has expired");
-    assert!(verifier().identify(&signed(&with("exp", (now - 20).into()))).is_ok(), "within the leeway");
+    assert!(verifier().identified(&signed(&with("exp", (now - 20).into()))).is_ok(), "within the leeway");
     refuses(&signed(&with("nbf", (now + 60).into())), "not valid yet");
     refuses(&signed(&with("iss", "https://evil.example".into())), "from another issuer; this API accepts those of `https://id.example`");
     refuses(&signed(&with("aud", "other".into())), "for another audience; for this API it must be `probeops`");
     refuses(&signed(&with("aud", json!(["other", "more"]))), "for another audience");
-    assert!(verifier().identify(&signed(&with("aud", json!(["other", AUDIENCE])))).is_ok());
+    assert!(verifier().identified(&signed(&with("aud", json!(["other", AUDIENCE])))).is_ok());
     for claim in ["iss", "aud", "exp", "sub"] {
         refuses(&signed(&without(claim)), &format!("no usable claim `{claim}`"));
     }
@@ -169,7 +176,7 @@ fn time_issuer_audience_and_subject_must_fit() {
 #[test]
 fn limits_that_cannot_be_understood_refuse_the_token() {
     let limited = with("probeops", json!({"tools": ["echo"], "regions": ["eu-*"], "targets": ["10.0.0.0/8"], "rate": "60/m"}));
-    let identity = verifier().identify(&signed(&limited)).unwrap();
+    let identity = verifier().identified(&signed(&limited)).unwrap();
     assert_eq!(serde_json::to_value(&identity.limits).unwrap()["rate"], "60/m");
     for (limits, part) in [
         (json!({"speed": 1}), "unknown field `speed`"),
@@ -203,8 +210,8 @@ fn a_shared_secret_is_used_for_hs256_alone() {
     std::fs::write(&short, &SECRET[..31]).unwrap();
     let verifier = Verifier::new(keyset::read_secret(&long).unwrap(), ISSUER, AUDIENCE);
     let secret = Signer { algorithm: Algorithm::HS256, private: EncodingKey::from_secret(SECRET), public: Value::Null };
-    assert!(verifier.identify(&signed_as(&secret, None, &claims())).is_ok());
-    assert!(verifier.identify(&signed(&claims())).unwrap_err().detail().contains("signed with EdDSA, but its key is for HS256"));
+    assert!(verifier.identified(&signed_as(&secret, None, &claims())).is_ok());
+    assert!(verifier.identified(&signed(&claims())).unwrap_err().detail().contains("signed with EdDSA, but its key is for HS256"));
     assert!(keyset::read_secret(&short).unwrap_err().contains("has 31 bytes; HS256 needs at least 32"));
     std::fs::remove_dir_all(&folder).unwrap();
 }
@@ -236,12 +243,13 @@ fn a_key_file_is_read_again_when_it_changes_and_a_broken_one_changes_nothing() {
     let verifier = Verifier::new(keyset::read_jwks(&path).unwrap(), ISSUER, AUDIENCE);
     let mut seen = Stamp::of(&path);
     let (old, new) = (signed(&claims()), signed_as(&ES256, Some("ec"), &claims()));
-    assert!(verifier.identify(&old).is_ok() && verifier.identify(&new).is_err());
+    assert!(verifier.identified(&old).is_ok() && verifier.identified(&new).is_err());
     write(&json!({"keys": [EDDSA.public, ES256.public]}).to_string());
-    verifier.read_if_changed(&path, &mut seen);
-    assert!(verifier.identify(&old).is_ok() && verifier.identify(&new).is_ok());
+    let Keys::Held(keys) = &verifier.keys else { panic!() };
+    read_if_changed(keys, &path, &mut seen);
+    assert!(verifier.identified(&old).is_ok() && verifier.identified(&new).is_ok());
     write("{");
-    verifier.read_if_changed(&path, &mut seen);
-    assert!(verifier.identify(&old).is_ok() && verifier.identify(&new).is_ok());
+    read_if_changed(keys, &path, &mut seen);
+    assert!(verifier.identified(&old).is_ok() && verifier.identified(&new).is_ok());
     std::fs::remove_file(&path).unwrap();
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
+use probeops_shared::registry::NodeGrant;
 use probeops_shared::selector::{Place, Selector, Take};
 use probeops_shared::tools::ToolName;
 
@@ -33,45 +34,68 @@ pub(super) struct Asker<'a> {
 pub(super) struct Pick {
     /// Any one node of each.
     pub(super) regions: Vec<Region>,
+    /// Each of the nodes of these.
+    pub(super) groups: Vec<Group>,
+    /// Those that were meant and cannot.
+    pub(super) missing: Vec<Excluded>,
+}
+
+/// Nodes, and who stands in for them.
+#[derive(Debug)]
+pub(super) struct Group {
     /// Each of these.
     pub(super) nodes: Vec<NodeId>,
     /// Those that stand in for them, the best first; none where no other is meant.
     pub(super) spares: Option<Vec<NodeId>>,
-    /// Those that were meant and cannot.
-    pub(super) missing: Vec<Excluded>,
+}
+
+impl Pick {
+    fn of(nodes: Vec<NodeId>, spares: Option<Vec<NodeId>>, missing: Vec<Excluded>) -> Self {
+        Self { regions: Vec::new(), groups: vec![Group { nodes, spares }], missing }
+    }
 }
 
 impl<'a> Asker<'a> {
     pub(super) fn pick(&self, selector: &Selector, pointer: &str) -> Result<Pick, Problem> {
         let (place, take) = match selector {
-            Selector::Node(id) => return self.node(id, pointer).map(|()| Pick { nodes: vec![id.clone()], ..Pick::default() }),
+            Selector::Node(id) => return self.node(id, pointer).map(|()| Pick::of(vec![id.clone()], None, Vec::new())),
             Selector::Nodes { place, take } => (place, *take),
         };
+        // The broker picks any node of a region: where not all of them may be used, we say which, and not the broker.
+        let we_pick = self.principal.limits.tell_nodes_apart();
         match (place, take) {
-            (Place::Region(region), Take::One) => {
+            (Place::Region(region), Take::One) if !we_pick => {
                 self.principal.check_region(region, pointer)?;
                 // Which node, the broker says: one of the region's queue group.
                 let pick = Pick { regions: vec![region.clone()], ..Pick::default() };
                 if self.somebody_takes(region) { Ok(pick) } else { Err(self.nobody_in(region, pointer)) }
             }
-            (Place::Region(region), Take::All | Take::Distinct(_)) => {
+            (Place::Region(region), _) => {
                 self.principal.check_region(region, pointer)?;
-                let nodes = self.nodes.of_region(region).collect();
-                self.of(vec![nodes], take).map_err(|_missing| self.nobody_in(region, pointer))
+                self.of(vec![self.of_region(region)], one_is_distinct(take)).map_err(|_missing| self.nobody_in(region, pointer))
             }
             (Place::Everywhere, Take::One) => {
                 let mut pick = Pick::default();
                 for region in self.regions() {
-                    if self.somebody_takes(region) {
+                    if we_pick {
+                        match self.of(vec![self.of_region(region)], Take::Distinct(1)) {
+                            Ok(picked) => pick.groups.extend(picked.groups),
+                            Err(missing) => pick.missing.extend(missing),
+                        }
+                    } else if self.somebody_takes(region) {
                         pick.regions.push(region.clone());
                     } else {
                         pick.missing.extend(self.nodes.of_region(region).filter_map(|seen| self.missing(seen)));
                     }
                 }
-                if pick.regions.is_empty() { Err(self.nobody(&pick.missing, "no node", pointer)) } else { Ok(pick) }
+                if pick.regions.is_empty() && pick.groups.is_empty() {
+                    Err(self.nobody(&pick.missing, "no node", pointer))
+                } else {
+                    Ok(pick)
+                }
             }
             (Place::Everywhere, Take::All | Take::Distinct(_)) => {
-                let regions = self.regions().map(|region| self.nodes.of_region(region).collect()).collect();
+                let regions = self.regions().map(|region| self.of_region(region)).collect();
                 self.of(regions, take).map_err(|missing| self.nobody(&missing, "no node", pointer))
             }
             (Place::Labels(terms), _) => {
@@ -80,8 +104,8 @@ impl<'a> Asker<'a> {
                 if labelled.is_empty() {
                     return Err(self.no_such_labels(selector, pointer));
                 }
-                let take = if take == Take::One { Take::Distinct(1) } else { take };
-                self.of(vec![labelled], take).map_err(|missing| self.nobody(&missing, &format!("no node of `{selector}`"), pointer))
+                self.of(vec![labelled], one_is_distinct(take))
+                    .map_err(|missing| self.nobody(&missing, &format!("no node of `{selector}`"), pointer))
             }
         }
     }
@@ -92,7 +116,12 @@ impl<'a> Asker<'a> {
     }
 
     pub(super) fn sees(&self, seen: &Seen<'_>) -> bool {
-        self.principal.sees_node(&seen.grant.id, &seen.grant.region)
+        self.principal.sees_node(seen.grant)
+    }
+
+    /// The nodes of a region that the principal may use.
+    fn of_region(&self, region: &Region) -> Vec<Seen<'a>> {
+        self.nodes.of_region(region).filter(|seen| self.sees(seen)).collect()
     }
 
     fn somebody_takes(&self, region: &Region) -> bool {
@@ -127,11 +156,11 @@ impl<'a> Asker<'a> {
         }
         match take {
             _ if nodes.is_empty() => Err(missing),
-            Take::One | Take::All => Ok(Pick { nodes, missing, ..Pick::default() }),
+            Take::One | Take::All => Ok(Pick::of(nodes, None, missing)),
             Take::Distinct(count) => {
                 let spares = nodes.split_off(usize::from(count).min(nodes.len()));
                 let missing = if nodes.len() < usize::from(count) { missing } else { Vec::new() };
-                Ok(Pick { nodes, spares: Some(spares), missing, ..Pick::default() })
+                Ok(Pick::of(nodes, Some(spares), missing))
             }
         }
     }
@@ -180,8 +209,9 @@ impl<'a> Asker<'a> {
     }
 
     fn nobody_in(&self, region: &Region, pointer: &str) -> Problem {
-        let Some(there) = self.nodes.summaries(|known| known == region).pop() else {
-            let seen = self.nodes.summaries(|region| self.principal.sees_region(region));
+        let of = |node: &NodeGrant| self.principal.sees_node(node);
+        let Some(there) = self.nodes.summaries(|known| known == region, of).pop() else {
+            let seen = self.nodes.summaries(|region| self.principal.sees_region(region), of);
             let names = listed("the regions are", seen.into_iter().map(|summary| summary.region.to_string()));
             let detail = format!("there is no region `{region}`; {names}");
             return Problem::new(Code::NoSuchRegion, detail).at(Invalid::new(pointer, "no such region"));
@@ -214,6 +244,11 @@ impl<'a> Asker<'a> {
         let absent = Problem::new(Code::NoNodeAvailable, detail).at(Invalid::new(pointer, "nobody can run this now"));
         absent.retry_after(ABSENT_RETRY_AFTER)
     }
+}
+
+/// Any one node, where we say which.
+fn one_is_distinct(take: Take) -> Take {
+    if take == Take::One { Take::Distinct(1) } else { take }
 }
 
 fn listed(words: &str, names: impl IntoIterator<Item = String>) -> String {

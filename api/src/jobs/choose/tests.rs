@@ -1,14 +1,17 @@
 use std::sync::Arc;
 
 use probeops_shared::access::Scope;
-use probeops_shared::presence::{Beat, Slots, Unavailable};
+use probeops_shared::presence::{Beat, PolicyReport, Slots, Unavailable};
 use probeops_shared::problem::Code;
 use probeops_shared::registry::NodeGrant;
 use probeops_shared::timestamp::Timestamp;
+use probeops_shared::tools::Spec;
 use serde_json::{Value, json};
 
 use super::*;
 use crate::access::Identity;
+use crate::access::kinds::{self, KINDS};
+use crate::jobs::admission::check_target;
 
 /// What a node of the test is.
 #[derive(Clone, Copy)]
@@ -43,7 +46,7 @@ fn node(id: &str, region: &str, labels: Value, state: State) -> (NodeGrant, Opti
         draining: matches!(state, State::Draining),
         clock_offset_ms: None,
         rtt_ms: None,
-        policy: String::new(),
+        policy: PolicyReport::new(""),
     };
     let grant = NodeGrant {
         id: id.parse().unwrap(),
@@ -178,6 +181,115 @@ fn nobody_learns_of_nodes_outside_his_regions() {
     assert_eq!((us.excluded[0].why, us.problem.as_ref().unwrap().code), (Why::OutsideLimits, Code::Forbidden));
     assert_eq!((named.excluded.len(), named.problem.as_ref().unwrap().code), (0, Code::NoSuchNode));
     assert_eq!((everywhere.runs, everywhere.nodes.len(), everywhere.excluded.len()), (1, 3, 1));
+}
+
+/// What a principal of each kind reaches with a selector: nodes, or the code and words of a refusal.
+fn reached(kind: &str, limits: &Value, selector: &str) -> Result<Vec<String>, Problem> {
+    let principal = kinds::principal(kind, limits, &["ap", "eu", "us"]);
+    let chosen = choose(&roster(), &principal, ToolName::Ping, &from(&[selector]))?;
+    // What is explained is what is done.
+    let explanation = explain(&roster(), &principal, ToolName::Ping, &from(&[selector]))?;
+    assert_eq!(explanation.runs, chosen.destinations.len(), "{kind} {limits} {selector}");
+    let mut to: Vec<String> = chosen
+        .destinations
+        .iter()
+        .flat_map(|destination| match destination {
+            Destination::Region(region) => vec![format!("any of {region}")],
+            Destination::Node(node) => vec![node.to_string()],
+            Destination::OneOf(node, spares) => {
+                std::iter::once(node.to_string()).chain(spares.left().iter().map(ToString::to_string)).collect()
+            }
+        })
+        .collect();
+    to.sort_unstable();
+    to.dedup();
+    Ok(to)
+}
+
+#[test]
+fn every_limit_holds_for_every_kind_of_principal_in_every_selector() {
+    let (nodes, labels) = (json!({"nodes": ["eu-1", "eu-4", "us-1"]}), json!({"labels": ["site=fra", "env!=lab"]}));
+    let (regions, both) = (json!({"regions": ["eu"]}), json!({"regions": ["eu", "us"], "labels": ["role in (edge,core)"]}));
+    for kind in KINDS {
+        let reaches = |limits: &Value, selector: &str, nodes: &[&str]| {
+            assert_eq!(reached(kind, limits, selector).unwrap(), nodes, "{kind} {limits} {selector}");
+        };
+        for selector in ["eu", "eu:all", "eu*9", "*", "*:all", "*5", "site=fra", "site=fra:all", "node:eu-1"] {
+            reaches(&labels, selector, &["eu-1"]);
+        }
+        reaches(&regions, "*", &["any of eu"]);
+        reaches(&regions, "*:all", &["eu-1", "eu-2", "eu-3"]);
+        reaches(&both, "eu", &["eu-1", "eu-2"]);
+        reaches(&both, "*", &["eu-1", "eu-2", "us-1"]);
+        reaches(&both, "*:all", &["eu-1", "eu-2", "us-1"]);
+        reaches(&nodes, "node:us-1", &["us-1"]);
+        reaches(&nodes, "site!=x:all", &["eu-1", "us-1"]);
+        if kind != "service" {
+            reaches(&nodes, "eu", &["eu-1"]);
+            reaches(&nodes, "*", &["eu-1", "us-1"]);
+            reaches(&nodes, "*:all", &["eu-1", "us-1"]);
+        }
+        // What may not be known is refused in the very words of what is not there.
+        for (limits, hidden, absent) in [
+            (&nodes, "node:eu-2", "node:zz-2"),
+            (&nodes, "site=ber", "site=zzz"),
+            (&labels, "node:eu-3", "node:zz-3"),
+            (&labels, "env=lab", "env=zzz"),
+            (&labels, "us", "zz"),
+            (&labels, "us:all", "zz:all"),
+            (&regions, "node:us-1", "node:zz-1"),
+            (&both, "node:eu-3", "node:zz-3"),
+        ] {
+            // A service has its regions by name: another is outside of them, whether it is there or not.
+            if kind == "service" && absent.starts_with("zz") {
+                continue;
+            }
+            let words = |selector: &str| match reached(kind, limits, selector) {
+                Err(problem) => {
+                    let name = selector.trim_start_matches("node:").trim_end_matches(":all");
+                    (problem.code(), problem.detail().replace(&format!("`{name}`"), "?").replace(&format!("`{selector}`"), "?"))
+                }
+                Ok(to) => panic!("{kind} {limits} {selector}: {to:?}"),
+            };
+            assert_eq!(words(hidden), words(absent), "{kind} {limits} {hidden}");
+            let explained =
+                explain(&roster(), &kinds::principal(kind, limits, &["ap", "eu", "us"]), ToolName::Ping, &from(&[hidden])).unwrap();
+            assert_eq!(
+                explained.selectors[0].excluded.iter().filter(|excluded| excluded.why == Why::OutsideLimits).count(),
+                0,
+                "{kind} {hidden}"
+            );
+        }
+        let tools = kinds::principal(kind, &json!({"tools": ["echo"]}), &["eu"]);
+        let problem = choose(&roster(), &tools, ToolName::Ping, &from(&["eu"])).unwrap_err();
+        assert_eq!(
+            (problem.code(), problem.detail()),
+            (Code::Forbidden, "your credential is limited to the tools echo; `ping` is none of them")
+        );
+        let narrow = kinds::principal(kind, &json!({"rate": "9/m", "at_once": 2, "targets": ["10.0.0.0/8", "*.example.com"]}), &["eu"]);
+        assert_eq!((narrow.limits.rate, narrow.limits.at_once), (Some("9/m".parse().unwrap()), Some("2".parse().unwrap())), "{kind}");
+        for (target, allowed) in [("10.1.2.3", true), ("11.1.2.3", false), ("a.example.com", true), ("example.com", false)] {
+            let spec = Spec::parse(ToolName::Ping, target, serde_json::Map::new()).unwrap();
+            let checked = check_target(&narrow, &spec).map_err(|problem| problem.code());
+            assert_eq!(checked, if allowed { Ok(()) } else { Err(Code::Forbidden) }, "{kind} {target}");
+        }
+    }
+}
+
+#[test]
+fn who_is_limited_to_nodes_sees_only_them() {
+    for kind in KINDS {
+        let seen = |limits: Value| {
+            let principal = kinds::principal(kind, &limits, &["ap", "eu", "us"]);
+            let roster = roster();
+            let nodes: Vec<String> = roster.nodes_of(|node| principal.sees_node(node)).iter().map(|node| node.id.to_string()).collect();
+            let regions = roster.look(|nodes| nodes.summaries(|region| principal.sees_region(region), |node| principal.sees_node(node)));
+            (nodes.join(" "), regions.iter().map(|summary| format!("{} {}", summary.region, summary.nodes)).collect::<Vec<_>>().join(", "))
+        };
+        assert_eq!(seen(json!({"labels": ["role=edge"]})), ("eu-1 us-1".to_owned(), "eu 1, us 1".to_owned()), "{kind}");
+        assert_eq!(seen(json!({"nodes": ["eu-2", "us-1"], "labels": ["role=edge"]})).0, "us-1", "{kind}");
+        assert_eq!(seen(json!({"regions": ["us"]})), ("us-1 us-2".to_owned(), "us 2".to_owned()), "{kind}");
+    }
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn node(index: usize) -> Result<(NodeGrant, Beat), String> {
         draining: false,
         clock_offset_ms: Some(0.1),
         rtt_ms: Some(1.0),
-        policy: "allow all".to_owned(),
+        policy: probeops_shared::presence::PolicyReport::new("allow all"),
     };
     Ok((grant, beat))
 }
