@@ -1,5 +1,6 @@
 //! Enrolment on a real fabric: machines become nodes, stay nodes, change their keys, and what is none is told why.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ fn enroll(home: &Home, api: &Api, state: &str, told: &[&str]) -> Said {
 }
 
 #[track_caller]
-fn refused(said: Said, code: i32, part: &str) {
+fn refused(said: &Said, code: i32, part: &str) {
     assert_eq!(said.code, Some(code), "{}{}", said.out, said.err);
     assert!(said.err.contains(part), "{}", said.err);
 }
@@ -59,6 +60,13 @@ fn copy(home: &Home, from: &str, to: &str) {
     }
 }
 
+fn only_its_owner_may_read(home: &Home) {
+    for file in ["node.nk", "node.creds", "enrollment.json"] {
+        let bits = std::fs::metadata(home.path("state").join(file)).unwrap().permissions().mode();
+        assert_eq!(bits & 0o777, 0o600, "{file}");
+    }
+}
+
 #[test]
 fn a_machine_enrols_and_its_agent_renews_and_changes_keys_without_losing_a_job() {
     let (fabric, home) = (Fabric::start(), Home::new());
@@ -68,11 +76,7 @@ fn a_machine_enrols_and_its_agent_renews_and_changes_keys_without_losing_a_job()
     let said = enroll(&home, &api, "state", &["--token-file", &file, "--node", "fra-1"]);
     assert!(said.err.contains("the broker takes the credential"), "{}", said.err);
     assert!(said.good().contains("node fra-1 in region eu is enrolled"));
-    for file in ["node.nk", "node.creds", "enrollment.json"] {
-        use std::os::unix::fs::PermissionsExt;
-        let bits = std::fs::metadata(home.path("state").join(file)).unwrap().permissions().mode();
-        assert_eq!(bits & 0o777, 0o600, "{file}");
-    }
+    only_its_owner_may_read(&home);
     let tokens = api.admin().get("/v1/enroll-tokens").expect(200);
     assert_eq!((&tokens["enroll_tokens"][0]["id"], &tokens["enroll_tokens"][0]["used"]), (&made["id"], &json!(1)));
     // Once more is nothing, also with a token that is none.
@@ -143,8 +147,14 @@ fn a_machine_enrols_and_its_agent_renews_and_changes_keys_without_losing_a_job()
     api.admin().post("/v1/nodes/fra-1/revoke", &json!({})).expect(200);
     assert_eq!(agent.wait(), Some(78), "{}", agent.log());
     assert!(agent.log().contains("revoked"), "{}", agent.log());
-    refused(home.run(&["agent", "rotate", "--state", "state"]), 78, "was revoked");
+    refused(&home.run(&["agent", "rotate", "--state", "state"]), 78, "was revoked");
     api.wait_for_audit("verdict=refused", 1);
+    let secrets = [made["token"].as_str().unwrap().to_owned(), seed(&home, "state"), seed(&home, "old")];
+    let logs = [api.log(), agent.log(), fabric.keymaster_log()];
+    all_is_in_the_trail(&api, &secrets, logs);
+}
+
+fn all_is_in_the_trail(api: &Api, secrets: &[String], logs: [String; 3]) {
     let trail = [api.audit("verdict=changed"), api.audit("verdict=refused")].concat();
     let said = |part: &str| trail.iter().any(|record| record["detail"].as_str().is_some_and(|detail| detail.contains(part)));
     for part in [
@@ -159,8 +169,7 @@ fn a_machine_enrols_and_its_agent_renews_and_changes_keys_without_losing_a_job()
     ] {
         assert!(said(part), "{part}: {trail:?}");
     }
-    let secrets = [made["token"].as_str().unwrap().to_owned(), seed(&home, "state"), seed(&home, "old")];
-    for text in [json!(trail).to_string(), api.log(), agent.log(), fabric.keymaster_log()] {
+    for text in logs.into_iter().chain([json!(trail).to_string()]) {
         assert!(secrets.iter().all(|secret| !text.contains(secret.trim())), "{text}");
     }
 }
@@ -171,12 +180,12 @@ struct Machine {
     key: NodeKey,
     mark: Option<Mark>,
     next_mark: Mark,
-    machine: char,
+    disk_of: char,
 }
 
 impl Machine {
     fn new(api: &Api) -> Self {
-        Self { caller: api.nobody(), key: NodeKey::new(), mark: None, next_mark: Mark::new(), machine: '0' }
+        Self { caller: api.nobody(), key: NodeKey::new(), mark: None, next_mark: Mark::new(), disk_of: '0' }
     }
 
     fn challenge(&self) -> String {
@@ -191,7 +200,7 @@ impl Machine {
             challenge: self.challenge(),
             signature: "A".repeat(86).parse().unwrap(),
             node: Some(node.parse().unwrap()),
-            machine: Some(self.machine.to_string().repeat(64).parse().unwrap()),
+            machine: Some(self.disk_of.to_string().repeat(64).parse().unwrap()),
             mark: self.mark.clone(),
             next_mark: self.next_mark.clone(),
             new_public_key: None,
@@ -227,16 +236,22 @@ fn says((status, body): (u16, Value), wanted: u16, part: &str) {
     assert!(body["detail"].as_str().is_some_and(|detail| detail.contains(part)), "{body}");
 }
 
+fn text(made: &Value) -> String {
+    made["token"].as_str().unwrap().to_owned()
+}
+
+/// How often a token was used; none once it is over.
+fn used(api: &Api, made: &Value) -> Option<Value> {
+    let tokens = api.admin().get("/v1/enroll-tokens").expect(200);
+    let tokens = tokens["enroll_tokens"].as_array().unwrap();
+    tokens.iter().find(|token| token["id"] == made["id"]).map(|token| token["used"].clone())
+}
+
 #[test]
 fn what_is_no_node_is_told_why_and_a_token_counts_only_what_the_broker_took() {
     let (fabric, home) = (Fabric::start(), Home::new());
     let api = api_with(&fabric, &[]);
-    let text = |made: &Value| made["token"].as_str().unwrap().to_owned();
-    let used = |made: &Value| {
-        let tokens = api.admin().get("/v1/enroll-tokens").expect(200);
-        let tokens = tokens["enroll_tokens"].as_array().unwrap().clone();
-        tokens.iter().find(|token| token["id"] == made["id"]).map(|token| token["used"].clone())
-    };
+    let used = |made: &Value| used(&api, made);
 
     // One use, and three who want it at once: one gets it, and another only once the first has failed for good.
     let (_, one) = token(&home, &api, "one", &json!({}));
@@ -257,7 +272,9 @@ fn what_is_no_node_is_told_why_and_a_token_counts_only_what_the_broker_took() {
     });
     let (taken, others): (Vec<_>, Vec<_>) = answers.iter().cloned().enumerate().partition(|(_, (status, _))| *status == 200);
     assert_eq!((taken.len(), others.len()), (1, 2), "{answers:?}");
-    others.into_iter().for_each(|(_, answer)| says(answer, 409, "is taken by a node that is enrolling"));
+    for (_, answer) in others {
+        says(answer, 409, "is taken by a node that is enrolling");
+    }
     let (winner, name) = (&machines[taken[0].0], format!("m-{}", taken[0].0));
     assert_eq!((&taken[0].1.1["to_confirm"], used(&one)), (&json!(true), Some(json!(0))), "nothing is used up yet");
     // A crash before it confirms: the same key asks again, and confirms twice.
@@ -269,12 +286,12 @@ fn what_is_no_node_is_told_why_and_a_token_counts_only_what_the_broker_took() {
 
     // Copies: another machine; and of two that go on from the same credential the second.
     let mark = Some(winner.next_mark.clone());
-    let goes_on = |mark: &Option<Mark>, machine: char| Machine {
+    let goes_on = |mark: &Option<Mark>, disk_of: char| Machine {
         caller: api.nobody(),
         key: NodeKey::from_seed(&winner.key.seed().unwrap()).unwrap(),
         mark: mark.clone(),
         next_mark: Mark::new(),
-        machine,
+        disk_of,
     };
     says(goes_on(&mark, '1').enroll(None, &name), 409, "on another machine, and this is a copy of its disk");
     let original = goes_on(&mark, '0');
@@ -294,22 +311,26 @@ fn what_is_no_node_is_told_why_and_a_token_counts_only_what_the_broker_took() {
     foreign.challenge = winner.challenge();
     let answer = api.nobody().post("/v1/enroll", &json!(foreign));
     says((answer.status, answer.body), 403, "the challenge was not made for this key");
+    what_an_agent_is_told(&fabric, &home, &api, &name);
+}
 
+fn what_an_agent_is_told(fabric: &Fabric, home: &Home, api: &Api, name: &str) {
+    let used = |made: &Value| used(api, made);
     // With the agent: names, tokens that are over, a broker that cannot be reached.
-    let (two_file, two) = token(&home, &api, "two", &json!({"uses": 2}));
+    let (two_file, two) = token(home, api, "two", &json!({"uses": 2}));
     refused(
-        enroll(&home, &api, "a", &["--token-file", &two_file, "--node", &name]),
+        &enroll(home, api, "a", &["--token-file", &two_file, "--node", name]),
         78,
         "is another machine with another key; choose another name",
     );
     assert_eq!(used(&two), Some(json!(0)));
     let lost = ["--token-file", &two_file, "--node", "a-1", "--servers", "tls://127.0.0.1:1"];
-    refused(enroll(&home, &api, "a", &lost), 1, "Nothing is used up: run this again");
-    let key = seed(&home, "a");
-    enroll(&home, &api, "a", &["--token-file", &two_file, "--node", "a-1"]).good();
-    assert_eq!((seed(&home, "a"), used(&two)), (key, Some(json!(1))), "it goes on with the key that it had");
-    let (named_file, _) = token(&home, &api, "named", &json!({"node": "fixed-1"}));
-    let said = enroll(&home, &api, "b", &["--token-file", &named_file, "--node", "b-1"]);
+    refused(&enroll(home, api, "a", &lost), 1, "Nothing is used up: run this again");
+    let key = seed(home, "a");
+    enroll(home, api, "a", &["--token-file", &two_file, "--node", "a-1"]).good();
+    assert_eq!((seed(home, "a"), used(&two)), (key, Some(json!(1))), "it goes on with the key that it had");
+    let (named_file, _) = token(home, api, "named", &json!({"node": "fixed-1"}));
+    let said = enroll(home, api, "b", &["--token-file", &named_file, "--node", "b-1"]);
     assert!(said.err.contains("the token gives the name fixed-1, not b-1"), "{}", said.err);
     said.good();
     let maker = json!({"name": "maker", "scopes": ["nodes:enroll"], "limits": {"regions": ["eu"]}});
@@ -319,37 +340,37 @@ fn what_is_no_node_is_told_why_and_a_token_counts_only_what_the_broker_took() {
     asked("us").expect(403);
     let orphan = home.file("orphan", asked("eu").expect(201)["token"].as_str().unwrap());
     api.admin().delete(&format!("/v1/keys/{}", maker["id"].as_str().unwrap())).expect(200);
-    refused(enroll(&home, &api, "c", &["--token-file", orphan.to_str().unwrap()]), 78, "the API key that made the enrolment token");
-    let (over_file, over) = token(&home, &api, "over", &json!({"expires_in_ms": 1000}));
-    let (gone_file, gone) = token(&home, &api, "gone", &json!({}));
+    refused(&enroll(home, api, "c", &["--token-file", orphan.to_str().unwrap()]), 78, "the API key that made the enrolment token");
+    let (over_file, over) = token(home, api, "over", &json!({"expires_in_ms": 1000}));
+    let (gone_file, gone) = token(home, api, "gone", &json!({}));
     api.admin().delete(&format!("/v1/enroll-tokens/{}", gone["id"].as_str().unwrap())).expect(200);
-    refused(enroll(&home, &api, "c", &["--token-file", &gone_file]), 78, "was revoked at");
+    refused(&enroll(home, api, "c", &["--token-file", &gone_file]), 78, "was revoked at");
     api.wait_until("the token is over", || used(&over).is_none());
-    refused(enroll(&home, &api, "c", &["--token-file", &over_file]), 78, "expired at");
-    refused(enroll(&home, &api, "c", &[]), 1, "no enrolment token is given");
+    refused(&enroll(home, api, "c", &["--token-file", &over_file]), 78, "expired at");
+    refused(&enroll(home, api, "c", &[]), 1, "no enrolment token is given");
     let mistyped = home.file("mistyped", &text(&two).replace("pe_", "pe_x"));
-    refused(enroll(&home, &api, "c", &["--token-file", mistyped.to_str().unwrap()]), 78, "cut off or has something added");
+    refused(&enroll(home, api, "c", &["--token-file", mistyped.to_str().unwrap()]), 78, "cut off or has something added");
 
     // A cloned disk is refused on the machine, too.
-    copy(&home, "a", "clone");
+    copy(home, "a", "clone");
     let path = home.path("clone").join("enrollment.json");
-    let mut held = record(&home, "clone");
+    let mut held = record(home, "clone");
     held["machine"] = json!("f".repeat(64));
     std::fs::write(&path, held.to_string()).unwrap();
     if Path::new("/etc/machine-id").exists() {
-        refused(home.run(&["agent", "--state", "clone"]), 78, "this disk is a copy of that of `a-1`");
+        refused(&home.run(&["agent", "--state", "clone"]), 78, "this disk is a copy of that of `a-1`");
     }
-    copy(&home, "b", "twin");
+    copy(home, "b", "twin");
     home.run(&["agent", "rotate", "--state", "twin"]).good();
-    refused(home.run(&["agent", "rotate", "--state", "b"]), 78, "this key is not known here");
+    refused(&home.run(&["agent", "rotate", "--state", "b"]), 78, "this key is not known here");
 
     // Without a token: the operator registers the key that the machine has made.
-    let public_key = enroll(&home, &api, "static", &["--print-key"]).good();
-    refused(enroll(&home, &api, "static", &["--no-token"]), 78, "this key is not known here");
+    let public_key = enroll(home, api, "static", &["--print-key"]).good();
+    refused(&enroll(home, api, "static", &["--no-token"]), 78, "this key is not known here");
     let (data, servers) = (fabric.data().display().to_string(), fabric.url());
     let add = ["nodes", "add", "static-1", "--region", "eu", "--tools", "echo", "--public-key", public_key.trim()];
     home.run(&[&add[..], &["--data", &data, "--servers", &servers]].concat()).good();
     api.wait_until("it is registered", || api.admin().get("/v1/nodes/static-1").status == 200);
-    assert!(enroll(&home, &api, "static", &["--no-token"]).good().contains("node static-1 in region eu"));
+    assert!(enroll(home, api, "static", &["--no-token"]).good().contains("node static-1 in region eu"));
     api.wait_for_audit("verdict=refused", 15);
 }
