@@ -139,7 +139,7 @@ mod tests {
             ("since=yesterday", "?since: must be a time such as"),
             (
                 "verdict=ok",
-                "?verdict: must be one of accepted, refused, changed, read, started, finished, denied, lost, not the string \"ok\"",
+                "?verdict: must be one of accepted, refused, changed, read, started, finished, denied, lost, violation, not the string \"ok\"",
             ),
             ("node=a.b", "?node: a node id must be"),
             ("tool=ehco", "?tool: unknown tool `ehco`; did you mean `echo`?"),
