@@ -213,7 +213,11 @@ mod tests {
         assert!(trail.promise().is_none());
         trail.record(Record::new(Verdict::Denied, "svc"));
         first.keep(Record::new(Verdict::Finished, "svc"));
-        assert_eq!((trail.0.waiting().records.len(), trail.0.waiting().promised, trail.0.waiting().lost), (WAITING_MAX - 1, 1, 1));
+        let counts = {
+            let waiting = trail.0.waiting();
+            (waiting.records.len(), waiting.promised, waiting.lost)
+        };
+        assert_eq!(counts, (WAITING_MAX - 1, 1, 1));
         drop(second);
         // What was left out is told as soon as there is room.
         drop(trail.batch(&mut Chain::of_node("a-1"), &node()));

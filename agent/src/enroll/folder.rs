@@ -266,7 +266,8 @@ mod tests {
         let folder = Folder::new(scratch.path());
         assert_eq!(folder.record().unwrap(), None);
         let record = Record::new("https://a/", None);
-        let now = Timestamp::now();
+        // As it is written.
+        let now = Timestamp::from_unix_ms(Timestamp::now().unix_ms()).unwrap();
         let (node, region) = ("n".parse().unwrap(), "r".parse().unwrap());
         let given = Given { node, region, servers: Vec::new(), expires_at: now, obtained_at: now, valid_for_ms: 1, to_confirm: false };
         let next = Record { given: Some(given), ..record.clone().with_next_mark() };

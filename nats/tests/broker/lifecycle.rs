@@ -35,6 +35,7 @@ async fn provisioning_again_changes_nothing_and_survives_a_restart() {
         "KV_KEYS",
         "KV_NODES",
         "KV_SERVICES",
+        "KV_TOKENS",
         "CALLBACKS",
         "LATER",
         "KV_SCHEDULES",
