@@ -12,7 +12,7 @@ mod secret;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use probeops_nats::connect::{Link, LinkError, backoff, connect};
+use probeops_nats::connect::{Credential, Link, LinkError, backoff, connect};
 use probeops_nats::node_key::NodeKey;
 use probeops_shared::enroll::{ConfirmRequest, EnrollRequest, NodeCredential};
 use probeops_shared::ids::NodeId;
@@ -180,12 +180,16 @@ async fn settle(folder: &Folder, enrolling: &Enrolling, settings: &Settings) -> 
     let is_node = held.as_ref().and_then(|record| record.given.as_ref()).is_some_and(|given| !given.to_confirm);
     if let Some(record) = held.as_ref().filter(|_| is_node) {
         check_machine(record)?;
+        // Now, and not in half a day.
+        drop(folder.held_key()?);
         if let Some(api) = &enrolling.api {
             move_to(folder, api, enrolling.ca.as_deref()).await?;
         }
         let expired = record.given.as_ref().is_some_and(|given| given.expires_at <= Timestamp::now());
-        if expired {
-            tracing::info!("the credential has expired; asking for another");
+        let unusable = Credential::read(&folder.creds_path()).err();
+        if expired || unusable.is_some() {
+            let why = unusable.map_or_else(|| "it has expired".to_owned(), |error| error.to_string());
+            tracing::info!(why, "the credential cannot be used any more; asking for another");
             renew(folder).await?;
         }
     } else if let Some(api) = &enrolling.api {

@@ -151,6 +151,14 @@ impl Folder {
         self.load_or_make(&self.key_path())
     }
 
+    /// The key of a node that has enrolled, which must be there: the credential is renewed with it.
+    pub(super) fn held_key(&self) -> Result<NodeKey, EnrollError> {
+        if self.key_path().exists() {
+            return self.key_or_new();
+        }
+        Err(EnrollError::Here(format!("{} is gone, with which the credential is renewed; {}", self.key_path().display(), self.cure())))
+    }
+
     /// The key that is to take its place; a new one where none was begun with.
     pub(super) fn next_key_or_new(&self) -> Result<NodeKey, EnrollError> {
         self.load_or_make(&self.next_key_path())

@@ -80,7 +80,8 @@ fn a_broker_with_a_given_certificate_is_provisioned_joined_and_asked_by_those_wh
     let mut broker = Command::new(home.nats_server());
     broker.arg("--config").arg(layout.server_conf());
     let mut broker = home.start("broker", broker, "Server is ready");
-    home.run(&["provision", "--data", "data", "--node", "n-1=eu"]).good();
+    home.run(&["provision", "--data", "data"]).good();
+    home.run(&["nodes", "add", "n-1", "--region", "eu", "--tools", "echo", "--data", "data"]).good();
     home.run(&["services", "add", "billing", "--regions", "eu", "--tools", "echo", "--data", "data"]).good();
     let server = std::fs::read_to_string(home.path("data/servers")).unwrap().trim().to_owned();
     assert_eq!(server, format!("tls://{address}"));
