@@ -97,7 +97,8 @@ pub fn start_tls(protocol: StartTls, said: &[u8]) -> Result<(), String> {
 
 /// How a proxy answers.
 pub fn tunnel(said: &[u8]) -> Result<(), String> {
-    runtime().block_on(tunnel::open(&mut stream(said), ([192, 0, 2, 1], 443).into(), &[]))
+    let to = std::net::SocketAddr::from(([192, 0, 2, 1], 443));
+    runtime().block_on(tunnel::open(&mut stream(said), to, &[])).map_err(|none| none.to_string())
 }
 
 /// What is known of an HTTP answer.
@@ -171,7 +172,7 @@ pub fn policy(file: &Path, server: &str) -> Result<Policy, String> {
 
 /// What a policy says of a tool and a name.
 pub fn judged(policy: &Policy, tool: ToolName, name: &str) -> (Result<(), String>, Result<(), String>) {
-    (policy.check_tool(tool), policy.check_name(name))
+    (policy.check_tool(tool).map_err(|denial| denial.to_string()), policy.check_name(name).map_err(|denial| denial.to_string()))
 }
 
 /// The agent's own file, and what is wrong with what it sets.

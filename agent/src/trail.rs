@@ -20,6 +20,8 @@ use crate::inbox::Inbox;
 
 /// How many records wait at most, those that runs going on will make included.
 const WAITING_MAX: usize = 50_000;
+/// Up to how many waiting records those of what was refused are added: whoever is refused again and again takes no room from those who are not.
+const REFUSED_MAX: usize = WAITING_MAX / 2;
 /// The most bytes that one message carries, well below what the broker takes from a node: records repeat what callers wrote.
 const BATCH_BYTES_MAX: usize = 128 * 1024;
 /// The most characters of a record's detail that are kept.
@@ -79,7 +81,7 @@ impl Trail {
     /// Adds the record of something that was not run, if there is room; where there is none, that is counted, and told when there is.
     pub(crate) fn record(&self, record: Record) {
         let mut waiting = self.0.waiting();
-        if waiting.records.len() + waiting.promised < WAITING_MAX {
+        if waiting.records.len() + waiting.promised < REFUSED_MAX {
             return self.0.push(&mut waiting, record);
         }
         waiting.lost += 1;

@@ -29,8 +29,8 @@ use crate::problem::{Asked, Problem};
 
 /// How many records wait to be written; more are left out and counted, and jobs are not run.
 const QUEUE_MAX: usize = 16_384;
-/// So many refusals a second are recorded of those who named nobody, and of each service at the front door; more are counted, so that they cannot
-/// crowd out the trail.
+/// So many refusals a second are recorded of those who named nobody, and of each principal; more are counted, so that they cannot crowd out the
+/// trail.
 const REFUSALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
 /// How often one who reads the same thing again and again is recorded.
 const READ_AGAIN_AFTER: Duration = Duration::from_mins(1);
@@ -160,8 +160,9 @@ impl Audit {
 
     /// Records a refused request.
     pub fn refused(&self, refusal: &Refusal<'_>) {
-        if refusal.principal.is_some() {
-            return self.record_refusal(refusal, "");
+        if let Some(principal) = refusal.principal {
+            let Some(unrecorded) = self.0.at_the_door.pass(principal) else { return };
+            return self.record_refusal(refusal, &more(unrecorded, "of this principal"));
         }
         let Some(unrecorded) = self.0.strangers.pass() else { return };
         self.record_refusal(refusal, &more(unrecorded, "without an accepted credential"));

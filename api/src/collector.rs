@@ -14,8 +14,8 @@ use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Client, Message, Subscriber, jetstream};
 use futures_util::StreamExt;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
-use probeops_shared::audit::Verdict;
 use probeops_shared::audit::chain::{Batch, Link, node_writer};
+use probeops_shared::audit::{BATCH_MAX, Verdict};
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::job::header;
 use probeops_shared::presence::{Beat, EventAck, EventKind};
@@ -34,6 +34,12 @@ const KEPT_WITHIN: Duration = Duration::from_secs(5);
 const EVENTS_WAITING_MAX: usize = 16;
 /// How many events of one node are kept in a second; as many batches of the trail as 20,000 runs a second make.
 const EVENTS_PER_S_MAX: NonZeroU32 = NonZeroU32::new(200).unwrap();
+/// How many bytes of records of one node are kept in a second in the long run, and at once: one node does not fill the trail. What comes faster
+/// waits at the node.
+const RECORD_BYTES_PER_S_MAX: NonZeroU32 = NonZeroU32::new(64 * 1024).unwrap();
+const RECORD_BYTES_AT_ONCE_MAX: NonZeroU32 = NonZeroU32::new(16 * 1024 * 1024).unwrap();
+/// The largest batch that an agent sends, with room for what is around its records.
+const BATCH_BYTES_MAX: usize = 160 * 1024;
 /// How long a node is remembered after its last event.
 const REMEMBERED_FOR: Duration = Duration::from_mins(1);
 /// How many nodes are heard before those that ended are looked for.
@@ -62,6 +68,7 @@ struct Heard {
     region: Region,
     node: NodeId,
     allowance: DefaultDirectRateLimiter,
+    record_bytes: DefaultDirectRateLimiter,
     /// The last beat written: the start it belongs to, its number, and the entry's revision.
     written: Option<Written>,
 }
@@ -133,7 +140,14 @@ impl Collector {
 
 impl Heard {
     fn new(keeper: Arc<Keeper>, region: Region, node: NodeId) -> Self {
-        Self { keeper, region, node, allowance: RateLimiter::direct(Quota::per_second(EVENTS_PER_S_MAX)), written: None }
+        Self {
+            keeper,
+            region,
+            node,
+            allowance: RateLimiter::direct(Quota::per_second(EVENTS_PER_S_MAX)),
+            record_bytes: RateLimiter::direct(Quota::per_second(RECORD_BYTES_PER_S_MAX).allow_burst(RECORD_BYTES_AT_ONCE_MAX)),
+            written: None,
+        }
     }
 
     /// Keeps what the node says, one after the other, until it has said nothing for long.
@@ -199,10 +213,21 @@ impl Heard {
     }
 
     async fn keep_records(&self, message: &Message) -> Result<(), String> {
+        let bytes = message.payload.len();
+        if bytes > BATCH_BYTES_MAX {
+            return Err(format!("its audit records have {bytes} bytes, not at most {BATCH_BYTES_MAX}"));
+        }
         let batch: Batch<OfNode<'_>> = serde_json::from_slice(&message.payload).map_err(|error| format!("not audit records: {error}"))?;
+        if batch.records.is_empty() || batch.records.len() > BATCH_MAX {
+            return Err(format!("it sends {} audit records at once, not 1 to {BATCH_MAX}", batch.records.len()));
+        }
         let own = |link: &Link<OfNode<'_>>| link.record.is_of(&self.region, &self.node);
         if batch.writer != node_writer(&self.node) || !batch.records.iter().all(own) {
             return Err("its audit records are not its own".to_owned());
+        }
+        let due = NonZeroU32::new(u32::try_from(bytes).unwrap_or(u32::MAX)).unwrap_or(NonZeroU32::MIN);
+        if self.record_bytes.check_n(due).is_ok_and(|room| room.is_err()) {
+            return Err("it sends more records than the trail takes of one node; it has to wait".to_owned());
         }
         let subject = subjects::audit(subjects::AUDIT_NODE, &self.keeper.name);
         // A node that has not heard our acknowledgement sends the same again.

@@ -178,14 +178,14 @@ impl Enroll {
         }
         let Some(token) = &request.token else { return Err(stranger()) };
         not_too_many(&self.0.looked_up, TOKENS_PER_SECOND)?;
-        let grants = self.0.tokens.take(token, &request.public_key).await?;
+        let grants = self.0.tokens.take(token, &request.public_key, |view| name(view, request)).await?;
         let principal = format!("token:{}", grants.id);
         let admitted = match self.is_in_force(&grants).await {
             Ok(()) => self.admit_by(&grants, request).await,
             Err(problem) => Err(problem),
         };
         if !matches!(admitted, Ok(Some(_))) {
-            self.0.tokens.give_back(&grants.id, &request.public_key).await;
+            self.0.tokens.give_back(&grants.id, &request.public_key, &name(&grants, request)?).await;
         }
         let admitted = admitted.map_err(|problem| match &request.node {
             Some(node) => problem.asked(asked(node)),
@@ -263,6 +263,9 @@ impl Enroll {
                     let detail = format!("the new key is that of node `{other}`; make another");
                     return Err(Problem::new(Code::Conflict, detail).at(Invalid::new("/new_public_key", "is taken")));
                 }
+                // One that was revoked where the register does not say so, as by a sentry, is refused here, and does not change into another.
+                let current: PublicKey = grant.public_key.parse().map_err(|detail: String| unavailable(detail))?;
+                drop(self.certified(&grant, &current, CONFIRM_WITHIN, true).await?);
                 let detail = format!("node changes its key to {successor}");
                 enrolled.successor = Some(successor.clone());
                 (successor, detail)
@@ -294,12 +297,15 @@ impl Enroll {
         let mut principal = format!("node:{}", grant.id);
         let mut done = None;
         if enrolled.successor.as_ref() == Some(key) {
-            enrolled.predecessor = Some(grant.public_key.parse().map_err(|detail: String| unavailable(detail))?);
+            let current: PublicKey = grant.public_key.parse().map_err(|detail: String| unavailable(detail))?;
+            drop(self.certified(&grant, &current, CONFIRM_WITHIN, true).await?);
+            enrolled.predecessor = Some(current);
             enrolled.successor = None;
             done = Some(format!("node changed its key to {key}"));
         } else if enrolled.pending {
             if let Some(token) = &enrolled.token {
-                self.0.tokens.confirm(token, key).await?;
+                let view = self.0.tokens.confirm(token, key, &grant.id).await?;
+                self.is_in_force(&view).await?;
                 principal = format!("token:{token}");
             }
             enrolled.pending = false;
@@ -311,9 +317,8 @@ impl Enroll {
         if !self.write(&grant, revision.into()).await? {
             return Ok(None);
         }
-        if let Some(done) = done {
-            self.0.audit.changed(&principal, request_id, target(&id), done);
-        }
+        let done = done.unwrap_or_else(|| format!("node credential confirmed again, until {}", given.expires_at));
+        self.0.audit.changed(&principal, request_id, target(&id), done);
         if owed {
             self.revoke_predecessor(&id, request_id).await?;
         }

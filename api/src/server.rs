@@ -246,7 +246,6 @@ impl Http {
         let told_to_end = async {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = crowd.notified() => {}
                 () = sleep(CONNECTION_AGE_MAX) => {}
             }
         };

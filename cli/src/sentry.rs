@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
+use probeops_nats::keymaster::check_health;
 use probeops_nats::layout::Layout;
 use probeops_nats::process::{self, LogFormat};
 use probeops_nats::sentry::{self, Bounds, Settings};
@@ -41,6 +42,12 @@ pub(crate) struct SentryArgs {
     /// So many bytes a second do, too
     #[arg(long, value_name = "BYTES", default_value_t = Bounds::default().bytes_per_s)]
     bytes_per_s_max: u64,
+    /// Where it says that it sees the broker's connections, for container engines and service managers
+    #[arg(long, env = "PROBEOPS_HEALTH_FILE", value_name = "FILE")]
+    health_file: Option<PathBuf>,
+    /// Say whether the sentry that writes the health file is well: exit 0 if it is, else 1 and why
+    #[arg(long, requires = "health_file")]
+    check_health: bool,
     /// How log lines look: text or json [default: text on a terminal, else json]
     #[arg(long, env = "PROBEOPS_LOG_FORMAT", value_name = "FORMAT", value_parser = probeops_api::config::log_format)]
     log_format: Option<LogFormat>,
@@ -49,9 +56,8 @@ pub(crate) struct SentryArgs {
 impl SentryArgs {
     /// Runs the sentry until SIGTERM or SIGINT. Exit codes: 0 told to stop, 1 cannot start or go on.
     pub(crate) fn run(self) -> ExitCode {
-        process::install_tls_provider();
-        process::start_log(self.log_format);
-        match self.watch() {
+        let done = if self.check_health { self.check() } else { self.watch() };
+        match done {
             Ok(()) => ExitCode::SUCCESS,
             Err(why) => {
                 note(format!("probeops sentry: {why}"));
@@ -60,7 +66,14 @@ impl SentryArgs {
         }
     }
 
+    fn check(&self) -> Result<(), String> {
+        let path = self.health_file.as_deref().ok_or("no health file is given: set --health-file (PROBEOPS_HEALTH_FILE)")?;
+        check_health(path).map_err(|error| format!("{error:#}"))
+    }
+
     fn watch(self) -> Result<(), String> {
+        process::install_tls_provider();
+        process::start_log(self.log_format);
         let settings = self.settings()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
@@ -82,6 +95,6 @@ impl SentryArgs {
             ..Bounds::default()
         };
         let ca = Some(layout.ca_certificate()).filter(|ca| ca.exists());
-        Ok(Settings { servers, ca, creds: layout.sentry_dir(), logs, bounds })
+        Ok(Settings { servers, ca, creds: layout.sentry_dir(), logs, bounds, health_file: self.health_file })
     }
 }

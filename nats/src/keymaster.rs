@@ -7,7 +7,7 @@
 
 mod desk;
 mod fleet;
-mod health;
+pub(crate) mod health;
 mod telling;
 
 use std::path::PathBuf;

@@ -29,6 +29,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::connect::{Credential, Link, LinkError, LinkEvent, backoff, connect};
+use crate::keymaster::health::Health;
 use crate::layout::Layout;
 use crate::permissions::{AccountName, Role};
 use crate::sentry::act::Actor;
@@ -62,6 +63,8 @@ pub struct Settings {
     pub logs: Vec<PathBuf>,
     /// What is too much.
     pub bounds: Bounds,
+    /// Where it says that it sees the broker's connections; see [`crate::keymaster::check_health`].
+    pub health_file: Option<PathBuf>,
 }
 
 /// The roles of its two connections; each credential is in the file of its name.
@@ -80,6 +83,7 @@ pub fn mint(layout: &Layout, vault: &Vault, lifetime: Duration) -> anyhow::Resul
 
 /// Watches until told to stop; says when it has begun.
 pub async fn run(settings: Settings, ready: oneshot::Sender<()>, stop: CancellationToken) -> Result<(), String> {
+    let mut health = Health::begin(settings.health_file.clone()).map_err(|error| format!("{error:#}"))?;
     let accounts: Arc<[String]> = accounts(&settings)?.into();
     let presence = Role::Presence { accounts: accounts.to_vec() };
     let Some((system, system_events)) = connected(&settings, &presence, &stop).await? else { return Ok(()) };
@@ -97,6 +101,7 @@ pub async fn run(settings: Settings, ready: oneshot::Sender<()>, stop: Cancellat
     let mut reporter = Reporter::new(client.clone());
     let mut watch = Watch::new(settings.bounds);
     watch.list(&actor.list(&accounts, true).await?, Instant::now());
+    health.well();
     let (listings, mut listed) = mpsc::channel(1);
     let mut listing = false;
     tracing::info!(connections = watch.connections(), logs = settings.logs.len(), "the sentry is ready");
@@ -132,7 +137,10 @@ pub async fn run(settings: Settings, ready: oneshot::Sender<()>, stop: Cancellat
             Some(found) = listed.recv() => {
                 listing = false;
                 match found {
-                    Ok(found) => watch.list(&found, Instant::now()),
+                    Ok(found) => {
+                        health.well();
+                        watch.list(&found, Instant::now())
+                    }
                     Err(why) => {
                         tracing::warn!("the connections could not be listed: {why}");
                         continue;

@@ -15,7 +15,7 @@ use crate::enroll::{EnrollError, Renewal};
 use crate::way::Way;
 
 /// How many credentials in a row that the API gave may be refused by the broker.
-const REFUSALS_MAX: usize = 3;
+const REFUSALS_MAX: usize = 12;
 
 /// Who we are is what the broker will hold us to: the credential's own claims.
 pub(crate) fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName>), String> {
@@ -117,6 +117,12 @@ impl Access {
             Err(EnrollError::Refused(detail)) => Err(AgentError::Revoked(format!("{}. The API says: {detail}", refused(&self.link, why)))),
             Err(error) if ran_out => {
                 tracing::warn!("the credential has run out and cannot be renewed now: {error}");
+                Ok(())
+            }
+            // A server that came back without the account's claims refuses everybody until the keymaster has told it, and the API may be away
+            // with it: only what the API says is for good.
+            Err(EnrollError::Later(later)) => {
+                tracing::warn!("the broker does not accept the credential ({why}), and the API cannot be asked for another now: {later}");
                 Ok(())
             }
             Err(error) => Err(AgentError::Revoked(format!("{}; asking the API for another: {error}", refused(&self.link, why)))),

@@ -79,8 +79,12 @@ impl Api {
         let request = self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
         let mut response = request.send(body).map_err(unreachable)?;
         let status = response.status().as_u16();
+        let may_change = response.headers().contains_key("retry-after");
         let bytes = response.body_mut().with_config().limit(ANSWER_BYTES_MAX).read_to_vec().map_err(unreachable)?;
-        read(&self.url, status, &bytes)
+        read(&self.url, status, &bytes).map_err(|error| match error {
+            EnrollError::Refused(why) if may_change => EnrollError::Later(why),
+            error => error,
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use data_encoding::HEXLOWER;
 use probeops_shared::presence::PolicyReport;
-use probeops_shared::settings::{self, Stamp};
+use probeops_shared::settings::{self, SettingsError, Stamp};
 use probeops_shared::timestamp::Timestamp;
 use sha2::{Digest, Sha256};
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -46,6 +46,8 @@ struct InForce {
 #[derive(Debug)]
 pub(crate) struct Follower {
     seen: Option<Stamp>,
+    /// As it was at the last look.
+    candidate: Option<Stamp>,
     hangup: Signal,
 }
 
@@ -87,7 +89,7 @@ impl Keeper {
 
     /// What to follow the file by. From now on SIGHUP does not end the process.
     pub(crate) fn follower(&self) -> std::io::Result<Follower> {
-        Ok(Follower { seen: self.file.as_deref().map(Stamp::of), hangup: signal(SignalKind::hangup())? })
+        Ok(Follower { seen: self.file.as_deref().map(Stamp::of), candidate: None, hangup: signal(SignalKind::hangup())? })
     }
 
     /// Reads the file again whenever it changes and at SIGHUP, and notifies who tells the roster; until told to stop.
@@ -103,6 +105,11 @@ impl Keeper {
                 continue;
             };
             let stamp = Some(Stamp::of(file));
+            // A file that changes is read when it has been still for one look: it may be half written.
+            if !asked && by.seen != stamp && by.candidate != stamp {
+                by.candidate = stamp;
+                continue;
+            }
             if asked || by.seen != stamp {
                 let is_new = self.read_again(file);
                 if is_new {
@@ -157,6 +164,11 @@ fn read(file: Option<&Path>, servers: &[String], ways: &[Endpoint]) -> Result<(P
     let away = |policy: Policy| policy.keeping_away_from(ways.to_vec());
     let Some(file) = file else { return Policy::new("", Path::new("(none)"), servers).map(|policy| (away(policy), None)) };
     let text = settings::read(file).map_err(PolicyError::File)?;
+    if text.trim().is_empty() {
+        // As it is for a moment while it is written anew, which must not allow everything.
+        let source = std::io::Error::other("it is empty; write a comment into it to mean the default policy");
+        return Err(PolicyError::File(SettingsError::Unreadable { path: file.to_owned(), source }));
+    }
     let digest = HEXLOWER.encode(&Sha256::digest(text.as_bytes()));
     Policy::new(&text, file, servers).map(|policy| (away(policy), Some(digest)))
 }

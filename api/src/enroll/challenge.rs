@@ -56,7 +56,7 @@ impl Challenges {
         let end = message.get(NONCE_BYTES..).and_then(|end| end.try_into().ok()).map(i64::from_be_bytes).ok_or_else(foreign)?;
         if end <= now.unix_ms() {
             let detail = format!("the challenge is older than {} s; ask /v1/enroll/challenge for another", VALID_FOR.as_secs());
-            return Err(Problem::new(Code::Forbidden, detail));
+            return Err(Problem::new(Code::Forbidden, detail).retry_after(Duration::from_secs(1)));
         }
         Ok(())
     }

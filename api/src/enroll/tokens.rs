@@ -51,6 +51,8 @@ pub struct TokenRecord {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Enrolling {
     public_key: PublicKey,
+    /// As which node.
+    node: NodeId,
     /// Until when it is this key's.
     until: Timestamp,
     /// It is used up.
@@ -136,8 +138,8 @@ impl TokenRecord {
         self.view.expires_at.since(Timestamp::now()).saturating_add(KEPT_AFTER)
     }
 
-    /// Takes a use for a key, or keeps the one that it has.
-    fn take(&mut self, key: &PublicKey, now: Timestamp) -> Result<(), Problem> {
+    /// Takes a use for a key to become this node, or keeps the one that it has.
+    fn take(&mut self, key: &PublicKey, node: &NodeId, now: Timestamp) -> Result<(), Problem> {
         self.settle(now);
         let id = &self.view.id;
         if let Some(at) = self.view.revoked_at {
@@ -148,6 +150,9 @@ impl TokenRecord {
         }
         let until = now.plus(CONFIRM_WITHIN);
         if let Some(own) = self.enrolling.iter_mut().find(|other| other.public_key == *key) {
+            if own.confirmed || own.node != *node {
+                return Err(refused(format!("this key has a use of the enrolment token {id} already, as node `{}`", own.node)));
+            }
             own.until = until;
             return Ok(());
         }
@@ -165,20 +170,23 @@ impl TokenRecord {
             );
             return Err(Problem::new(Code::Conflict, detail).retry_after(free_in));
         }
-        self.enrolling.push(Enrolling { public_key: key.clone(), until, confirmed: false });
+        self.enrolling.push(Enrolling { public_key: key.clone(), node: node.clone(), until, confirmed: false });
         Ok(())
     }
 
     /// Gives a use back that is not used up.
-    fn give_back(&mut self, key: &PublicKey) {
-        self.enrolling.retain(|other| other.confirmed || other.public_key != *key);
+    fn give_back(&mut self, key: &PublicKey, node: &NodeId) {
+        self.enrolling.retain(|other| other.confirmed || other.public_key != *key || other.node != *node);
     }
 
     /// Uses up the use that a key has taken; once more changes nothing.
-    fn confirm(&mut self, key: &PublicKey, now: Timestamp) -> Result<(), Problem> {
+    fn confirm(&mut self, key: &PublicKey, node: &NodeId, now: Timestamp) -> Result<(), Problem> {
         self.settle(now);
         let id = &self.view.id;
-        let own = self.enrolling.iter_mut().find(|other| other.public_key == *key);
+        if let Some(at) = self.view.revoked_at {
+            return Err(refused(format!("the enrolment token {id} was revoked at {at}; get another one")));
+        }
+        let own = self.enrolling.iter_mut().find(|other| other.public_key == *key && other.node == *node);
         let own = own.ok_or_else(|| {
             refused(format!(
                 "the node took longer than {} s to confirm its enrolment with token {id}; enrol again",
@@ -264,22 +272,28 @@ impl Tokens {
     }
 
     /// Takes a use of a token for a key.
-    pub(super) async fn take(&self, token: &str, key: &PublicKey) -> Result<TokenView, Problem> {
+    pub(super) async fn take(
+        &self,
+        token: &str,
+        key: &PublicKey,
+        node: impl Fn(&TokenView) -> Result<NodeId, Problem>,
+    ) -> Result<TokenView, Problem> {
         let unknown =
             || refused("the enrolment token is not known here: it has expired, or belongs to another installation; get another one");
         let used = self.change(id_of(token)?, |record| {
             if !is_hashed(token, &record.sha256) {
                 return Err(unknown());
             }
-            record.take(key, Timestamp::now())
+            let node = node(&record.view)?;
+            record.take(key, &node, Timestamp::now())
         });
         used.await?.map(|record| record.view).ok_or_else(unknown)
     }
 
     /// Gives a use back that came to nothing.
-    pub(super) async fn give_back(&self, id: &str, key: &PublicKey) {
+    pub(super) async fn give_back(&self, id: &str, key: &PublicKey, node: &NodeId) {
         let given_back = self.change(id, |record| {
-            record.give_back(key);
+            record.give_back(key, node);
             Ok(())
         });
         if let Err(problem) = given_back.await {
@@ -288,9 +302,9 @@ impl Tokens {
     }
 
     /// Uses up what a key has taken.
-    pub(super) async fn confirm(&self, id: &str, key: &PublicKey) -> Result<(), Problem> {
+    pub(super) async fn confirm(&self, id: &str, key: &PublicKey, node: &NodeId) -> Result<TokenView, Problem> {
         let gone = || refused(format!("the enrolment token {id} has expired meanwhile; get another one and enrol again"));
-        self.change(id, |record| record.confirm(key, Timestamp::now())).await?.map(drop).ok_or_else(gone)
+        self.change(id, |record| record.confirm(key, node, Timestamp::now())).await?.map(|record| record.view).ok_or_else(gone)
     }
 
     /// Changes a record; what others write meanwhile is kept.
@@ -376,28 +390,37 @@ mod tests {
         assert!(id_of(&mistyped).unwrap_err().detail().contains("checksum"));
     }
 
+    fn node(letter: char) -> NodeId {
+        format!("n-{}", letter.to_ascii_lowercase()).parse().unwrap()
+    }
+
     #[test]
     fn uses_are_taken_given_back_used_up_and_never_exceeded() {
         let now = Timestamp::now();
         let mut record = minted(2).1;
-        record.take(&key('A'), now).unwrap();
-        record.take(&key('A'), now).unwrap();
-        record.take(&key('B'), now).unwrap();
-        let taken = record.take(&key('C'), now).unwrap_err();
+        record.take(&key('A'), &node('A'), now).unwrap();
+        record.take(&key('A'), &node('A'), now).unwrap();
+        record.take(&key('B'), &node('B'), now).unwrap();
+        let taken = record.take(&key('C'), &node('C'), now).unwrap_err();
         assert!(taken.code() == Code::Conflict && taken.detail().contains("free again in 301 s"), "{taken}");
-        record.give_back(&key('B'));
-        record.take(&key('C'), now).unwrap();
-        record.confirm(&key('A'), now).unwrap();
-        record.confirm(&key('A'), now).unwrap();
-        record.give_back(&key('A'));
+        let other = record.take(&key('B'), &node('X'), now).unwrap_err();
+        assert!(other.code() == Code::Forbidden && other.detail().contains("as node `n-b`"), "one use is one node: {other}");
+        record.give_back(&key('B'), &node('X'));
+        assert_eq!(record.enrolling.len(), 2, "the use of another name is not given back");
+        record.give_back(&key('B'), &node('B'));
+        record.take(&key('C'), &node('C'), now).unwrap();
+        record.confirm(&key('A'), &node('A'), now).unwrap();
+        record.confirm(&key('A'), &node('A'), now).unwrap();
+        record.give_back(&key('A'), &node('A'));
         assert_eq!(record.shown().used, 1, "what is used up is not given back");
+        assert!(record.take(&key('A'), &node('A'), now).is_err() && record.confirm(&key('A'), &node('X'), now).is_err());
         // C has crashed; its use is free again, and A's is not.
         let later = now.plus(CONFIRM_WITHIN);
-        record.take(&key('D'), later).unwrap();
+        record.take(&key('D'), &node('D'), later).unwrap();
         assert_eq!((record.shown().used, record.enrolling.len()), (1, 1));
-        assert_eq!(record.confirm(&key('C'), later).unwrap_err().code(), Code::Forbidden);
-        record.confirm(&key('D'), later).unwrap();
-        let used_up = record.take(&key('C'), later.plus(CONFIRM_WITHIN)).unwrap_err();
+        assert_eq!(record.confirm(&key('C'), &node('C'), later).unwrap_err().code(), Code::Forbidden);
+        record.confirm(&key('D'), &node('D'), later).unwrap();
+        let used_up = record.take(&key('C'), &node('C'), later.plus(CONFIRM_WITHIN)).unwrap_err();
         assert!(used_up.code() == Code::Forbidden && used_up.detail().contains("used up: 2 of 2"), "{used_up}");
         assert_eq!(record.shown().used, 2);
     }
@@ -406,8 +429,8 @@ mod tests {
     fn a_token_that_expired_or_was_revoked_takes_nobody() {
         let mut record = minted(1).1;
         let late = record.view.expires_at;
-        assert!(record.take(&key('A'), late).unwrap_err().detail().contains("expired at"));
+        assert!(record.take(&key('A'), &node('A'), late).unwrap_err().detail().contains("expired at"));
         record.view.revoked_at = Some(Timestamp::now());
-        assert!(record.take(&key('A'), Timestamp::now()).unwrap_err().detail().contains("was revoked at"));
+        assert!(record.take(&key('A'), &node('A'), Timestamp::now()).unwrap_err().detail().contains("was revoked at"));
     }
 }

@@ -1,6 +1,7 @@
-//! How the keymaster is, in a file: for container engines and service managers, which cannot ask a program that opens no port.
+//! How the keymaster or the sentry is, in a file: for container engines and service managers, which cannot ask a program that opens no port.
 //!
-//! Well means that every server of the broker that is there has lately been at the accounts' claims as they are on disk.
+//! Well means that every server of the broker that is there has lately been at the accounts' claims as they are on disk, or has listed its
+//! connections.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -16,14 +17,14 @@ const SAY_EVERY: Duration = Duration::from_secs(5);
 const FRESH: Duration = Duration::from_secs(20);
 
 /// The file, where there is one.
-pub(super) struct Health {
+pub(crate) struct Health {
     path: Option<PathBuf>,
     said: Option<Instant>,
 }
 
 impl Health {
     /// Takes away what an earlier one has said.
-    pub(super) fn begin(path: Option<PathBuf>) -> Result<Self> {
+    pub(crate) fn begin(path: Option<PathBuf>) -> Result<Self> {
         if let Some(path) = path.as_deref().filter(|path| path.exists()) {
             std::fs::remove_file(path).with_context(|| format!("cannot remove the health file {}", path.display()))?;
         }
@@ -31,7 +32,7 @@ impl Health {
     }
 
     /// Says that it is well.
-    pub(super) fn well(&mut self) {
+    pub(crate) fn well(&mut self) {
         let Some(path) = &self.path else { return };
         if self.said.is_some_and(|said| said.elapsed() < SAY_EVERY) {
             return;
@@ -43,14 +44,14 @@ impl Health {
     }
 }
 
-/// Whether the keymaster that writes the file is well; if not, why.
+/// Whether the keymaster, or the sentry, that writes the file is well; if not, why.
 pub fn check_health(path: &Path) -> Result<()> {
     let Some(text) = files::read_if_exists(path)? else {
-        bail!("{}: there is no such file; no keymaster that was started with it has reached every server yet", path.display());
+        bail!("{}: there is no such file; who was started with it has not reached the broker yet", path.display());
     };
-    let last = Timestamp::parse(text.trim()).with_context(|| format!("{} is not what a keymaster writes", path.display()))?;
+    let last = Timestamp::parse(text.trim()).with_context(|| format!("{} is not what these programs write", path.display()))?;
     if last.plus(FRESH) < Timestamp::now() {
-        bail!("{}: the keymaster was last well at {last}, more than {} s ago", path.display(), FRESH.as_secs());
+        bail!("{}: it was last well at {last}, more than {} s ago", path.display(), FRESH.as_secs());
     }
     Ok(())
 }

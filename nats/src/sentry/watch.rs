@@ -34,7 +34,7 @@ impl Default for Bounds {
             within: Duration::from_secs(10),
             messages_per_s: 25_000,
             bytes_per_s: 100_000_000,
-            both_alive_after: Duration::from_secs(75),
+            both_alive_after: Duration::from_secs(120),
         }
     }
 }

@@ -140,6 +140,7 @@ impl Broker {
             creds: self.layout.sentry_dir(),
             logs: vec![self.layout.server_log()],
             bounds,
+            health_file: None,
         };
         let stop = CancellationToken::new();
         let (ready, is_ready) = oneshot::channel();

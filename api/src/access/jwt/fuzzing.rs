@@ -3,28 +3,28 @@
 use data_encoding::BASE64URL_NOPAD;
 use probeops_shared::access::Limits;
 
+use super::keyset::KeySet;
 use super::{Verifier, claims, keyset};
 
 /// What checks tokens with the keys of a JWKS; how many they are.
 #[derive(Debug)]
-pub struct Checker(Verifier, usize);
+pub struct Checker(Verifier, KeySet);
 
 impl Checker {
     /// Reads the keys.
     pub fn new(jwks: &[u8], issuer: &str, audience: &str) -> Result<Self, String> {
         let keys = keyset::parse_jwks(jwks)?;
-        let count = keys.len();
-        Ok(Self(Verifier::new(keys, issuer, audience), count))
+        Ok(Self(Verifier::new(KeySet::default(), issuer, audience), keys))
     }
 
     /// How many keys there are.
     pub fn keys(&self) -> usize {
-        self.1
+        self.1.len()
     }
 
     /// Whom a token names.
     pub fn check(&self, token: &str) -> Result<String, String> {
-        self.0.check(token).map(|identity| identity.name)
+        self.0.check(token, &super::header(token)?, &self.1).map(|identity| identity.name)
     }
 }
 

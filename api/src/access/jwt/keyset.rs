@@ -17,7 +17,7 @@ const SECRET_BYTES_MIN: usize = 32;
 const RSA_BYTES_MIN: usize = 256;
 
 /// The keys.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct KeySet(Vec<Key>);
 
 /// One key. It is for one algorithm.

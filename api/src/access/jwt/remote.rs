@@ -137,9 +137,12 @@ impl Remote {
     }
 
     /// Fetches because a token names a key that is not known, unless that was done a moment ago.
-    pub(super) async fn fetch_for_unknown(&self) {
+    pub(super) async fn fetch_for_unknown(self: &Arc<Self>) {
+        // By itself: it goes on though the caller has hung up.
+        let remote = Arc::clone(self);
+        let fetching = tokio::spawn(async move { remote.fetch(remote.timing.apart).await });
         // Who waits for a provider that does not answer waits no longer than for one fetch.
-        drop(timeout(self.timing.within, self.fetch(self.timing.apart)).await);
+        drop(timeout(self.timing.within, fetching).await);
     }
 
     /// Fetches, unless that began less than `apart` ago; whether the keys are fresh. One after the other: who waited finds them fresh.
