@@ -207,8 +207,11 @@ mod tests {
         let trail = Trail::default();
         let started = || Record::new(Verdict::Started, "svc");
         let first = trail.begin(started()).unwrap();
-        for _ in 0..WAITING_MAX - 3 {
+        while trail.0.waiting().records.len() < REFUSED_MAX - 1 {
             trail.record(Record::new(Verdict::Denied, "svc"));
+        }
+        for _ in REFUSED_MAX - 1..WAITING_MAX - 2 {
+            trail.promise().unwrap().keep(Record::new(Verdict::Finished, "svc"));
         }
         assert!(trail.begin(started()).is_none(), "it would need two");
         let second = trail.promise().unwrap();

@@ -67,7 +67,7 @@ impl InForce {
 impl Keeper {
     /// Reads the owner's file, if there is one.
     pub(crate) fn open(file: Option<&Path>, servers: &[String], ways: Vec<Endpoint>) -> Result<Self, PolicyError> {
-        let (policy, digest) = read(file, servers, &ways)?;
+        let (policy, digest) = read(file, servers, (&ways, false))?;
         Ok(Self { file: file.map(Path::to_owned), servers: servers.to_vec(), ways, now: watch::Sender::new(InForce::new(policy, digest)) })
     }
 
@@ -124,7 +124,7 @@ impl Keeper {
 
     /// Reads the file; whether there is anything new to tell.
     pub(crate) fn read_again(&self, file: &Path) -> bool {
-        let read = read(Some(file), &self.servers, &self.ways);
+        let read = read(Some(file), &self.servers, (&self.ways, true));
         self.now.send_if_modified(|now| {
             let next = match read {
                 Ok((_, digest)) if digest == now.digest => InForce { error: None, ..now.clone() },
@@ -160,11 +160,11 @@ impl Changes {
 }
 
 /// The policy of a file, and the SHA-256 of that.
-fn read(file: Option<&Path>, servers: &[String], ways: &[Endpoint]) -> Result<(Policy, Option<String>), PolicyError> {
+fn read(file: Option<&Path>, servers: &[String], (ways, again): (&[Endpoint], bool)) -> Result<(Policy, Option<String>), PolicyError> {
     let away = |policy: Policy| policy.keeping_away_from(ways.to_vec());
     let Some(file) = file else { return Policy::new("", Path::new("(none)"), servers).map(|policy| (away(policy), None)) };
     let text = settings::read(file).map_err(PolicyError::File)?;
-    if text.trim().is_empty() {
+    if again && text.trim().is_empty() {
         // As it is for a moment while it is written anew, which must not allow everything.
         let source = std::io::Error::other("it is empty; write a comment into it to mean the default policy");
         return Err(PolicyError::File(SettingsError::Unreadable { path: file.to_owned(), source }));

@@ -72,6 +72,6 @@ mod tests {
         health.well();
         check_health(&path).unwrap();
         files::write(&path, b"x", Secrecy::Public).unwrap();
-        assert!(check_health(&path).unwrap_err().to_string().contains("not what a keymaster writes"));
+        assert!(check_health(&path).unwrap_err().to_string().contains("not what these programs write"));
     }
 }

@@ -612,10 +612,10 @@ mod tests {
         scene.comes(0, "s1", 1, "n1");
         scene.comes(1, "s1", 2, "n1");
         scene.publishes(1, 1);
-        for s in 2..76 {
+        for s in 2..121 {
             assert!(scene.listed(s).is_empty(), "{s}");
         }
-        assert_eq!(cuts(&scene.listed(77)).len(), 2);
+        assert_eq!(cuts(&scene.listed(122)).len(), 2);
     }
 
     #[test]

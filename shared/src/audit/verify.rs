@@ -104,9 +104,14 @@ impl Verifier {
 
     /// The messages of the trail are numbered without a gap, whoever wrote them.
     fn check_place(&mut self, exported: &Exported, name: &str) {
-        let Some(message) = exported.cursor.split_once('.').and_then(|(message, _)| message.parse::<u64>().ok()) else {
+        let place = exported.cursor.split_once('.').and_then(|(message, index)| Some((message.parse().ok()?, index.parse().ok()?)));
+        let Some((message, index)): Option<(u64, u64)> = place else {
             return self.find(format!("{name} has no cursor such as 1200.3"));
         };
+        // An export may begin in the middle of a message, and goes on with whole ones.
+        if index > 0 && self.message.is_some_and(|before| before < message) {
+            self.find(format!("the beginning of message {message} of the trail, before {name}, is missing"));
+        }
         match self.message {
             Some(before) if message < before => {
                 self.find(format!("{name} is out of its place: message {before} of the trail came before it"));
@@ -241,6 +246,11 @@ mod tests {
         lines.remove(4);
         finds(&lines, 5, "record 5 of api-1 (chain of ");
         assert_eq!(verified(&lines).findings.len(), 1);
+        // The first of a chain, so that it seems to have begun before.
+        let mut lines = export();
+        let first = lines.iter().position(|line| line.contains("\"sequence\":1,") && !line.contains("\"cursor\":\"1.")).unwrap();
+        lines.remove(first);
+        finds(&lines, first + 1, "the beginning of message ");
         // All of a message at the end of its chain, in the middle of the trail.
         let mut lines = export();
         lines.drain(12..15);

@@ -74,7 +74,8 @@ fn listening(listener: &TcpListener) -> Value {
 
 #[tokio::test]
 async fn a_run_ends_when_the_owner_denies_what_it_touches_and_its_connections_with_it() {
-    for narrower in ["", "allow_loopback = true\n[deny]\ntools = [\"tcp\"]", "allow_loopback = true\n[allow]\nports = [1]"] {
+    for narrower in ["# The default.\n", "allow_loopback = true\n[deny]\ntools = [\"tcp\"]", "allow_loopback = true\n[allow]\nports = [1]"]
+    {
         let owner = Owner::new("allow_loopback = true\n");
         let node = owner.node();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
