@@ -6,8 +6,8 @@
 //! - A listing of the connections, now and then, says what each has published.
 //!
 //! # Layout
-//! [`log`] reads lines, [`tail`] follows files, [`events`] reads what the system account says, [`watch`] judges (no input or output), [`report`]
-//! writes records in bounded number, [`act`] cuts and has keys revoked. [`run`] puts them together.
+//! `log` reads lines, `tail` follows files, `events` reads what the system account says, `watch` judges (no input or output), `report`
+//! writes records in bounded number, `act` cuts and has keys revoked. [`run`] puts them together.
 
 mod act;
 mod events;

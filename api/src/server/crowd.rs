@@ -17,7 +17,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::time::Instant;
 
 /// Nobody who has just come, or was just answered, is sent away: his request may be on its way.
-pub(super) const FRESH: Duration = Duration::from_secs(1);
+pub(super) const FRESH: Duration = Duration::from_secs(2);
 
 /// What a connection is doing.
 #[derive(Clone, Debug)]

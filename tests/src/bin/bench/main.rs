@@ -89,7 +89,7 @@ fn main() -> anyhow::Result<ExitCode> {
         ["in-yard", arguments @ ..] => capacity::in_yard(arguments),
         ["part", arguments @ ..] => capacity::part(arguments),
         // ProbeOps itself, as processes of its own; then the other side.
-        ["api" | "agent", ..] => return Ok(probeops::main()),
+        ["api" | "agent" | "keymaster" | "sentry", ..] => return Ok(probeops::main()),
         ["nodes", servers, ca] => fanout::nodes(servers, ca),
         ["respond-each", broker] => runtime()?.block_on(fanout::respond_each(broker)),
         ["respond", broker] => runtime()?.block_on(relay::respond(broker)),
