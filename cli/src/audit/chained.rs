@@ -100,11 +100,17 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failed> {
         reading.line(&line.map_err(unreadable)?);
     }
     let verified = reading.end();
-    say(shown(&verified));
-    if verified.findings.is_empty() {
-        return Ok(());
+    let file = args.file.display();
+    match (verified.records, verified.findings.len()) {
+        (0, 0) => return Err(Failed::new(Exit::Failed, format!("there is no record in {file}, and nothing to verify"))),
+        (_, 0) => {
+            say(shown(&verified));
+            return Ok(());
+        }
+        (_, _) => say(shown(&verified)),
     }
-    Err(Failed::new(Exit::Failed, format!("the trail in {} is not whole: {} findings", args.file.display(), verified.findings.len())))
+    let count = verified.findings.len();
+    Err(Failed::new(Exit::Failed, format!("the trail in {file} is not whole: {count} finding{}", if count == 1 { "" } else { "s" })))
 }
 
 fn shown(verified: &Verified) -> String {
