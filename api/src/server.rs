@@ -246,6 +246,7 @@ impl Http {
         let told_to_end = async {
             tokio::select! {
                 () = stop.cancelled() => {}
+                () = unasked(&crowd, &activity) => {}
                 () = sleep(CONNECTION_AGE_MAX) => {}
             }
         };
@@ -263,6 +264,17 @@ impl Http {
         };
         if let Err(error) = ended {
             tracing::debug!(%error, "a connection ended badly");
+        }
+    }
+}
+
+/// Waits until others want the place of a connection on which nothing is being answered: it may end in order, and soon. Those that are answered
+/// keep theirs, however long that takes.
+async fn unasked(crowd: &Notify, activity: &Activity) {
+    loop {
+        crowd.notified().await;
+        if !activity.is_answered() {
+            return;
         }
     }
 }

@@ -17,7 +17,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::time::Instant;
 
 /// Nobody who has just come, or was just answered, is sent away: his request may be on its way.
-pub(super) const FRESH: Duration = Duration::from_secs(2);
+pub(super) const FRESH: Duration = Duration::from_secs(1);
 
 /// What a connection is doing.
 #[derive(Clone, Debug)]
@@ -39,6 +39,11 @@ impl Activity {
     pub(super) fn is_idle(&self) -> bool {
         let state = self.state();
         state.answering == 0 && state.idle_since.elapsed() >= FRESH
+    }
+
+    /// Whether it is being answered.
+    pub(super) fn is_answered(&self) -> bool {
+        self.state().answering > 0
     }
 
     fn begin(&self) -> Answering {
