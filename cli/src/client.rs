@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use probeops_agent::enroll::api::roots_of;
 use probeops_shared::invalid::Invalid;
 use probeops_shared::problem::Code;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::tls::TlsConfig;
 
 use crate::exit::{Exit, Failed};
 
@@ -103,7 +104,7 @@ impl Client {
         }
         let mut tls = TlsConfig::builder();
         if let Some(ca) = ca {
-            tls = tls.root_certs(roots(ca)?);
+            tls = tls.root_certs(roots_of(ca).map_err(Failed::usage)?);
         }
         let config = ureq::Agent::config_builder()
             .http_status_as_error(false)
@@ -276,21 +277,6 @@ fn read_line(file: &Path) -> Result<String, Failed> {
     let text =
         std::fs::read_to_string(file).map_err(|error| Failed::usage(format!("cannot read the credential {}: {error}", file.display())))?;
     Ok(text.trim().to_owned())
-}
-
-fn roots(ca: &Path) -> Result<RootCerts, Failed> {
-    let unusable = |why: String| Failed::usage(format!("cannot use the authority {}: {why}", ca.display()));
-    let pem = std::fs::read(ca).map_err(|error| unusable(error.to_string()))?;
-    let mut certificates: Vec<Certificate<'static>> = Vec::new();
-    for item in ureq::tls::parse_pem(&pem) {
-        if let PemItem::Certificate(certificate) = item.map_err(|error| unusable(error.to_string()))? {
-            certificates.push(certificate);
-        }
-    }
-    if certificates.is_empty() {
-        return Err(unusable("it holds no PEM certificate".to_owned()));
-    }
-    Ok(RootCerts::new_with_certs(&certificates))
 }
 
 #[cfg(test)]

@@ -10,73 +10,41 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::bounded::shown;
-use crate::ids::{NodeId, Region};
+use crate::ids::{NodeId, Region, checked_string};
 use crate::text::as_text;
 use crate::timestamp::Timestamp;
 
 /// What the texts that nodes sign begin with, so that none of them can be taken for something else.
 const SIGNED_FOR: &str = "probeops-enroll-v1";
 
-/// Makes a newtype over a text of a fixed alphabet and length.
-macro_rules! fixed_text {
-    ($(#[$doc:meta])* $name:ident, $valid:expr, $pattern:expr, $wants:expr) => {
-        $(#[$doc])*
-        #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub struct $name(String);
-
-        impl $name {
-            /// It as text.
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = String;
-            fn from_str(text: &str) -> Result<Self, String> {
-                let valid: fn(&str) -> bool = $valid;
-                if valid(text) { Ok(Self(text.to_owned())) } else { Err(format!("must be {}, not {}", $wants, shown(&text.into()))) }
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        as_text!($name, {"type": "string", "pattern": $pattern});
-    };
-}
-
-fixed_text!(
+checked_string!(
     /// The public half of a node's key: an nkey of a user.
     PublicKey,
-    |text| text.len() == 56 && text.starts_with('U') && text.bytes().all(|byte| byte.is_ascii_uppercase() || (b'2'..=b'7').contains(&byte)),
+    |text: &str| text.len() == 56 && text.starts_with('U') && text.bytes().all(|byte| byte.is_ascii_uppercase() || (b'2'..=b'7').contains(&byte)),
     "^U[A-Z2-7]{55}$",
-    "the public key of a user: U and 55 of A-Z and 2-7"
+    ("the public key of a user", "U and 55 of A-Z and 2-7")
 );
-fixed_text!(
+checked_string!(
     /// A signature by a node's key: 64 bytes in base64url without padding.
     Signature,
-    |text| text.len() == 86 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'),
+    |text: &str| text.len() == 86 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'),
     "^[A-Za-z0-9_-]{86}$",
-    "64 bytes in base64url without padding"
+    ("a signature", "64 bytes in base64url without padding")
 );
-fixed_text!(
+checked_string!(
     /// A SHA-256, in hexadecimal.
     Digest,
-    |text| text.len() == 64 && is_hex(text),
+    |text: &str| text.len() == 64 && is_hex(text),
     "^[0-9a-f]{64}$",
-    "64 of 0-9 and a-f"
+    ("a SHA-256", "64 of 0-9 and a-f")
 );
-fixed_text!(
+checked_string!(
     /// What a node wrote down when it last got a credential: 16 random bytes in hexadecimal. A copy of the node has it too, until one of the two
     /// gets the next.
     Mark,
-    |text| text.len() == 32 && is_hex(text),
+    |text: &str| text.len() == 32 && is_hex(text),
     "^[0-9a-f]{32}$",
-    "32 of 0-9 and a-f"
+    ("a mark", "32 of 0-9 and a-f")
 );
 
 fn is_hex(text: &str) -> bool {

@@ -87,6 +87,8 @@ macro_rules! checked_string {
     };
 }
 
+pub(crate) use checked_string;
+
 const LABEL_WANTS: &str = "1 to 63 of a-z, 0-9, `.`, `_`, `/` and `-`, beginning and ending with a letter or a digit";
 const TOKEN_WANTS: &str = "1 to 63 of a-z, 0-9 and `-`, not starting with `-`";
 

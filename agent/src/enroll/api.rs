@@ -131,7 +131,12 @@ fn roots(ca: Option<&Path>) -> Result<RootCerts, EnrollError> {
             found.certs.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned()).collect();
         return Ok(RootCerts::new_with_certs(&certificates));
     };
-    let unusable = |why: String| EnrollError::Here(format!("cannot use the authority {}: {why}", ca.display()));
+    roots_of(ca).map_err(EnrollError::Here)
+}
+
+/// The authorities of a file of certificates (PEM), and no others; an error names the file.
+pub fn roots_of(ca: &Path) -> Result<RootCerts, String> {
+    let unusable = |why: String| format!("cannot use the authority {}: {why}", ca.display());
     let pem = std::fs::read(ca).map_err(|error| unusable(error.to_string()))?;
     let mut certificates: Vec<Certificate<'static>> = Vec::new();
     for item in ureq::tls::parse_pem(&pem) {
