@@ -39,7 +39,7 @@ files_are_as_they_should() {
 /usr/lib/systemd/system/probeops-agent.service root:root:644
 /usr/share/probeops-agent/60-probeops-agent.conf root:root:644
 /etc/sysctl.d/60-probeops-agent.conf root:root:644
-/etc/default/probeops-agent root:root:644
+/etc/default/probeops-agent root:root:640
 /etc/probeops root:probeops:750
 /var/lib/probeops-agent probeops:probeops:700
 /etc/probeops/agent.toml root:probeops:640
@@ -67,10 +67,10 @@ program_runs() {
 
 units_are_sound() {
     local unit found
-    # Those of the API and the keymaster are in no package yet; that there is a program is all that is looked at of it.
+    # Those of the API, the keymaster and the sentry are in no package yet; that there is a program is all that is looked at of it.
     cp cli/dist/*.service "$root/etc/systemd/system/"
     cp "$root/usr/bin/probeops-agent" "$root/usr/local/bin/probeops"
-    for unit in /usr/lib/systemd/system/probeops-agent.service /etc/systemd/system/probeops-{api,keymaster}.service; do
+    for unit in /usr/lib/systemd/system/probeops-agent.service /etc/systemd/system/probeops-{api,keymaster,sentry}.service; do
         found=$(inside systemd-analyze verify "$unit" 2>&1) || fail "$unit: $found"
         same "" "$(grep probeops <<<"$found" || true)" "what systemd says of $unit"
         inside systemd-analyze security --offline=true --no-pager --threshold=20 "$unit" >"$work/security" ||
@@ -78,7 +78,7 @@ units_are_sound() {
         echo "$unit: exposed to $(sed -n 's/.*: \([0-9.]*\) .*/\1/p' "$work/security" | tail -1), of 2.0 that are allowed"
         grep --quiet '^LimitCORE=0$' "$root$unit" || fail "$unit lets a core be dumped"
     done
-    rm "$root"/etc/systemd/system/probeops-{api,keymaster}.service "$root/usr/local/bin/probeops"
+    rm "$root"/etc/systemd/system/probeops-{api,keymaster,sentry}.service "$root/usr/local/bin/probeops"
 }
 
 # With a copy that has no capability of its own, which the kernel would not start without them.

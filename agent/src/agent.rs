@@ -12,6 +12,7 @@ use async_nats::{Client, Subscriber};
 use futures_util::StreamExt;
 use probeops_nats::connect::{Credential, LinkEvent};
 use probeops_nats::process::exit;
+use probeops_shared::presence::PolicyReport;
 use probeops_shared::subjects;
 use probeops_shared::tools::Class;
 use tokio::sync::mpsc;
@@ -82,8 +83,12 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let _here = here::take(&credential).inspect_err(|error| {
         tracing::warn!(node = %node.id, %error, "does another agent run here with the same credential? The broker takes two for a theft");
     });
+    let clock = Arc::new(Clock::default());
+    let trail = Trail::open(node.clone(), Arc::clone(&clock), settings.state.as_deref(), settings.spool_mib * 1024 * 1024);
+    let trail = trail.map_err(AgentError::Start)?;
     let way = Way::open(settings.link(), &settings.proxies().map_err(AgentError::Start)?).await.map_err(AgentError::Start)?;
-    let policy = Keeper::open(settings.policy.as_deref(), &settings.servers, way.endpoints());
+    let away_from = way.endpoints().into_iter().chain(settings.api().map_err(AgentError::Start)?).collect();
+    let policy = Keeper::open(settings.policy.as_deref(), &settings.servers, away_from);
     let policy = policy.map_err(|error| AgentError::Start(error.to_string()))?;
     let follower = policy.follower().map_err(|error| AgentError::Start(format!("cannot listen to signals: {error}")))?;
     let context = Context::new(policy, &settings.resolvers).map_err(|error| AgentError::Start(error.to_string()))?;
@@ -102,9 +107,9 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         unavailable,
         context,
         slots,
-        clock: Clock::default(),
+        clock,
         outbox: Arc::new(outbox),
-        trail: Trail::default(),
+        trail: trail.clone(),
         limits: Arc::default(),
         runs: Arc::default(),
         running: TaskTracker::new(),
@@ -112,6 +117,8 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
         draining: AtomicBool::new(false),
         unanswerable: AtomicU64::new(0),
     });
+    trail.report("agent", format!("started, version {}; {}", probeops_shared::VERSION, trail.origin()));
+    trail.report("policy", policy_words(&worker.context.policy().report()));
     let life = Life::begin(worker, client, to_carry, health, Duration::from_secs(settings.drain_timeout_s))
         .await
         .map_err(|error| AgentError::Start(format!("cannot subscribe: {error}")))?;
@@ -120,8 +127,21 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Agen
     let replaced = life.renew(renewal.clone());
     let access = Access::new(way.link().clone(), renewal);
     let lived = life.live((events, replaced), access, &stop).await;
+    if let Err(error) = &lived {
+        trail.report("agent", format!("ended: {error}"));
+    }
+    trail.close().await;
     way.close().await;
     lived
+}
+
+/// What the trail is told of the owner's policy, as the roster shows it.
+fn policy_words(PolicyReport { summary, digest, error, .. }: &PolicyReport) -> String {
+    let file = digest.as_ref().map_or_else(|| "no file".to_owned(), |digest| format!("sha256 {digest}"));
+    match error {
+        Some(error) => format!("the owner's file cannot be used, and the last good one ({file}) stays: {error}"),
+        None => format!("in force ({file}): {summary}"),
+    }
 }
 
 /// Everything that lives while the agent does.
@@ -164,7 +184,7 @@ impl Life {
         let ended = end_carry.clone();
         let carry = tokio::spawn(async move { carrying.carry(to_carry, &ended).await });
         let (recording, ended) = (Arc::clone(&worker), end_trail.clone());
-        let trail = tasks.spawn(async move { recording.trail.send(&inbox, &node, &ended).await });
+        let trail = tasks.spawn(async move { recording.trail.send(&inbox, &ended).await });
         let mut life = Self { worker, client, presence, groups, tasks, end, trail, end_trail, carry, end_carry, drain_timeout };
         life.read(direct, None);
         for class in Class::ALL {
@@ -179,7 +199,13 @@ impl Life {
     /// Takes the owner's policy as it is whenever it changes.
     fn follow_policy(&self, follower: Follower) {
         let (worker, presence, end) = (Arc::clone(&self.worker), Arc::clone(&self.presence), self.end.clone());
-        drop(self.tasks.spawn(async move { worker.context.policy().follow(follower, &presence.say_hello, &end).await }));
+        drop(self.tasks.spawn(async move {
+            let tell = |report: PolicyReport| {
+                worker.trail.report("policy", policy_words(&report));
+                presence.say_hello.notify_one();
+            };
+            worker.context.policy().follow(follower, tell, &end).await;
+        }));
     }
 
     async fn join(&mut self, class: Class) {
@@ -240,7 +266,10 @@ impl Life {
                     },
                     None => return Err(AgentError::Start("the connection to the broker ended for good".to_owned())),
                 },
-                Some(()) = replaced.recv() => self.reconnect().await,
+                Some(()) = replaced.recv() => {
+                    self.worker.trail.report("credential", access.held());
+                    self.reconnect().await;
+                }
                 _ = slots_looked_at.tick() => {
                     self.look_at_slots().await;
                     if self.worker.draining.load(Ordering::Acquire) && !announced_draining {
@@ -306,6 +335,7 @@ impl Life {
     async fn drain(mut self) {
         let running = self.worker.runs.len();
         tracing::info!(running, "stopping: no new jobs, what runs may end");
+        self.worker.trail.report("agent", format!("told to stop; {running} runs may end"));
         self.worker.draining.store(true, Ordering::Release);
         self.end.cancel();
         for class in Class::ALL {
@@ -320,6 +350,7 @@ impl Life {
             drop(tokio::time::timeout(STRAGGLERS_WITHIN, self.worker.running.wait()).await);
         }
         drop(tokio::time::timeout(FLUSHED_WITHIN, self.worker.outbox.emptied()).await);
+        self.worker.trail.report("agent", format!("stops now; {} runs were cut short", self.worker.runs.len()));
         self.end_trail.cancel();
         drop(tokio::time::timeout(FLUSHED_WITHIN, &mut self.trail).await);
         self.presence.bye(&self.client).await;

@@ -12,10 +12,29 @@ use probeops_shared::tools::ping::report::IcmpEngine;
 use serde::{Deserialize, Serialize};
 
 use crate::enroll::{Folder, TokenSource};
+use crate::policy::Endpoint;
 use crate::way::proxy::Proxies;
+
+/// The proxy on the way out, for the API as for the broker.
+#[derive(Args, Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProxySetting {
+    /// An HTTP proxy on the way to the API and the broker, `http://HOST:PORT` or `http://USER@HOST:PORT`; `none` for none; what the environment says (`HTTPS_PROXY`, `NO_PROXY`) unless given. It is kept with the node's key, and the agent uses it
+    #[arg(long, env = "PROBEOPS_PROXY", value_name = "URL")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<String>,
+    /// A file with the password of the proxy's user, which the agent must be able to read; only its path is kept
+    #[arg(long, env = "PROBEOPS_PROXY_PASSWORD_FILE", value_name = "FILE")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proxy_password_file: Option<PathBuf>,
+}
 
 /// How long runs may go on after the agent was told to stop, unless set otherwise.
 const DRAIN_TIMEOUT_S: u64 = 60;
+
+/// How many MiB of audit records may wait, unless set otherwise, and at most.
+const SPOOL_MIB: usize = 32;
+const SPOOL_MIB_MAX: usize = 256;
 
 /// How long the name of the zone for origins may be.
 const ASN_ZONE_LENGTH_MAX: usize = 213;
@@ -36,7 +55,8 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,
-    /// Where a node that enrolled keeps its key and credential (`probeops-agent enroll`), in the place of --creds, --servers and --ca
+    /// Where a node that enrolled keeps its key and credential (`probeops-agent enroll`), in the place of --creds, --servers and --ca; and, with
+    /// --creds too, the audit records that are not sent yet
     #[arg(long, env = "PROBEOPS_STATE", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<PathBuf>,
@@ -56,7 +76,7 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_NODE", value_name = "NAME")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<NodeId>,
-    /// An HTTP proxy on the way to the broker, `http://HOST:PORT` or `http://USER@HOST:PORT`; what the environment says (`HTTPS_PROXY`, `NO_PROXY`) unless given
+    /// An HTTP proxy on the way to the broker and the API, `http://HOST:PORT` or `http://USER@HOST:PORT`; `none` for none; that of the enrolment, or what the environment says (`HTTPS_PROXY`, `NO_PROXY`), unless given
     #[arg(long, env = "PROBEOPS_PROXY", value_name = "URL")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub proxy: Option<String>,
@@ -92,6 +112,10 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_DRAIN_TIMEOUT_S", value_name = "SECONDS")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_timeout_s: Option<u64>,
+    /// How many MiB of audit records may wait for the control plane; beyond, jobs are answered `busy` [default: 32]
+    #[arg(long, env = "PROBEOPS_SPOOL_MIB", value_name = "MIB")]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spool_mib: Option<usize>,
     /// A file in which the agent says how it is, for --check-health; none unless given
     #[arg(long, env = "PROBEOPS_HEALTH_FILE", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -123,13 +147,14 @@ pub struct Settings {
     pub ca: Option<PathBuf>,
     /// This node's credential.
     pub creds: PathBuf,
+    /// Where it keeps what is to outlive it.
+    pub state: Option<PathBuf>,
     /// How it comes by its credential, where the operator does not carry it here.
     #[serde(skip)]
     pub enrolling: Option<Enrolling>,
-    /// The proxy on the way to it.
-    pub proxy: Option<String>,
-    /// Where the password of the proxy's user is.
-    pub proxy_password_file: Option<PathBuf>,
+    /// The proxy on the way out.
+    #[serde(flatten)]
+    pub proxy: ProxySetting,
     /// The owner's policy.
     pub policy: Option<PathBuf>,
     /// Name servers to resolve names with; the system's way when empty.
@@ -144,6 +169,8 @@ pub struct Settings {
     pub slots_probe: usize,
     /// How long runs may go on after the agent was told to stop, in seconds.
     pub drain_timeout_s: u64,
+    /// How much of audit records may wait, in MiB.
+    pub spool_mib: usize,
     /// Where the agent says how it is.
     pub health_file: Option<PathBuf>,
     /// How log lines look.
@@ -155,7 +182,7 @@ pub struct Settings {
 pub struct Enrolling {
     /// Where it keeps it.
     pub state: PathBuf,
-    /// With which API it enrols; none where it has done that.
+    /// With which API it enrols; where that is not set, the one that it has enrolled with, once it is known.
     pub api: Option<String>,
     /// Who signed that API's certificate.
     pub ca: Option<PathBuf>,
@@ -187,6 +214,7 @@ impl Given {
             slots_light: self.slots_light.or(file.slots_light),
             slots_probe: self.slots_probe.or(file.slots_probe),
             drain_timeout_s: self.drain_timeout_s.or(file.drain_timeout_s),
+            spool_mib: self.spool_mib.or(file.spool_mib),
             health_file: self.health_file.or(file.health_file),
             log_format: self.log_format.or(file.log_format),
         }
@@ -200,8 +228,12 @@ impl Given {
             other => Err(format!("{name} must be from 1 to {SLOTS_MAX}, not {other}")),
         };
         let resolvers = self.resolvers.unwrap_or_default();
+        let spool_mib = match self.spool_mib.unwrap_or(SPOOL_MIB) {
+            mib @ 1..=SPOOL_MIB_MAX => mib,
+            other => return Err(format!("spool_mib must be from 1 to {SPOOL_MIB_MAX}, not {other}")),
+        };
         // A credential that the operator carries here wins.
-        let enrolling = self.state.filter(|_| self.creds.is_none()).map(|state| Enrolling {
+        let enrolling = self.state.clone().filter(|_| self.creds.is_none()).map(|state| Enrolling {
             state,
             api: self.enroll,
             ca: self.enroll_ca,
@@ -211,7 +243,8 @@ impl Given {
         let creds = self.creds.or_else(|| enrolling.as_ref().map(|enrolling| Folder::new(&enrolling.state).creds_path()));
         // Who enrols is told where the broker is.
         let servers = self.servers.or_else(|| enrolling.as_ref().map(|_| Vec::new()));
-        drop(Proxies::new(self.proxy.as_deref(), self.proxy_password_file.as_ref())?);
+        let proxy = ProxySetting { proxy: self.proxy, proxy_password_file: self.proxy_password_file };
+        drop(Proxies::new(&proxy)?);
         Ok(Settings {
             servers: servers
                 .ok_or("no broker is given: set --servers (PROBEOPS_SERVERS, `servers` in the file), such as tls://broker.example:4222")?,
@@ -220,9 +253,9 @@ impl Given {
                 "no credential is given: set --state (PROBEOPS_STATE, `state` in the file) to the folder of a node that enrolled, or --creds to what \
                  `probeops nodes add` wrote",
             )?,
+            state: self.state,
             enrolling,
-            proxy: self.proxy,
-            proxy_password_file: self.proxy_password_file,
+            proxy,
             policy: self.policy,
             resolvers: resolvers.iter().map(|text| resolver(text)).collect::<Result<_, _>>()?,
             asn_zone: self.asn_zone.map(|text| asn_zone(&text)).transpose()?,
@@ -230,6 +263,7 @@ impl Given {
             slots_light: slots(self.slots_light, Class::Light, "slots_light")?,
             slots_probe: slots(self.slots_probe, Class::Probe, "slots_probe")?,
             drain_timeout_s: self.drain_timeout_s.unwrap_or(DRAIN_TIMEOUT_S),
+            spool_mib,
             health_file: self.health_file,
             log_format: self.log_format,
         })
@@ -239,12 +273,26 @@ impl Given {
 impl Settings {
     /// What stands between us and the broker.
     pub(crate) fn proxies(&self) -> Result<Proxies, String> {
-        Proxies::new(self.proxy.as_deref(), self.proxy_password_file.as_ref())
+        Proxies::new(&self.proxy)
+    }
+
+    /// What tools must keep away from besides the broker and what is on the way to it.
+    pub(crate) fn api(&self) -> Result<Option<Endpoint>, String> {
+        self.enrolling.as_ref().and_then(|enrolling| enrolling.api.as_deref()).map(Endpoint::of_api).transpose()
     }
 
     /// Where the broker is and who we are.
     pub fn link(&self) -> Link {
         Link { servers: self.servers.clone(), ca: self.ca.clone(), creds: self.creds.clone() }
+    }
+}
+
+impl ProxySetting {
+    /// The same, with a path that is good from everywhere.
+    #[must_use]
+    pub(crate) fn absolute(&self) -> Self {
+        let path = self.proxy_password_file.as_ref().map(|path| std::path::absolute(path).unwrap_or_else(|_| path.clone()));
+        Self { proxy: self.proxy.clone(), proxy_password_file: path }
     }
 }
 
@@ -286,12 +334,21 @@ mod tests {
     fn what_is_missing_or_out_of_bounds_is_named() {
         assert!(Given::default().complete().unwrap_err().contains("--servers"));
         assert!(Given { slots_probe: Some(0), ..minimal() }.complete().unwrap_err().contains("slots_probe must be from 1"));
+        assert!(Given { spool_mib: Some(257), ..minimal() }.complete().unwrap_err().contains("spool_mib must be from 1 to 256, not 257"));
         assert!(icmp_engine("raw").unwrap_err().contains("own or surge"));
         assert_eq!(asn_zone("asn.corp.example.").unwrap(), "asn.corp.example");
         for wrong in [".", "10.0.0.1", "a b", &"a.".repeat(108)] {
             assert!(asn_zone(wrong).unwrap_err().contains(&format!("`{wrong}` is no name of a zone")), "{wrong}");
         }
         assert!(Given { resolvers: Some(vec!["x".to_owned()]), ..minimal() }.complete().unwrap_err().contains("`x`"));
+    }
+
+    #[test]
+    fn no_file_of_the_package_that_may_have_a_password_in_it_is_for_everybody() {
+        let manifest: toml::Table = include_str!("../Cargo.toml").parse().unwrap();
+        let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
+        let mut etc = assets.iter().filter(|asset| asset[1].as_str().unwrap().starts_with("etc/")).peekable();
+        assert!(etc.peek().is_some() && etc.all(|asset| asset[2].as_str() == Some("640")));
     }
 
     #[test]
@@ -307,8 +364,8 @@ mod tests {
             .fold(String::new(), |all, line| all + line.trim_start_matches('#') + "\n");
         let (shown, defaults) = (parse(&shown).complete().unwrap(), minimal().complete().unwrap());
         assert_eq!(
-            (shown.slots_light, shown.slots_probe, shown.drain_timeout_s),
-            (defaults.slots_light, defaults.slots_probe, defaults.drain_timeout_s)
+            (shown.slots_light, shown.slots_probe, shown.drain_timeout_s, shown.spool_mib),
+            (defaults.slots_light, defaults.slots_probe, defaults.drain_timeout_s, defaults.spool_mib)
         );
         assert!(shown.ca.is_some() && !shown.resolvers.is_empty());
     }

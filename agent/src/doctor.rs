@@ -19,6 +19,8 @@ use serde::Serialize;
 
 use crate::agent::identity;
 use crate::config::{Given, Settings};
+use crate::enroll::api::Api;
+use crate::enroll::{self, Folder};
 use crate::policy::Policy;
 use crate::way::dial::Obstacle;
 
@@ -113,7 +115,17 @@ impl Doctor {
             Ok(settings) => settings,
             Err(finding) => return vec![finding],
         };
+        if let Some(Err(error)) = settings.state.as_deref().map(|state| Folder::new(state).become_owner()) {
+            return vec![Finding::failed("enrolment", error.to_string(), "run it as the user whose folder it is")];
+        }
+        let (settings, api) = match enroll::known(settings) {
+            Ok(known) => known,
+            Err(error) => return vec![Finding::failed("enrolment", error.to_string(), "probeops-agent enroll --help")],
+        };
         let mut found = configuration(&settings);
+        if let Some(api) = &api {
+            found.push(renewals(api).await);
+        }
         let (credential, who) = credential(&settings.creds);
         found.extend(credential);
         found.extend(broker::examine(&settings, who.as_ref().map(|(node, granted)| (node, &granted[..]))).await);
@@ -122,7 +134,7 @@ impl Doctor {
     }
 
     fn settings(self) -> Result<Settings, Finding> {
-        let bare = self.given.servers.is_none() && self.given.creds.is_none();
+        let bare = self.given.servers.is_none() && self.given.creds.is_none() && self.given.state.is_none();
         let path = self.config.or_else(|| Some(PathBuf::from(PACKAGED_CONFIG)).filter(|path| bare && path.exists()));
         let shown = path.as_deref().map_or_else(|| "--help".to_owned(), |path| path.display().to_string());
         let failed = |detail: String| {
@@ -166,6 +178,15 @@ fn configuration(settings: &Settings) -> Vec<Finding> {
         }
     };
     vec![Finding::ok("configuration", format!("servers {servers}")), policy]
+}
+
+/// Whether the API is reached with which the credential is renewed.
+async fn renewals(api: &Api) -> Finding {
+    let through = api.proxy().map(|proxy| format!(" through the proxy {proxy}, of {}", proxy.known_from())).unwrap_or_default();
+    match api.is_ready().await {
+        Ok(()) => Finding::ok("api", format!("{} is ready{through}; the credential is renewed with it", api.url())),
+        Err(error) => Finding::failed("api", error.to_string(), format!("curl -v {}/readyz   # shows every step", api.url())),
+    }
 }
 
 /// Who the credential says we are.

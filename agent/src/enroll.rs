@@ -12,7 +12,7 @@ mod secret;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use probeops_nats::connect::{Credential, Link, LinkError, backoff, connect};
+use probeops_nats::connect::{Credential, Link, LinkError, backoff};
 use probeops_nats::node_key::NodeKey;
 use probeops_shared::enroll::{ConfirmRequest, EnrollRequest, NodeCredential};
 use probeops_shared::ids::NodeId;
@@ -21,13 +21,16 @@ use probeops_shared::timestamp::Timestamp;
 use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use self::folder::keep;
 pub use self::folder::{Folder, Given, Record};
 pub(crate) use self::renewal::Renewal;
-pub use self::secret::TokenSource;
+pub use self::secret::{Token, TokenSource};
 
 use self::api::Api;
 use crate::agent::AgentError;
-use crate::config::{Enrolling, Settings};
+use crate::config::{Enrolling, ProxySetting, Settings};
+use crate::way::Way;
+use crate::way::proxy::Proxies;
 
 /// How often a new credential is tried on the broker.
 const TRIES_MAX: usize = 4;
@@ -75,14 +78,16 @@ pub enum Done {
 pub struct Wanted<'a> {
     /// The API's address.
     pub api: &'a str,
-    /// The authority that signed its certificate; the system's own when absent.
-    pub ca: Option<&'a Path>,
+    /// The authority that signed its certificate (PEM), or why it cannot be read; the system's own when absent.
+    pub ca: Result<Option<String>, EnrollError>,
     /// The name that the node is to have; the token's, or the machine's, when absent.
     pub node: Option<&'a NodeId>,
     /// Where the token is.
     pub token: &'a TokenSource,
     /// The broker's addresses, where they are not those that the API says.
     pub servers: Option<&'a [String]>,
+    /// The proxy on the way to the API and the broker.
+    pub proxy: &'a ProxySetting,
 }
 
 /// Makes this machine a node. Of one that is a node already it only says so; what a crash left half done is finished.
@@ -95,6 +100,11 @@ pub async fn enroll(folder: &Folder, wanted: &Wanted<'_>, say: &(dyn Fn(String) 
             let detail = format!("this machine is node `{}` of {} already; --new-identity makes it another", given.node, record.api);
             return Err(EnrollError::Here(detail));
         }
+        if record.goes_by(wanted.proxy) {
+            drop(record.proxies()?);
+            folder.keep_record(&record)?;
+            say("the way to the API and the broker is another from now on".to_owned());
+        }
         if given.expires_at > Timestamp::now() {
             return Ok(Done::Already(given));
         }
@@ -102,8 +112,9 @@ pub async fn enroll(folder: &Folder, wanted: &Wanted<'_>, say: &(dyn Fn(String) 
     }
     // What was begun with another API is begun anew.
     wanted.api.trim_end_matches('/').clone_into(&mut record.api);
-    let api = Api::new(&record.api, wanted.ca)?;
-    folder.keep_api_authority(wanted.ca)?;
+    record.goes_by(wanted.proxy);
+    folder.keep_api_authority(wanted.ca.clone()?.as_deref())?;
+    let api = api_of(folder, &record)?;
     let key = folder.key_or_new()?;
     record.servers = wanted.servers.map(<[String]>::to_vec);
     folder.keep_record(&record)?;
@@ -132,15 +143,15 @@ pub async fn rotate(folder: &Folder, say: &(dyn Fn(String) + Sync)) -> Result<Gi
     let _lock = folder.lock().await?;
     let record = folder.record()?.filter(|record| record.given.is_some()).ok_or_else(|| EnrollError::Here(not_enrolled(folder)))?;
     check_machine(&record)?;
-    let api = Api::new(&record.api, folder.api_authority().as_deref())?;
+    let api = api_of(folder, &record)?;
     let (key, next) = (folder.key_or_new()?, folder.next_key_or_new()?);
     say(format!("new node key {}, made here", next.public_key().map_err(EnrollError::here)?));
     let node = record.given.as_ref().map(|given| given.node.clone());
     let credential = request(&api, &key, &record, (None, node), Some(&next)).await?;
     // Until the broker has taken it the agent that runs must not find it.
     let trial = folder.next_creds_path();
-    folder.keep(&trial, &next.creds_file(&credential.jwt).map_err(EnrollError::here)?)?;
-    prove(&link_of(folder, &record, &credential, &trial), &credential.node).await?;
+    keep(&trial, &next.creds_file(&credential.jwt).map_err(EnrollError::here)?)?;
+    prove(link_of(folder, &record, &credential, &trial), &record.proxies()?, &credential.node).await?;
     say("the broker takes the new key".to_owned());
     folder.promote_next_key()?;
     let given = complete(folder, &api, &next, record, credential, say).await?;
@@ -169,57 +180,93 @@ pub(crate) async fn ready(settings: Settings, stop: &CancellationToken) -> Resul
             Some(Err(EnrollError::Here(why))) => return Err(AgentError::Start(why)),
         }
     };
+    Ok(Some((completed(settings, &folder, record, given), Some(Renewal::new(folder)))))
+}
+
+/// The settings, and what they leave open as it was when this node enrolled; with them the API, if it is one that did.
+pub(crate) fn known(settings: Settings) -> Result<(Settings, Option<Api>), EnrollError> {
+    let Some(enrolling) = &settings.enrolling else { return Ok((settings, None)) };
+    let folder = Folder::new(&enrolling.state);
+    let mut record = folder.record()?.ok_or_else(|| EnrollError::Here(not_enrolled(&folder)))?;
+    let given = record.given.clone().ok_or_else(|| EnrollError::Here(not_enrolled(&folder)))?;
+    record.goes_by(&settings.proxy);
+    let api = api_of(&folder, &record)?;
+    Ok((completed(settings, &folder, record, given), Some(api)))
+}
+
+fn completed(settings: Settings, folder: &Folder, record: Record, given: Given) -> Settings {
     let servers = if settings.servers.is_empty() { record.servers.unwrap_or(given.servers) } else { settings.servers.clone() };
     let ca = settings.ca.clone().or_else(|| folder.broker_authority());
-    Ok(Some((Settings { servers, ca, ..settings }, Some(Renewal::new(folder)))))
+    let proxy = record.proxy.filter(|_| settings.proxy.proxy.is_none()).unwrap_or_else(|| settings.proxy.clone());
+    let enrolling = settings.enrolling.clone().map(|enrolling| Enrolling { api: Some(record.api), ..enrolling });
+    Settings { servers, ca, enrolling, proxy, ..settings }
+}
+
+/// The authority of the API's certificate, where one is given; an error names its file.
+fn authority(ca: Option<&Path>) -> Result<Option<String>, EnrollError> {
+    let Some(ca) = ca else { return Ok(None) };
+    api::roots_of(ca).map_err(EnrollError::Here)?;
+    let read = std::fs::read_to_string(ca);
+    read.map(Some).map_err(|error| EnrollError::Here(format!("cannot read the authority {}: {error}", ca.display())))
+}
+
+fn api_of(folder: &Folder, record: &Record) -> Result<Api, EnrollError> {
+    Api::new(&record.api, folder.api_authority().as_deref(), &record.proxies()?)
 }
 
 /// The credential of this node, got anew where there is none that can be used.
 async fn settle(folder: &Folder, enrolling: &Enrolling, settings: &Settings) -> Result<(Record, Given), EnrollError> {
     let held = folder.record()?;
-    let is_node = held.as_ref().and_then(|record| record.given.as_ref()).is_some_and(|given| !given.to_confirm);
-    if let Some(record) = held.as_ref().filter(|_| is_node) {
-        check_machine(record)?;
-        // Now, and not in half a day.
-        drop(folder.held_key()?);
-        if let Some(api) = &enrolling.api {
-            move_to(folder, api, enrolling.ca.as_deref()).await?;
+    let given = held.as_ref().and_then(|record| record.given.as_ref());
+    let is_node = given.is_some_and(|given| !given.to_confirm);
+    match (&enrolling.api, held.as_ref().zip(given)) {
+        (Some(api), _) if !is_node => {
+            let servers = Some(settings.servers.as_slice()).filter(|servers| !servers.is_empty());
+            let (node, token, proxy) = (enrolling.node.as_ref(), &enrolling.token, &settings.proxy);
+            enroll(folder, &Wanted { api, ca: authority(enrolling.ca.as_deref()), node, token, servers, proxy }, &|line| {
+                tracing::info!("{line}");
+            })
+            .await?;
         }
-        let expired = record.given.as_ref().is_some_and(|given| given.expires_at <= Timestamp::now());
-        let unusable = Credential::read(&folder.creds_path()).err();
-        if expired || unusable.is_some() {
-            let why = unusable.map_or_else(|| "it has expired".to_owned(), |error| error.to_string());
-            tracing::info!(why, "the credential cannot be used any more; asking for another");
-            renew(folder).await?;
+        (_, Some((record, given))) => {
+            check_machine(record)?;
+            // Now, and not in half a day.
+            let _key = folder.held_key()?;
+            move_to(folder, enrolling, &settings.proxy).await?;
+            let unusable = match Credential::read(&folder.creds_path()) {
+                Err(error) => Some(error.to_string()),
+                Ok(_) if given.to_confirm => Some("it is not confirmed yet".to_owned()),
+                Ok(_) => Some("it has expired".to_owned()).filter(|_| given.expires_at <= Timestamp::now()),
+            };
+            if let Some(why) = unusable {
+                tracing::info!(why, "the credential cannot be used as it is; asking for another");
+                renew(folder).await?;
+            }
         }
-    } else if let Some(api) = &enrolling.api {
-        let servers = Some(settings.servers.as_slice()).filter(|servers| !servers.is_empty());
-        let wanted = Wanted { api, ca: enrolling.ca.as_deref(), node: enrolling.node.as_ref(), token: &enrolling.token, servers };
-        enroll(folder, &wanted, &|line| tracing::info!("{line}")).await?;
-    } else if held.as_ref().is_some_and(|record| record.given.is_some()) {
-        renew(folder).await?;
-    } else {
-        return Err(EnrollError::Here(not_enrolled(folder)));
+        (_, None) => return Err(EnrollError::Here(not_enrolled(folder))),
     }
     let record = folder.record()?.ok_or_else(|| EnrollError::Here(not_enrolled(folder)))?;
     let given = record.given.clone().ok_or_else(|| EnrollError::Here(not_enrolled(folder)))?;
     Ok((record, given))
 }
 
-/// Renews at this address of the API from now on: the owner of the node says so.
-async fn move_to(folder: &Folder, api: &str, ca: Option<&Path>) -> Result<(), EnrollError> {
+/// Renews at this address of the API, and goes by this proxy, from now on: the owner of the node says so.
+async fn move_to(folder: &Folder, enrolling: &Enrolling, proxy: &ProxySetting) -> Result<(), EnrollError> {
     let _lock = folder.lock().await?;
-    folder.keep_api_authority(ca)?;
-    let api = api.trim_end_matches('/');
-    match folder.record()?.filter(|record| record.api != api) {
-        Some(record) => folder.keep_record(&Record { api: api.to_owned(), ..record }),
-        None => Ok(()),
+    let Some(mut record) = folder.record()? else { return Ok(()) };
+    let mut is_other = record.goes_by(proxy);
+    if let Some(api) = &enrolling.api {
+        folder.keep_api_authority(authority(enrolling.ca.as_deref())?.as_deref())?;
+        let api = api.trim_end_matches('/');
+        is_other |= record.api != api;
+        api.clone_into(&mut record.api);
     }
+    if is_other { folder.keep_record(&record) } else { Ok(()) }
 }
 
 /// Asks for a credential by signature alone, and keeps it.
 async fn ask(folder: &Folder, record: Record, name: Option<NodeId>, next: Option<&NodeKey>) -> Result<Given, EnrollError> {
-    let api = Api::new(&record.api, folder.api_authority().as_deref())?;
+    let api = api_of(folder, &record)?;
     let key = folder.key_or_new()?;
     let name = name.or_else(|| record.given.as_ref().map(|given| given.node.clone()));
     let credential = request(&api, &key, &record, (None, name), next).await?;
@@ -238,7 +285,7 @@ async fn complete(
     let mut given = store(folder, key, record.with_next_mark(), &credential)?;
     if given.to_confirm {
         let record = folder.record()?.ok_or_else(|| EnrollError::Here(not_enrolled(folder)))?;
-        prove(&link_of(folder, &record, &credential, &folder.creds_path()), &credential.node).await?;
+        prove(link_of(folder, &record, &credential, &folder.creds_path()), &record.proxies()?, &credential.node).await?;
         say(format!("the broker takes the credential ({})", record.servers.as_ref().unwrap_or(&credential.servers).join(", ")));
         let confirmed = confirm(api, key, &credential.node).await?;
         given = store(folder, key, record, &confirmed)?;
@@ -250,7 +297,7 @@ async fn complete(
 /// Keeps a credential. The record comes last: what it says is there.
 fn store(folder: &Folder, key: &NodeKey, record: Record, credential: &NodeCredential) -> Result<Given, EnrollError> {
     folder.keep_broker_authority(credential.ca.as_deref())?;
-    folder.keep(&folder.creds_path(), &key.creds_file(&credential.jwt).map_err(EnrollError::here)?)?;
+    keep(&folder.creds_path(), &key.creds_file(&credential.jwt).map_err(EnrollError::here)?)?;
     let given = Given {
         node: credential.node.clone(),
         region: credential.region.clone(),
@@ -309,26 +356,35 @@ fn link_of(folder: &Folder, record: &Record, credential: &NodeCredential, creds:
 }
 
 /// Connects to the broker as the node will, and hears it answer.
-async fn prove(link: &Link, node: &NodeId) -> Result<(), EnrollError> {
-    let mut attempt = 1;
-    loop {
-        let why = match connect(link, &format!("enrolment of {node}"), &subjects::node_inbox(node)).await {
-            Ok((client, _events)) => match tokio::time::timeout(ANSWERED_WITHIN, client.flush()).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => error.to_string(),
-                Err(_elapsed) => "it does not answer".to_owned(),
-            },
-            Err(error @ (LinkError::Invalid(_) | LinkError::Credential(_))) => return Err(EnrollError::here(error)),
-            Err(error) => error.to_string(),
-        };
-        if attempt >= TRIES_MAX {
-            let servers = link.servers.join(", ");
-            return Err(EnrollError::Later(format!(
-                "the broker at {servers} was not reached with the new credential: {why}. Nothing is used up: run this again when it can be"
-            )));
+async fn prove(link: Link, proxies: &Proxies, node: &NodeId) -> Result<(), EnrollError> {
+    let servers = link.servers.join(", ");
+    let way = Way::open(link, proxies).await.map_err(EnrollError::Here)?;
+    let mut proven = heard(&way, node).await;
+    for attempt in 1..TRIES_MAX {
+        match &proven {
+            Err(EnrollError::Later(_)) => tokio::time::sleep(backoff(attempt)).await,
+            Ok(()) | Err(_) => break,
         }
-        tokio::time::sleep(backoff(attempt)).await;
-        attempt += 1;
+        proven = heard(&way, node).await;
+    }
+    way.close().await;
+    proven.map_err(|error| match error {
+        EnrollError::Later(why) => EnrollError::Later(format!(
+            "the broker at {servers} was not reached with the new credential: {why}. Nothing is used up: run this again when it can be"
+        )),
+        error => error,
+    })
+}
+
+async fn heard(way: &Way, node: &NodeId) -> Result<(), EnrollError> {
+    match way.connect(&format!("enrolment of {node}"), &subjects::node_inbox(node)).await {
+        Ok((client, _events)) => match tokio::time::timeout(ANSWERED_WITHIN, client.flush()).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(EnrollError::Later(error.to_string())),
+            Err(_elapsed) => Err(EnrollError::Later("it does not answer".to_owned())),
+        },
+        Err(error @ (LinkError::Invalid(_) | LinkError::Credential(_))) => Err(EnrollError::here(error)),
+        Err(error) => Err(EnrollError::Later(error.to_string())),
     }
 }
 

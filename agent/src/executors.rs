@@ -65,11 +65,14 @@ pub(crate) struct Context {
 }
 
 /// Whom a run was let touch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 struct Touched {
     /// As it was asked for.
     host: Host,
-    address: IpAddr,
+    /// What else its name led to.
+    aliases: Vec<String>,
+    /// None of a name that is only asked for, or not found yet.
+    address: Option<IpAddr>,
     ports: Vec<Option<u16>>,
 }
 
@@ -275,10 +278,11 @@ pub(crate) async fn execute(context: &Context, spec: &Spec, live: &Live) -> Resu
     permit(&context.node.policy.current())?;
     let mut running = pin!(execute_spec(context, spec, live));
     loop {
+        // A change first: what it denies is not touched any more, not even by what was about to.
         let policy = tokio::select! {
             biased;
-            done = &mut running => return done,
             policy = changes.next() => policy,
+            done = &mut running => return done,
         };
         // What the owner does not allow any more ends, however it was when it began: packets that still come, and connections that are open.
         permit(&policy).and(context.judge_again(&policy).await).map_err(|failure| Failure {

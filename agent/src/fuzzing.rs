@@ -20,7 +20,7 @@ use probeops_shared::tools::whois::registered::Registered;
 use probeops_shared::tools::whois::report::WhoisRecord;
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite, join, sink};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, copy, duplex, join, sink, split};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
@@ -126,7 +126,7 @@ pub fn http(said: &[u8], two: bool, (read, keep): (usize, usize)) -> Exchanged {
         let mut request = hyper::Request::new(Full::<Bytes>::default());
         *request.uri_mut() = hyper::Uri::from_static("http://example.com/");
         let speech = if two { Speech::Two } else { Speech::One };
-        exchange(Box::new(stream(said)), speech, request, limits, &mut answer, |_| ()).await.err()
+        exchange(Box::new(asked(said)), speech, request, limits, &mut answer, |_| ()).await.err()
     });
     let Answer { status, reason, headers, kept, body, .. } = answer;
     Exchanged { status, reason, headers, kept, body, failure: failure.map(|failure| failure.detail) }
@@ -135,7 +135,7 @@ pub fn http(said: &[u8], two: bool, (read, keep): (usize, usize)) -> Exchanged {
 /// What is fetched of a registry: its status, and the body as far as `bytes_max`.
 pub fn fetched(said: &[u8], bytes_max: usize) -> Result<(u16, Vec<u8>, bool), String> {
     let wanted = get::Wanted { authority: "example.com", path: "/", accept: "*/*", bytes_max };
-    let fetched = runtime().block_on(get::get(stream(said), wanted))?;
+    let fetched = runtime().block_on(async { get::get(asked(said), wanted).await })?;
     Ok((fetched.status, fetched.body, fetched.truncated))
 }
 
@@ -179,6 +179,24 @@ pub fn judged(policy: &Policy, tool: ToolName, name: &str) -> (Result<(), String
 pub fn settings(text: &str) -> Result<Result<String, String>, SettingsError> {
     let given: Given = probeops_shared::settings::parse(text, Path::new("agent.toml"))?;
     Ok(given.complete().and_then(|settings| probeops_shared::settings::printed(&settings)))
+}
+
+/// A server that says this when it is asked, whatever for. It runs on [`runtime`].
+fn asked(said: &[u8]) -> DuplexStream {
+    let (ours, theirs) = duplex(64 * 1024);
+    let (mut questions, mut answers) = split(theirs);
+    let said = said.to_vec();
+    tokio::spawn(async move {
+        if questions.read_u8().await.is_ok() {
+            let answered = async {
+                answers.write_all(&said).await?;
+                answers.shutdown().await
+            };
+            let mut nowhere = sink();
+            drop(tokio::join!(answered, copy(&mut questions, &mut nowhere)));
+        }
+    });
+    ours
 }
 
 fn stream(said: &[u8]) -> impl AsyncRead + AsyncWrite + Send + Unpin + 'static {

@@ -51,8 +51,11 @@ impl Inbox {
     /// Hands the answers out until the subscription ends.
     pub(crate) async fn deliver(&self, mut subscription: Subscriber) {
         while let Some(message) = subscription.next().await {
-            // Only the sentry can publish it.
+            // Only the sentry can publish it; that the broker answers there, as somebody wanted it, is no word of hers.
             if message.subject.as_str() == self.cut {
+                if !message.reply.as_ref().is_some_and(|reply| subjects::is_sentrys_inbox(reply)) {
+                    continue;
+                }
                 let why: String = String::from_utf8_lossy(&message.payload).chars().take(WHY_CHARS_MAX).collect();
                 tracing::error!("the broker's sentry cuts this connection: {}", plain(&why));
                 continue;

@@ -4,7 +4,7 @@
 //! - [`config`]: what the operator may set. [`agent`]: start, live, drain, stop.
 //! - [`enroll`]: how the machine becomes a node: its key and its credentials.
 //! - `worker`: a message becomes a run, a run becomes an outcome. `runs`: what is running. `slots`: how much may run.
-//! - `groups`: which queue groups the node is in. `presence`: hello, beat, bye. `health`: the same for the machine it is on. `here`: whether an agent runs on it. `trail`: audit records until they are acknowledged.
+//! - `groups`: which queue groups the node is in. `presence`: hello, beat, bye. `health`: the same for the machine it is on. `here`: whether an agent runs on it. `trail`: audit records, in memory and on disk, until they are acknowledged.
 //! - `outbox`: answers, kept over a reconnect. `inbox`: acknowledgements. `clock`: the control plane's time.
 //! - `executors`: one file a tool. [`policy`]: whom the owner lets it touch. `resolve`: names to addresses. `capability`: what it can run.
 //! - `way`: straight to the broker, or through a proxy. [`doctor`]: what of all this works, and what does not.

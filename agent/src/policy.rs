@@ -67,7 +67,7 @@ impl fmt::Display for Denial {
 pub enum PolicyError {
     /// The owner's file cannot be used.
     File(SettingsError),
-    /// A broker's address cannot be read, so it could not be protected.
+    /// The address of the broker or the API cannot be read, so it could not be protected.
     Server(String),
 }
 
@@ -171,23 +171,20 @@ impl Policy {
     pub(crate) fn check_address(&self, touch: Touch, surroundings: &Surroundings) -> Result<(), Denial> {
         let disguised = reserved::embedded(touch.address).into_iter().map(|(inner, disguise)| (IpAddr::V4(inner), Some(disguise)));
         for (address, disguise) in std::iter::once((touch.address, None)).chain(disguised) {
-            self.check_denials(Touch { address, ..touch }, surroundings).map_err(|denial| match disguise {
+            let touch = Touch { address, ..touch };
+            let judged = self.check_denials(touch, surroundings).and_then(|()| self.check_allowed_network(touch));
+            judged.map_err(|denial| match disguise {
                 Some(disguise) => Denial { why: format!("it leads to {address} ({disguise}); {denial}"), ..denial },
                 None => denial,
             })?;
         }
-        self.check_allowed_network(touch)?;
         touch.port.map_or(Ok(()), |port| self.check_port(port))
     }
 
     fn check_denials(&self, touch: Touch, surroundings: &Surroundings) -> Result<(), Denial> {
         let Touch { address, port, .. } = touch;
         match Reserved::of(address) {
-            Some(Reserved::Loopback) if self.rules.allows_loopback() => {}
-            Some(Reserved::Loopback) => {
-                let why = "loopback is denied unless the node's owner sets allow_loopback = true".to_owned();
-                return Err(Denial { why, at: self.rules.allow_loopback.map(|given| given.at) });
-            }
+            None | Some(Reserved::Loopback) if surroundings.is_here(address) => self.check_here(address)?,
             Some(reserved) => return Err(Denial::always(format!("{reserved} is always denied"))),
             None if surroundings.is_broadcast(address) => {
                 return Err(Denial::always("the broadcast address of one of its networks is always denied"));
@@ -203,6 +200,16 @@ impl Policy {
             Some(rule) => Err(Denial::by(rule, format!("{rule} is in deny.networks"))),
             None => Ok(()),
         }
+    }
+
+    /// Whether this machine itself may be touched, by this address of it.
+    fn check_here(&self, address: IpAddr) -> Result<(), Denial> {
+        if self.rules.allows_loopback() {
+            return Ok(());
+        }
+        let what = if address.is_loopback() { "loopback is denied" } else { "it is this machine itself, denied like loopback" };
+        let why = format!("{what} unless the node's owner sets allow_loopback = true");
+        Err(Denial { why, at: self.rules.allow_loopback.map(|given| given.at) })
     }
 
     /// A name that `allow.names` has is judged by `allow.networks` only if there are any; a literal address needs a network as soon as either

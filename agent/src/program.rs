@@ -11,6 +11,7 @@ use probeops_shared::settings;
 use crate::agent;
 use crate::config::{Given, Settings};
 use crate::doctor::Doctor;
+use crate::enroll::Folder;
 use crate::enroll::command::Command;
 use crate::health;
 use crate::policy::command::PolicyCommand;
@@ -72,6 +73,9 @@ impl Program {
             Err(detail) => return complain(&detail, 1),
         };
         process::start_log(settings.log_format);
+        if let Some(Err(error)) = settings.state.as_deref().map(|state| Folder::new(state).become_owner()) {
+            return complain(&error.to_string(), 1);
+        }
         let threads = std::thread::available_parallelism().map_or(1, |processors| processors.get().min(WORKER_THREADS_MAX));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).enable_all().build();
         let runtime = match runtime {

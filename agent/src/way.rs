@@ -46,7 +46,7 @@ impl Way {
         let mut way = Self { addresses: Vec::new(), forwarders: Vec::new(), proxies: Vec::new(), obstacle: Obstacle::default(), link };
         for text in way.link.servers.clone() {
             let server: Server = text.parse()?;
-            let Some(proxy) = proxies.of(&server) else {
+            let Some(proxy) = proxies.of(&server.endpoint) else {
                 way.addresses.push(text);
                 continue;
             };

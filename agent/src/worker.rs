@@ -56,7 +56,7 @@ pub(crate) struct Worker {
     /// Room.
     pub(crate) slots: Slots,
     /// The control plane's time.
-    pub(crate) clock: Clock,
+    pub(crate) clock: Arc<Clock>,
     /// The way out.
     pub(crate) outbox: Arc<Outbox>,
     /// The audit trail.
@@ -147,6 +147,9 @@ impl Worker {
     }
 
     async fn run(self: Arc<Self>, accepted: Box<Accepted>) {
+        if let Err(why) = accepted.promise.begun().await {
+            return self.refuse_unrecorded(*accepted, &why).await;
+        }
         // What was accepted stays where it is until the run is over: a thousand runs are a thousand times as large as one.
         let (spec, entry) = (&accepted.job.spec, &accepted.entry);
         let (started_at, started, budget) = (Timestamp::now(), Instant::now(), spec.budget());
@@ -206,10 +209,20 @@ impl Worker {
             truncated: false,
         };
         if unheard {
-            return promise.keep(self.record_of(&asker.caller, &asker.principal, &outcome));
+            promise.keep(self.record_of(&asker.caller, &asker.principal, &outcome));
+            return;
         }
         let end = End { budget_left: budget.saturating_sub(started.elapsed()), slot, promise: Some(promise) };
         self.conclude(&asker, next_seq, outcome, end).await;
+    }
+
+    /// Of a job that was accepted and whose record could not be kept, before it has begun.
+    async fn refuse_unrecorded(&self, accepted: Accepted, why: &str) {
+        let Accepted { asker, job, entry, pass, promise, .. } = accepted;
+        pass.give_back();
+        let outcome = Outcome::failed(job.request_id, job.spec.tool().as_str(), job.spec.target(), self.unrecorded(why));
+        let end = End { budget_left: Duration::ZERO, slot: entry.over(), promise: Some(promise) };
+        self.conclude(&asker, 0, outcome, end).await;
     }
 
     /// Answers with an outcome and puts it in the trail. The caller waits for what is left of the budget, and for grace.
@@ -217,7 +230,8 @@ impl Worker {
         outcome.node.get_or_insert_with(|| self.node.clone());
         let record = self.record_of(&asker.caller, &asker.principal, &outcome);
         match promise {
-            Some(promise) => promise.keep(record),
+            // Who is answered is in the trail. What the file does not take stays in memory until it does.
+            Some(promise) => drop(self.trail.stored(promise.keep(record)).await),
             None => self.trail.record(record),
         }
         if let Some(span) = asker.span {

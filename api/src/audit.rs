@@ -1,8 +1,9 @@
-//! The audit trail: what the API did and refused, written by `writer`, and all of it, read by [`reader`]. `taking`: whether it takes records;
-//! `brake`: what is not recorded one by one.
+//! The audit trail: what the API did and refused, written by `writer`, and all of it, read by [`reader`] as far as [`sight`] reaches. `taking`:
+//! whether it takes records; `brake`: what is not recorded one by one.
 
 mod brake;
 pub mod reader;
+pub mod sight;
 mod taking;
 mod writer;
 
@@ -14,24 +15,29 @@ use governor::Quota;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::NodeId;
 use probeops_shared::problem::Code;
+use probeops_shared::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::audit::brake::{Brake, Brakes};
+use crate::audit::brake::Brakes;
 use crate::audit::reader::{Export, ExportPage, Filter, Page};
+use crate::audit::sight::Sight;
 use crate::audit::taking::Taking;
+use crate::audit::writer::Sources;
 use crate::broker::Broker;
 use crate::metrics::Metrics;
 use crate::problem::{Asked, Problem};
 
-/// How many records wait to be written; more are left out and counted, and jobs are not run.
-const QUEUE_MAX: usize = 16_384;
-/// So many refusals a second are recorded of those who named nobody, and of each principal; more are counted, so that they cannot crowd out the
-/// trail.
-const REFUSALS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
+/// How many records of what is done wait to be written; more are left out and counted, and jobs are not run.
+const DONE_MAX: usize = 16_384;
+/// How many of what was only asked, and was refused or read; more are counted.
+const ASKED_MAX: usize = 2_048;
+/// So many refusals in a row are recorded of those who named nobody, and of each principal, and then one a second; more are counted, so that
+/// nobody fills the trail with what he may not.
+const REFUSALS_IN_A_ROW: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
 /// How often one who reads the same thing again and again is recorded.
 const READ_AGAIN_AFTER: Duration = Duration::from_mins(1);
 /// How long a job waits for its record to be stored: less than it may wait for a node.
@@ -42,6 +48,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 const TEXT_LENGTH_MAX: usize = 512;
 /// What stands for a principal where there is none.
 const NOBODY: &str = "-";
+/// What stands for principals who are too many to be told apart.
+const OTHERS: &str = "(others)";
 
 /// Whether jobs are run of which the trail has no record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -60,13 +68,50 @@ pub enum AuditMode {
 pub struct Audit(Arc<Inner>);
 
 struct Inner {
-    queue: mpsc::Sender<Entry>,
+    done: mpsc::Sender<Entry>,
+    asked: mpsc::Sender<Record>,
     mode: AuditMode,
     taking: Taking,
-    strangers: Brake,
-    at_the_door: Brakes,
-    reads: Brakes,
+    counted: Arc<Counted>,
     broker: Broker,
+}
+
+/// What is not recorded one by one.
+struct Counted {
+    /// Refusals, by principal.
+    refusals: Brakes<String>,
+    /// Reading, by who reads what, and how.
+    reads: Brakes<[String; 3]>,
+}
+
+impl Counted {
+    fn new() -> Self {
+        let refusals = Quota::per_second(NonZeroU32::MIN).allow_burst(REFUSALS_IN_A_ROW);
+        let reads = Quota::with_period(READ_AGAIN_AFTER).unwrap_or(refusals);
+        Self { refusals: Brakes::new(refusals, OTHERS.to_owned()), reads: Brakes::new(reads, [OTHERS, "", "read"].map(str::to_owned)) }
+    }
+
+    /// Records of what may be told by now.
+    fn untold(&self) -> Vec<Record> {
+        told(self.refusals.untold(), self.reads.untold())
+    }
+
+    /// Records of all there is.
+    fn all_untold(&self) -> Vec<Record> {
+        told(self.refusals.all_untold(), self.reads.all_untold())
+    }
+}
+
+fn told(refusals: Vec<(String, u64)>, reads: Vec<([String; 3], u64)>) -> Vec<Record> {
+    let refused = refusals.into_iter().map(|(principal, count)| {
+        let detail = format!("{count} more requests were refused and not recorded one by one");
+        Record { detail, ..Record::new(Verdict::Refused, principal) }
+    });
+    let read = reads.into_iter().map(|([principal, target, detail], count)| {
+        let detail = format!("{detail}{}", again(count));
+        Record { target, detail, ..Record::new(Verdict::Read, principal) }
+    });
+    refused.chain(read).map(cut_all).collect()
 }
 
 impl std::fmt::Debug for Inner {
@@ -105,49 +150,45 @@ pub struct Refusal<'a> {
 impl Audit {
     /// The trail; its writer goes on until `stop`, and then writes what is left.
     pub fn start(broker: &Broker, (mode, metrics): (AuditMode, &Metrics), tasks: &TaskTracker, stop: &CancellationToken) -> Self {
-        let (queue, entries) = mpsc::channel(QUEUE_MAX);
-        let taking = Taking::new(metrics.clone());
-        drop(tasks.spawn(writer::write(broker.clone(), entries, taking.clone(), stop.clone())));
+        let (done, done_queue) = mpsc::channel(DONE_MAX);
+        let (asked, asked_queue) = mpsc::channel(ASKED_MAX);
+        let (taking, counted) = (Taking::new(metrics.clone()), Arc::new(Counted::new()));
+        let sources = Sources { done: done_queue, asked: asked_queue, counted: Arc::clone(&counted) };
+        drop(tasks.spawn(writer::write(broker.clone(), sources, taking.clone(), stop.clone())));
         drop(tasks.spawn(taking.clone().watch(broker.clone(), stop.clone())));
-        let refusals = Quota::per_second(REFUSALS_PER_SECOND);
-        let reads = Quota::with_period(READ_AGAIN_AFTER).unwrap_or(refusals);
-        Self(Arc::new(Inner {
-            queue,
-            mode,
-            taking,
-            strangers: Brake::new(refusals),
-            at_the_door: Brakes::new(refusals),
-            reads: Brakes::new(reads),
-            broker: broker.clone(),
-        }))
+        Self(Arc::new(Inner { done, asked, mode, taking, counted, broker: broker.clone() }))
     }
 
-    /// Writes a record soon.
+    /// Writes a record of what is done soon.
     pub fn record(&self, record: Record) {
-        if self.0.queue.try_send(Entry { record: cut_all(record), stored: None }).is_err() {
+        if self.0.done.try_send(Entry { record: cut_all(record), stored: None }).is_err() {
             self.0.taking.lose();
         }
     }
 
-    /// Writes the record of a job that is about to run, and waits until it is stored; the job must not run otherwise. Where records are not
-    /// required it is written soon.
+    /// Writes the record of a job or change that is about to be done, and waits until it is stored; it must not be done otherwise. Where records
+    /// are not required it is written soon.
     pub(crate) async fn stored(&self, record: Record) -> Result<(), Problem> {
         if self.0.mode == AuditMode::BestEffort {
             self.record(record);
             return Ok(());
         }
+        let what = if record.verdict == Verdict::Changed { "change" } else { "job" };
         if let Some(why) = self.0.taking.why_not_even_try() {
-            return Err(unrecorded(&why));
+            return Err(unrecorded(what, &why));
         }
-        let (sender, stored) = oneshot::channel();
-        if self.0.queue.try_send(Entry { record: cut_all(record), stored: Some(sender) }).is_err() {
-            return Err(unrecorded("more records wait to be written than there is room for"));
+        let (sender, mut stored) = oneshot::channel();
+        if self.0.done.try_send(Entry { record: cut_all(record), stored: Some(sender) }).is_err() {
+            return Err(unrecorded(what, "more records wait to be written than there is room for"));
         }
-        if let Ok(Ok(())) = tokio::time::timeout(STORED_WITHIN, stored).await {
+        let in_time = tokio::time::timeout(STORED_WITHIN, &mut stored).await;
+        // From here on the writer knows that nobody waits.
+        stored.close();
+        if matches!(in_time, Ok(Ok(()))) || stored.try_recv().is_ok() {
             return Ok(());
         }
         let why = self.0.taking.why_not();
-        Err(unrecorded(&why.unwrap_or_else(|| format!("it did not acknowledge one within {} s", STORED_WITHIN.as_secs()))))
+        Err(unrecorded(what, &why.unwrap_or_else(|| format!("it did not acknowledge one within {} s", STORED_WITHIN.as_secs()))))
     }
 
     /// Whether jobs can be recorded as they have to be, or why not.
@@ -160,48 +201,48 @@ impl Audit {
 
     /// Records a refused request.
     pub fn refused(&self, refusal: &Refusal<'_>) {
-        if let Some(principal) = refusal.principal {
-            let Some(unrecorded) = self.0.at_the_door.pass(principal) else { return };
-            return self.record_refusal(refusal, &more(unrecorded, "of this principal"));
-        }
-        let Some(unrecorded) = self.0.strangers.pass() else { return };
-        self.record_refusal(refusal, &more(unrecorded, "without an accepted credential"));
-    }
-
-    /// Records what was refused to a service at the front door: there, too, nobody can crowd out the trail.
-    pub(crate) fn refused_at_the_door(&self, service: &str, refusal: &Refusal<'_>) {
-        let Some(unrecorded) = self.0.at_the_door.pass(service) else { return };
-        self.record_refusal(refusal, &more(unrecorded, "of this service"));
-    }
-
-    fn record_refusal(&self, refusal: &Refusal<'_>, more: &str) {
-        let detail = format!("{} ({}){more}", refusal.problem, refusal.request);
+        let (principal, of) = refusal.principal.map_or((NOBODY, "without an accepted credential"), |name| (name, "of this principal"));
+        let key = principal.to_owned();
+        let Some(unrecorded) = self.0.counted.refusals.pass(&key) else { return };
+        let detail = format!("{} ({}){}", refusal.problem, refusal.request, more(unrecorded, of));
         let Asked { tool, target } = refusal.problem.about();
-        self.record(Record { tool, target, detail, ..blank(Verdict::Refused, refusal.principal.unwrap_or(NOBODY), refusal.request_id) });
+        let record = Record { tool, target, detail, ..blank(Verdict::Refused, principal, refusal.request_id) };
+        if self.0.asked.try_send(cut_all(record)).is_err() {
+            self.0.counted.refusals.pass_over(&key, unrecorded + 1);
+        }
     }
 
     /// Records that somebody changed something: who, in which request, what (`node:<id>`, `key:<id>`, …), and how.
     pub fn changed(&self, principal: &str, request_id: &str, target: String, detail: String) {
-        let node = target.strip_prefix("node:").and_then(|id| id.parse::<NodeId>().ok());
-        self.record(Record { node, target, detail, ..blank(Verdict::Changed, principal, request_id) });
+        self.record(change(principal, request_id, target, detail));
+    }
+
+    /// The same before it is done, which it must not be without its record: for what lets somebody do more than before. Where it fails after
+    /// that, the refusal of the same request is recorded. What takes something away is done first: no full trail keeps anybody from it.
+    pub(crate) async fn changing(&self, principal: &str, request_id: &str, target: String, detail: String) -> Result<(), Problem> {
+        self.stored(change(principal, request_id, target, detail)).await
     }
 
     /// Records that somebody read what is not his own. Whoever reads the same again and again is recorded once a minute, with how often.
     pub(crate) fn read(&self, principal: &str, request_id: &str, target: String, detail: &str) {
-        let Some(unrecorded) = self.0.reads.pass(&format!("{principal} {target} {detail}")) else { return };
-        let again = if unrecorded > 0 { format!("; {unrecorded} more times since that was last recorded") } else { String::new() };
-        let detail = format!("{detail}{again}");
-        self.record(Record { target, detail, ..blank(Verdict::Read, principal, request_id) });
+        let mut key = [principal, &target, detail].map(str::to_owned);
+        key.iter_mut().for_each(cut);
+        let Some(unrecorded) = self.0.counted.reads.pass(&key) else { return };
+        let detail = format!("{detail}{}", again(unrecorded));
+        let record = Record { target, detail, ..blank(Verdict::Read, principal, request_id) };
+        if self.0.asked.try_send(cut_all(record)).is_err() {
+            self.0.counted.reads.pass_over(&key, unrecorded + 1);
+        }
     }
 
-    /// A page of the trail, newest first.
-    pub async fn page(&self, filter: &Filter) -> Result<Page, Problem> {
-        reader::page(&self.0.broker, filter).await
+    /// A page of what one may read of the trail, newest first.
+    pub async fn page(&self, filter: &Filter, sight: Sight<'_>) -> Result<Page, Problem> {
+        reader::page(&self.0.broker, filter, sight).await
     }
 
-    /// A page of the trail, oldest first, with what tells whether it is whole.
-    pub async fn export(&self, export: &Export) -> Result<ExportPage, Problem> {
-        reader::export(&self.0.broker, export).await
+    /// A page of what one may read of the trail, oldest first, with what tells whether it is whole.
+    pub async fn export(&self, export: &Export, sight: Sight<'_>) -> Result<ExportPage, Problem> {
+        reader::export(&self.0.broker, export, sight).await
     }
 }
 
@@ -212,15 +253,30 @@ fn more(unrecorded: u64, of: &str) -> String {
     format!("; {unrecorded} more {of} were refused before and not recorded one by one")
 }
 
-fn unrecorded(why: &str) -> Problem {
-    let detail = format!("the audit trail does not take the record of this job now, and without one it is not run: {why}");
+fn again(unrecorded: u64) -> String {
+    if unrecorded > 0 { format!("; {unrecorded} more times since that was last recorded") } else { String::new() }
+}
+
+/// The record that what this one says of a job did not come about.
+pub(crate) fn undone(record: Record, why: &str) -> Record {
+    Record { time: Timestamp::now(), verdict: Verdict::Refused, detail: format!("it did not begin: {why}"), ..record }
+}
+
+fn unrecorded(what: &str, why: &str) -> Problem {
+    let done = if what == "job" { "run" } else { "made" };
+    let detail = format!("the audit trail does not take the record of this {what} now, and without one it is not {done}: {why}");
     Problem::new(Code::Unavailable, detail).retry_after(RETRY_AFTER)
 }
 
 /// The id of a message of the trail: the same for the same records of the same writer, so that the broker keeps them once however often they
-/// are sent, and another for anybody else's.
-pub(crate) fn message_id(writer: impl std::fmt::Display, payload: &[u8]) -> String {
-    format!("{writer}.{}", data_encoding::HEXLOWER.encode(&Sha256::digest(payload)))
+/// are sent, and another for anybody else's. Whoever could guess it could publish it first, and have the broker take ours for the same.
+pub(crate) fn message_id(writer: impl std::fmt::Display, secret: u128, payload: &[u8]) -> String {
+    format!("{writer}.{secret:032x}.{}", data_encoding::HEXLOWER.encode(&Sha256::digest(payload)))
+}
+
+fn change(principal: &str, request_id: &str, target: String, detail: String) -> Record {
+    let node = target.strip_prefix("node:").and_then(|id| id.parse::<NodeId>().ok());
+    Record { node, target, detail, ..blank(Verdict::Changed, principal, request_id) }
 }
 
 fn blank(verdict: Verdict, principal: &str, request_id: &str) -> Record {
@@ -248,9 +304,14 @@ mod tests {
 
     #[test]
     fn a_message_has_an_id_of_its_writer_and_its_content() {
-        assert_eq!(message_id("api-1", b"x"), message_id("api-1", b"x"));
-        assert_ne!(message_id("api-1", b"x"), message_id("api-2", b"x"), "two replicas may refuse the same request in the same moment");
-        assert_ne!(message_id("api-1", b"x"), message_id("api-1", b"y"));
+        assert_eq!(message_id("api-1", 7, b"x"), message_id("api-1", 7, b"x"));
+        assert_ne!(
+            message_id("api-1", 7, b"x"),
+            message_id("api-2", 7, b"x"),
+            "two replicas may refuse the same request in the same moment"
+        );
+        assert_ne!(message_id("api-1", 7, b"x"), message_id("api-1", 8, b"x"), "nobody knows its secret");
+        assert_ne!(message_id("api-1", 7, b"x"), message_id("api-1", 7, b"y"));
     }
 
     #[test]

@@ -32,14 +32,16 @@ use tokio_util::task::TaskTracker;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) use self::dispatch::Traced;
 pub(crate) use self::dispatch::{Destination, Dispatched, Run, Spares, UsedNodes, Watched};
-pub(crate) use self::idempotency::{Keys, Used};
+pub(crate) use self::idempotency::{Keys, Use, Used};
 pub(crate) use self::late::LateAnswer;
 pub(crate) use self::lease::Lease;
 use self::replies::Replies;
 pub(crate) use self::replies::{Heard, Listener};
 pub(crate) use self::shares::Told;
 use crate::access::services::Services;
-use crate::collector::Collector;
+use crate::audit::Audit;
+use crate::collector::{Collector, Desk};
+use crate::metrics::Metrics;
 use crate::problem::Problem;
 use crate::roster::Roster;
 use crate::watch::{Change, watch};
@@ -56,11 +58,11 @@ pub struct Links {
     pub servers: Vec<String>,
     /// The authority that signed its certificate.
     pub ca: Option<PathBuf>,
-    /// The folder with `api.creds`, `collector.creds`, `acknowledger.creds`, `frontdoor.creds` and `auditor.creds`.
+    /// The folder with `api.creds`, `store.creds`, `collector.creds`, `acknowledger.creds`, `frontdoor.creds` and `auditor.creds`.
     pub creds: PathBuf,
 }
 
-/// Whether the main connection is there.
+/// Whether a connection is there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LinkState {
     /// It is.
@@ -88,6 +90,8 @@ pub struct Broker(Arc<Inner>);
 struct Inner {
     client: Client,
     caller: Caller,
+    /// Puts what is asked and done into the trail.
+    recorder: jetstream::Context,
     jetstream: jetstream::Context,
     auditor: jetstream::Context,
     keys: kv::Store,
@@ -105,11 +109,13 @@ struct Inner {
     /// What nodes know of the limits of services.
     shares: Told,
     link: watch::Receiver<LinkState>,
+    /// The connection to where streams and buckets are.
+    store_link: watch::Receiver<LinkState>,
     links: Links,
 }
 
 impl Broker {
-    /// Connects and begins to listen, hear nodes and keep the roster; the tasks end with `stop`. Waits for the broker as long as it takes.
+    /// Connects and begins to listen and to keep the roster; the tasks end with `stop`. Waits for the broker as long as it takes.
     pub(crate) async fn start(links: Links, roster: Roster, tasks: &TaskTracker, stop: &CancellationToken) -> Result<Self, String> {
         let credential = Credential::read(&links.link("api").creds).map_err(|error| error.to_string())?;
         let caller: Caller = credential.name.parse().map_err(|detail| format!("the API's credential names nobody: {detail}"))?;
@@ -118,15 +124,12 @@ impl Broker {
         }
         let (client, events) = links.connected("api", caller.as_str(), stop).await?;
         version::require(&client.server_info().version, "the broker").map_err(|error| error.to_string())?;
-        let (link_state, link) = watch::channel(LinkState { connected: true, epoch: 1 });
-        drop(tasks.spawn(follow(events, link_state)));
-        let (collecting, collector_events) = links.connected("collector", "collector", stop).await?;
-        let (acknowledger, acknowledger_events) = links.connected("acknowledger", "acknowledger", stop).await?;
+        let link = followed("api", events, tasks);
+        let (store, store_events) = links.connected("store", &format!("{caller} store"), stop).await?;
+        let store_link = followed("store", store_events, tasks);
         let (auditing, auditor_events) = links.connected("auditor", "auditor", stop).await?;
-        for (name, events) in [("collector", collector_events), ("acknowledger", acknowledger_events), ("auditor", auditor_events)] {
-            drop(tasks.spawn(log_events(name, events)));
-        }
-        let jetstream = jetstream_of(client.clone());
+        drop(tasks.spawn(log_events("auditor", auditor_events)));
+        let jetstream = patient(jetstream::new(store));
         let bucket = async |name: &'static str| {
             jetstream
                 .get_key_value(name)
@@ -136,17 +139,18 @@ impl Broker {
         let (keys, nodes, presence) = (bucket(storage::KEYS).await?, bucket(storage::NODES).await?, bucket(storage::PRESENCE).await?);
         let idempotency = Keys::new(bucket(storage::IDEMPOTENCY).await?);
         let (limits, services) = (bucket(storage::LIMITS).await?, bucket(storage::SERVICES).await?);
-        let lease = Lease::take(bucket(storage::REPLICAS).await?, caller.clone(), link.clone()).await;
+        let lease = Lease::take(bucket(storage::REPLICAS).await?, caller.clone(), store_link.clone()).await;
         let lease = lease.map_err(|error| format!("bucket {} cannot be written: {error}", storage::REPLICAS))?;
         drop(tasks.spawn(lease.clone().keep(stop.clone())));
         let answers =
             client.subscribe(subjects::replies(&caller)).await.map_err(|error| format!("cannot subscribe to answers: {error}"))?;
         let (replies, late_answers) = Replies::new();
         let broker = Self(Arc::new(Inner {
+            recorder: patient(jetstream::new(client.clone())),
             client,
             caller,
             jetstream,
-            auditor: jetstream_of(auditing),
+            auditor: patient(jetstream::with_prefix(auditing, subjects::broker::LENT)),
             keys,
             nodes: nodes.clone(),
             services,
@@ -158,7 +162,8 @@ impl Broker {
             roster: roster.clone(),
             told: [CancellationToken::new(), CancellationToken::new()],
             shares: Told::default(),
-            link: link.clone(),
+            link,
+            store_link: store_link.clone(),
             links,
         }));
         let mux = broker.clone();
@@ -166,13 +171,29 @@ impl Broker {
         let [granted_told, present_told] = broker.0.told.clone();
         let (granted, stopped) = (roster.clone(), stop.clone());
         let learn_grant = and_then(granted_told, move |change| granted.learn_grant(change));
-        drop(tasks.spawn(watch(nodes, link.clone(), stopped, learn_grant)));
+        drop(tasks.spawn(watch(nodes, store_link.clone(), stopped, learn_grant)));
         let learn_presence = and_then(present_told, move |change| roster.learn_presence(change));
-        drop(tasks.spawn(watch(presence, link, stop.clone(), learn_presence)));
-        let collector_name = broker.0.links.name_of("collector")?;
-        let collector = Collector::new(collecting, collector_name, acknowledger, broker.0.shares.clone())
-            .await
-            .map_err(|error| format!("bucket PRESENCE cannot be written: {error}"))?;
+        drop(tasks.spawn(watch(presence, store_link, stop.clone(), learn_presence)));
+        Ok(broker)
+    }
+
+    /// Begins to hear nodes; ends with `stop`.
+    pub(crate) async fn hear_nodes(
+        &self,
+        (audit, metrics): (&Audit, &Metrics),
+        tasks: &TaskTracker,
+        stop: &CancellationToken,
+    ) -> Result<(), String> {
+        let links = &self.0.links;
+        let (collecting, collector_events) = links.connected("collector", "collector", stop).await?;
+        let (acknowledger, acknowledger_events) = links.connected("acknowledger", "acknowledger", stop).await?;
+        for (name, events) in [("collector", collector_events), ("acknowledger", acknowledger_events)] {
+            drop(tasks.spawn(log_events(name, events)));
+        }
+        let (told, auditor) = (self.0.shares.clone(), self.0.auditor.client());
+        let desk = Desk { told, auditor, audit: audit.clone(), metrics: metrics.clone() };
+        let collector =
+            Collector::new(collecting, acknowledger, desk).await.map_err(|error| format!("bucket PRESENCE cannot be written: {error}"))?;
         let events = collector.subscribe().await.map_err(|error| format!("cannot subscribe to nodes' events: {error}"))?;
         let stopped = stop.clone();
         drop(tasks.spawn(async move {
@@ -181,7 +202,7 @@ impl Broker {
                 () = stopped.cancelled() => {}
             }
         }));
-        Ok(broker)
+        Ok(())
     }
 
     /// Begins to tell nodes what these services may ask them for; ends with `stop`.
@@ -200,10 +221,9 @@ impl Broker {
 
     /// Whether jobs can be taken now, or why not.
     pub fn ready(&self) -> Result<(), String> {
-        match self.0.client.connection_state() {
-            State::Connected => Ok(()),
-            State::Pending | State::Disconnected => Err("the broker cannot be reached; the API keeps trying".to_owned()),
-        }
+        let connected = |client: &Client| client.connection_state() == State::Connected;
+        let both = connected(&self.0.client) && connected(&self.0.jetstream.client());
+        both.then_some(()).ok_or_else(|| "the broker cannot be reached; the API keeps trying".to_owned())
     }
 
     /// Whether JetStream answers, or why not.
@@ -238,9 +258,14 @@ impl Broker {
         &self.0.links
     }
 
-    /// JetStream of the application account.
+    /// JetStream where streams and buckets are.
     pub fn jetstream(&self) -> jetstream::Context {
         self.0.jetstream.clone()
+    }
+
+    /// JetStream of the audit account, for writing.
+    pub(crate) fn audit_recorder(&self) -> jetstream::Context {
+        self.0.recorder.clone()
     }
 
     /// JetStream of the audit account, for reading.
@@ -289,8 +314,14 @@ impl Broker {
         self.0.client.publish(subject, job.to_string().into()).await.map_err(|error| error.to_string())
     }
 
+    /// The connection over which nodes are asked and the trail is written.
     pub(crate) fn link(&self) -> watch::Receiver<LinkState> {
         self.0.link.clone()
+    }
+
+    /// The connection to where streams and buckets are.
+    pub(crate) fn store_link(&self) -> watch::Receiver<LinkState> {
+        self.0.store_link.clone()
     }
 
     pub(crate) fn roster(&self) -> &Roster {
@@ -303,7 +334,7 @@ impl Broker {
         self.ready().map_err(|why| Problem::new(Code::Unavailable, why))?;
         let subject = subjects::node_control(node, Verb::Drain.as_str(), &self.0.caller);
         let (sender, mut answers) = mpsc::channel(1);
-        let waiting = self.0.replies.wait(1, sender, None);
+        let waiting = self.0.replies.wait((1, Some(node.clone())), sender, None);
         let reply = subjects::reply(&self.0.caller, waiting.token(), subjects::NO_RESPONDERS);
         let sent = self.0.client.publish_with_reply_and_headers(subject, reply, HeaderMap::new(), Vec::new().into()).await;
         sent.map_err(|error| Problem::new(Code::Unavailable, format!("the broker could not be told: {error}")))?;
@@ -379,22 +410,30 @@ fn and_then(told: CancellationToken, learn: impl Fn(Change)) -> impl Fn(Change) 
     }
 }
 
-fn jetstream_of(client: Client) -> jetstream::Context {
-    let mut jetstream = jetstream::new(client);
+/// A question of a stream as it is said in the account of whoever asks: the trail is read in one of its own.
+fn said_here(stream: &str, question: String) -> String {
+    if stream == storage::AUDIT { subjects::broker::lent(&question) } else { question }
+}
+
+fn patient(mut jetstream: jetstream::Context) -> jetstream::Context {
     jetstream.set_timeout(JETSTREAM_TIMEOUT);
     jetstream
 }
 
-/// Keeps the state of the main connection.
-async fn follow(mut events: mpsc::Receiver<LinkEvent>, state: watch::Sender<LinkState>) {
-    while let Some(event) = events.recv().await {
-        match &event {
-            LinkEvent::Connected => state.send_modify(|state| *state = LinkState { connected: true, epoch: state.epoch + 1 }),
-            LinkEvent::Disconnected => state.send_modify(|state| state.connected = false),
-            _ => {}
+/// Whether a connection is there, from now on.
+fn followed(name: &'static str, mut events: mpsc::Receiver<LinkEvent>, tasks: &TaskTracker) -> watch::Receiver<LinkState> {
+    let (state, link) = watch::channel(LinkState { connected: true, epoch: 1 });
+    drop(tasks.spawn(async move {
+        while let Some(event) = events.recv().await {
+            match &event {
+                LinkEvent::Connected => state.send_modify(|state| *state = LinkState { connected: true, epoch: state.epoch + 1 }),
+                LinkEvent::Disconnected => state.send_modify(|state| state.connected = false),
+                _ => {}
+            }
+            log_event(name, &event);
         }
-        log_event("api", &event);
-    }
+    }));
+    link
 }
 
 pub(crate) async fn log_events(name: &'static str, mut events: mpsc::Receiver<LinkEvent>) {

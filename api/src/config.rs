@@ -58,7 +58,7 @@ pub struct Given {
     #[arg(long, env = "PROBEOPS_CA", value_name = "FILE")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
-    /// The folder with api.creds, collector.creds, acknowledger.creds, frontdoor.creds and auditor.creds
+    /// The folder with api.creds, store.creds, collector.creds, acknowledger.creds, frontdoor.creds and auditor.creds
     #[arg(long, env = "PROBEOPS_CREDS", value_name = "FOLDER")]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub creds: Option<PathBuf>,

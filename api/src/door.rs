@@ -230,7 +230,7 @@ impl Inside {
         self.refused.fetch_add(1, Ordering::Relaxed);
         let principal = format!("service:{caller}");
         let refusal = Refusal { principal: Some(&principal), request_id: id, request: REQUEST, problem };
-        self.app.audit.refused_at_the_door(caller.as_str(), &refusal);
+        self.app.audit.refused(&refusal);
         match problem.code() {
             Code::Internal => tracing::error!(request.id = id, principal, "{REQUEST}: {problem}"),
             Code::Unavailable => tracing::warn!(request.id = id, principal, "{REQUEST}: {problem}"),

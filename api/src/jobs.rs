@@ -1,6 +1,7 @@
 //! Jobs: from a request to a document, and back from stream JOBS.
 
 mod admission;
+mod advance;
 mod callback;
 mod choose;
 mod detachable;
@@ -197,8 +198,10 @@ pub enum How {
 enum Id {
     /// None yet.
     New,
-    /// That to which its call's key belongs.
-    Promised(JobId),
+    /// This one: it has no key.
+    Given(JobId),
+    /// That to which its call's key belongs, as it was written with this revision.
+    Promised(JobId, u64),
 }
 
 /// A job that was accepted.
@@ -258,6 +261,8 @@ struct Inner {
     store: Store,
     room: Arc<Semaphore>,
     tasks: TaskTracker,
+    /// What is tried again until it is done, or the end.
+    afterwards: (TaskTracker, CancellationToken),
     /// The jobs that go on here and may be asked for meanwhile.
     live: Mutex<HashMap<JobId, Arc<Live>>>,
     /// The jobs of other replicas that are followed here.
@@ -277,7 +282,9 @@ impl Jobs {
         let room = Arc::new(Semaphore::new(RUNS_MAX));
         let said = broker.replicas().await.map_err(|error| format!("cannot hear other replicas: {error}"))?;
         let limits = Limits::new(&broker);
-        let inner = Inner { broker, audit, metrics, tracer, callbacks, limits, store, room, tasks: TaskTracker::new(), live, elsewhere };
+        let afterwards = (tasks.clone(), stop.clone());
+        let counted = TaskTracker::new();
+        let inner = Inner { broker, audit, metrics, tracer, callbacks, limits, store, room, tasks: counted, afterwards, live, elsewhere };
         let jobs = Self(Arc::new(inner));
         let (hearing, stopped) = (jobs.clone(), stop.clone());
         drop(tasks.spawn(async move { stopped.run_until_cancelled(hearing.hear(said)).await }));
@@ -285,7 +292,7 @@ impl Jobs {
             let (keeping, stop) = (jobs.clone(), stop.clone());
             drop(tasks.spawn(async move { stop.run_until_cancelled(keeping.keep_late(answers)).await }));
         }
-        let (gone, watching) = jobs.0.broker.lease().gone(jobs.0.broker.link(), stop.clone());
+        let (gone, watching) = jobs.0.broker.lease().gone(jobs.0.broker.store_link(), stop.clone());
         drop(tasks.spawn(watching));
         let (taking, stopped) = (jobs.clone(), stop.clone());
         drop(tasks.spawn(async move { stopped.run_until_cancelled(taking.take_over(gone)).await }));
@@ -319,7 +326,7 @@ impl Jobs {
         if there.is_some() {
             return Ok(());
         }
-        self.make(principal, request, How::Wait(Duration::ZERO), Id::Promised(id)).await.map(drop)
+        self.make(principal, request, How::Wait(Duration::ZERO), Id::Given(id)).await.map(drop)
     }
 
     /// Refuses a request that is for later and could not be run now by what the principal may do and what there is; nodes need not be there.
@@ -351,11 +358,11 @@ impl Jobs {
         // Room before rate: a job that finds no room costs nothing.
         let free = self.room_for(chosen.destinations.len())?;
         let admitted = self.0.limits.admit(principal, request.spec.tool(), chosen.destinations, 0).await?;
-        let Admitted { destinations, allowance, held } = admitted;
+        let Admitted { destinations, allowance, held, payment } = admitted;
         let room = Room { _free: free, _held: held };
         // What is refused is refused before, and leaves no key behind.
-        let id = match self.promised(principal, id, request.idempotency.as_ref()).await? {
-            Promise::Given(id) => id,
+        let (id, advance) = match self.promised(principal, id, request.idempotency.as_ref(), payment).await? {
+            Promise::Given(id, advance) => (id, advance),
             Promise::GivenBefore(id) => {
                 drop(room);
                 return Box::pin(self.join_made(principal, id, how)).await;
@@ -371,7 +378,7 @@ impl Jobs {
         if waits_to_the_end && let [_] = runs.as_slice() {
             let (jobs, counted) = (self.clone(), self.0.tasks.token());
             let job = Detachable::new(&self.0.tasks, async move {
-                jobs.0.audit.stored(accepted).await?;
+                let _spent = jobs.recorded(accepted, advance).await?;
                 let finished = jobs.run_unwatched(document, &runs).await;
                 drop((room, counted));
                 Ok(finished)
@@ -386,8 +393,9 @@ impl Jobs {
         let jobs = self.clone();
         // What is stored is begun, though its caller hang up meanwhile.
         let begun = self.0.tasks.spawn(async move {
-            jobs.0.audit.stored(accepted).await?;
-            jobs.begin(state, runs, (ends_by, 0), only_watched, room).await.map_err(|error| unkept(&error))
+            let payment = jobs.recorded(accepted.clone(), advance).await?;
+            let begun = jobs.begin(state, runs, (ends_by, 0), only_watched, room).await;
+            jobs.paid_if_begun(begun, payment, accepted).await.map_err(|error| unkept(&error))
         });
         let Some(mut watcher) = begun.await.unwrap_or_else(|_| Err(unkept("it met a fault of this API")))? else {
             // Another call with the same key was faster.
@@ -452,7 +460,8 @@ impl Jobs {
 
     /// Takes one run of this principal's rate for what costs something and runs nothing.
     pub(crate) async fn charge(&self, principal: &Principal) -> Result<(), Problem> {
-        self.0.limits.pay(principal, 1).await.map(drop)
+        let (_left, _spent) = self.0.limits.pay(principal, 1).await?;
+        Ok(())
     }
 
     /// Says which nodes would be used for a request and why not others; runs nothing and costs as much as one run.
@@ -628,7 +637,7 @@ impl Jobs {
         if document.caller == principal.name {
             return Ok(found);
         }
-        if principal.is_admin() {
+        if principal.oversees() {
             self.0.audit.read(&principal.name, &id.to_string(), format!("job:{id}"), &format!("a job of {}", document.caller));
             return Ok(found);
         }

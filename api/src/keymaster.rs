@@ -2,6 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use probeops_shared::keymaster::{Answer, Mint, Minted, NodeRights, Refusal, Revoke, Revoked, ServiceRights, Verb};
 use probeops_shared::problem::Code;
 use probeops_shared::subjects;
@@ -13,6 +16,11 @@ use crate::problem::Problem;
 
 /// How long the keymaster may take: it waits for the slowest server of the broker, and not for ever.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// After how long without an answer a revocation is asked for once more: of the servers of the broker that the keymaster listens at one may hang,
+/// and what is asked is given to any.
+const AGAIN_AFTER: Duration = Duration::from_millis(250);
+/// How often it is asked for at most.
+const ASKED_MAX: usize = 4;
 /// How long it may be without a connection before it is said that none runs.
 const RECONNECT_WITHIN: Duration = Duration::from_secs(2);
 /// How often to look whether it is back.
@@ -40,7 +48,7 @@ impl Keymaster {
     }
 
     /// Voids every credential of a key made so far and cuts its connections. It is final when this answers; which servers of the broker have
-    /// taken it, and which have yet to, is in the answer.
+    /// taken it, and which have yet to, is in the answer. One of which no credential is in force, as far as the keymaster knows, is not found.
     pub async fn revoke(&self, public_key: &str) -> Result<Revoked, Problem> {
         let revoked = self.ask(Verb::Revoke, &Revoke { public_key: public_key.to_owned() }).await;
         // The key is of our own records: what is wrong with it is not wrong with what was asked of us.
@@ -54,17 +62,37 @@ impl Keymaster {
         let subject = subjects::keymaster(verb, self.broker.caller());
         let begun = Instant::now();
         let answer = loop {
-            match self.broker.ask(subject.clone(), body.clone(), ANSWER_WITHIN).await {
+            match self.heard(verb, &subject, &body).await {
                 Err(Unanswered::Nobody) if begun.elapsed() < RECONNECT_WITHIN => tokio::time::sleep(RECONNECT_POLL).await,
                 answer => break answer.map_err(unanswered)?,
             }
         };
         match serde_json::from_slice(&answer) {
             Ok(Answer::Done(done)) => Ok(done),
-            Ok(Answer::Refused { problem: Refusal { code, detail } }) => {
-                Err(Problem::new(code, format!("the keymaster refuses: {detail}")))
+            Ok(Answer::Refused { problem: Refusal { code, detail, retry_after_ms } }) => {
+                let problem = Problem::new(code, format!("the keymaster refuses: {detail}"));
+                Err(match retry_after_ms {
+                    Some(after_ms) => problem.retry_after(Duration::from_millis(after_ms)),
+                    None => problem,
+                })
             }
             Err(error) => Err(internal(format!("the keymaster's answer cannot be understood: {error}"))),
+        }
+    }
+}
+
+impl Keymaster {
+    /// The first answer. A revocation that is asked for again changes nothing; a credential is asked for once.
+    async fn heard(&self, verb: Verb, subject: &str, body: &[u8]) -> Result<Bytes, Unanswered> {
+        let asked_max = if verb == Verb::Revoke { ASKED_MAX } else { 1 };
+        let mut asked = FuturesUnordered::new();
+        loop {
+            asked.push(self.broker.ask(subject.to_owned(), body.to_vec(), ANSWER_WITHIN));
+            let again = asked.len() < asked_max;
+            tokio::select! {
+                Some(answer) = asked.next() => return answer,
+                () = tokio::time::sleep(AGAIN_AFTER), if again => {}
+            }
         }
     }
 }

@@ -53,6 +53,7 @@ use crate::jobs::{Ending, Jobs};
 use crate::keymaster::Keymaster;
 use crate::later::firing::Firings;
 use crate::later::schedules::Schedules;
+use crate::limits::changes::Changes;
 use crate::metrics::Metrics;
 use crate::roster::Roster;
 use crate::trace::Tracer;
@@ -76,6 +77,8 @@ pub struct App {
     pub access: Access,
     /// How nodes come by their credentials.
     pub(crate) enroll: Enroll,
+    /// How many changes one makes.
+    pub(crate) changes: Changes,
     /// The trail.
     pub audit: Audit,
     /// What is counted.
@@ -100,6 +103,10 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     let access = Access::start(&broker, (settings.jwt.as_ref(), settings.links.ca.as_deref(), &metrics), &tasks, &ended)?;
     broker.share_out(access.services(), &tasks, &ended);
     let audit = Audit::start(&broker, (settings.audit, &metrics), &writers, &ended);
+    let Some(heard) = stop.run_until_cancelled(Box::pin(broker.hear_nodes((&audit, &metrics), &tasks, &ended))).await else {
+        return Ok(());
+    };
+    heard?;
     let keymaster = Keymaster::new(&broker);
     let enroll = Enroll::start((&broker, &keymaster, access.keyring()), &audit, settings.nodes, (&tasks, &ended)).await?;
     let scheme = if settings.listen.tls.is_some() { "https" } else { "http" };
@@ -115,7 +122,19 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<(), Stri
     firings.start(&broker, Ending { tasks: &writers, stop: &ended }).await?;
     let Some(door) = stop.run_until_cancelled(Box::pin(Door::connect(&broker, &tasks, &ended))).await else { return Ok(()) };
     let door = door?;
-    let app = App { broker, keymaster, roster, jobs: jobs.clone(), callbacks, schedules, access, enroll, audit, metrics };
+    let app = App {
+        broker,
+        keymaster,
+        roster,
+        jobs: jobs.clone(),
+        callbacks,
+        schedules,
+        access,
+        enroll,
+        changes: Changes::new(),
+        audit,
+        metrics,
+    };
     let closing = stop.child_token();
     let door = tokio::spawn(door.serve(app.clone(), closing.clone()));
     let served = listener.serve(routes::router(app), stop).await;

@@ -4,6 +4,7 @@
 //! memory. Where the bucket cannot be asked, what is limited is refused: a limit never opens. Who has none costs nothing.
 
 mod at_once;
+pub(crate) mod changes;
 mod rate;
 
 use std::collections::HashMap;
@@ -144,13 +145,29 @@ pub(crate) struct Admitted {
     pub(crate) allowance: Option<Allowance>,
     /// Kept as long as the job goes on.
     pub(crate) held: Vec<Held>,
+    /// What it has paid.
+    pub(crate) payment: Payment,
 }
 
 /// What was taken of the limits for one job; given back if it is not admitted in the end.
 #[derive(Debug, Default)]
 struct Takings {
-    paid: Vec<(Arc<rate::Shared>, Paid)>,
+    payment: Payment,
     held: Vec<Held>,
+}
+
+/// What was taken of rates. Dropped, it is spent.
+#[derive(Debug, Default)]
+#[must_use]
+pub(crate) struct Payment(Vec<(Arc<rate::Shared>, Paid)>);
+
+impl Payment {
+    /// Gives it back: what it was taken for does not run.
+    pub(crate) async fn give_back(self) {
+        for (of, paid) in self.0 {
+            of.give_back(paid).await;
+        }
+    }
 }
 
 /// Why a node takes no more.
@@ -173,8 +190,10 @@ impl Limits {
     }
 
     /// Takes so many runs from the rate of a principal, for a job whose nodes are not known yet.
-    pub(crate) async fn pay(&self, principal: &Principal, runs: u32) -> Result<Option<Allowance>, Problem> {
-        self.take_rate(principal, runs, &mut Takings::default()).await
+    pub(crate) async fn pay(&self, principal: &Principal, runs: u32) -> Result<(Option<Allowance>, Payment), Problem> {
+        let mut takings = Takings::default();
+        let allowance = self.take_rate(principal, runs, &mut takings).await?;
+        Ok((allowance, takings.payment))
     }
 
     /// Takes what a job needs of every limit it meets, or of none. `paid`: how many of its runs were taken from the rate before.
@@ -187,15 +206,13 @@ impl Limits {
     ) -> Result<Admitted, Problem> {
         let nodes_are_limited = self.0.broker.roster().look(|nodes| nodes.limited().len() > 0);
         if principal.limits.rate.is_none() && principal.limits.at_once.is_none() && !nodes_are_limited {
-            return Ok(Admitted { destinations, allowance: None, held: Vec::new() });
+            return Ok(Admitted { destinations, allowance: None, held: Vec::new(), payment: Payment::default() });
         }
         let mut takings = Takings::default();
         match Box::pin(self.take(principal, tool, (destinations, paid), &mut takings)).await {
-            Ok((destinations, allowance)) => Ok(Admitted { destinations, allowance, held: takings.held }),
+            Ok((destinations, allowance)) => Ok(Admitted { destinations, allowance, held: takings.held, payment: takings.payment }),
             Err(problem) => {
-                for (of, paid) in takings.paid {
-                    of.give_back(paid).await;
-                }
+                takings.payment.give_back().await;
                 Err(problem)
             }
         }
@@ -250,7 +267,7 @@ impl Limits {
         let shared = self.rate_of(&of_principal(principal));
         match answered(shared.take(&self.0.bucket, rate, runs)).await? {
             Taken::Now(paid, left) => {
-                takings.paid.push((shared, paid));
+                takings.payment.0.push((shared, paid));
                 Ok(Some(left))
             }
             Taken::Later(after, left) => {
@@ -334,7 +351,7 @@ impl Limits {
         if let Some(rate) = grant.rate {
             let shared = self.rate_of(&of);
             match answered(shared.take(&self.0.bucket, rate, 1)).await? {
-                Taken::Now(paid, _) => takings.paid.push((shared, paid)),
+                Taken::Now(paid, _) => takings.payment.0.push((shared, paid)),
                 Taken::Later(after, _) => return Ok(full(format!("{rate} runs"), after)),
                 Taken::Never => return Ok(full(format!("{rate} runs"), rate.window)),
             }

@@ -7,11 +7,10 @@ use probeops_nats::connect::violations_total;
 use probeops_shared::outcome::Outcome;
 use probeops_shared::tools::ToolName;
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
-    exponential_buckets,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, exponential_buckets,
 };
 
-use crate::roster::Roster;
+use crate::roster::RegionSummary;
 
 /// The shortest time that is told apart, in seconds, and how many times longer each next one is.
 const SECONDS: (f64, f64, usize) = (0.001, 2.5, 13);
@@ -31,9 +30,9 @@ struct Inner {
     spans: IntCounterVec,
     jwks: IntCounterVec,
     jwks_fetched_at: IntGauge,
-    nodes: IntGaugeVec,
     connected: IntGauge,
     violations: IntCounter,
+    lies: IntCounter,
     queued: IntGauge,
     audit: Trail,
 }
@@ -91,6 +90,11 @@ impl Metrics {
         let violations =
             IntCounter::new("probeops_violations_total", "What the broker has forbidden this API; more than none is a fault.")?;
         registry.register(Box::new(violations.clone()))?;
+        let lies = IntCounter::new(
+            "probeops_node_violations_total",
+            "What nodes said that is not believed, such as records that are not theirs.",
+        )?;
+        registry.register(Box::new(lies.clone()))?;
         let queued = IntGauge::new("probeops_jobs_queued", "Jobs that wait for a node, in all; every replica tells the same.")?;
         registry.register(Box::new(queued.clone()))?;
         let fetched_at = "When the keys that check JWTs were last fetched from their URL, in seconds since 1970; 0 where they were not.";
@@ -105,9 +109,9 @@ impl Metrics {
             spans: counters("probeops_spans_total", "Spans by what became of them: exported, or lost and why.", &["result"])?,
             jwks: counters("probeops_jwks_fetches_total", "Fetches of the keys that check JWTs from their URL.", &["result"])?,
             jwks_fetched_at,
-            nodes: gauges("probeops_nodes", "Nodes by whether they are there.", &["region", "state"])?,
             connected,
             violations,
+            lies,
             queued,
             audit: Trail::registered(&registry)?,
             registry,
@@ -129,6 +133,11 @@ impl Metrics {
         self.0.request_seconds.with_label_values(&[route]).observe(elapsed.as_secs_f64());
     }
 
+    /// A node said what is not believed.
+    pub(crate) fn node_lied(&self) {
+        self.0.lies.inc();
+    }
+
     /// So many jobs wait for a node.
     pub(crate) fn count_queued(&self, count: u64) {
         self.0.queued.set(i64::try_from(count).unwrap_or(i64::MAX));
@@ -137,6 +146,11 @@ impl Metrics {
     /// Whether the audit trail takes records.
     pub(crate) fn audit_records(&self, takes: bool) {
         self.0.audit.recording.set(takes.into());
+    }
+
+    /// How full the audit trail was when it was last looked at, in percent.
+    pub(crate) fn audit_filled_percent(&self) -> i64 {
+        self.0.audit.filled.get()
     }
 
     /// How full the audit trail is.
@@ -167,21 +181,26 @@ impl Metrics {
         }
     }
 
-    /// All of it as Prometheus reads it (text format 0.0.4).
-    pub(crate) fn text(&self, roster: &Roster, connected: bool) -> Result<String, String> {
+    /// All of it as Prometheus reads it (text format 0.0.4), with those regions that the reader may know of.
+    pub(crate) fn text(&self, regions: &[RegionSummary], connected: bool) -> Result<String, String> {
+        self.written(regions, connected).map_err(|error| error.to_string())
+    }
+
+    fn written(&self, regions: &[RegionSummary], connected: bool) -> prometheus::Result<String> {
         self.0.connected.set(connected.into());
         self.0.violations.inc_by(violations_total().saturating_sub(self.0.violations.get()));
-        self.0.nodes.reset();
-        for region in roster.regions() {
+        // Made anew for each reader, of whom not all see the same.
+        let nodes = IntGaugeVec::new(Opts::new("probeops_nodes", "Nodes by whether they are there."), &["region", "state"])?;
+        let readers = Registry::new();
+        readers.register(Box::new(nodes.clone()))?;
+        for region in regions {
             let states =
                 [("ready", region.online - region.draining), ("draining", region.draining), ("offline", region.nodes - region.online)];
             for (state, count) in states {
-                self.0.nodes.with_label_values(&[region.region.as_str(), state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+                nodes.with_label_values(&[region.region.as_str(), state]).set(i64::try_from(count).unwrap_or(i64::MAX));
             }
         }
-        let mut text = Vec::new();
-        TextEncoder::new().encode(&self.0.registry.gather(), &mut text).map_err(|error| error.to_string())?;
-        String::from_utf8(text).map_err(|error| error.to_string())
+        TextEncoder::new().encode_to_string(&[self.0.registry.gather(), readers.gather()].concat())
     }
 }
 
@@ -199,7 +218,7 @@ mod tests {
         let outcome = Outcome { duration_ms: 250.0, ..outcome };
         metrics.ended(ToolName::Ping, &outcome, Duration::from_secs(1));
         metrics.answered("GET", "/v1/jobs/{id}", 200, Duration::from_millis(2));
-        let text = metrics.text(&Roster::default(), true).unwrap();
+        let text = metrics.text(&[], true).unwrap();
         for line in [
             "probeops_jobs_total{outcome=\"busy\",tool=\"ping\"} 1",
             "probeops_job_duration_seconds_sum{tool=\"ping\"} 1",

@@ -1,10 +1,11 @@
-//! Taking credentials back: on every server of the broker by the keymaster, and in the registers, where every replica sees it.
+//! Taking credentials of services back: on every server of the broker by the keymaster, and in the register, where every replica sees it. Those of
+//! nodes are taken back by `enroll`, which changes them, too.
 
 use futures_util::future::join_all;
-use probeops_shared::ids::{Caller, NodeId};
+use probeops_shared::ids::Caller;
 use probeops_shared::keymaster::Revoked;
 use probeops_shared::problem::Code;
-use probeops_shared::registry::{NodeGrant, ServiceGrant};
+use probeops_shared::registry::ServiceGrant;
 use probeops_shared::timestamp::Timestamp;
 use schemars::JsonSchema;
 use serde::Serialize;
@@ -12,9 +13,6 @@ use serde::Serialize;
 use crate::App;
 use crate::access::services::Stored;
 use crate::problem::Problem;
-
-/// How often an entry is written again that somebody else has changed meanwhile.
-const WRITES_MAX: u32 = 5;
 
 /// How far a revocation has come.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, JsonSchema)]
@@ -50,7 +48,7 @@ impl Told {
     }
 
     /// The same of two revocations: a server has both or not.
-    fn and(self, other: Self) -> Self {
+    pub(crate) fn and(self, other: Self) -> Self {
         let mut waiting = self.waiting;
         waiting.extend(other.waiting);
         waiting.sort();
@@ -65,44 +63,22 @@ impl Told {
 
     /// How it is said in the audit trail.
     pub(crate) fn said(&self) -> String {
+        if self.servers.is_empty() && self.waiting.is_empty() {
+            return "no credential of it was in force".to_owned();
+        }
         let servers = format!("taken by {}", self.servers.join(", "));
         if self.everywhere() { servers } else { format!("{servers}; not yet by {}", self.waiting.join(", ")) }
     }
 }
 
-/// Revokes a node's credential on every server and marks it so. Of one that is revoked already it says how far that has come.
-pub(crate) async fn revoke_node(app: &App, id: &NodeId) -> Result<Told, Problem> {
-    let unavailable = |error: String| Problem::new(Code::Unavailable, format!("node {id} could not be revoked: {error}"));
-    let mut told = None;
-    let nodes = app.broker.nodes();
-    for _ in 0..WRITES_MAX {
-        let entry = nodes.entry(id.as_str()).await.map_err(|error| unavailable(error.to_string()))?;
-        let grant = entry.and_then(|entry| Some((serde_json::from_slice::<NodeGrant>(&entry.value).ok()?, entry.revision)));
-        let Some((mut grant, revision)) = grant else {
-            return Err(Problem::new(Code::NoSuchNode, format!("there is no node `{id}`")));
-        };
-        // It may have another key than a moment ago.
-        for key in grant.keys() {
-            let now: Told = app.keymaster.revoke(&key).await?.into();
-            told = Some(told.map_or_else(|| now.clone(), |before: Told| before.and(now.clone())));
-        }
-        let before = grant.revoked_at.replace(grant.revoked_at.unwrap_or_else(Timestamp::now));
-        if before.is_some() {
-            break;
-        }
-        let value = serde_json::to_vec(&grant).map_err(|error| unavailable(error.to_string()))?;
-        if nodes.update(id.as_str(), value.into(), revision).await.is_ok() {
-            break;
-        }
-        app.broker.ready().map_err(unavailable)?;
-        told = None;
-    }
-    told.ok_or_else(|| unavailable("its record is being changed by somebody else; try again".to_owned()))
-}
-
 /// Revokes a service's credential on every server and marks it so.
 pub(crate) async fn revoke_service(app: &App, held: &Stored) -> Result<(ServiceGrant, Told), Problem> {
-    let told: Told = app.keymaster.revoke(&held.grant.public_key).await?.into();
+    let told: Told = match app.keymaster.revoke(&held.grant.public_key).await {
+        Ok(revoked) => revoked.into(),
+        // All that it had has ended long ago.
+        Err(problem) if problem.code() == Code::NotFound && held.grant.expires_at <= Timestamp::now() => Told::default(),
+        Err(problem) => return Err(problem),
+    };
     if held.grant.revoked_at.is_some() {
         return Ok((held.grant.clone(), told));
     }
@@ -147,6 +123,7 @@ mod tests {
         assert_eq!((both.servers.as_slice(), both.waiting.as_slice()), (&["a".to_owned()][..], &["b".to_owned()][..]));
         assert!(!both.everywhere() && both.advice.as_deref().is_some_and(|advice| advice.starts_with("b did not say")));
         assert_eq!(both.said(), "taken by a; not yet by b");
+        assert_eq!(Told::default().said(), "no credential of it was in force");
         assert!(told(&["a"], &[]).everywhere() && told(&["a"], &[]).advice.is_none());
     }
 }

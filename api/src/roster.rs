@@ -39,6 +39,15 @@ pub struct Node {
     pub expires_at: Timestamp,
     /// Whether it was revoked.
     pub revoked: bool,
+    /// When it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Timestamp>,
+    /// Why it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_because: Option<String>,
+    /// Whether its key is not void yet, because the keymaster did not answer; it is asked again until it does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub revoking: bool,
     /// Whether it has been heard of within three beats.
     pub online: bool,
     /// When it was last heard of; absent when not since it left or this API started.
@@ -100,11 +109,6 @@ impl Roster {
         self.look(|inner| inner.granted.get(id).cloned())
     }
 
-    /// All regions, by name.
-    pub fn regions(&self) -> Vec<RegionSummary> {
-        self.look(|nodes| nodes.summaries(|_| true, |_| true))
-    }
-
     /// The region that a node was granted.
     pub(crate) fn region(&self, node: &NodeId) -> Option<Region> {
         self.look(|inner| inner.granted.get(node).map(|grant| grant.region.clone()))
@@ -125,6 +129,15 @@ impl Roster {
     pub(crate) fn never_enrolled(&self) -> Vec<NodeId> {
         let now = Timestamp::now();
         self.look(|inner| inner.granted.values().filter(|grant| grant.has_failed_to_enroll(now)).map(|grant| grant.id.clone()).collect())
+    }
+
+    /// The nodes of which the keymaster has yet to void the keys, and those of which it has yet to void the one before.
+    pub(crate) fn owed(&self) -> (Vec<NodeId>, Vec<NodeId>) {
+        let owing = |grant: &&NodeGrant| grant.enrolled.as_ref().is_some_and(|enrolled| enrolled.predecessor.is_some());
+        let ids = |inner: &Nodes, wanted: &dyn Fn(&&NodeGrant) -> bool| {
+            inner.granted.values().filter(wanted).map(|grant| grant.id.clone()).collect()
+        };
+        self.look(|inner| (ids(inner, &|grant| grant.revoking), ids(inner, &|grant| grant.revoked_at.is_none() && owing(grant))))
     }
 
     /// The ephemeral nodes that are not there.

@@ -3,6 +3,7 @@
 mod audit;
 mod batch;
 mod body;
+pub(crate) mod client;
 mod deliveries;
 mod docs;
 mod enroll;

@@ -27,6 +27,7 @@ use self::crowd::{Activity, Counted};
 use crate::config::Listen;
 use crate::jobs::WAIT_MAX;
 use crate::routes::HEADERS_BYTES_MAX;
+use crate::routes::client::CameBy;
 
 /// How long a TLS handshake, and the first bytes of a connection, may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
@@ -212,14 +213,15 @@ impl Http {
         let Some(tls) = tls else {
             let version = self.begun(&activity, version_of(&stream)).await;
             if let Some(Ok(Some(version))) = version {
-                self.requests(stream, version, activity).await;
+                self.requests(stream, version, (activity, CameBy::ClearText)).await;
             }
             return;
         };
+        let Ok(from) = stream.peer_addr() else { return tracing::debug!("a connection was gone before it was served") };
         match self.begun(&activity, tls.accept(stream)).await {
             Some(Ok(stream)) => {
                 let version = if stream.get_ref().1.alpn_protocol() == Some(tls::HTTP2) { Version::Two } else { Version::One };
-                self.requests(stream, version, activity).await;
+                self.requests(stream, version, (activity, CameBy::Tls(from.ip()))).await;
             }
             Some(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
             None => tracing::debug!("a TLS handshake took too long"),
@@ -234,14 +236,19 @@ impl Http {
         }
     }
 
-    async fn requests(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, version: Version, activity: Activity) {
+    async fn requests(
+        self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        version: Version,
+        (activity, came_by): (Activity, CameBy),
+    ) {
         let Self { builder, router, stop, crowd } = self;
         // Told the version instead of left to find it out: waiting for the first bytes would have no bound.
         let builder = match version {
             Version::One => builder.http1_only(),
             Version::Two => builder.http2_only(),
         };
-        let service = Counted::new(router, activity.clone());
+        let service = Counted::new(router, activity.clone(), came_by);
         let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let told_to_end = async {
             tokio::select! {

@@ -151,7 +151,8 @@ impl Tracer {
             name: told.name,
             kind: told.kind.into(),
             start_time_unix_nano: unix_ns(told.started),
-            end_time_unix_nano: unix_ns(told.started + told.took),
+            // What a node says of its time may be more than there is.
+            end_time_unix_nano: unix_ns(told.started.checked_add(told.took).unwrap_or(told.started)),
             attributes: told.attributes,
             events: told.events,
             links: told.links,

@@ -1,6 +1,7 @@
 //! `probeops audit`: the trail, as the API shows it; `tail`: as it comes; `chained`: all of it, with what tells whether it is whole.
 
 mod chained;
+mod copy;
 mod tail;
 
 use std::time::Duration;
@@ -80,8 +81,8 @@ struct Wanted {
     /// Only this target: a job's, or what was changed or read, such as key:ID or node:ID
     #[arg(long, value_name = "TARGET")]
     target: Option<String>,
-    /// Only records of this kind: accepted, refused, changed, read, started, finished, denied, lost
-    #[arg(long, value_parser = verdict)]
+    /// Only records of this kind
+    #[arg(long, value_parser = verdict, long_help = format!("Only records of this kind: {}", verdicts()))]
     verdict: Option<Verdict>,
     /// Only of this request or job
     #[arg(long, value_name = "ID")]
@@ -139,15 +140,16 @@ fn filters(args: &ListArgs) -> Vec<(&'static str, String)> {
     given.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
-fn row(record: &Value) -> [String; 7] {
+fn row(record: &Value, writer: &str) -> [String; 8] {
     let Ok(record) = serde_json::from_value::<Record>(record.clone()) else {
         // Of another version, perhaps; what there is to see is shown all the same.
         let time = record.get("time").and_then(Value::as_str).unwrap_or("-");
-        return [plain(time), "?".into(), "?".into(), "?".into(), "?".into(), "?".into(), plain(&record.to_string())];
+        return [plain(time), "?".into(), plain(writer), "?".into(), "?".into(), "?".into(), "?".into(), plain(&record.to_string())];
     };
     [
         record.time.to_string(),
         record.verdict.as_str().to_owned(),
+        plain(writer),
         plain(&record.principal),
         record.node.map_or_else(|| "-".to_owned(), |node| node.to_string()),
         plain(&record.tool),
@@ -158,17 +160,19 @@ fn row(record: &Value) -> [String; 7] {
 
 /// A line for each record, by their own times: the trail has them as they arrived, and a node sends a second's worth at once.
 fn shown(records: &[Value]) -> String {
-    let mut rows: Vec<_> = records.iter().map(row).collect();
+    let writer = |record: &Value| record["writer"].as_str().unwrap_or("-").to_owned();
+    let mut rows: Vec<_> = records.iter().map(|record| row(record, &writer(record))).collect();
     // Times of one form sort as text.
     rows.sort_by(|[earlier, ..], [later, ..]| later.cmp(earlier));
-    table(["TIME", "VERDICT", "PRINCIPAL", "NODE", "TOOL", "TARGET", "DETAIL"], &rows)
+    table(["TIME", "VERDICT", "WRITER", "PRINCIPAL", "NODE", "TOOL", "TARGET", "DETAIL"], &rows)
 }
 
 fn verdict(text: &str) -> Result<Verdict, String> {
-    Verdict::ALL.into_iter().find(|verdict| verdict.as_str() == text).ok_or_else(|| {
-        let all: Vec<&str> = Verdict::ALL.iter().map(|verdict| verdict.as_str()).collect();
-        format!("must be one of {}", all.join(", "))
-    })
+    Verdict::ALL.into_iter().find(|verdict| verdict.as_str() == text).ok_or_else(|| format!("must be one of {}", verdicts()))
+}
+
+fn verdicts() -> String {
+    Verdict::ALL.map(Verdict::as_str).join(", ")
 }
 
 fn when(text: &str) -> Result<Timestamp, String> {
@@ -196,9 +200,9 @@ mod tests {
 
     #[test]
     fn a_record_is_one_line_and_cannot_steer_the_terminal() {
-        let record = json!({"time": "2026-01-31T12:00:00Z", "verdict": "denied", "principal": "svc", "tool": "ping", "target": "a\u{1b}b", "request_id": "r"});
+        let record = json!({"time": "2026-01-31T12:00:00Z", "verdict": "denied", "principal": "svc", "tool": "ping", "target": "a\u{1b}b", "request_id": "r", "writer": "n\u{1b}1"});
         let text = shown(&[record]);
-        assert_eq!(text.lines().nth(1).unwrap(), "2026-01-31T12:00:00.000000Z  denied   svc        -     ping  a\\u{1b}b");
+        assert_eq!(text.lines().nth(1).unwrap(), "2026-01-31T12:00:00.000000Z  denied   n\\u{1b}1  svc        -     ping  a\\u{1b}b");
     }
 
     #[test]

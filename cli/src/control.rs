@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use async_nats::Client;
 use async_nats::jetstream::{self, kv::Store};
 use clap::Args;
 use probeops_nats::connect::{Link, connect};
@@ -65,9 +66,15 @@ impl Control {
     /// A connection for one command.
     pub(crate) async fn session(&self) -> Result<Session, Failed> {
         let name: Caller = format!("command-{:08x}", rand::random::<u32>()).parse().map_err(Failed::work)?;
-        let role = Role::Registrar { name };
+        let registrar = self.connected(&Role::Registrar { name: name.clone() }).await?;
+        let recorder = self.connected(&Role::Recorder { name: name.clone() }).await?;
+        Ok(Session { caller: name.to_string(), jetstream: jetstream::new(registrar), recorder: jetstream::new(recorder) })
+    }
+
+    /// Connects with a credential that nothing is left of but the connection.
+    async fn connected(&self, role: &Role) -> Result<Client, Failed> {
         let creds = self.layout.creds(&role.name());
-        self.vault.mint_to(&creds, &role, COMMAND_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
+        self.vault.mint_to(&creds, role, COMMAND_LIFETIME).map_err(|error| Failed::work(format!("{error:#}")))?;
         let link = Link { servers: self.servers.clone(), ca: self.ca(), creds: creds.clone() };
         let connected = connect(&link, "probeops command", &role.inbox_prefix()).await;
         // The connection has it; nobody else needs it.
@@ -75,7 +82,7 @@ impl Control {
         let (client, _events) = connected.map_err(|error| {
             Failed::new(Exit::Transport, format!("{error}; is `probeops up` running on {}?", self.layout.root().display()))
         })?;
-        Ok(Session { caller: role.name(), jetstream: jetstream::new(client) })
+        Ok(client)
     }
 
     /// The broker's addresses as agents on other machines need them.
@@ -90,11 +97,14 @@ impl Control {
     }
 }
 
-/// A connection of one command.
+/// The connections of one command.
 #[derive(Debug)]
 pub(crate) struct Session {
     caller: String,
+    /// Where the registers are.
     jetstream: jetstream::Context,
+    /// Where it is said what was done.
+    recorder: jetstream::Context,
 }
 
 impl Session {
@@ -172,7 +182,7 @@ impl Session {
             Chain::begin(&self.caller).batch([&record], usize::MAX).ok_or_else(|| Failed::work("the record cannot be written"))?;
         let failed = |error: String| Failed::new(Exit::Transport, format!("it is done, but the audit trail could not be told: {error}"));
         let sent = self
-            .jetstream
+            .recorder
             .publish(subjects::audit(subjects::AUDIT_COMMAND, &self.caller), body.into())
             .await
             .map_err(|error| failed(error.to_string()))?;

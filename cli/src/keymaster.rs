@@ -1,12 +1,13 @@
 //! `probeops keymaster`: the process that has the signing keys.
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::Args;
 use nix::sys::prctl::set_dumpable;
 use nix::sys::resource::{Resource, setrlimit};
-use probeops_nats::keymaster::{self, Settings, check_health};
+use probeops_nats::keymaster::{self, MintsPerMinute, Settings, check_health};
 use probeops_nats::process;
 
 use crate::control::{Control, DataArgs};
@@ -24,6 +25,9 @@ Examples:
 pub(crate) struct KeymasterArgs {
     #[command(flatten)]
     data: DataArgs,
+    /// So many credentials a minute one API may ask for; more are refused until a part of the minute has gone by
+    #[arg(long, env = "PROBEOPS_MINTS_PER_MINUTE_MAX", value_name = "NUMBER", default_value_t = MintsPerMinute::default().0)]
+    mints_per_minute_max: NonZeroU32,
     /// Where it says that every server of the broker is at the claims of this data folder, for container engines and service managers
     #[arg(long, env = "PROBEOPS_HEALTH_FILE", value_name = "FILE")]
     health_file: Option<PathBuf>,
@@ -61,7 +65,8 @@ impl KeymasterArgs {
         process::start_log(self.log_format);
         let control = Control::open(&self.data).map_err(|failed| failed.text)?;
         let ca = control.ca();
-        let settings = Settings { layout: control.layout, servers: control.servers, ca, health_file: self.health_file };
+        let mints = MintsPerMinute(self.mints_per_minute_max);
+        let settings = Settings { layout: control.layout, servers: control.servers, ca, mints, health_file: self.health_file };
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         let runtime = runtime.map_err(|error| format!("cannot start threads: {error}"))?;
         runtime.block_on(async {

@@ -4,7 +4,7 @@
 //! - `up`: a whole fabric on this machine. `provision`: the same in two steps, for containers; `health`, `nats_server`: what they need besides.
 //! - `tool`: one subcommand a tool, made from the catalogue. `audit`: the trail. `limits`: what is left. `schedules`: jobs at a time.
 //!   `deliveries`: callbacks and their secrets. They ask the HTTP API, by `client`.
-//! - `register`: nodes, services and keys, and `ca`: the broker's authority, with the keys of the data folder (`control`). `keymaster`: the process
+//! - `register`: nodes, services and keys, `revoke`: any credential, and `ca`: the broker's authority, with the keys of the data folder (`control`). `keymaster`: the process
 //!   that has them meanwhile. `sentry`: the process that watches the broker.
 //! - `terminal`, `exit`, `spans`, `lifeline`: what is printed, how the command ends, lengths of time, ending with one's starter.
 
@@ -23,6 +23,7 @@ mod limits;
 mod nats_server;
 mod provision;
 mod register;
+mod revoke;
 mod schedules;
 mod sentry;
 mod spans;
@@ -67,6 +68,7 @@ enum Own {
     Services(register::Services),
     #[command(subcommand)]
     Keys(register::Keys),
+    Revoke(revoke::RevokeArgs),
     #[command(subcommand)]
     Ca(ca::Ca),
     #[command(subcommand)]
@@ -150,6 +152,7 @@ fn run(command: Own) -> Result<(), Failed> {
         Own::EnrollTokens(command) => enroll_tokens::enroll_tokens(&command),
         Own::Services(command) => register::services(command),
         Own::Keys(command) => register::keys(command),
+        Own::Revoke(args) => revoke::run(&args),
         Own::Ca(command) => ca::run(&command),
         Own::Jobs(command) => jobs::run(command),
         Own::Schedules(command) => schedules::run(&command),

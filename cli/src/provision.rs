@@ -15,7 +15,7 @@ use probeops_nats::permissions::Role;
 use probeops_nats::tls::ServerCertificate;
 use probeops_nats::vault::{CREDENTIAL_LIFETIME, Vault};
 use probeops_nats::{sentry, streams, tls};
-use probeops_shared::access::{Limits, Scope};
+use probeops_shared::access::Scope;
 use probeops_shared::ids::{Caller, NodeId, Region};
 use probeops_shared::registry::{Labels, NodeGrant};
 use probeops_shared::subjects::storage;
@@ -269,7 +269,8 @@ pub(crate) fn credentials(control: &Control, lifetime: Duration) -> Result<(), F
     let collector =
         named(control, "collector").map_or_else(|| format!("collector-{:08x}", rand::random::<u32>()).parse().map_err(Failed::work), Ok)?;
     let roles = [
-        ("api", Role::Api { caller }),
+        ("api", Role::Api { caller: caller.clone() }),
+        ("store", Role::Store { caller }),
         ("collector", Role::Collector { name: collector }),
         ("acknowledger", Role::Acknowledger),
         ("frontdoor", Role::FrontDoor),
@@ -294,13 +295,12 @@ async fn first_key(control: &Control, session: &Session) -> Result<(), Failed> {
             Ok(id) => session.read(storage::KEYS, id).await?,
             Err(_damaged) => None,
         };
-        if known.is_some_and(|record| is_key_of(key, &record) && record.revoked_at.is_none()) {
+        if known.is_some_and(|record| is_key_of(key, &record) && record.is_in_force()) {
             return Ok(());
         }
         note(format!("{} held no key that is accepted; it is written anew", path.display()));
     }
-    let new =
-        NewKey { name: "admin".to_owned(), scopes: vec![Scope::Admin], limits: Limits::default(), created_by: "provisioning".to_owned() };
+    let new = NewKey { name: "admin".to_owned(), scopes: vec![Scope::Admin], created_by: "provisioning".to_owned(), ..NewKey::default() };
     let minted = mint(new);
     session.write(storage::KEYS, &minted.record.id, &minted.record).await?;
     files::write(&path, format!("{}\n", minted.key).as_bytes(), Secrecy::Secret).map_err(|error| Failed::work(format!("{error:#}")))

@@ -56,8 +56,18 @@ fn refuse_second(held: bool, renew: bool, kind: &str, name: &str) -> Result<(), 
 
 /// Voids all credentials of a key; the servers that have taken it.
 pub(crate) async fn revoke(control: &Control, public_key: &str) -> Result<String, Failed> {
-    let revoked = probeops_nats::revoke::revoke(&control.layout, &control.servers, control.ca(), public_key).await;
-    revoked.map(|pushed| pushed.servers.join(", ")).map_err(|error| {
+    tell_revoked(control, &sign_revoked(control, public_key)?).await
+}
+
+/// Signs that all credentials of a key are void.
+pub(crate) fn sign_revoked(control: &Control, public_key: &str) -> Result<Vec<String>, Failed> {
+    control.vault.revoke_anywhere(public_key).map_err(|error| Failed::work(format!("{error:#}")))
+}
+
+/// Tells the servers of what was signed so; those that have taken it.
+pub(crate) async fn tell_revoked(control: &Control, claims: &[String]) -> Result<String, Failed> {
+    let told = probeops_nats::revoke::tell(&control.layout, &control.servers, control.ca(), claims).await;
+    told.map(|pushed| pushed.servers.join(", ")).map_err(|error| {
         Failed::work(format!("{error:#}; the revocation is signed, and the keymaster, where one runs, tells the servers until each has it"))
     })
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use probeops_nats::keymaster::check_health;
@@ -42,6 +43,10 @@ pub(crate) struct SentryArgs {
     /// So many bytes a second do, too
     #[arg(long, value_name = "BYTES", default_value_t = Bounds::default().bytes_per_s)]
     bytes_per_s_max: u64,
+    /// What a node's connection publishes for so long after another of it has come may have been on its way since before; later, two use its key.
+    /// More where networks are slow
+    #[arg(long, value_name = "SECONDS", default_value_t = Bounds::default().last_words_within.as_secs())]
+    last_words_s: u64,
     /// Where it says that it sees the broker's connections, for container engines and service managers
     #[arg(long, env = "PROBEOPS_HEALTH_FILE", value_name = "FILE")]
     health_file: Option<PathBuf>,
@@ -92,6 +97,7 @@ impl SentryArgs {
             violations: self.violations_max,
             messages_per_s: self.messages_per_s_max,
             bytes_per_s: self.bytes_per_s_max,
+            last_words_within: Duration::from_secs(self.last_words_s),
             ..Bounds::default()
         };
         let ca = Some(layout.ca_certificate()).filter(|ca| ca.exists());

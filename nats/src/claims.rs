@@ -143,7 +143,7 @@ fn is_zero(number: &i64) -> bool {
     *number == 0
 }
 
-/// A service offered by another account.
+/// A service or messages offered by another account.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Import {
     /// Its name.
@@ -152,22 +152,26 @@ pub struct Import {
     pub subject: String,
     /// The account that offers it.
     pub account: String,
-    /// `service`.
+    /// The subject here; the same when empty.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub local_subject: String,
+    /// `service` or `stream`.
     #[serde(rename = "type")]
     pub kind: String,
 }
 
-/// A service offered to other accounts.
+/// A service or messages offered to other accounts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Export {
     /// Its name.
     pub name: String,
     /// Its subject.
     pub subject: String,
-    /// `service`.
+    /// `service` or `stream`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// `Singleton`: one answer for each request.
+    /// `Singleton`: one answer for each request; `Stream`: any number; empty for messages.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub response_type: String,
 }
 

@@ -6,10 +6,10 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr, ServerError};
+use async_nats::{Auth, AuthError, Client, ConnectErrorKind, ConnectOptions, Event, ReconnectToServer, ServerAddr, ServerError};
 use data_encoding::BASE64URL_NOPAD;
 use nkeys::KeyPair;
 use probeops_shared::timestamp::Timestamp;
@@ -95,6 +95,8 @@ pub struct Credential {
     seed: String,
     /// Whom it names: a node, a caller, a service.
     pub name: String,
+    /// The public half of its key.
+    pub public_key: String,
     /// When it was signed, by the clock of whoever did.
     pub issued_at: Option<Timestamp>,
     /// When it ends; absent when never.
@@ -135,6 +137,7 @@ impl Credential {
             jwt,
             seed,
             name: claims.name,
+            public_key: claims.sub,
             issued_at,
             expires_at,
             account: claims.nats.issuer_account,
@@ -154,6 +157,8 @@ impl Credential {
 #[derive(Deserialize)]
 struct Claims {
     name: String,
+    #[serde(default)]
+    sub: String,
     #[serde(default)]
     iat: Option<i64>,
     #[serde(default)]
@@ -190,6 +195,20 @@ pub async fn connect(link: &Link, name: &str, inbox_prefix: &str) -> Result<(Cli
     connect_through(link, &link.servers, name, inbox_prefix).await
 }
 
+/// The same, beginning with any of the servers; whenever it is made again, with the next one: that which it was made to last may hang, which looks
+/// as if it were there.
+pub async fn connect_in_turn(link: &Link, name: &str, inbox_prefix: &str) -> Result<(Client, mpsc::Receiver<LinkEvent>), LinkError> {
+    let turn = AtomicUsize::new(rand::random::<u16>().into());
+    connect_with(link, &link.servers, (name, inbox_prefix), |options| {
+        options.reconnect_to_server_callback(move |servers, _| {
+            let turn = turn.fetch_add(1, Ordering::Relaxed).checked_rem(servers.len());
+            let next = turn.and_then(|turn| servers.into_iter().nth(turn));
+            async move { next.map(|server| ReconnectToServer { addr: server.addr, delay: None }) }
+        })
+    })
+    .await
+}
+
 /// The same through something in this process that encrypts and carries on what is said to it: `addresses` stand for the servers of the link,
 /// and those that are not `tls://` or `wss://` are of this machine itself.
 pub async fn connect_through(
@@ -197,6 +216,15 @@ pub async fn connect_through(
     addresses: &[String],
     name: &str,
     inbox_prefix: &str,
+) -> Result<(Client, mpsc::Receiver<LinkEvent>), LinkError> {
+    connect_with(link, addresses, (name, inbox_prefix), std::convert::identity).await
+}
+
+async fn connect_with(
+    link: &Link,
+    addresses: &[String],
+    (name, inbox_prefix): (&str, &str),
+    choose: impl FnOnce(ConnectOptions) -> ConnectOptions,
 ) -> Result<(Client, mpsc::Receiver<LinkEvent>), LinkError> {
     check_servers(&link.servers)?;
     let in_clear = addresses.iter().any(|address| !is_encrypted(address));
@@ -210,7 +238,7 @@ pub async fn connect_through(
     }
     let (events, receiver) = mpsc::channel(EVENTS_MAX);
     // An address that begins with tls:// is encrypted without being told.
-    let options = options(link, name, inbox_prefix, events).require_tls(!in_clear);
+    let options = choose(options(link, name, inbox_prefix, events).require_tls(!in_clear));
     let servers = link.servers.join(",");
     let client = options.connect(addresses).await.map_err(|error| {
         let why = with_sources(&error);

@@ -10,6 +10,7 @@ mod fleet;
 pub(crate) mod health;
 mod telling;
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,21 +18,25 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use async_nats::Client;
 use futures_util::future::try_join_all;
+use probeops_shared::subjects::{self, AUDIT_KEYMASTER};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use self::health::check_health;
 pub use self::telling::{Pushed, push};
-use crate::connect::{Link, LinkError, LinkEvent, backoff, connect};
+use crate::connect::{Link, LinkError, LinkEvent, backoff, connect_in_turn};
 use crate::keymaster::desk::{Clerk, Desk};
 use crate::keymaster::fleet::Fleet;
 use crate::keymaster::health::Health;
 use crate::layout::Layout;
 use crate::permissions::Role;
+use crate::trail::Writer;
 use crate::vault::{CREDENTIAL_LIFETIME, Vault};
 
 /// How often it renews its own two credentials: each is used at the next reconnect.
 const RENEW_EVERY: Duration = Duration::from_hours(24);
+/// How often it looks which revocations are no longer needed.
+const TIDY_EVERY: Duration = Duration::from_hours(1);
 /// How many revocations wait to be signed and pushed together; more are refused.
 const REVOCATIONS_WAITING_MAX: usize = 1024;
 /// How long the last answers may take to go out.
@@ -46,13 +51,26 @@ pub struct Settings {
     pub servers: Vec<String>,
     /// The authority that signed its certificate; the system's own when absent.
     pub ca: Option<PathBuf>,
+    /// How many credentials one API may ask for.
+    pub mints: MintsPerMinute,
     /// Where it says that it is well; see [`check_health`].
     pub health_file: Option<PathBuf>,
 }
 
+/// So many credentials a minute; as many at once, and no more until a part of the minute has gone by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MintsPerMinute(pub NonZeroU32);
+
+impl Default for MintsPerMinute {
+    /// Nodes renew twice a day: 10,000 of them ask for 14 a minute, and are all back within ten after an outage.
+    fn default() -> Self {
+        Self(NonZeroU32::new(1200).expect("not zero"))
+    }
+}
+
 /// Runs until `stop` is cancelled. The broker may be away for as long as it likes, also at the beginning.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
-    let Settings { layout, servers, ca, health_file } = settings;
+    let Settings { layout, servers, ca, mints, health_file } = settings;
     let health = Health::begin(health_file)?;
     let vault = Arc::new(Vault::open(&layout)?);
     let home = Home { layout, vault: Arc::clone(&vault), servers, ca };
@@ -65,15 +83,29 @@ pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
         tracing::warn!("the servers of the broker could not be looked after and will be: {error:#}");
     }
     let (revoking, wanted) = mpsc::channel(REVOCATIONS_WAITING_MAX);
-    let clerk = Clerk { vault, revoking };
+    let clerk = Clerk::new(Arc::clone(&vault), revoking, mints);
     // One at each server: whoever asks is heard at his own, whichever other hangs.
     let desks = try_join_all(home.servers.iter().map(|server| home.desk(server, &clerk, &stop)));
     tokio::select! {
         ended = desks => drop(ended?),
         () = fleet.keep(wanted, system_events) => {}
         renewed = home.renew() => renewed?,
+        () = tidy(vault) => {}
     }
     Ok(())
+}
+
+/// Has revocations dropped that are no longer needed, now and then.
+async fn tidy(vault: Arc<Vault>) {
+    loop {
+        let tidying = Arc::clone(&vault);
+        match tokio::task::spawn_blocking(move || tidying.tidy()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!("revocations that have ended could not be dropped: {error:#}"),
+            Err(error) => tracing::error!("revocations that have ended could not be dropped: {error}"),
+        }
+        tokio::time::sleep(TIDY_EVERY).await;
+    }
 }
 
 const SYSTEM: Role = Role::Keymaster;
@@ -113,15 +145,21 @@ impl Home {
             return Ok(());
         };
         let (client, events) = connected?;
-        let desk = Desk::open(client.clone(), clerk.clone()).await?;
+        let name = DESK.name();
+        let trail = Writer::start(client.clone(), subjects::audit(AUDIT_KEYMASTER, &name), name);
+        let desk = Desk::open(client.clone(), clerk.clone(), trail.pen()).await?;
         tracing::info!(server, "the keymaster is ready");
         tokio::select! {
             () = desk.serve() => bail!("the connection to {server} has ended"),
             () = log_events(events) => {}
             () = stop.cancelled() => {}
         }
-        // The last answers go out, if the broker is there.
-        if let Ok(Err(error)) = tokio::time::timeout(LAST_ANSWERS_WITHIN, client.drain()).await {
+        // The last records and answers go out, if the broker is there.
+        let last = async {
+            trail.end().await;
+            client.drain().await
+        };
+        if let Ok(Err(error)) = tokio::time::timeout(LAST_ANSWERS_WITHIN, last).await {
             tracing::debug!("the connection to the broker does not close: {error}");
         }
         Ok(())
@@ -132,7 +170,7 @@ impl Home {
         let link = Link { servers: servers.to_vec(), ca: self.ca.clone(), creds: self.creds(role) };
         let mut attempt = 1;
         loop {
-            match connect(&link, &role.name(), &role.inbox_prefix()).await {
+            match connect_in_turn(&link, &role.name(), &role.inbox_prefix()).await {
                 Err(LinkError::Unreachable(why) | LinkError::Refused(why)) => {
                     let wait = backoff(attempt);
                     tracing::warn!(attempt, wait_ms = wait.as_millis(), "{why}");

@@ -86,8 +86,10 @@ impl Layout {
         for dir in [
             self.root.clone(),
             self.keys_dir(),
+            self.ledger_dir(),
             self.jwt_dir(),
             self.tls_dir(),
+            self.server_tls_dir(),
             self.creds_dir(),
             self.sentry_dir(),
             self.nodes_dir(),
@@ -138,6 +140,11 @@ impl Layout {
         self.root.join("keys")
     }
 
+    /// What was signed for which key, a file for each.
+    pub fn ledger_dir(&self) -> PathBuf {
+        self.keys_dir().join("signed")
+    }
+
     /// The private key `name`.
     pub fn key(&self, name: &str) -> PathBuf {
         self.keys_dir().join(format!("{name}.nk"))
@@ -153,9 +160,14 @@ impl Layout {
         self.jwt_dir().join(format!("{name}.jwt"))
     }
 
-    /// The authority's certificate, and the broker's with its private key: what a server needs, and no more.
+    /// The authority's certificate: what every client needs, and no more.
     pub fn tls_dir(&self) -> PathBuf {
         self.root.join("tls")
+    }
+
+    /// The broker's certificate with its private key: for the broker and who stands before it, and nobody else.
+    pub fn server_tls_dir(&self) -> PathBuf {
+        self.root.join("server-tls")
     }
 
     /// The authorities' certificates: what every client trusts. There are two while one follows the other.
@@ -175,12 +187,12 @@ impl Layout {
 
     /// The broker's certificate.
     pub fn server_certificate(&self) -> PathBuf {
-        self.tls_dir().join("server.pem")
+        self.server_tls_dir().join("server.pem")
     }
 
     /// The private key of the broker's certificate.
     pub fn server_key(&self) -> PathBuf {
-        self.tls_dir().join("server.key")
+        self.server_tls_dir().join("server.key")
     }
 
     /// Credentials of our own programs.

@@ -28,4 +28,5 @@ pub mod streams;
 #[cfg(test)]
 mod testing;
 pub mod tls;
+mod trail;
 pub mod vault;

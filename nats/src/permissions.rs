@@ -3,12 +3,16 @@
 //! What keeps it airtight: what any node may publish and what any node may subscribe are disjoint over all nodes, and no node has a response
 //! grant; no stream keeps a subject that a node can publish; whoever answers a node can publish to inboxes of nodes only, and whoever answers
 //! a service at the front door to inboxes where no node answers; nobody but the caller subscribes its inbox; nodes have no rights in the broker's own APIs.
+//!
+//! The broker checks no reply subject, and its own answers go wherever whoever asks wants them in his account. So streams and buckets have an account
+//! in which nobody speaks to anybody, and whoever reads the trail, and whoever hears nodes, one without streams, in which nobody else is.
 
 pub mod lists;
 
 use probeops_shared::ids::{Caller, NodeId, OBSERVER, Region};
 use probeops_shared::subjects;
 use probeops_shared::tools::ToolName;
+use serde::{Deserialize, Serialize};
 
 /// What a credential is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +26,13 @@ pub enum Role {
         /// What it may serve.
         tools: Vec<ToolName>,
     },
-    /// A replica of the API.
+    /// A replica of the API: asks nodes and the keymaster, and says so in the trail.
     Api {
+        /// Its name on the wire, `api-…`.
+        caller: Caller,
+    },
+    /// The same replica where streams and buckets are.
+    Store {
         /// Its name on the wire, `api-…`.
         caller: Caller,
     },
@@ -44,8 +53,13 @@ pub enum Role {
     FrontDoor,
     /// Sees which NATS services there are, and how they do.
     Observer,
-    /// A command of the operator: changes the registers of nodes, services and keys, and says so in the trail; lasts minutes.
+    /// A command of the operator: changes the registers of nodes, services and keys; lasts minutes.
     Registrar {
+        /// Its name.
+        name: Caller,
+    },
+    /// The same command where it says in the trail what it did; lasts minutes.
+    Recorder {
         /// Its name, which is in its audit subjects.
         name: Caller,
     },
@@ -67,40 +81,65 @@ pub enum Role {
     Keymaster,
     /// Has the servers read their configuration and certificates again; lasts minutes.
     Reloader,
-    /// Where replicas of the API ask the keymaster; can publish to their inboxes and nowhere else.
+    /// Where replicas of the API ask the keymaster; can publish to their inboxes, say in the trail what it signed, and no more.
     KeymasterDesk,
     /// Reads the audit trail.
     Auditor,
     /// A server of another operator that keeps a copy of the audit trail, which comes over a leaf connection.
     Mirror,
-    /// Makes and changes streams and buckets of the application account; not kept online.
+    /// Makes and changes the streams and buckets of the store; not kept online.
     Provisioner,
     /// Makes and changes the stream of the audit trail; not kept online.
     AuditProvisioner,
 }
 
 /// An account of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&str")]
 pub enum AccountName {
     /// The servers themselves.
     System,
-    /// Jobs, nodes, buckets.
+    /// Jobs, their answers, and what nodes and the control plane say to one another; without streams.
     Application,
+    /// Streams and buckets; nobody speaks to anybody there.
+    Store,
     /// The audit trail.
     Audit,
+    /// Those who read the trail, and nothing else: wherever they want an answer, it stays among them.
+    Readers,
+    /// Those who hear nodes: wherever they want an answer, it stays among them.
+    Collectors,
 }
 
 impl AccountName {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::System, Self::Application, Self::Audit];
+    pub const ALL: [Self; 6] = [Self::System, Self::Audit, Self::Store, Self::Application, Self::Readers, Self::Collectors];
+    /// Those whose claims are pushed to servers, which have those of the system account in their configuration.
+    pub const PUSHED: [Self; 5] = [Self::Audit, Self::Store, Self::Application, Self::Readers, Self::Collectors];
 
     /// Its name, in claims and of its files.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::System => "SYS",
             Self::Application => "APP",
+            Self::Store => "STORE",
             Self::Audit => "AUDIT",
+            Self::Readers => "READERS",
+            Self::Collectors => "COLLECTORS",
         }
+    }
+}
+
+impl From<AccountName> for &str {
+    fn from(name: AccountName) -> Self {
+        name.as_str()
+    }
+}
+
+impl TryFrom<String> for AccountName {
+    type Error = String;
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|name| name.as_str() == text).ok_or_else(|| format!("there is no account `{text}`"))
     }
 }
 
@@ -146,13 +185,13 @@ impl Role {
     pub fn name(&self) -> String {
         match self {
             Self::Node { node, .. } => node.to_string(),
-            Self::Api { caller } => caller.to_string(),
-            Self::Service { name, .. } | Self::Registrar { name } | Self::Collector { name } => name.to_string(),
+            Self::Api { caller } | Self::Store { caller } => caller.to_string(),
+            Self::Service { name, .. } | Self::Registrar { name } | Self::Recorder { name } | Self::Collector { name } => name.to_string(),
             Self::FrontDoor => "frontdoor".to_owned(),
             Self::Observer => OBSERVER.to_owned(),
             Self::Acknowledger => "acknowledger".to_owned(),
             Self::Presence { .. } => "presence".to_owned(),
-            Self::Sentry => "sentry".to_owned(),
+            Self::Sentry => subjects::SENTRY.to_owned(),
             Self::Keymaster => "keymaster".to_owned(),
             Self::Reloader => "reloader".to_owned(),
             Self::KeymasterDesk => "keymaster-desk".to_owned(),
@@ -171,8 +210,10 @@ impl Role {
             Self::Service { name, .. } => subjects::door_inbox(name),
             Self::Observer => subjects::door_inbox(OBSERVER),
             Self::Api { .. }
+            | Self::Store { .. }
             | Self::FrontDoor
             | Self::Registrar { .. }
+            | Self::Recorder { .. }
             | Self::Collector { .. }
             | Self::Acknowledger
             | Self::Presence { .. }
@@ -191,18 +232,19 @@ impl Role {
     pub fn account(&self) -> AccountName {
         match self {
             Self::Presence { .. } | Self::Keymaster | Self::Reloader => AccountName::System,
-            Self::Auditor | Self::Mirror | Self::AuditProvisioner => AccountName::Audit,
+            Self::Mirror | Self::AuditProvisioner => AccountName::Audit,
+            Self::Auditor => AccountName::Readers,
+            Self::Collector { .. } => AccountName::Collectors,
+            Self::Store { .. } | Self::Registrar { .. } | Self::Provisioner => AccountName::Store,
             Self::Node { .. }
             | Self::Api { .. }
             | Self::Service { .. }
             | Self::FrontDoor
             | Self::Observer
-            | Self::Registrar { .. }
-            | Self::Collector { .. }
+            | Self::Recorder { .. }
             | Self::Acknowledger
             | Self::Sentry
-            | Self::KeymasterDesk
-            | Self::Provisioner => AccountName::Application,
+            | Self::KeymasterDesk => AccountName::Application,
         }
     }
 

@@ -23,8 +23,8 @@ use crate::vault::Vault;
 const PROVISION_LIFETIME: Duration = Duration::from_mins(10);
 /// How long one request to the broker may take.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
-/// How long after its claims have arrived an account may take until it can have streams.
-const ACCOUNT_READY_MAX: Duration = Duration::from_secs(10);
+/// How long after its claims have arrived an account may take until it can have streams: servers of a cluster first agree on who leads.
+const ACCOUNT_READY_MAX: Duration = Duration::from_secs(30);
 /// How long to wait before asking again.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// From this many servers on everything is kept three times.
@@ -49,13 +49,14 @@ pub async fn provision(layout: &Layout, vault: &Vault, servers: &[String], ca: O
     let session = Session { layout, vault, servers, ca };
     let system = session.connect(&Role::Keymaster).await?;
     let version = version::require(&system.server_info().version, "the broker")?;
-    let mut pushed = keymaster::push(&system, &vault.account_jwt(AccountName::Audit)?).await?;
-    pushed = keymaster::push(&system, &vault.account_jwt(AccountName::Application)?)
-        .await
-        .with_context(|| format!("the {} servers took the claims of account AUDIT and not those of APP", pushed.servers.len()))?;
+    let mut servers = Vec::new();
+    for name in AccountName::PUSHED {
+        let pushed = keymaster::push(&system, &vault.account_jwt(name)?).await;
+        servers = pushed.with_context(|| format!("the claims of account {} cannot be pushed", name.as_str()))?.servers;
+    }
     session.close(system, &Role::Keymaster).await?;
 
-    let mut provisioned = Provisioned { version, servers: pushed.servers, created: Vec::new(), changed: Vec::new() };
+    let mut provisioned = Provisioned { version, servers, created: Vec::new(), changed: Vec::new() };
     let replicas = if provisioned.servers.len() >= SERVERS_FOR_REPLICAS { 3 } else { 1 };
     for (role, definitions) in [(Role::AuditProvisioner, vec![audit(replicas)]), (Role::Provisioner, application(replicas))] {
         let client = session.connect(&role).await?;

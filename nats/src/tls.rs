@@ -65,6 +65,7 @@ impl ServerCertificate {
 pub fn ensure(layout: &Layout, names: &[String]) -> Result<ServerCertificate> {
     let names = all_names(names)?;
     files::make_dir(&layout.tls_dir())?;
+    files::make_dir(&layout.server_tls_dir())?;
     files::make_dir(&layout.keys_dir())?;
     let (authority, issuer, _) = ensure_authority(layout)?;
     let made =

@@ -4,6 +4,7 @@
 
 pub mod accounts;
 pub mod credentials;
+pub mod ledger;
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,8 +18,9 @@ use crate::layout::Layout;
 use crate::layout::files::{self, Secrecy};
 use crate::permissions::{AccountName, Role, Transport};
 use crate::vault::credentials::Credentials;
+use crate::vault::ledger::{CLOCK_MARGIN, Kind, Ledger, Signed};
 
-/// How long a credential lasts unless told otherwise, and at most: revocations are remembered for as long.
+/// How long a credential lasts unless told otherwise, and at most.
 pub const CREDENTIAL_LIFETIME: Duration = Duration::from_hours(30 * 24);
 /// The name of the operator in its own claims.
 const OPERATOR: &str = "operator";
@@ -26,15 +28,45 @@ const OPERATOR: &str = "operator";
 const USER_JWT_BYTES_MAX: usize = 12 * 1024;
 /// The most revocations at once: with more the account's claims would outgrow the broker's largest message.
 const REVOCATIONS_MAX: usize = 8000;
+/// How many of them APIs may ask for: one that is taken over does not keep the sentry and the operator from revoking.
+const REVOCATIONS_OF_APIS_MAX: usize = 7000;
+
+/// Why a credential is not signed.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsigned {
+    /// A key that was taken back has no second life: a newer credential of it would be accepted.
+    #[error("the key {0} was revoked; whoever comes back makes a new one")]
+    Revoked(String),
+    /// The key is for something else.
+    #[error("the key {key} is one of {held}, and cannot be one of {wanted} too; make another")]
+    OfAnother {
+        /// Its public half.
+        key: String,
+        /// What it is for.
+        held: Kind,
+        /// What it was to be for.
+        wanted: Kind,
+    },
+    /// What was asked for cannot be.
+    #[error("{0:#}")]
+    Wrong(anyhow::Error),
+    /// The signing keys, or what was signed with them, cannot be used.
+    #[error("the signing keys cannot be used: {0:#}")]
+    Unusable(anyhow::Error),
+}
 
 /// The signing keys of one data folder.
 #[derive(Debug)]
 pub struct Vault {
     layout: Layout,
+    ledger: Ledger,
     operator_signing: KeyPair,
     system: AccountKeys,
     application: AccountKeys,
+    store: AccountKeys,
     audit: AccountKeys,
+    readers: AccountKeys,
+    collectors: AccountKeys,
 }
 
 #[derive(Debug)]
@@ -61,10 +93,14 @@ impl Vault {
         };
         let vault = Self {
             layout: layout.clone(),
+            ledger: Ledger(layout.ledger_dir()),
             operator_signing,
             system: account(AccountName::System)?,
             application: account(AccountName::Application)?,
+            store: account(AccountName::Store)?,
             audit: account(AccountName::Audit)?,
+            readers: account(AccountName::Readers)?,
+            collectors: account(AccountName::Collectors)?,
         };
         for name in AccountName::ALL {
             vault.refresh_account(name, missing)?;
@@ -114,45 +150,156 @@ impl Vault {
         Ok(minted)
     }
 
-    /// Declares every credential of `public_key` in the application account void. Servers learn it by [`crate::keymaster::push`] of the
-    /// claims this returns.
+    /// Declares every credential of `public_key` void, in the account that they are of; one of which nothing is known counts as a node's or a
+    /// service's. Servers learn it by [`crate::keymaster::push`] of the claims this returns.
     pub fn revoke(&self, public_key: &str) -> Result<String> {
-        self.revoke_all(&[public_key.to_owned()])
+        let account = self.signed(public_key)?.map_or(AccountName::Application, |signed| signed.account);
+        if account == AccountName::System {
+            bail!(
+                "{public_key} is of the servers' own account, whose claims are in their configuration: it ends with its credential, or with a new \
+                 data folder"
+            );
+        }
+        self.revoke_in(account, &[public_key.to_owned()])
     }
 
-    /// The same of several keys.
-    pub fn revoke_all(&self, public_keys: &[String]) -> Result<String> {
-        for public_key in public_keys {
-            let key = KeyPair::from_public_key(public_key).ok().filter(|key| key.key_pair_type() == KeyPairType::User);
-            key.ok_or_else(|| anyhow!("`{public_key}` is not the public key of a user (U…)"))?;
+    /// The same, and of a key of which nothing is known in every account that it could be of.
+    pub fn revoke_anywhere(&self, public_key: &str) -> Result<Vec<String>> {
+        if self.signed(public_key)?.is_some() {
+            return Ok(vec![self.revoke(public_key)?]);
         }
-        let name = AccountName::Application;
+        AccountName::PUSHED.into_iter().map(|name| self.revoke_in(name, &[public_key.to_owned()])).collect()
+    }
+
+    /// The same of several keys of nodes and services.
+    pub fn revoke_all(&self, public_keys: &[String]) -> Result<String> {
+        self.revoke_in(AccountName::Application, public_keys)
+    }
+
+    fn revoke_in(&self, name: AccountName, public_keys: &[String]) -> Result<String> {
+        public_keys.iter().try_for_each(|key| check_user(key))?;
         let _lock = self.layout.lock_vault()?;
         let held = self.account_jwt(name)?;
         let mut account = self.read_account(name, &held)?;
-        let now_unix_s = Timestamp::now().unix_s();
-        // A credential older than this has expired by itself.
-        let oldest_unix_s = now_unix_s.saturating_sub_unsigned(CREDENTIAL_LIFETIME.as_secs());
-        account.revocations.retain(|_, revoked_unix_s| *revoked_unix_s >= oldest_unix_s);
-        // One that is revoked is made no other credential: said again, it changes nothing.
-        let fresh: Vec<&String> = public_keys.iter().filter(|key| !account.revocations.contains_key(*key)).collect();
-        if fresh.is_empty() {
+        let now = Timestamp::now();
+        let before = account.revocations.len();
+        for key in public_keys {
+            // One that is revoked is made no other credential: said again, it changes nothing.
+            if account.revocations.contains_key(key) {
+                continue;
+            }
+            match self.ledger.read(key)? {
+                Some(signed) if !signed.may_be_in_force(now) => self.ledger.write(key, &Signed { revoked: true, ..signed })?,
+                signed => {
+                    // Of a clock that was set back: what was signed later by it is void, too.
+                    let until = signed.map_or(now, |signed| signed.signed_at.max(now));
+                    account.revocations.insert(key.clone(), until.unix_s());
+                }
+            }
+        }
+        if account.revocations.len() == before {
             return Ok(held);
         }
-        account.revocations.extend(fresh.into_iter().map(|key| (key.clone(), now_unix_s)));
+        if account.revocations.len() > REVOCATIONS_MAX {
+            self.drop_ended(&mut account, now)?;
+        }
         if account.revocations.len() > REVOCATIONS_MAX {
             bail!("{REVOCATIONS_MAX} credentials are revoked already, which is as many as the broker can be told; wait until some expire");
         }
         self.write_account(name, account)
     }
 
-    /// Whether every credential of `public_key` made so far is void.
+    /// Has the broker told no more of keys of which every credential has ended, and forgets those of which all did so long ago.
+    pub fn tidy(&self) -> Result<()> {
+        let _lock = self.layout.lock_vault()?;
+        let now = Timestamp::now();
+        let (mut ended, mut left) = (0, 0);
+        for name in AccountName::PUSHED {
+            let mut account = self.read_account(name, &self.account_jwt(name)?)?;
+            let before = account.revocations.len();
+            self.drop_ended(&mut account, now)?;
+            left += account.revocations.len();
+            if account.revocations.len() < before {
+                ended += before - account.revocations.len();
+                self.write_account(name, account).map(drop)?;
+            }
+        }
+        let forgotten = self.ledger.forget(now)?;
+        tracing::info!(ended, left, forgotten, "revocations of credentials that have all ended are not kept any longer");
+        Ok(())
+    }
+
+    /// Drops revocations of keys of which no credential can be in force. The ledger still has it that they are signed nothing more.
+    fn drop_ended(&self, account: &mut Account, now: Timestamp) -> Result<()> {
+        for (key, revoked_unix_s) in std::mem::take(&mut account.revocations) {
+            let signed = self.ledger.read(&key)?;
+            let in_force = match &signed {
+                Some(signed) => signed.may_be_in_force(now),
+                // Nobody knows what was signed for it.
+                None => now.unix_s() < revoked_unix_s.saturating_add_unsigned((CREDENTIAL_LIFETIME + CLOCK_MARGIN).as_secs()),
+            };
+            if in_force {
+                account.revocations.insert(key, revoked_unix_s);
+            } else if let Some(signed) = signed {
+                self.ledger.write(&key, &Signed { revoked: true, ..signed })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether every credential of `public_key` made so far is void, and no other is made.
     pub fn is_revoked(&self, account: AccountName, public_key: &str) -> Result<bool> {
-        Ok(self.read_account(account, &self.account_jwt(account)?)?.revocations.contains_key(public_key))
+        let told = self.read_account(account, &self.account_jwt(account)?)?.revocations.contains_key(public_key);
+        Ok(told || self.signed(public_key)?.is_some_and(|signed| signed.revoked))
+    }
+
+    /// Whether an API may have one more key revoked.
+    pub fn has_room_for_apis(&self) -> Result<bool> {
+        let name = AccountName::Application;
+        Ok(self.read_account(name, &self.account_jwt(name)?)?.revocations.len() < REVOCATIONS_OF_APIS_MAX)
+    }
+
+    /// What was signed for a key; none where nothing was, or nothing has been in force for as long as a credential may last.
+    pub fn signed(&self, public_key: &str) -> Result<Option<Signed>> {
+        check_user(public_key)?;
+        self.ledger.read(public_key)
     }
 
     /// Signs what `role` may for the public half of a key, which somebody else has; the claims and when they end.
-    pub fn sign(&self, role: &Role, lifetime: Duration, public_key: &str) -> Result<(String, Timestamp)> {
+    pub fn sign(&self, role: &Role, lifetime: Duration, public_key: &str) -> Result<(String, Timestamp), Unsigned> {
+        let user = self.user(role, lifetime).map_err(Unsigned::Wrong)?;
+        check_user(public_key).map_err(Unsigned::Wrong)?;
+        // A revocation comes before or after all of this: what is signed before it is void by it, and nothing is signed after it.
+        let _lock = self.layout.lock_vault().map_err(Unsigned::Unusable)?;
+        if self.is_revoked(role.account(), public_key).map_err(Unsigned::Unusable)? {
+            return Err(Unsigned::Revoked(public_key.to_owned()));
+        }
+        let (held, wanted) = (self.ledger.read(public_key).map_err(Unsigned::Unusable)?, Kind::of(role));
+        if let Some(held) = held.as_ref().map(|held| held.kind).filter(|held| *held != wanted) {
+            return Err(Unsigned::OfAnother { key: public_key.to_owned(), held, wanted });
+        }
+        // A key is revoked in one account.
+        if let Some(held) = held.as_ref().map(|held| held.account).filter(|held| *held != role.account()) {
+            return Err(Unsigned::Wrong(anyhow!("the key {public_key} is of account {}; make another", held.as_str())));
+        }
+        let (name, expires_at) = (role.name(), Timestamp::now().plus(lifetime));
+        let mut claims = Claims::new(public_key.to_owned(), &name, Body::User(user));
+        claims.expires_at_unix_s = Some(expires_at.unix_s());
+        let jwt = claims.sign(&self.keys(role.account()).signing).with_context(|| format!("cannot sign credential `{name}`"));
+        let jwt = jwt.map_err(Unsigned::Unusable)?;
+        if jwt.len() > USER_JWT_BYTES_MAX {
+            return Err(Unsigned::Wrong(anyhow!(
+                "credential `{name}` would have {} bytes, and the broker takes {USER_JWT_BYTES_MAX}; grant fewer regions, tools or nodes",
+                jwt.len()
+            )));
+        }
+        // Written down before anybody has it.
+        let signed = Signed::and(held.as_ref(), role, [Timestamp::now(), expires_at]);
+        self.ledger.write(public_key, &signed).map_err(Unsigned::Unusable)?;
+        Ok((jwt, expires_at))
+    }
+
+    fn user(&self, role: &Role, lifetime: Duration) -> Result<User> {
         let name = role.name();
         if lifetime.is_zero() || lifetime > CREDENTIAL_LIFETIME {
             bail!("the lifetime of credential `{name}` must be from 1 second to {} days", CREDENTIAL_LIFETIME.as_secs() / 86400);
@@ -161,28 +308,16 @@ impl Vault {
         if permissions.publish.is_empty() || permissions.subscribe.is_empty() {
             bail!("credential `{name}` would allow everything; this is a fault of this program");
         }
-        let keys = self.keys(role.account());
         let count = |limit: Option<usize>| limit.map_or(UNLIMITED, |limit| i64::try_from(limit).unwrap_or(i64::MAX));
-        let user = User {
-            issuer_account: keys.public_key.clone(),
+        Ok(User {
+            issuer_account: self.account_key(role.account()).to_owned(),
             publish: Allow { allow: permissions.publish },
             subscribe: Allow { allow: permissions.subscribe },
             subs: count(permissions.max_subscriptions),
             data: UNLIMITED,
             payload: count(permissions.max_payload_bytes),
             allowed_connection_types: permissions.transports.iter().copied().map(Transport::as_str).map(str::to_owned).collect(),
-        };
-        let expires_at = Timestamp::now().plus(lifetime);
-        let mut claims = Claims::new(public_key.to_owned(), &name, Body::User(user));
-        claims.expires_at_unix_s = Some(expires_at.unix_s());
-        let jwt = claims.sign(&keys.signing).with_context(|| format!("cannot sign credential `{name}`"))?;
-        if jwt.len() > USER_JWT_BYTES_MAX {
-            bail!(
-                "credential `{name}` would have {} bytes, and the broker takes {USER_JWT_BYTES_MAX}; grant fewer regions, tools or nodes",
-                jwt.len()
-            );
-        }
-        Ok((jwt, expires_at))
+        })
     }
 
     fn sign_user(&self, role: &Role, lifetime: Duration, key: &KeyPair) -> Result<Credentials> {
@@ -194,7 +329,10 @@ impl Vault {
         match name {
             AccountName::System => &self.system,
             AccountName::Application => &self.application,
+            AccountName::Store => &self.store,
             AccountName::Audit => &self.audit,
+            AccountName::Readers => &self.readers,
+            AccountName::Collectors => &self.collectors,
         }
     }
 
@@ -221,7 +359,7 @@ impl Vault {
 
     /// Brings an account's claims to what this version wants of it, and keeps its revocations.
     fn refresh_account(&self, name: AccountName, missing: Missing) -> Result<()> {
-        let mut wanted = accounts::claims(name, &self.keys(name).signing.public_key(), &self.audit.public_key);
+        let mut wanted = accounts::claims(name, &self.keys(name).signing.public_key(), |name| self.account_key(name));
         let path = self.layout.jwt(name.as_str());
         match (files::read_if_exists(&path)?, missing) {
             (Some(jwt), _) => {
@@ -254,6 +392,11 @@ impl Vault {
         let jwt = Claims::new(operator.public_key(), "probeops", wanted).sign(operator).context("cannot sign the operator's claims")?;
         files::write(&path, jwt.as_bytes(), Secrecy::Public)
     }
+}
+
+fn check_user(public_key: &str) -> Result<()> {
+    let key = KeyPair::from_public_key(public_key).ok().filter(|key| key.key_pair_type() == KeyPairType::User);
+    key.map(drop).ok_or_else(|| anyhow!("`{public_key}` is not the public key of a user (U…)"))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -14,6 +14,7 @@ use crate::bounded::shown;
 use crate::ids::{NodeId, Region};
 use crate::invalid::{Invalid, suggestion};
 use crate::registry::Labels;
+use crate::reserved;
 use crate::selector::Term;
 use crate::text::as_text;
 use crate::tools::ToolName;
@@ -170,13 +171,13 @@ impl Targets {
 
     /// Whether an address that a (permitted) name leads to may be touched.
     pub fn allow_resolved(&self, address: IpAddr) -> bool {
-        let mut networks = self.0.iter().filter(|pattern| matches!(pattern, TargetPattern::Network { .. })).peekable();
-        networks.peek().is_none() || networks.any(|pattern| pattern.matches_address(address))
+        !self.0.iter().any(TargetPattern::is_network) || self.allow_literal(address)
     }
 
-    /// Whether a literal address may be touched.
+    /// Whether a literal address may be touched; one that leads to others, by NAT64 or 6to4, where those may be too.
     pub fn allow_literal(&self, address: IpAddr) -> bool {
-        self.0.iter().any(|pattern| pattern.matches_address(address))
+        let inner = reserved::embedded(address).into_iter().map(|(inner, _)| IpAddr::V4(inner));
+        std::iter::once(address).chain(inner).all(|address| self.0.iter().any(|pattern| pattern.matches_address(address)))
     }
 
     /// Whether this allows nothing that `outer` does not. A list without names judges no name, so where `outer` judges names this must too;
@@ -268,6 +269,11 @@ impl Limits {
     /// Whether of one region some nodes may be used and others not.
     pub fn tell_nodes_apart(&self) -> bool {
         self.nodes.is_some() || self.labels.is_some()
+    }
+
+    /// Whether there is something that may not be seen: all but a rate and a number at once.
+    pub fn hide_something(&self) -> bool {
+        self.tools.is_some() || self.regions.is_some() || self.tell_nodes_apart() || self.targets.is_some()
     }
 
     /// Refuses lists that are empty (they would read as "nothing" or as "no limit") or too long. Pointers start at the limits.

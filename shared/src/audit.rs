@@ -11,6 +11,8 @@ use crate::timestamp::Timestamp;
 
 /// The most records one message of the trail holds.
 pub const BATCH_MAX: usize = 100;
+/// The most bytes a record of a node has, as it is written.
+pub const RECORD_BYTES_MAX: usize = 16 * 1024;
 
 /// One entry of the trail.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -69,10 +71,12 @@ impl Record {
 pub enum Verdict {
     /// The API accepted a job.
     Accepted,
-    /// The API refused a request.
+    /// The API refused a request, or did not begin with what it had recorded before; or the keymaster refused one of the API or the sentry.
     Refused,
     /// The API changed something about access: a key was made or revoked, a node drained or revoked.
     Changed,
+    /// The keymaster signed a credential, or that a key is revoked, for the replica of the API, or the sentry, that asked; target is whose.
+    Signed,
     /// Somebody read what is not his own: the trail, keys, services, somebody else's job.
     Read,
     /// A node begins with what a service asked of it itself, or the API with a job that waited for a node.
@@ -81,23 +85,27 @@ pub enum Verdict {
     Finished,
     /// A node did not run it: policy, bounds, deadline, slots.
     Denied,
+    /// A node tells of itself: its agent begins or stops, its owner's policy, that it drains, another credential or key. The target says which.
+    Reported,
     /// Whoever writes here had to leave out records; `detail` says how many and why.
     Lost,
-    /// The broker refused what somebody tried whom it lets in, or did not let somebody in; or a connection was cut: a flood, a clone. Target is
-    /// the subject, where there is one.
+    /// The broker refused what somebody tried whom it lets in, or did not let somebody in; or a connection was cut: a flood, a clone; or the API
+    /// did not believe what a node said. Target is the subject, where there is one.
     Violation,
 }
 
 impl Verdict {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Accepted,
         Self::Refused,
         Self::Changed,
+        Self::Signed,
         Self::Read,
         Self::Started,
         Self::Finished,
         Self::Denied,
+        Self::Reported,
         Self::Lost,
         Self::Violation,
     ];
@@ -108,10 +116,12 @@ impl Verdict {
             Self::Accepted => "accepted",
             Self::Refused => "refused",
             Self::Changed => "changed",
+            Self::Signed => "signed",
             Self::Read => "read",
             Self::Started => "started",
             Self::Finished => "finished",
             Self::Denied => "denied",
+            Self::Reported => "reported",
             Self::Lost => "lost",
             Self::Violation => "violation",
         }

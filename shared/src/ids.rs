@@ -32,7 +32,7 @@ const OURS: [&str; 12] = [
     "presence",
     "provisioner",
     "reloader",
-    "sentry",
+    crate::subjects::SENTRY,
 ];
 /// Names that begin so are ours, too.
 const PREFIXES_OF_OURS: [&str; 3] = [API_CALLER_PREFIX, "collector-", "command-"];

@@ -77,7 +77,7 @@ fn pointer(path: &serde_path_to_error::Path) -> String {
 }
 
 /// Escapes a key for a JSON pointer (RFC 6901, 3).
-fn escaped(key: &str) -> String {
+pub(crate) fn escaped(key: &str) -> String {
     key.replace('~', "~0").replace('/', "~1")
 }
 

@@ -114,10 +114,13 @@ pub struct Revoked {
 /// Why a request was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
-    /// Its kind: `invalid`, `forbidden`, `conflict` or `unavailable`.
+    /// Its kind: `invalid`, `forbidden`, `not_found`, `conflict`, `rate_limited` or `unavailable`.
     pub code: Code,
     /// What is wrong, and what would be right.
     pub detail: String,
+    /// When to ask again, in milliseconds, where only that is wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_after_ms: Option<u64>,
 }
 
 /// An answer.
@@ -142,7 +145,7 @@ mod tests {
         let done: Answer<Revoked> = serde_json::from_str(r#"{"servers":["n1"]}"#).unwrap();
         assert_eq!(done, Answer::Done(Revoked { servers: vec!["n1".to_owned()], waiting: Vec::new() }));
         let refused: Answer<Revoked> = serde_json::from_str(r#"{"problem":{"code":"forbidden","detail":"no"}}"#).unwrap();
-        assert_eq!(refused, Answer::Refused { problem: Refusal { code: Code::Forbidden, detail: "no".to_owned() } });
+        assert_eq!(refused, Answer::Refused { problem: Refusal { code: Code::Forbidden, detail: "no".to_owned(), retry_after_ms: None } });
         assert!(serde_json::from_str::<Answer<Minted>>(r#"{"jwt":"x"}"#).is_err());
         assert!(serde_json::from_str::<Revoke>(r#"{"public_key":"U","all":true}"#).is_err(), "what is not known is refused");
     }

@@ -31,7 +31,7 @@ pub enum EventKind {
     Beat,
     /// It leaves; the body is a [`Beat`].
     Bye,
-    /// What it ran or refused; the body is a list of [`crate::audit::Record`].
+    /// What it ran or refused, and what became of itself; the body is a [`crate::audit::chain::Batch`].
     Audit,
     /// It asks for the control plane's time, which every acknowledgement has, and says nothing; the body is empty.
     Time,
@@ -159,6 +159,19 @@ pub struct EventAck {
     /// What callers may ask this node for; absent while the node knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shares: Option<Shares>,
+    /// That audit records are not taken, however often they are sent; absent where they are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Refusal>,
+}
+
+/// Why audit records of a node are not taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What is wrong with them.
+    pub why: String,
+    /// When the chain began that the trail has of this node; another one must begin later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Timestamp>,
 }
 
 /// What callers that publish straight to the broker may ask a node for. Replicas of the API are not among them: they keep to limits themselves.

@@ -50,9 +50,36 @@ pub struct NodeGrant {
     /// When it was revoked; absent while it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+    /// Why it was revoked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked_because: Option<String>,
+    /// Whether the keymaster has yet to void its keys: it is asked once nothing can put another key in their place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub revoking: bool,
     /// How it comes by its credentials; absent for one whose credential the operator carries to it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub enrolled: Option<Enrollment>,
+}
+
+impl NodeGrant {
+    /// What is granted now, with this key and a credential until then: no labels and no limits.
+    pub fn new(id: NodeId, region: Region, tools: Vec<ToolName>, public_key: impl Into<String>, expires_at: Timestamp) -> Self {
+        Self {
+            id,
+            region,
+            tools,
+            labels: Labels::new(),
+            rate: None,
+            at_once: None,
+            public_key: public_key.into(),
+            created_at: Timestamp::now(),
+            expires_at,
+            revoked_at: None,
+            revoked_because: None,
+            revoking: false,
+            enrolled: None,
+        }
+    }
 }
 
 /// How a node comes by its credentials.
@@ -76,9 +103,29 @@ pub struct Enrollment {
     /// The key that is to take the place of the one it has, until it has confirmed that the broker takes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub successor: Option<PublicKey>,
+    /// When the credential of that key ends, if it is not confirmed; until then no other takes its place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub successor_until: Option<Timestamp>,
+    /// When it last changed its key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_changed_at: Option<Timestamp>,
     /// The key that it had before and that is still to be revoked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub predecessor: Option<PublicKey>,
+}
+
+/// A node's key that the sentry had revoked: the value of bucket REVOKED, under the key itself. The register of nodes says so, too, as soon as an
+/// API has read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedKey {
+    /// Whose it was.
+    pub node: NodeId,
+    /// Its public half.
+    pub public_key: PublicKey,
+    /// When.
+    pub at: Timestamp,
+    /// Why.
+    pub because: String,
 }
 
 /// A service that may publish jobs straight to the broker.
@@ -172,6 +219,15 @@ impl NodeGrant {
     /// Whether its first credential has ended before it confirmed that the broker takes it. Its name is free again.
     pub fn has_failed_to_enroll(&self, now: Timestamp) -> bool {
         self.revoked_at.is_none() && self.expires_at <= now && self.enrolled.as_ref().is_some_and(|enrolled| enrolled.pending)
+    }
+
+    /// Marks it as revoked, unless it is; whether it was not. Whoever marks it sees to it that its keys are voided then.
+    pub fn mark_revoked(&mut self, at: Timestamp, because: &str) -> bool {
+        if self.revoked_at.is_some() {
+            return false;
+        }
+        (self.revoked_at, self.revoked_because, self.revoking) = (Some(at), Some(because.to_owned()), true);
+        true
     }
 
     /// Every key of which a credential of this node may be in force: its own, and one that it had before or is about to have.

@@ -4,12 +4,14 @@
 //! three in one structure of options, merges it with `Option::or`, and completes it with defaults.
 
 use std::fmt;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
+use data_encoding::HEXLOWER;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 use toml::{Table, Value};
 
 use crate::invalid::suggestion;
@@ -74,15 +76,28 @@ pub fn read(path: &Path) -> Result<String, SettingsError> {
     std::fs::read_to_string(path).map_err(unreadable)
 }
 
-/// Tells versions of a file apart, without reading it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp(Option<(SystemTime, u64, u64)>);
+/// Tells versions of a file apart, by what is in it: times are as coarse as the clock of a file system, survive copies, and say nothing of a
+/// link on the way that leads elsewhere now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp(Option<[u8; 32]>);
 
 impl Stamp {
-    /// The version there is now; none where there is no such file.
+    /// The version there is now; none where there is no file, or none that can be read. Beyond what is read of a settings file nothing counts.
     pub fn of(path: &Path) -> Self {
-        let metadata = std::fs::metadata(path).ok();
-        Self(metadata.and_then(|metadata| Some((metadata.modified().ok()?, metadata.len(), metadata.ino()))))
+        let is_file = std::fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+        let mut bytes = Vec::new();
+        let read = File::open(path).ok().filter(|_| is_file).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).ok());
+        read.map_or_else(Self::default, |_| Self::of_bytes(&bytes))
+    }
+
+    /// The version that has been read.
+    pub fn of_bytes(bytes: &[u8]) -> Self {
+        Self(Some(Sha256::digest(bytes).into()))
+    }
+
+    /// The SHA-256 of it, in hexadecimal digits.
+    pub fn hex(&self) -> Option<String> {
+        self.0.map(|digest| HEXLOWER.encode(&digest))
     }
 }
 
@@ -206,6 +221,44 @@ mod tests {
         let error = load::<Example>(Path::new("/nowhere/p.toml")).unwrap_err();
         assert_eq!(error.to_string(), "there is no settings file /nowhere/p.toml");
         assert!(load_if_given::<Example>(None).unwrap().http.is_none());
+    }
+
+    #[test]
+    fn a_version_of_a_file_is_what_is_in_it() {
+        let folder = std::env::temp_dir().join(format!("probeops-stamps-{}", std::process::id()));
+        std::fs::create_dir_all(folder.join("one")).unwrap();
+        std::fs::create_dir_all(folder.join("two")).unwrap();
+        let file = folder.join("p.toml");
+        let stamp = || Stamp::of(&file);
+        assert_eq!((stamp(), stamp().hex()), (Stamp::default(), None), "there is none");
+        std::fs::write(&file, "a = 1\n").unwrap();
+        let first = stamp();
+        assert_eq!(first, Stamp::of_bytes(b"a = 1\n"));
+        assert!(first.hex().is_some_and(|hex| hex.len() == 64));
+        // As long, and as old.
+        let modified = std::fs::metadata(&file).unwrap().modified().unwrap();
+        std::fs::write(&file, "a = 2\n").unwrap();
+        File::options().write(true).open(&file).unwrap().set_modified(modified).unwrap();
+        assert_eq!(std::fs::metadata(&file).unwrap().modified().unwrap(), modified);
+        let second = stamp();
+        assert_ne!(second, first);
+        // Another one in its place.
+        std::fs::write(folder.join("new"), "a = 1\n").unwrap();
+        std::fs::rename(folder.join("new"), &file).unwrap();
+        assert_eq!(stamp(), first, "and back");
+        // A folder on the way is a link that leads elsewhere now.
+        for (folder_of_it, text) in [("one", "a = 3\n"), ("two", "a = 4\n")] {
+            std::fs::write(folder.join(folder_of_it).join("p.toml"), text).unwrap();
+        }
+        std::fs::remove_file(&file).unwrap();
+        std::os::unix::fs::symlink("one", folder.join("..data")).unwrap();
+        std::os::unix::fs::symlink("..data/p.toml", &file).unwrap();
+        let third = stamp();
+        std::os::unix::fs::symlink("two", folder.join("..next")).unwrap();
+        std::fs::rename(folder.join("..next"), folder.join("..data")).unwrap();
+        assert_eq!((third, stamp()), (Stamp::of_bytes(b"a = 3\n"), Stamp::of_bytes(b"a = 4\n")));
+        assert_eq!(Stamp::of(&folder), Stamp::default(), "a folder is no file");
+        std::fs::remove_dir_all(&folder).unwrap();
     }
 
     #[test]

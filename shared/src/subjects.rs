@@ -26,8 +26,11 @@ pub const KEYMASTER_QUEUE: &str = "k";
 pub const NO_RESPONDERS: &str = "_";
 
 /// What the inboxes begin with that servers make for questions of their own. In the account of the trail nobody else has such.
-pub const SERVER_INBOXES: [&str; 4] = ["$JSC", "_INBOX", "_R_", "_GR_"];
+/// Not those below `_R_`, where the broker has the answers pass that others of the account wait for: who hears such a subject can answer on it.
+pub const SERVER_INBOXES: [&str; 2] = ["$JSC", "_INBOX"];
 
+/// The category of audit records that replicas of the API make.
+pub const AUDIT_API: &str = "api";
 /// The category of audit records that nodes make.
 pub const AUDIT_NODE: &str = "node";
 /// The category of audit records that commands of the operator make.
@@ -35,7 +38,10 @@ pub const AUDIT_COMMAND: &str = "command";
 
 /// The category of audit records that the sentry makes.
 pub const AUDIT_VIOLATION: &str = "violation";
-
+/// The category of audit records that the keymaster makes.
+pub const AUDIT_KEYMASTER: &str = "keymaster";
+/// The sentry's name on the broker.
+pub const SENTRY: &str = "sentry";
 /// The last token of [`node_cut`].
 pub const CUT: &str = "cut";
 
@@ -54,6 +60,8 @@ pub mod storage {
     pub const PRESENCE: &str = "PRESENCE";
     /// Bucket of nodes granted: id to [`crate::registry::NodeGrant`].
     pub const NODES: &str = "NODES";
+    /// Bucket of nodes' keys that the sentry had revoked: public key to [`crate::registry::RevokedKey`].
+    pub const REVOKED: &str = "REVOKED";
     /// Bucket of enrolment tokens, hashed, by id; the broker forgets those that have expired. And of the key that signs challenges.
     pub const TOKENS: &str = "TOKENS";
     /// Bucket of services granted: name to [`crate::registry::ServiceGrant`].
@@ -312,16 +320,21 @@ pub fn parse_front_door(subject: &str) -> Option<Caller> {
 /// Whether this is a subject in the inbox of `caller`, and of nobody else: only there may the front door answer him. The broker lets the front
 /// door publish to every inbox of its kind, and does not check the reply subject that a message names.
 pub fn is_own_door_inbox(given: &str, caller: &Caller) -> bool {
-    is_inbox_below("_INBOX_f.", given, caller)
+    is_inbox_below("_INBOX_f.", given, caller.as_str())
 }
 
 /// Whether this is a subject in the inbox of `caller`'s client library, and of nobody else: only there may the keymaster answer him, likewise.
 pub fn is_own_client_inbox(given: &str, caller: &Caller) -> bool {
-    is_inbox_below("_INBOX_c.", given, caller)
+    is_inbox_below("_INBOX_c.", given, caller.as_str())
 }
 
-fn is_inbox_below(prefix: &str, given: &str, caller: &Caller) -> bool {
-    let own = given.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(caller.as_str())).and_then(|rest| rest.strip_prefix('.'));
+/// Whether this is a subject in the sentry's inbox: only the sentry asks to be answered there.
+pub fn is_sentrys_inbox(given: &str) -> bool {
+    is_inbox_below("_INBOX_c.", given, SENTRY)
+}
+
+fn is_inbox_below(prefix: &str, given: &str, name: &str) -> bool {
+    let own = given.strip_prefix(prefix).and_then(|rest| rest.strip_prefix(name)).and_then(|rest| rest.strip_prefix('.'));
     let token = |token: &str| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
     own.is_some_and(|own| own.len() <= 256 && own.split('.').all(token))
 }

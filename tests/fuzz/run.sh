@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # Fuzzes all that reads from a wire or a file.
 #
-#   run.sh                  each target for 20 s, eight at a time
+#   run.sh                  each target for 20 s, as many at a time as there are processors
 #   run.sh SECONDS [NAME…]  for so long, these targets
-#   run.sh planted          each target, with a bug planted in what it looks at: it has to find it
+#   run.sh planted          each target, with a bug planted in what it looks at: no input that it begins with shows it, and it has to find it
 #
 # A new input that reaches something is kept in target/fuzz/corpus/NAME, one that breaks something in target/fuzz/found/NAME-…; what is worth it goes
 # into tests/fuzz/corpus/NAME, which every run begins with.
 set -euo pipefail
 cd "$(dirname "$0")"
-targets=(job request outcome events subjects audit selector target policy settings jwt dns icmp tls whois http)
-at_once=8
+targets=(job request outcome events subjects audit selector target policy settings jwt dns icmp tls whois http broker)
+at_once=$(nproc)
 seconds=${1:-20}
 planted=
 if [ "$seconds" = planted ]; then
-    planted=1 seconds=60 at_once=${#targets[@]}
+    planted=1 seconds=120 at_once=${#targets[@]}
 fi
 [ $# -lt 2 ] || targets=("${@:2}")
 kept=$PWD/../../target/fuzz
@@ -44,13 +44,17 @@ fuzz() {
     PROBEOPS_FUZZ_TARGET=$name exec "$program" -max_total_time="$seconds" -max_len=65536 -timeout=60 -rss_limit_mb=1024 -detect_leaks=0 \
         -print_final_stats=1 -verbosity=1 -artifact_prefix="$kept/found/$name-" "$corpus" "corpus/$name" >"$kept/log/$name" 2>&1
 }
+# Whether a target holds for all inputs that it begins with.
+begins() { PROBEOPS_FUZZ_TARGET=$1 "$program" -runs=0 -verbosity=0 -artifact_prefix="$kept/found/$1-" "corpus/$1" >"$kept/log/$1" 2>&1; }
 # What a run has come to, of its log.
-told() { sed -n 's/^#\([0-9]*\).* DONE *cov: \([0-9]*\) .*corp: \([0-9]*\).*/\1 inputs, \2 places reached, \3 kept/p' "$kept/log/$1"; }
+told() { sed -n 's/^#\([0-9]*\)[[:space:]]*DONE *cov: \([0-9]*\) .*corp: \([0-9]*\).*/\1 inputs, \2 places reached, \3 kept/p' "$kept/log/$1"; }
 
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 failed=()
 for ((first = 0; first < ${#targets[@]}; first += at_once)); do
     running=()
     for name in "${targets[@]:first:at_once}"; do
+        [ -z "$planted" ] || begins "$name" || { echo "$name: one of the inputs that it begins with shows the bug that was planted" >&2 && exit 1; }
         fuzz "$name" &
         running+=("$name:$!")
     done

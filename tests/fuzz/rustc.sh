@@ -3,7 +3,7 @@
 rustc=$1
 shift
 case " $* " in
-*" --crate-name probeops_shared "* | *" --crate-name probeops_agent "* | *" --crate-name probeops_api "* | *" --crate-name probeops_fuzz "*)
+*" --crate-name probeops_shared "* | *" --crate-name probeops_nats "* | *" --crate-name probeops_agent "* | *" --crate-name probeops_api "* | *" --crate-name probeops_fuzz "*)
     exec "$rustc" "$@" -C passes=sancov-module -C llvm-args=-sanitizer-coverage-level=4 \
         -C llvm-args=-sanitizer-coverage-inline-8bit-counters -C llvm-args=-sanitizer-coverage-pc-table \
         -C llvm-args=-sanitizer-coverage-trace-compares

@@ -249,7 +249,7 @@ def secrets_are_kept(containers):
                 where = f"{container.name}: {path.relative_to(container.root)}"
                 if secret and stat.S_IMODE(path.stat().st_mode) & 0o077:
                     raise Wrong(f"{where} is a secret, and others than its owner can read it")
-                own = (path.name in ("server.key", "node.creds", "node.nk", "token")
+                own = (path.name in ("node.creds", "node.nk", "token") or path.name == "server.key" and command in ("--config", "-e")
                        or (command, path.parent.name) in (("api", "creds"), ("sentry", "sentry")))
                 if secret and not holds_keys and not own:
                     raise Wrong(f"{where} is a secret that this service has no use for")

@@ -1,6 +1,6 @@
 """An agent whose only way to its broker is an HTTP proxy with authentication (tinyproxy, and squid), over `tls://` and `wss://`: jobs run, the
-connection is taken up again, every way in which a proxy says no is told with its cure, and the password is seen nowhere. And what
-`probeops-agent doctor` says where nobody may ping.
+connection is taken up again, every way in which a proxy says no is told with its cure, and the password is seen nowhere. A machine enrols,
+runs, renews and changes its key through the proxy that was named once. And what `probeops-agent doctor` says where nobody may ping.
 
 Arguments: the program `probeops`, an empty folder. Needs root, tinyproxy, squid, unshare and setpriv.
 """
@@ -13,8 +13,10 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 
 # Only a hang takes this long, in seconds.
@@ -71,6 +73,41 @@ class Process:
             except subprocess.TimeoutExpired:
                 self.child.kill()
         return self.child.wait()
+
+
+class Https:
+    """HTTPS before the API, by the broker's certificate."""
+
+    def __init__(self, tls, to):
+        self.context, self.to = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), to
+        self.context.load_cert_chain(tls / "server.pem", tls / "server.key")
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            client, _ = self.listener.accept()
+            threading.Thread(target=self.carry, args=(client,), daemon=True).start()
+
+    def carry(self, client):
+        try:
+            with self.context.wrap_socket(client, server_side=True) as near, socket.create_connection(("127.0.0.1", self.to)) as far:
+                back = threading.Thread(target=self.copy, args=(far, near), daemon=True)
+                back.start()
+                self.copy(near, far)
+                back.join(HANG_S)
+        except OSError:
+            pass
+
+    @staticmethod
+    def copy(source, to):
+        try:
+            while part := source.recv(65536):
+                to.sendall(part)
+            to.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass
 
 
 class Site:
@@ -134,22 +171,22 @@ class Site:
         wait_until(f"{name} listens", lambda: listens(port))
         return proxy
 
-    def squid(self, port, connect_ports):
+    def squid(self, port, connect_ports, name="squid"):
         helper = "/usr/lib/squid/basic_ncsa_auth"
         assert os.path.exists(helper), f"{helper} is missing: apt-get install squid"
         hashed = subprocess.run(["openssl", "passwd", "-apr1", PASSWORD], check=True, capture_output=True, text=True).stdout.strip()
         (self.folder / "squid.users").write_text(f"{USER}:{hashed}\n")
         (self.folder / "squid.users").chmod(0o644)
-        run = self.folder / "squid"
+        run = self.folder / name
         run.mkdir()
         run.chmod(0o777)
-        (self.folder / "squid.conf").write_text(
+        (self.folder / f"{name}.conf").write_text(
             f"http_port 127.0.0.1:{port}\npid_filename {run}/squid.pid\naccess_log none\ncache_log {run}/cache.log\ncache deny all\n"
             f"coredump_dir {run}\nauth_param basic program {helper} {self.folder}/squid.users\nauth_param basic children 1\n"
             f"acl known proxy_auth REQUIRED\nacl brokers port {' '.join(map(str, connect_ports))}\n"
             "http_access deny !brokers\nhttp_access allow known\nhttp_access deny all\nshutdown_lifetime 1 seconds\n"
         )
-        proxy = self.start("squid", [find("squid", "squid"), "-N", "-f", str(self.folder / "squid.conf")])
+        proxy = self.start(name, [find("squid", "squid"), "-N", "-f", str(self.folder / f"{name}.conf"), "-n", name.replace("-", "")])
         wait_until(f"squid listens:\n{proxy.log()}", lambda: listens(port))
         return proxy
 
@@ -236,6 +273,62 @@ def refusals_have_cures(site, ports):
     agent.end()
 
 
+def a_machine_enrols_through_it(site):
+    """One setting, given once, is for the API and the broker, the enrolment and all that follows."""
+    https = Https(site.data / "server-tls", site.http)
+    url, state = f"https://127.0.0.1:{https.port}", site.folder / "state"
+    environment = {**os.environ, "PROBEOPS_URL": f"http://127.0.0.1:{site.http}", "PROBEOPS_TOKEN": (site.data / "admin.key").read_text().strip()}
+    command = [site.program, "enroll-tokens", "add", "--region", "behind", "--tools", "echo,tcp"]
+    (site.folder / "token").write_text(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+    def agent(*argv):
+        done = subprocess.run([site.program, "agent", *argv], capture_output=True, text=True, env={**os.environ, "PROBEOPS_LOG": "trace"})
+        assert PASSWORD not in done.stdout + done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    def enroll(*settings):
+        ca = str(site.data / "tls/ca.pem")
+        return agent("enroll", url, "--state", str(state), "--ca", ca, "--token-file", str(site.folder / "token"), "--node", "behind-1", "--servers", site.tls, *settings)
+
+    ports = {"both": free_port(), "api": free_port()}
+    proxies = {"both": site.squid(ports["both"], [https.port, port_of(site.tls)], "squid-enrol")}
+    site.tinyproxy("tinyproxy-api", ports["api"], [https.port])
+    site.password_file.write_text("wrong")
+    code, said = enroll(*site.through(ports["both"]))
+    assert code == 1 and "407" in said and "correct the user and the password in the setting `proxy`" in said, said
+    site.password_file.write_text(PASSWORD)
+    # The API is reached, the broker is not: nothing is used up.
+    code, said = enroll(*site.through(ports["api"]))
+    assert code == 1 and "Nothing is used up" in said and " 403 " in said, said
+    code, said = enroll(*site.through(ports["both"]))
+    assert code == 0 and "is enrolled" in said, said
+    record = json.loads((state / "enrollment.json").read_text())
+    assert record["proxy"] == {"proxy": f"http://{USER}@127.0.0.1:{ports['both']}", "proxy_password_file": str(site.password_file)}, record
+    # Nobody names it again.
+    policy = str(site.folder / "policy.toml")
+    code, checks = site.doctor(["--state", str(state), "--policy", policy])
+    api = [one for one in checks if one["check"] == "api"]
+    assert code == 0 and api[0]["verdict"] == "ok" and f"through the proxy http://127.0.0.1:{ports['both']}" in api[0]["detail"], checks
+    running = site.start("agent-behind", [site.program, "agent", "--state", str(state), "--policy", policy, "--log-format", "text"], PROBEOPS_LOG="debug")
+    running.wait_for("the broker is reached through a proxy")
+    running.wait_for("the agent is ready")
+    assert "success" in site.job("echo", "hello", "behind")
+    code, said = agent("rotate", "--state", str(state))
+    assert code == 0 and "with its new key" in said, said
+    running.wait_for("INFO connected to the broker", 2)
+    wait_until("jobs run with the new key", lambda: "success" in site.job("echo", "again", "behind"))
+    proxies["both"].end()
+    code, said = agent("rotate", "--state", str(state))
+    assert code == 1 and f"through the proxy http://127.0.0.1:{ports['both']}" in said, said
+    # The way is another when its owner says so.
+    code, said = enroll("--proxy", "none")
+    assert code == 0 and "nothing to do" in said and "the way to the API and the broker is another" in said, said
+    code, checks = site.doctor(["--state", str(state), "--policy", policy])
+    api = [one for one in checks if one["check"] == "api"]
+    assert code == 0 and api[0]["verdict"] == "ok" and "proxy" not in api[0]["detail"], checks
+    assert PASSWORD not in running.log() and running.end() == 0, running.log()[-3000:]
+
+
 def nobody_may_ping(site):
     """A network namespace of its own lets no group ping, and reaches nobody."""
     for path in (site.folder, site.data):
@@ -262,6 +355,7 @@ def main():
     try:
         ports = jobs_run_and_go_on(site)
         refusals_have_cures(site, ports)
+        a_machine_enrols_through_it(site)
         nobody_may_ping(site)
     finally:
         site.end()

@@ -11,23 +11,23 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use nix::sys::signal::Signal;
 use probeops_api::access::keys::{NewKey, mint};
-use probeops_nats::config::{ServerSettings, TlsEnd, WebSocket};
 use probeops_nats::connect::{Link, connect};
 use probeops_nats::layout::Layout;
-use probeops_nats::permissions::Role;
+use probeops_nats::permissions::{AccountName, Role};
 use probeops_nats::server::{Search, ports};
 use probeops_nats::vault::Vault;
 use probeops_nats::{process, streams, tls};
-use probeops_shared::access::{Limits, Scope};
+use probeops_shared::access::Scope;
 use probeops_shared::ids::{Caller as CallerName, NodeId, Region};
 use probeops_shared::presence::Beat;
-use probeops_shared::registry::{Labels, NodeGrant, ServiceGrant};
+use probeops_shared::registry::{NodeGrant, ServiceGrant};
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::{Value, json};
 
+use crate::broker::{Home, Server};
 use crate::http::Caller;
 use crate::process::{HANG, LOOK_EVERY, Process};
 
@@ -40,19 +40,21 @@ const PUTS_AT_ONCE: usize = 128;
 /// A broker, and everything that is started on it.
 #[derive(Debug)]
 pub struct Fabric {
-    folder: Folder,
     layout: Layout,
     vault: Vault,
     runtime: tokio::runtime::Runtime,
-    broker: Option<Process>,
+    /// The servers of the broker; most fabrics have one.
+    servers: Vec<Server>,
     keymaster: RefCell<Option<Process>>,
     nats_server: PathBuf,
-    listen: SocketAddr,
-    websocket: SocketAddr,
     admin_key: String,
+    /// What its programs log (`PROBEOPS_LOG`).
+    log: Option<&'static str>,
     apis: RefCell<usize>,
     /// Agents live as long as the fabric, unless a test ends them.
     agents: RefCell<Vec<Rc<Agent>>>,
+    /// The last to go: what its processes said is shown when they end.
+    folder: Folder,
 }
 
 /// What an agent may be told; the default is as `up` tells its own.
@@ -82,8 +84,6 @@ pub struct AgentOptions {
     pub allow_loopback: bool,
     /// Whether to wait until it is ready.
     pub wait_ready: bool,
-    /// What it logs (`PROBEOPS_LOG`).
-    pub log: Option<&'static str>,
 }
 
 impl Default for AgentOptions {
@@ -102,7 +102,6 @@ impl Default for AgentOptions {
             slots_probe: None,
             allow_loopback: true,
             wait_ready: true,
-            log: None,
         }
     }
 }
@@ -114,6 +113,10 @@ pub struct ApiOptions {
     pub server: Option<String>,
     /// Who checks JWTs.
     pub jwks: Option<PathBuf>,
+    /// Who publishes them at a URL.
+    pub jwks_url: Option<String>,
+    /// Where what was fetched from there is kept.
+    pub jwks_cache: Option<PathBuf>,
     /// Their issuer.
     pub jwt_issuer: Option<String>,
     /// Their audience.
@@ -160,6 +163,11 @@ pub struct Sentry {
 }
 
 impl Sentry {
+    /// Its process id.
+    pub fn process_id(&self) -> u32 {
+        self.process.borrow().id()
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         self.process.borrow().log()
@@ -180,63 +188,103 @@ pub struct Agent {
 impl Fabric {
     /// Starts a broker with everything in it, and nobody on it.
     pub fn start() -> Self {
+        Self::start_logging(None)
+    }
+
+    /// The same, and all that is started on it logs so much (`PROBEOPS_LOG`).
+    pub fn start_logging(log: Option<&'static str>) -> Self {
+        Self::begin(log, |home| vec![Server::alone(home)])
+    }
+
+    /// The same with a broker of three servers, `s1`, `s2` and `s3`, which keep everything three times.
+    pub fn start_three() -> Self {
+        Self::begin(None, |home| Server::cluster(["s1", "s2", "s3"], home))
+    }
+
+    fn begin(log: Option<&'static str>, broker: impl FnOnce(&Home<'_>) -> Vec<Server>) -> Self {
         process::install_tls_provider();
         let folder = Folder::new();
         let layout = Layout::new(folder.0.join("data"));
         let vault = Vault::open_or_create(&layout).expect("keys");
         let certificate = tls::ensure(&layout, &[]).expect("a certificate");
         let nats_server = find_nats_server(&layout);
-        let (listen, websocket, monitoring) = (free_port(), free_port(), free_port());
-        let mut settings = ServerSettings::in_layout(&layout, &certificate, listen);
-        settings.websocket = Some(WebSocket { listen: websocket, tls: TlsEnd::Server });
-        settings.monitoring_port = Some(monitoring.port());
-        settings.write(&vault, &layout.server_conf()).expect("server.conf");
+        let home = Home { layout: &layout, vault: &vault, certificate: &certificate, program: &nats_server, folder: &folder.0 };
+        let servers = broker(&home);
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let mut fabric = Self {
-            folder,
             layout,
             vault,
             runtime,
-            broker: None,
+            servers,
             keymaster: RefCell::default(),
             nats_server,
-            listen,
-            websocket,
             admin_key: String::new(),
+            log,
             apis: RefCell::default(),
             agents: RefCell::default(),
+            folder,
         };
-        fabric.start_broker();
-        let servers = [fabric.url()];
-        let ca = fabric.ca();
-        let provisioned = streams::provision(&fabric.layout, &fabric.vault, &servers, Some(&ca));
-        fabric.runtime.block_on(provisioned).unwrap_or_else(|error| panic!("cannot provision: {error:#}"));
+        fabric.servers.iter_mut().for_each(Server::start);
+        fabric.wait_for_routes();
+        let (urls, ca) = (fabric.urls(), fabric.ca());
+        let started = Instant::now();
+        loop {
+            let provisioned = streams::provision(&fabric.layout, &fabric.vault, &urls, Some(&ca));
+            let provisioned = fabric.runtime.block_on(provisioned).unwrap_or_else(|error| panic!("cannot provision: {error:#}"));
+            if provisioned.servers.len() == urls.len() {
+                break;
+            }
+            // What one server says may reach the others a moment after the route is there.
+            assert!(started.elapsed() < HANG, "only {:?} answer", provisioned.servers);
+        }
         fabric.start_keymaster();
         fabric.admin_key = fabric.first_key();
         fabric
     }
 
+    /// Waits until every server of the broker has a route to all others.
+    pub fn wait_for_routes(&self) {
+        let started = Instant::now();
+        for server in self.servers.iter().filter(|_| self.servers.len() > 1) {
+            while server.routes().len() + 1 < self.servers.len() {
+                assert!(started.elapsed() < HANG, "{} has routes to {:?} only", server.name(), server.routes());
+                std::thread::sleep(LOOK_EVERY);
+            }
+        }
+    }
+
     /// Starts the keymaster; whoever needs it waits for it ([`Self::wait_for_keymaster`]), as the first API does.
     pub fn start_keymaster(&self) {
-        let mut command = with_subcommand("keymaster");
-        command.arg("--data").arg(self.data()).args(["--servers", &self.url()]);
+        let mut command = self.subcommand("keymaster");
+        command.arg("--data").arg(self.data()).args(["--servers", &self.urls().join(",")]);
         *self.keymaster.borrow_mut() = Some(Process::start("keymaster", &self.folder.0, command));
     }
 
     /// Starts a sentry and waits until it watches.
     pub fn sentry(&self) -> Sentry {
         probeops_nats::sentry::mint(&self.layout, &self.vault, LIFETIME).expect("credentials");
-        let mut command = with_subcommand("sentry");
-        command.arg("--data").arg(self.data()).args(["--servers", &self.url()]);
+        let mut command = self.subcommand("sentry");
+        command.arg("--data").arg(self.data()).args(["--servers", &self.url(), "--last-words-s", "3"]);
         let mut process = Process::start("sentry", &self.folder.0, command);
         process.wait_for_log("the sentry is ready");
         Sentry { process: RefCell::new(process) }
+    }
+
+    fn subcommand(&self, name: &str) -> Command {
+        let mut command = program();
+        command.arg(name).envs(self.log.map(|log| ("PROBEOPS_LOG", log)));
+        command
     }
 
     /// Ends the keymaster at once; what it has logged is forgotten.
     pub fn kill_keymaster(&self) {
         *self.keymaster.borrow_mut() = None;
         std::fs::remove_file(self.folder.0.join("keymaster.log")).expect("its log");
+    }
+
+    /// The keymaster's process id.
+    pub fn keymaster_process_id(&self) -> u32 {
+        self.keymaster.borrow().as_ref().expect("the keymaster runs").id()
     }
 
     /// What the keymaster has logged.
@@ -251,17 +299,6 @@ impl Fabric {
         }
     }
 
-    fn start_broker(&mut self) {
-        let mut command = Command::new(&self.nats_server);
-        command.arg("-c").arg(self.layout.server_conf());
-        self.broker = Some(Process::start("broker", &self.folder.0, command));
-        let started = Instant::now();
-        while std::net::TcpStream::connect(self.listen).is_err() {
-            assert!(started.elapsed() < HANG, "the broker does not listen: {}", self.broker.as_ref().expect("just started").log());
-            std::thread::sleep(LOOK_EVERY);
-        }
-    }
-
     /// Kills the broker and starts it again on the same data and ports.
     pub fn restart_broker(&mut self) {
         self.restart_broker_after(Duration::ZERO);
@@ -269,29 +306,74 @@ impl Fabric {
 
     /// Kills the broker and starts it again after a while.
     pub fn restart_broker_after(&mut self, away: Duration) {
-        self.broker = None;
+        self.servers.iter_mut().for_each(Server::kill);
         std::thread::sleep(away);
-        self.start_broker();
+        self.servers.iter_mut().for_each(Server::start);
+    }
+
+    /// What the broker has printed; it logs to a file of its own.
+    pub fn broker_log(&self) -> String {
+        self.first().log()
+    }
+
+    /// How many connections the broker counts.
+    #[track_caller]
+    pub fn broker_connections(&self) -> u64 {
+        self.first().connections()
+    }
+
+    /// How many bytes of its memory the broker uses.
+    pub fn broker_heap_bytes(&self) -> u64 {
+        self.first().heap_bytes()
+    }
+
+    /// How many bytes the broker's streams have on the disk.
+    pub fn broker_stored_bytes(&self) -> u64 {
+        self.first().stored_bytes()
     }
 
     /// The broker's process id.
     pub fn broker_process_id(&self) -> u32 {
-        self.broker.as_ref().expect("the broker runs").id()
+        self.first().process_id()
     }
 
-    /// The broker's address.
+    /// The servers of the broker.
+    pub fn servers(&self) -> &[Server] {
+        &self.servers
+    }
+
+    /// One of them, to be stopped and started.
+    pub fn server(&mut self, index: usize) -> &mut Server {
+        self.servers.get_mut(index).expect("a server")
+    }
+
+    fn first(&self) -> &Server {
+        self.servers.first().expect("a broker has servers")
+    }
+
+    /// The broker's address; of several servers that of the first.
     pub fn url(&self) -> String {
-        format!("tls://{}", self.listen)
+        self.first().url()
+    }
+
+    /// The addresses of all its servers.
+    pub fn urls(&self) -> Vec<String> {
+        self.servers.iter().map(Server::url).collect()
     }
 
     /// Where it listens.
     pub fn listen(&self) -> SocketAddr {
-        self.listen
+        self.first().listen()
+    }
+
+    /// Where it listens for WebSocket connections.
+    pub fn websocket(&self) -> SocketAddr {
+        self.first().websocket()
     }
 
     /// The broker's WebSocket address.
     pub fn wss_url(&self) -> String {
-        format!("wss://{}", self.websocket)
+        self.first().wss_url()
     }
 
     /// The broker's authority.
@@ -352,7 +434,8 @@ impl Fabric {
         std::fs::create_dir_all(&creds).expect("a folder");
         let collector: CallerName = caller.as_str().replace("api-", "collector-").parse().expect("a name");
         for (file, role) in [
-            ("api", Role::Api { caller }),
+            ("api", Role::Api { caller: caller.clone() }),
+            ("store", Role::Store { caller }),
             ("collector", Role::Collector { name: collector }),
             ("acknowledger", Role::Acknowledger),
             ("frontdoor", Role::FrontDoor),
@@ -360,10 +443,11 @@ impl Fabric {
         ] {
             self.vault.mint_to(&creds.join(format!("{file}.creds")), &role, LIFETIME).expect("a credential");
         }
-        let mut command = program();
-        command.arg("api").args(["--http", &address.to_string(), "--servers", options.server.as_ref().unwrap_or(&self.url())]);
+        let mut command = self.subcommand("api");
+        command.args(["--http", &address.to_string(), "--servers", options.server.as_ref().unwrap_or(&self.url())]);
         command.arg("--ca").arg(self.ca()).arg("--creds").arg(&creds);
         for (flag, value) in [
+            ("--jwks-url", &options.jwks_url),
             ("--jwt-issuer", &options.jwt_issuer),
             ("--jwt-audience", &options.jwt_audience),
             ("--callback-allow", &options.callback_allow),
@@ -377,8 +461,13 @@ impl Fabric {
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", collector).args(["--otlp-ratio", &ratio.to_string()]);
         }
         let (cert, key) = options.tls.clone().unzip();
-        let files =
-            [("--jwks", &options.jwks), ("--jwt-hs256-secret-file", &options.jwt_secret), ("--tls-cert", &cert), ("--tls-key", &key)];
+        let files = [
+            ("--jwks", &options.jwks),
+            ("--jwks-cache", &options.jwks_cache),
+            ("--jwt-hs256-secret-file", &options.jwt_secret),
+            ("--tls-cert", &cert),
+            ("--tls-key", &key),
+        ];
         for (flag, path) in files {
             if let Some(path) = path {
                 command.arg(flag).arg(path);
@@ -403,20 +492,12 @@ impl Fabric {
         let tools: Vec<ToolName> = options.tools.iter().map(|tool| tool.parse().expect("a tool")).collect();
         let role = Role::Node { node: node.clone(), region: region.clone(), tools: tools.clone() };
         let minted = self.vault.mint_to(&self.layout.node_creds(&node), &role, LIFETIME).expect("a credential");
-        let (created_at, expires_at) = (Timestamp::now(), minted.expires_at);
         let labels = options.labels.iter().map(|(key, value)| (key.parse().expect("a label"), value.parse().expect("a value"))).collect();
         let grant = NodeGrant {
-            id: node,
-            region,
-            tools,
             labels,
             rate: options.rate.map(|rate| rate.parse().expect("a rate")),
             at_once: options.at_once.map(|at_once| at_once.parse().expect("a number")),
-            public_key: minted.public_key,
-            created_at,
-            expires_at,
-            revoked_at: None,
-            enrolled: None,
+            ..NodeGrant::new(node, region, tools, minted.public_key, minted.expires_at)
         };
         self.put(storage::NODES, id, &serde_json::to_value(grant).expect("JSON"));
         self.start_agent(id, options)
@@ -431,24 +512,7 @@ impl Fabric {
             let role = Role::Node { node: id.clone(), region: region.clone(), tools: tools.clone() };
             let creds = self.layout.node_creds(&id);
             let minted = self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
-            let (created_at, expires_at, public_key) = (Timestamp::now(), minted.expires_at, minted.public_key);
-            let (region, tools, labels) = (region.clone(), tools.clone(), Labels::new());
-            (
-                creds,
-                NodeGrant {
-                    id,
-                    region,
-                    tools,
-                    labels,
-                    public_key,
-                    created_at,
-                    expires_at,
-                    revoked_at: None,
-                    rate: None,
-                    at_once: None,
-                    enrolled: None,
-                },
-            )
+            (creds, NodeGrant::new(id, region.clone(), tools.clone(), minted.public_key, minted.expires_at))
         });
         let (creds, grants): (Vec<PathBuf>, Vec<NodeGrant>) = enrolled.unzip();
         self.grant_all(&grants);
@@ -458,7 +522,7 @@ impl Fabric {
     /// Grants these nodes, none of which is there.
     pub fn grant_all(&self, grants: &[NodeGrant]) {
         let entries = grants.iter().map(|grant| (grant.id.to_string(), serde_json::to_vec(grant).expect("JSON")));
-        self.put_all(&Role::Api { caller: CallerName::new_api() }, storage::NODES, entries.collect());
+        self.put_all(&Role::Store { caller: CallerName::new_api() }, storage::NODES, entries.collect());
     }
 
     /// Says of these nodes what they would say themselves. They count as online until they have been silent for three beats.
@@ -472,7 +536,12 @@ impl Fabric {
         let link = Link { servers: vec![self.url()], ca: Some(self.ca()), creds: self.credential(role) };
         self.runtime.block_on(async {
             let (client, _events) = connect(&link, "test", &role.inbox_prefix()).await.expect("the broker");
-            let bucket = async_nats::jetstream::new(client).get_key_value(bucket).await.expect("the bucket");
+            // To whoever is elsewhere it is lent what a bucket needs.
+            let context = match role.account() {
+                AccountName::Store => async_nats::jetstream::new(client),
+                _ => async_nats::jetstream::with_prefix(client, subjects::broker::LENT),
+            };
+            let bucket = context.get_key_value(bucket).await.expect("the bucket");
             let bucket = &bucket;
             let puts = futures_util::stream::iter(entries).map(async |(key, value)| bucket.put(key, value.into()).await.expect("an entry"));
             puts.buffer_unordered(PUTS_AT_ONCE).for_each(async |_| {}).await;
@@ -492,7 +561,7 @@ impl Fabric {
     /// Starts an agent that is told by the caller who it is, and waits until it is ready. Its policy allows loopback.
     pub fn agent_of(&self, name: &str, told: &[&str]) -> Rc<Agent> {
         let policy = self.file(&format!("{name}-policy.toml"), "allow_loopback = true\n");
-        let mut command = with_subcommand("agent");
+        let mut command = self.subcommand("agent");
         command.arg("--policy").arg(policy).args(told);
         let number = self.agents.borrow().len();
         let mut process = Process::start(&format!("agent-{name}-{number}"), &self.folder.0, command);
@@ -503,16 +572,15 @@ impl Fabric {
     }
 
     fn start_agent(&self, id: &str, options: &AgentOptions) -> Rc<Agent> {
-        let creds = self.layout.node_creds(&id.parse().expect("an id"));
+        let creds = self.node_creds(id);
         let policy = self.file(&format!("{id}-policy.toml"), if options.allow_loopback { "allow_loopback = true\n" } else { "" });
-        let mut command = options.program.as_ref().map_or_else(|| with_subcommand("agent"), Command::new);
+        let mut command = options.program.as_ref().map_or_else(|| self.subcommand("agent"), Command::new);
         command.arg("--servers").arg(options.server.clone().unwrap_or_else(|| self.url()));
         command.arg("--ca").arg(options.ca.clone().unwrap_or_else(|| self.ca())).arg("--creds").arg(creds).arg("--policy").arg(policy);
         command.args(options.resolvers.iter().flat_map(|resolvers| ["--resolvers", resolvers]));
         for (flag, slots) in [("--slots-light", options.slots_light), ("--slots-probe", options.slots_probe)] {
             command.args(slots.iter().flat_map(|slots| [flag.to_owned(), slots.to_string()]));
         }
-        command.envs(options.log.map(|log| ("PROBEOPS_LOG", log)));
         let mut process = Process::start(&format!("agent-{id}"), &self.folder.0, command);
         if options.wait_ready {
             process.wait_for_log("the agent is ready");
@@ -558,6 +626,11 @@ impl Fabric {
         Service { name: name.to_owned(), creds }
     }
 
+    /// Where the credential of a node is.
+    pub fn node_creds(&self, id: &str) -> PathBuf {
+        self.layout.node_creds(&id.parse().expect("an id"))
+    }
+
     /// Makes a credential for a role.
     pub fn credential(&self, role: &Role) -> PathBuf {
         let path = self.folder.0.join(format!("{:016x}.creds", rand::random::<u64>()));
@@ -595,14 +668,15 @@ impl Fabric {
     /// Revokes a node's credential on the broker.
     pub fn revoke(&self, public_key: &str) {
         let servers = [self.url()];
-        let revoked = probeops_nats::revoke::revoke(&self.layout, &servers, Some(self.ca()), public_key);
-        self.runtime.block_on(revoked).unwrap_or_else(|error| panic!("cannot revoke: {error:#}"));
+        let claims = self.vault.revoke_anywhere(public_key).expect("a revocation");
+        let told = probeops_nats::revoke::tell(&self.layout, &servers, Some(self.ca()), &claims);
+        self.runtime.block_on(told).unwrap_or_else(|error| panic!("cannot revoke: {error:#}"));
     }
 
     /// The first key, as `up` makes it.
     fn first_key(&self) -> String {
         let scopes = vec![Scope::Admin];
-        let minted = mint(NewKey { name: "test".to_owned(), scopes, limits: Limits::default(), created_by: "test".to_owned() });
+        let minted = mint(NewKey { name: "test".to_owned(), scopes, created_by: "test".to_owned(), ..NewKey::default() });
         self.put(storage::KEYS, &minted.record.id, &serde_json::to_value(&minted.record).expect("JSON"));
         minted.key
     }
@@ -610,6 +684,11 @@ impl Fabric {
     /// Writes an entry of a bucket, as a replica does.
     pub fn put(&self, bucket: &str, key: &str, value: &Value) {
         let _revision = self.in_bucket(bucket, async |bucket| bucket.put(key, value.to_string().into()).await.expect("an entry"));
+    }
+
+    /// Takes an entry out of a bucket, as only whoever holds its disk or an API that is taken over would.
+    pub fn lose(&self, bucket: &str, key: &str) {
+        self.in_bucket(bucket, async |bucket| bucket.delete(key).await.expect("a bucket"));
     }
 
     /// Writes into a bucket until it takes no more.
@@ -626,6 +705,12 @@ impl Fabric {
                 number += 1;
             }
         });
+    }
+
+    /// Which server leads a bucket now, of several.
+    pub fn leader_of(&self, bucket: &str) -> String {
+        let cluster = self.in_bucket(bucket, async |bucket| bucket.stream.cached_info().cluster.clone());
+        cluster.and_then(|cluster| cluster.leader).expect("a bucket with a leader")
     }
 
     /// The oldest entry of a bucket: its key and its value. A replica reads without following, which is all that it may with some buckets.
@@ -653,6 +738,25 @@ impl Fabric {
         });
     }
 
+    /// Bounds the audit trail to so many bytes, as only whoever provisions may; what it was bounded to before.
+    pub fn bound_the_trail(&self, bytes_max: u64) -> u64 {
+        let role = Role::AuditProvisioner;
+        let client = self.connect_in(&self.credential(&role), &role.inbox_prefix());
+        let ask = async |subject: String, body: Value| {
+            let answer = client.request(subject, body.to_string().into()).await.expect("an answer");
+            let answer: Value = serde_json::from_slice(&answer.payload).expect("JSON");
+            assert!(answer.get("error").is_none(), "{answer}");
+            answer["config"].clone()
+        };
+        self.block_on(async {
+            let mut config = ask(subjects::broker::stream_info(storage::AUDIT), Value::Null).await;
+            let before = config["max_bytes"].as_u64().expect("a bound");
+            config["max_bytes"] = bytes_max.into();
+            ask(subjects::broker::stream_update(storage::AUDIT), config).await;
+            before
+        })
+    }
+
     /// Does something with a bucket, with a replica's rights.
     fn in_bucket<T>(&self, bucket: &str, work: impl AsyncFnOnce(async_nats::jetstream::kv::Store) -> T) -> T {
         self.with_jetstream(async |jetstream| work(jetstream.get_key_value(bucket).await.expect("the bucket")).await)
@@ -660,7 +764,7 @@ impl Fabric {
 
     fn with_jetstream<T>(&self, work: impl AsyncFnOnce(async_nats::jetstream::Context) -> T) -> T {
         let caller = CallerName::new_api();
-        let role = Role::Api { caller: caller.clone() };
+        let role = Role::Store { caller: caller.clone() };
         let creds = self.folder.0.join(format!("{caller}.creds"));
         self.vault.mint_to(&creds, &role, LIFETIME).expect("a credential");
         let link = Link { servers: vec![self.url()], ca: Some(self.ca()), creds };
@@ -680,6 +784,16 @@ impl Api {
     /// Its process id.
     pub fn process_id(&self) -> u32 {
         self.process.borrow().id()
+    }
+
+    /// Who signed its certificate, where it has one.
+    pub fn ca(&self) -> Option<&Path> {
+        self.ca.as_deref()
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.url.rsplit('/').next().and_then(|address| address.parse().ok()).expect("an address")
     }
 
     /// Somebody with the first key.
@@ -876,15 +990,9 @@ pub fn program() -> Command {
 }
 
 /// The server program, found or fetched.
-pub(crate) fn find_nats_server(layout: &Layout) -> PathBuf {
+pub fn find_nats_server(layout: &Layout) -> PathBuf {
     let search = Search::usual(std::env::var_os("NATS_SERVER").map(PathBuf::from), layout);
     search.find_or_fetch(&|_progress| ()).unwrap_or_else(|error| panic!("{error}")).path
-}
-
-fn with_subcommand(name: &str) -> Command {
-    let mut command = program();
-    command.arg(name);
-    command
 }
 
 /// A port that is free now.

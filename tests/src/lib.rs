@@ -3,6 +3,7 @@
 #![expect(clippy::panic, reason = "a test that cannot go on must say so and stop")]
 
 pub mod asker;
+pub mod broker;
 pub mod crash;
 pub mod fabric;
 pub mod hostile;
@@ -10,9 +11,10 @@ pub mod http;
 pub mod identity;
 pub mod needs;
 pub mod otlp;
-mod process;
+pub mod process;
 pub mod receiver;
 pub mod silent;
+pub mod terminal;
 pub mod testnet;
 pub mod up;
 pub mod wire;

@@ -46,3 +46,14 @@ pub fn time_zones(folder: &Path, sources: &str) -> PathBuf {
     assert!(compiled.status.success(), "{}", String::from_utf8_lossy(&compiled.stderr));
     to
 }
+
+/// What makes this machine another than a copy of it (machine-id(5)).
+#[track_caller]
+pub fn machine_id() {
+    let is_there = |path: &str| std::fs::read_to_string(path).is_ok_and(|id| !id.trim().is_empty());
+    assert!(
+        ["/etc/machine-id", "/var/lib/dbus/machine-id"].into_iter().any(is_there),
+        "this test makes a copy of a machine, and this one has no /etc/machine-id by which it would know; \
+         run `systemd-machine-id-setup`, or write 32 hexadecimal digits into it"
+    );
+}

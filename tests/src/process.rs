@@ -15,7 +15,7 @@ pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(25);
 
 /// A process of ours.
 #[derive(Debug)]
-pub(crate) struct Process {
+pub struct Process {
     name: String,
     child: Child,
     log: PathBuf,
@@ -23,10 +23,15 @@ pub(crate) struct Process {
 
 impl Process {
     /// Starts it; what it prints goes to `<folder>/<name>.log`.
-    pub(crate) fn start(name: &str, folder: &Path, mut command: Command) -> Self {
+    pub fn start(name: &str, folder: &Path, command: Command) -> Self {
+        Self::start_reading(name, folder, command, Stdio::null())
+    }
+
+    /// The same with something to read.
+    pub(crate) fn start_reading(name: &str, folder: &Path, mut command: Command, input: Stdio) -> Self {
         let log = folder.join(format!("{name}.log"));
         let file = File::options().create(true).append(true).open(&log).expect("a log file");
-        command.stdin(Stdio::null()).stdout(file.try_clone().expect("a log file")).stderr(file);
+        command.stdin(input).stdout(file.try_clone().expect("a log file")).stderr(file);
         let child = command.spawn().unwrap_or_else(|error| panic!("{name} cannot be started: {error} ({command:?})"));
         Self { name: name.to_owned(), child, log }
     }

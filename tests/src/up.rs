@@ -86,12 +86,17 @@ impl Home {
     }
 
     /// Runs any command to its end.
-    pub fn finish(&self, mut command: Command) -> Said {
+    pub fn finish(&self, command: Command) -> Said {
+        self.finish_reading(command, Stdio::null())
+    }
+
+    /// The same with something to read.
+    pub fn finish_reading(&self, mut command: Command, input: Stdio) -> Said {
         let number = rand::random::<u64>();
         let file = |name: &str| self.path(&format!("{name}-{number:016x}"));
         let (out, err) = (file("out"), file("err"));
         let create = |path: &Path| File::create(path).expect("a file");
-        let spawned = command.stdin(Stdio::null()).stdout(create(&out)).stderr(create(&err)).spawn();
+        let spawned = command.stdin(input).stdout(create(&out)).stderr(create(&err)).spawn();
         let mut child = spawned.unwrap_or_else(|error| panic!("cannot be started: {error} ({command:?})"));
         let started = Instant::now();
         let code = loop {
@@ -111,7 +116,13 @@ impl Home {
     /// Starts a command that goes on, and waits until it has printed this.
     #[track_caller]
     pub fn start(&self, name: &str, command: Command, words: &str) -> Running {
-        let mut process = Process::start(name, &self.folder.0, command);
+        self.start_reading(name, command, Stdio::null(), words)
+    }
+
+    /// The same with something to read.
+    #[track_caller]
+    pub fn start_reading(&self, name: &str, command: Command, input: Stdio, words: &str) -> Running {
+        let mut process = Process::start_reading(name, &self.folder.0, command, input);
         process.wait_for_log(words);
         Running(process)
     }
@@ -127,6 +138,11 @@ impl Home {
     pub fn start_up(&self, data: &str, arguments: &[&str]) -> Up {
         let mut command = self.probeops(&["up", "--http", "127.0.0.1:0", "--data", data]);
         command.args(arguments);
+        self.start_up_of(data, command)
+    }
+
+    /// Starts `up` by a command that says all and that somebody else may run; its data folder is `data`.
+    pub fn start_up_of(&self, data: &str, command: Command) -> Up {
         let name = format!("up-{:016x}", rand::random::<u64>());
         Up { process: Process::start(&name, &self.folder.0, command), data: self.path(data) }
     }
@@ -176,6 +192,11 @@ impl Running {
     /// Sends a signal and waits for its end.
     pub fn end(&mut self, signal: Signal) -> Option<i32> {
         self.0.signal(signal);
+        self.wait()
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> Option<i32> {
         self.0.wait().code()
     }
 }

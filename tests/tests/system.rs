@@ -8,9 +8,12 @@ mod system {
     mod audit;
     mod bad_input;
     mod batch;
+    mod beyond_limits;
     mod ca;
     mod callbacks;
     mod certificates;
+    mod cluster;
+    mod copy;
     mod direct;
     mod doctor;
     mod door;
@@ -29,12 +32,15 @@ mod system {
     mod schedules;
     mod secrets;
     mod sentry;
+    mod spool;
     mod state;
     mod takeover;
     mod tidy;
     mod tools;
     mod traces;
+    mod trail;
     mod up;
     mod up_refusals;
+    mod ways_in;
     mod wss;
 }

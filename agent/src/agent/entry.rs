@@ -1,5 +1,7 @@
 //! Who the agent is, and how it gets in.
 
+use std::time::{Duration, Instant};
+
 use async_nats::Client;
 use probeops_nats::connect::{Credential, Link, LinkError, LinkEvent, backoff};
 use probeops_shared::ids::{NodeId, Region};
@@ -16,6 +18,10 @@ use crate::way::Way;
 
 /// How many credentials in a row that the API gave may be refused by the broker.
 const REFUSALS_MAX: usize = 12;
+
+/// How long the broker may refuse one that nobody renews: a server that came back without the account's claims refuses everybody until the
+/// keymaster has told it, which takes it a second.
+const REFUSED_MAX: Duration = Duration::from_secs(5);
 
 /// Who we are is what the broker will hold us to: the credential's own claims.
 pub(crate) fn identity(credential: &Credential) -> Result<(NodeRef, Vec<ToolName>), String> {
@@ -80,17 +86,31 @@ pub(super) struct Access {
     known: Option<Credential>,
     /// How often it refused one since it took one.
     refusals: usize,
+    /// Since when it has refused one that nobody renews.
+    refused_since: Option<Instant>,
 }
 
 impl Access {
     pub(super) fn new(link: Link, renewal: Option<Renewal>) -> Self {
         let known = Credential::read(&link.creds).ok();
-        Self { link, renewal, known, refusals: 0 }
+        Self { link, renewal, known, refusals: 0, refused_since: None }
+    }
+
+    /// What there is to say of the credential that is there now.
+    pub(super) fn held(&self) -> String {
+        match Credential::read(&self.link.creds) {
+            Ok(Credential { public_key, expires_at, .. }) => {
+                let until = expires_at.map_or_else(|| "without end".to_owned(), |expires_at| format!("until {expires_at}"));
+                let same = self.known.as_ref().is_some_and(|known| known.public_key == public_key);
+                format!("another credential of {} key {public_key}, {until}", if same { "the same" } else { "a new" })
+            }
+            Err(error) => error.to_string(),
+        }
     }
 
     /// It took the credential.
     pub(super) fn granted(&mut self) {
-        (self.known, self.refusals) = (Credential::read(&self.link.creds).ok(), 0);
+        (self.known, self.refusals, self.refused_since) = (Credential::read(&self.link.creds).ok(), 0, None);
     }
 
     /// It refuses the credential. An error if that is for good: no other is there and none can be got. The client reads the file again when it
@@ -106,7 +126,15 @@ impl Access {
         let ran_out = why.to_ascii_lowercase().contains("authentication expired") || expired;
         let Some(renewal) = self.renewal.as_ref().filter(|_| self.refusals < REFUSALS_MAX || ran_out) else {
             // A file that was replaced since is read the next time.
-            return if ran_out && !expired { Ok(()) } else { Err(AgentError::Revoked(refused(&self.link, why))) };
+            if ran_out && !expired {
+                return Ok(());
+            }
+            let taken_back = expired || why.to_ascii_lowercase().contains("authentication revoked");
+            if taken_back || self.renewal.is_some() || self.refused_since.get_or_insert_with(Instant::now).elapsed() >= REFUSED_MAX {
+                return Err(AgentError::Revoked(refused(&self.link, why)));
+            }
+            tracing::warn!("the broker does not accept the credential; trying again: {why}");
+            return Ok(());
         };
         self.refusals += 1;
         match renewal.now().await {

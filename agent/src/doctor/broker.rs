@@ -51,7 +51,7 @@ pub(super) async fn examine(settings: &Settings, who: Option<(&NodeRef, &[ToolNa
                 continue;
             }
         };
-        let steps = steps(&server, proxies.of(&server).as_ref(), settings.ca.as_deref()).await;
+        let steps = steps(&server, proxies.of(&server.endpoint).as_ref(), settings.ca.as_deref()).await;
         let reached = steps.iter().all(|finding| finding.verdict != Verdict::Failed);
         found.extend(steps);
         let Some(who) = who.filter(|_| reached) else { continue };

@@ -8,7 +8,9 @@ use clap::{Args, Subcommand};
 use probeops_nats::process::exit;
 use probeops_shared::ids::NodeId;
 
-use super::{Done, EnrollError, Folder, Given, TokenSource, Wanted, default_state, enroll, rotate};
+use crate::config::ProxySetting;
+
+use super::{Done, EnrollError, Folder, Given, TokenSource, Wanted, authority, default_state, enroll, rotate};
 
 /// What the agent does besides running.
 #[derive(Clone, Debug, Subcommand)]
@@ -27,6 +29,7 @@ The token (`probeops enroll-tokens add` makes one) is asked for at a terminal, o
 Examples:
   probeops-agent enroll https://probeops.example.com
   probeops-agent enroll https://probeops.example.com --ca ca.pem --token-file token.txt --node fra-1
+  probeops-agent enroll https://probeops.example.com --proxy http://fra-1@proxy.example:3128 --proxy-password-file /etc/probeops/proxy.password
   probeops-agent enroll https://probeops.example.com --no-token      # its public key was registered: probeops nodes add NAME --public-key U…")]
 pub struct EnrollArgs {
     /// The API's address
@@ -49,6 +52,8 @@ pub struct EnrollArgs {
     /// The broker's addresses, where they are not those that the API says
     #[arg(long, value_delimiter = ',', value_name = "URL")]
     servers: Option<Vec<String>>,
+    #[command(flatten)]
+    proxy: ProxySetting,
     /// Forget who this machine was and make it another node
     #[arg(long)]
     new_identity: bool,
@@ -86,6 +91,14 @@ fn waited_for(doing: impl Future<Output = Result<String, EnrollError>>) -> ExitC
 
 async fn enrolled(args: EnrollArgs) -> Result<String, EnrollError> {
     let folder = Folder::new(&args.state);
+    let token = match (args.token_file, args.no_token) {
+        (Some(path), _) => TokenSource::File(path),
+        (None, true) => TokenSource::Nowhere,
+        (None, false) => TokenSource::Usual(args.credentials_directory),
+    };
+    // What only root may read is read while this still is root.
+    let (ca, token) = (authority(args.ca.as_deref()), token.taken_along());
+    folder.become_owner()?;
     if args.new_identity {
         let _lock = folder.lock().await?;
         folder.clear()?;
@@ -94,13 +107,8 @@ async fn enrolled(args: EnrollArgs) -> Result<String, EnrollError> {
         let _lock = folder.lock().await?;
         return folder.key_or_new()?.public_key().map(|key| key.to_string()).map_err(EnrollError::here);
     }
-    let token = match (args.token_file, args.no_token) {
-        (Some(path), _) => TokenSource::File(path),
-        (None, true) => TokenSource::Nowhere,
-        (None, false) => TokenSource::Usual(args.credentials_directory),
-    };
-    let (ca, servers) = (args.ca.as_deref(), args.servers.as_deref());
-    let wanted = Wanted { api: &args.url, ca, node: args.node.as_ref(), token: &token, servers };
+    let servers = args.servers.as_deref();
+    let wanted = Wanted { api: &args.url, ca, node: args.node.as_ref(), token: &token, servers, proxy: &args.proxy };
     Ok(match enroll(&folder, &wanted, &note).await? {
         Done::Enrolled(given) => format!(
             "node {} in region {} is enrolled; its credential is renewed by the agent that runs: systemctl enable --now probeops-agent, or \
@@ -114,7 +122,9 @@ async fn enrolled(args: EnrollArgs) -> Result<String, EnrollError> {
 }
 
 async fn rotated(args: &RotateArgs) -> Result<String, EnrollError> {
-    let given = rotate(&Folder::new(&args.state), &note).await?;
+    let folder = Folder::new(&args.state);
+    folder.become_owner()?;
+    let given = rotate(&folder, &note).await?;
     Ok(format!("{}, with its new key", shown(&given)))
 }
 

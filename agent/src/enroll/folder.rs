@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use probeops_nats::layout::files::{self, Secrecy};
 use probeops_nats::node_key::NodeKey;
 use probeops_shared::enroll::{Digest, Mark};
@@ -12,6 +13,8 @@ use probeops_shared::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::EnrollError;
+use crate::config::ProxySetting;
+use crate::way::proxy::Proxies;
 
 /// A node's folder.
 #[derive(Clone, Debug)]
@@ -34,6 +37,9 @@ pub struct Record {
     /// The broker's addresses, where they are not those that the API says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub servers: Option<Vec<String>>,
+    /// The proxy on the way to the API and the broker, where it was set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy: Option<ProxySetting>,
     /// The newest credential; absent before the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub given: Option<Given>,
@@ -63,7 +69,20 @@ impl Record {
     /// Of a machine that is about to enrol.
     pub(super) fn new(api: &str, machine: Option<Digest>) -> Self {
         let api = api.trim_end_matches('/').to_owned();
-        Self { api, machine, mark: None, next_mark: Mark::new(), servers: None, given: None }
+        Self { api, machine, mark: None, next_mark: Mark::new(), servers: None, proxy: None, given: None }
+    }
+
+    /// What stands between the machine and the API.
+    pub(crate) fn proxies(&self) -> Result<Proxies, EnrollError> {
+        Proxies::new(&self.proxy.clone().unwrap_or_default()).map_err(EnrollError::Here)
+    }
+
+    /// Goes this way from now on, where one is set; whether that is another than before.
+    pub(super) fn goes_by(&mut self, setting: &ProxySetting) -> bool {
+        let setting = Some(setting.absolute()).filter(|setting| setting.proxy.is_some() && self.proxy.as_ref() != Some(setting));
+        let is_other = setting.is_some();
+        self.proxy = setting.or_else(|| self.proxy.take());
+        is_other
     }
 
     /// Of a node that has got the credential that it asked for with the next mark.
@@ -116,6 +135,24 @@ impl Folder {
         Some(self.0.join("broker-ca.pem")).filter(|path| path.exists())
     }
 
+    /// Where root works in a folder of another user, makes this process that user's for good: links that he put there, and paths that he wrote
+    /// there, lead it nowhere that he may not go himself, and what it makes is his.
+    pub(crate) fn become_owner(&self) -> Result<(), EnrollError> {
+        let failed =
+            |error: std::io::Error| EnrollError::Here(format!("cannot become the user whose folder {} is: {error}", self.0.display()));
+        let folder = match std::fs::metadata(&self.0) {
+            Ok(folder) => folder,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(failed(error)),
+        };
+        let (user, group) = (Uid::from_raw(folder.uid()), Gid::from_raw(folder.gid()));
+        if user.is_root() || !nix::unistd::geteuid().is_root() {
+            return Ok(());
+        }
+        let became = setgroups(&[]).and_then(|()| setresgid(group, group, group)).and_then(|()| setresuid(user, user, user));
+        became.map_err(|error| failed(error.into()))
+    }
+
     /// Makes the folder where there is none, and waits until no other process changes it.
     pub(super) async fn lock(&self) -> Result<File, EnrollError> {
         // Another process may hold it while it waits for the API.
@@ -128,7 +165,6 @@ impl Folder {
         let path = self.0.join("lock");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(&path);
         let file = file.map_err(|error| EnrollError::Here(format!("cannot open {}: {error}", path.display())))?;
-        self.give_to_owner(&path)?;
         file.lock().map_err(|error| EnrollError::Here(format!("cannot lock {}: {error}", path.display())))?;
         Ok(file)
     }
@@ -143,7 +179,7 @@ impl Folder {
 
     pub(super) fn keep_record(&self, record: &Record) -> Result<(), EnrollError> {
         let text = serde_json::to_string_pretty(record).map_err(EnrollError::here)?;
-        self.keep(&self.record_path(), &text)
+        keep(&self.record_path(), &text)
     }
 
     /// The node's key; a new one where there is none.
@@ -179,30 +215,17 @@ impl Folder {
             return key.map_err(|detail| EnrollError::Here(format!("{} is damaged: {detail}; {}", path.display(), self.cure())));
         }
         let key = NodeKey::new();
-        self.keep(path, &key.seed().map_err(EnrollError::Here)?)?;
+        keep(path, &key.seed().map_err(EnrollError::Here)?)?;
         Ok(key)
     }
 
-    /// Copies the authority of the API's certificate, so that it is there when the credential is renewed.
-    pub(super) fn keep_api_authority(&self, ca: Option<&Path>) -> Result<(), EnrollError> {
-        let text = ca.map(std::fs::read_to_string).transpose().map_err(|error| EnrollError::Here(format!("cannot read --ca: {error}")))?;
-        self.keep_or_remove(&self.0.join("api-ca.pem"), text.as_deref())
+    /// Keeps the authority of the API's certificate, so that it is there when the credential is renewed.
+    pub(super) fn keep_api_authority(&self, ca: Option<&str>) -> Result<(), EnrollError> {
+        keep_or_remove(&self.0.join("api-ca.pem"), ca)
     }
 
     pub(super) fn keep_broker_authority(&self, ca: Option<&str>) -> Result<(), EnrollError> {
-        self.keep_or_remove(&self.0.join("broker-ca.pem"), ca)
-    }
-
-    fn keep_or_remove(&self, path: &Path, text: Option<&str>) -> Result<(), EnrollError> {
-        match text {
-            // Rewriting what is there would have every reader look at it again.
-            Some(text) if read(path)?.as_deref() == Some(text) => Ok(()),
-            Some(text) => self.keep(path, text),
-            None if path.exists() => {
-                std::fs::remove_file(path).map_err(|error| EnrollError::Here(format!("cannot remove {}: {error}", path.display())))
-            }
-            None => Ok(()),
-        }
+        keep_or_remove(&self.0.join("broker-ca.pem"), ca)
     }
 
     /// Forgets who this machine was.
@@ -218,26 +241,26 @@ impl Folder {
         Ok(())
     }
 
-    /// Writes a file as a whole, for its owner's eyes only.
-    pub(super) fn keep(&self, path: &Path, text: &str) -> Result<(), EnrollError> {
-        files::write(path, text.as_bytes(), Secrecy::Secret).map_err(|error| EnrollError::Here(format!("{error:#}")))?;
-        self.give_to_owner(path)
-    }
-
-    /// What root writes into the folder of the agent's user is the agent's.
-    fn give_to_owner(&self, path: &Path) -> Result<(), EnrollError> {
-        let failed =
-            |error: std::io::Error| EnrollError::Here(format!("cannot give {} to the owner of its folder: {error}", path.display()));
-        let (folder, file) = (std::fs::metadata(&self.0).map_err(failed)?, std::fs::metadata(path).map_err(failed)?);
-        if (folder.uid(), folder.gid()) == (file.uid(), file.gid()) || file.uid() != 0 {
-            return Ok(());
-        }
-        std::os::unix::fs::chown(path, Some(folder.uid()), Some(folder.gid())).map_err(failed)
-    }
-
     fn cure(&self) -> String {
         format!("`probeops-agent enroll URL --new-identity --state {}` begins anew, with a token", self.0.display())
     }
+}
+
+fn keep_or_remove(path: &Path, text: Option<&str>) -> Result<(), EnrollError> {
+    match text {
+        // Rewriting what is there would have every reader look at it again.
+        Some(text) if read(path)?.as_deref() == Some(text) => Ok(()),
+        Some(text) => keep(path, text),
+        None if path.exists() => {
+            std::fs::remove_file(path).map_err(|error| EnrollError::Here(format!("cannot remove {}: {error}", path.display())))
+        }
+        None => Ok(()),
+    }
+}
+
+/// Writes a file as a whole, for its owner's eyes only.
+pub(super) fn keep(path: &Path, text: &str) -> Result<(), EnrollError> {
+    files::write(path, text.as_bytes(), Secrecy::Secret).map_err(|error| EnrollError::Here(format!("{error:#}")))
 }
 
 fn read(path: &Path) -> Result<Option<String>, EnrollError> {
@@ -266,6 +289,56 @@ mod tests {
         assert!(folder.key_or_new().unwrap_err().to_string().contains("--new-identity"));
         folder.clear().unwrap();
         assert_ne!(folder.key_or_new().unwrap().public_key().unwrap(), next);
+    }
+
+    /// What a command does in a folder. Root that becomes its owner stays that.
+    #[test]
+    #[ignore = "run by the test below, in a process of its own"]
+    fn in_a_process_of_its_own() {
+        let folder = Folder::new(Path::new(&std::env::var_os("FOLDER").unwrap()));
+        folder.become_owner().unwrap();
+        drop(folder.lock_now().unwrap());
+        drop(folder.key_or_new().unwrap());
+        folder.keep_record(&Record::new("https://a", None)).unwrap();
+    }
+
+    #[test]
+    #[ignore = "needs root"]
+    fn root_does_nothing_in_the_folder_of_another_that_its_owner_could_not_do() {
+        const NOBODY: u32 = 65_534;
+        assert!(nix::unistd::geteuid().is_root(), "this needs root");
+        let scratch = Scratch::new();
+        let (state, secret) = (scratch.path().join("state"), scratch.path().join("secret"));
+        let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(scratch.path(), open).unwrap();
+        let begin = || {
+            drop(std::fs::remove_dir_all(&state));
+            std::fs::create_dir(&state).unwrap();
+            std::os::unix::fs::chown(&state, Some(NOBODY), Some(NOBODY)).unwrap();
+        };
+        files::write(&secret, b"root's", Secrecy::Secret).unwrap();
+        let command = || {
+            let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+            command.args(["--exact", "--ignored", "--nocapture", "enroll::folder::tests::in_a_process_of_its_own"]);
+            let output = command.env("FOLDER", &state).output().unwrap();
+            (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+        };
+        let of = |path: &Path| std::fs::symlink_metadata(path).map(|file| (file.uid(), file.gid())).unwrap();
+        for link in [|to: &Path, at: &Path| std::os::unix::fs::symlink(to, at), |to: &Path, at: &Path| std::fs::hard_link(to, at)] {
+            for name in ["lock", "node.nk"] {
+                begin();
+                link(&secret, &state.join(name)).unwrap();
+                let (done, said) = command();
+                assert!(!done && said.contains(name) && said.contains("Permission denied"), "{name}: {said}");
+                assert_eq!((of(&secret), std::fs::read_to_string(&secret).unwrap().as_str()), ((0, 0), "root's"), "{name}");
+            }
+        }
+        begin();
+        let (done, said) = command();
+        assert!(done, "{said}");
+        for name in ["lock", "node.nk", "enrollment.json"] {
+            assert_eq!(of(&state.join(name)), (NOBODY, NOBODY), "{name}");
+        }
     }
 
     #[test]

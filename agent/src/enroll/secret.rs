@@ -1,11 +1,12 @@
 //! Where an enrolment token comes from: a file, standard input, the service manager, or who sits at the terminal. Never the command line, which
 //! everybody on the machine can read.
 
+use std::fmt;
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+use nix::sys::termios::{LocalFlags, SetArg, SpecialCharacterIndices, tcgetattr, tcsetattr};
 
 use super::EnrollError;
 
@@ -21,15 +22,41 @@ pub enum TokenSource {
     File(PathBuf),
     /// In the folder of the service manager if it is there, else whoever sits at the terminal is asked.
     Usual(Option<PathBuf>),
+    /// It was read before.
+    Held(Token),
     /// There is none: an operator registered the key.
     Nowhere,
 }
 
+/// A token that was read.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(a token)")
+    }
+}
+
 impl TokenSource {
+    /// The same, for a process that soon may not read its file any more. What cannot be read now is said when it is needed.
+    pub(super) fn taken_along(self) -> Self {
+        let path = match &self {
+            Self::File(path) if path != Path::new("-") => path.clone(),
+            Self::Usual(Some(folder)) if folder.join(CREDENTIAL).exists() => folder.join(CREDENTIAL),
+            Self::File(_) | Self::Usual(_) | Self::Held(_) | Self::Nowhere => return self,
+        };
+        match of_file(&path) {
+            Ok(text) => Self::Held(Token(text)),
+            Err(_) => self,
+        }
+    }
+
     /// The token.
     pub(super) fn read(&self) -> Result<Option<String>, EnrollError> {
         let text = match self {
             Self::Nowhere => return Ok(None),
+            Self::Held(Token(text)) => text.clone(),
             Self::File(path) if path == Path::new("-") => of_reader(std::io::stdin().lock(), "standard input")?,
             Self::File(path) => of_file(path)?,
             Self::Usual(folder) => {
@@ -71,18 +98,24 @@ fn prompt() -> Result<String, EnrollError> {
                       --no-token if an operator has registered this machine's key";
         return Err(EnrollError::Here(detail.to_owned()));
     }
-    let failed = |error: &dyn std::fmt::Display| EnrollError::Here(format!("the terminal cannot be used: {error}"));
+    let failed = |error: &dyn fmt::Display| EnrollError::Here(format!("the terminal cannot be used: {error}"));
     let shown = tcgetattr(input.as_fd()).map_err(|error| failed(&error))?;
     let mut hidden = shown.clone();
-    hidden.local_flags.remove(LocalFlags::ECHO);
+    // Ctrl-C ends the line and not this program, which would leave a terminal that shows nothing.
+    let interrupt = shown.control_chars[SpecialCharacterIndices::VINTR as usize];
+    hidden.local_flags.remove(LocalFlags::ECHO | LocalFlags::ISIG);
+    hidden.control_chars[SpecialCharacterIndices::VEOL as usize] = interrupt;
     tcsetattr(input.as_fd(), SetArg::TCSAFLUSH, &hidden).map_err(|error| failed(&error))?;
-    let mut line = String::new();
-    let asked = write!(std::io::stderr(), "Enrolment token (pe_…, not shown): ").and_then(|()| input.lock().read_line(&mut line));
+    // A terminal gives one line at a time.
+    let line = write!(std::io::stderr(), "Enrolment token (pe_…, not shown): ").and_then(|()| Ok(input.lock().fill_buf()?.to_vec()));
     let restored = tcsetattr(input.as_fd(), SetArg::TCSAFLUSH, &shown);
     drop(writeln!(std::io::stderr()));
-    asked.map_err(|error| failed(&error))?;
     restored.map_err(|error| failed(&error))?;
-    Ok(line)
+    let line = line.map_err(|error| failed(&error))?;
+    if line.ends_with(&[interrupt]) {
+        return Err(EnrollError::Here("interrupted before the token was typed; nothing has been done".to_owned()));
+    }
+    Ok(String::from_utf8_lossy(&line).into_owned())
 }
 
 #[cfg(test)]
@@ -97,6 +130,9 @@ mod tests {
         std::fs::write(&file, " pe_x\n").unwrap();
         assert_eq!(TokenSource::File(file).read().unwrap().as_deref(), Some("pe_x"));
         assert_eq!(TokenSource::Usual(Some(scratch.path().to_owned())).read().unwrap().as_deref(), Some("pe_x"));
+        let held = TokenSource::File(scratch.path().join("token")).taken_along();
+        std::fs::remove_file(scratch.path().join("token")).unwrap();
+        assert_eq!((held.read().unwrap().as_deref(), format!("{held:?}").as_str()), (Some("pe_x"), "Held((a token))"));
         assert_eq!(TokenSource::Nowhere.read().unwrap(), None);
         for bad in ["", "two words", "pe_é"] {
             let file = scratch.path().join("bad");

@@ -1,7 +1,7 @@
 //! From a target to the one address that a run may touch: resolved once, every candidate judged, the first allowed one kept.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use probeops_shared::host::{DnsName, Host};
@@ -57,10 +57,21 @@ impl Context {
     }
 
     async fn choose(&self, resolver: &Resolver, host: &Host, ports: &[Option<u16>], family: FamilyChoice) -> Result<Reached, Failure> {
-        let policy = self.node.policy.current();
-        let look = self.node.lookout.look(&policy, &self.node.resolver);
-        let (surroundings, candidates) = tokio::join!(look, self.candidates(&policy, resolver, host, ports));
-        let (candidates, resolved_in) = candidates?;
+        let (Found { addresses: candidates, aliases }, resolved_in) = match host {
+            Host::Address(address) => (Found { addresses: vec![address.to_canonical()], aliases: Vec::new() }, None),
+            Host::Name(name) => {
+                // The surroundings are looked at meanwhile, so that they are known by then.
+                let (_, found) = tokio::join!(self.in_force(), self.find(resolver, name, ports));
+                let (found, took) = found?;
+                (found, Some(took))
+            }
+        };
+        // A name may take seconds to be found, and the owner may have thought better of it: what holds now decides. Nothing is waited for from
+        // here until the run is known to touch it, so that a change after this ends it.
+        let (policy, surroundings) = self.in_force().await;
+        if let Host::Name(name) = host {
+            self.permit_host(&policy, name, &aliases, ports)?;
+        }
         let mut wanted: Vec<IpAddr> = candidates.iter().copied().filter(|address| family.includes(*address)).collect();
         if wanted.is_empty() {
             return Err(unresolved(host, family, &candidates));
@@ -70,7 +81,7 @@ impl Context {
         for address in wanted {
             match ports.iter().try_for_each(|port| self.permit_address(&policy, (host, address, *port), &surroundings)) {
                 Ok(()) => {
-                    self.touch(host, address, ports);
+                    self.touch(Touched { host: host.clone(), aliases, address: Some(address), ports: ports.to_vec() });
                     return Ok(Reached { address, resolve_ms: resolved_in.map(ms) });
                 }
                 Err(rule) if host.address().is_some() => denials.push(format!("{host}: {rule}")),
@@ -85,34 +96,36 @@ impl Context {
         Err(denied(&denials.join("; ")))
     }
 
-    /// The addresses of a host that may be asked for, and how long its name took to resolve.
-    async fn candidates(
-        &self,
-        policy: &Policy,
-        resolver: &Resolver,
-        host: &Host,
-        ports: &[Option<u16>],
-    ) -> Result<(Vec<IpAddr>, Option<Duration>), Failure> {
-        match host {
-            Host::Address(address) => Ok((vec![address.to_canonical()], None)),
-            Host::Name(name) => {
-                self.permit_name(policy, name)?;
-                permit_endpoint(policy, name, ports).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
-                let (found, took) = resolve(resolver, name).await?;
-                // Whoever may ask for a name may be led on by it, but not to a name that is denied.
-                for alias in &found.aliases {
-                    let permitted = policy.check_denied_name(alias).and_then(|()| permit_endpoint(policy, alias, ports));
-                    permitted.map_err(|rule| denied(&format!("{name}, an alias of {alias}: this node's policy: {rule}")))?;
-                }
-                Ok((found.addresses.iter().map(IpAddr::to_canonical).collect(), Some(took)))
+    /// The policy in force, and the surroundings that it is judged by.
+    async fn in_force(&self) -> (Arc<Policy>, Arc<Surroundings>) {
+        loop {
+            let policy = self.node.policy.current();
+            let surroundings = self.node.lookout.look(&policy, &self.node.resolver).await;
+            if Arc::ptr_eq(&policy, &self.node.policy.current()) {
+                return (policy, surroundings);
             }
         }
+    }
+
+    /// What a name leads to that may be asked for, and how long that took to find.
+    async fn find(&self, resolver: &Resolver, name: &str, ports: &[Option<u16>]) -> Result<(Found, Duration), Failure> {
+        self.permit_host(&self.node.policy.current(), name, &[], ports)?;
+        self.touch(Touched { host: Host::Name(name.to_owned()), aliases: Vec::new(), address: None, ports: ports.to_vec() });
+        let (mut found, took) = resolve(resolver, name).await?;
+        for address in &mut found.addresses {
+            *address = address.to_canonical();
+        }
+        Ok((found, took))
     }
 
     /// Whether a name may be asked for at all; for tools that only ask.
     pub(super) fn permit_question(&self, name: &DnsName) -> Result<(), Failure> {
         match name {
-            DnsName::Name(name) => self.permit_name(&self.node.policy.current(), name),
+            DnsName::Name(name) => {
+                self.permit_name(&self.node.policy.current(), name)?;
+                self.touch(Touched { host: Host::Name(name.clone()), aliases: Vec::new(), address: None, ports: Vec::new() });
+                Ok(())
+            }
             DnsName::Address(address) => match &self.targets {
                 Some(targets) if !targets.allow_literal(*address) => Err(denied(&format!("{address}: {PRINCIPAL} do not include it"))),
                 Some(_) | None => Ok(()),
@@ -124,23 +137,33 @@ impl Context {
     pub(super) async fn judge_again(&self, policy: &Policy) -> Result<(), Failure> {
         let surroundings = self.node.lookout.look(policy, &self.node.resolver).await;
         let touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
-        touched.iter().try_for_each(|Touched { host, address, ports }| {
+        touched.iter().try_for_each(|Touched { host, aliases, address, ports }| {
             if let Host::Name(name) = host {
-                self.permit_name(policy, name)?;
-                permit_endpoint(policy, name, ports).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
+                self.permit_host(policy, name, aliases, ports)?;
             }
+            let Some(address) = address else { return Ok(()) };
             let permitted = ports.iter().try_for_each(|port| self.permit_address(policy, (host, *address, *port), &surroundings));
             permitted.map_err(|rule| denied(&format!("{address}: {rule}")))
         })
     }
 
     /// Remembers whom the run was let touch.
-    fn touch(&self, host: &Host, address: IpAddr, ports: &[Option<u16>]) {
-        let touched = Touched { host: host.clone(), address, ports: ports.to_vec() };
+    fn touch(&self, touched: Touched) {
         let mut all = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.contains(&touched) {
             all.push(touched);
         }
+    }
+
+    /// Whether a name may be touched on these ports, and whatever it is an alias of: whoever may ask for a name may be led on by it, but not to
+    /// one that is denied.
+    fn permit_host(&self, policy: &Policy, name: &str, aliases: &[String], ports: &[Option<u16>]) -> Result<(), Failure> {
+        self.permit_name(policy, name)?;
+        permit_endpoint(policy, name, ports).map_err(|rule| denied(&format!("{name}: this node's policy: {rule}")))?;
+        aliases.iter().try_for_each(|alias| {
+            let permitted = policy.check_denied_name(alias).and_then(|()| permit_endpoint(policy, alias, ports));
+            permitted.map_err(|rule| denied(&format!("{name}, an alias of {alias}: this node's policy: {rule}")))
+        })
     }
 
     fn permit_name(&self, policy: &Policy, name: &str) -> Result<(), Failure> {

@@ -18,12 +18,14 @@ use probeops_shared::tools::whois::report::Registry;
 use probeops_shared::tools::{Spec, ToolName};
 use serde_json::{Map, Value};
 
-use crate::config::{Given, resolver};
+use crate::config::{Given, ProxySetting, resolver};
+use crate::enroll::Folder;
 use crate::net::pmtu::Prober;
 use crate::policy::keeper::Keeper;
 use crate::policy::surroundings::{Lookout, Surroundings};
-use crate::policy::{Denial, Policy, Touch};
+use crate::policy::{Denial, Endpoint, Policy, Touch};
 use crate::resolve::Resolver;
+use crate::way::proxy::Proxies;
 
 /// Show the owner's policy, or ask it, without running anything
 #[derive(Clone, Debug, Subcommand)]
@@ -39,11 +41,14 @@ Examples:
 }
 
 /// Where the policy is.
-#[derive(Args, Clone, Debug)]
+#[derive(Args, Clone, Debug, Default)]
 pub struct Where {
     /// The agent's settings file (TOML), which names the policy, the broker and the resolvers
     #[arg(long, env = "PROBEOPS_AGENT_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where a node that enrolled keeps its key and credential: with it the broker and the API that it belongs to are known, which are denied
+    #[arg(long, env = "PROBEOPS_STATE", value_name = "FOLDER")]
+    state: Option<PathBuf>,
     /// The policy; the default policy unless given
     #[arg(long, env = "PROBEOPS_POLICY", value_name = "FILE")]
     policy: Option<PathBuf>,
@@ -110,12 +115,17 @@ impl PolicyCommand {
 /// Answers; an error is why that cannot be.
 fn answer(command: PolicyCommand) -> Result<Answer, String> {
     let (PolicyCommand::Show(place) | PolicyCommand::Test(Test { place, .. })) = &command;
-    let given =
-        Given { policy: place.policy.clone(), servers: place.servers.clone(), resolvers: place.resolvers.clone(), ..Given::default() };
+    let given = Given {
+        policy: place.policy.clone(),
+        servers: place.servers.clone(),
+        resolvers: place.resolvers.clone(),
+        state: place.state.clone(),
+        ..Given::default()
+    };
     let file: Given = settings::load_if_given(place.config.as_deref()).map_err(|error| error.to_string())?;
     let given = given.or(file);
-    let keeper =
-        Keeper::open(given.policy.as_deref(), &given.servers.unwrap_or_default(), Vec::new()).map_err(|error| error.to_string())?;
+    let (own, note) = Own::of(&given)?;
+    let keeper = Keeper::open(given.policy.as_deref(), &own.servers, own.others).map_err(|error| error.to_string())?;
     let policy = keeper.current();
     match command {
         PolicyCommand::Show(_) => {
@@ -124,15 +134,49 @@ fn answer(command: PolicyCommand) -> Result<Answer, String> {
                 || "the default policy; no file is given".to_owned(),
                 |digest| format!("{} (SHA-256 {digest})", policy.file.display()),
             );
-            let text = std::iter::once(file).chain(policy.told()).fold(String::new(), |all, line| all + &line + "\n");
+            let text = note.into_iter().chain([file]).chain(policy.told()).fold(String::new(), |all, line| all + &line + "\n");
             Ok(Answer { text, allowed: true })
         }
         PolicyCommand::Test(test) => {
             let resolvers: Vec<_> = given.resolvers.unwrap_or_default().iter().map(|text| resolver(text)).collect::<Result<_, _>>()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let runtime = runtime.map_err(|error| format!("cannot start: {error}"))?;
-            runtime.block_on(test.answer(&policy, &Resolver::new(&resolvers)))
+            let Answer { text, allowed } = runtime.block_on(test.answer(&policy, &Resolver::new(&resolvers)))?;
+            Ok(Answer { text: note.map_or_else(String::new, |note| note + "\n") + &text, allowed })
         }
+    }
+}
+
+/// The node's own servers, as the agent will know them.
+struct Own {
+    servers: Vec<String>,
+    /// Its API, and the proxies on the way to the broker.
+    others: Vec<Endpoint>,
+}
+
+impl Own {
+    /// By the settings and what the node knows of its enrolment; with it, what is to be said where that cannot be read.
+    fn of(given: &Given) -> Result<(Self, Option<String>), String> {
+        let state = given.state.as_deref().filter(|_| given.creds.is_none());
+        let (record, note) = match state.map(|state| Folder::new(state).record()).transpose() {
+            Ok(record) => (record.flatten(), None),
+            Err(error) => (None, Some(format!("{error}; so the broker and the API that it enrolled with are not judged as its own"))),
+        };
+        let api = given.enroll.clone().filter(|_| state.is_some()).or_else(|| record.as_ref().map(|record| record.api.clone()));
+        let setting = ProxySetting { proxy: given.proxy.clone(), proxy_password_file: given.proxy_password_file.clone() };
+        let proxies = match &record {
+            Some(record) if setting.proxy.is_none() => record.proxies().map_err(|error| error.to_string())?,
+            Some(_) | None => Proxies::new(&setting)?,
+        };
+        let told = record.and_then(|record| record.servers.or(record.given.map(|given| given.servers)));
+        let servers = given.servers.clone().or(told).unwrap_or_default();
+        let mut others: Vec<Endpoint> = api.map(|api| Endpoint::of_api(&api)).transpose()?.into_iter().collect();
+        for proxy in servers.iter().filter_map(|server| proxies.of(&Endpoint::of_server(server).ok()?)) {
+            if !others.contains(proxy.endpoint()) {
+                others.push(proxy.endpoint().clone());
+            }
+        }
+        Ok((Self { servers, others }, note))
     }
 }
 
@@ -255,7 +299,9 @@ impl Judge<'_> {
         };
         match &self.targets {
             Some(targets) if !included(targets) => Err(format!("--targets {targets} do not include it")),
-            Some(_) | None => self.said(self.policy.check_address(touch, self.surroundings), || self.policy.why_address(touch)),
+            Some(_) | None => {
+                self.said(self.policy.check_address(touch, self.surroundings), || self.policy.why_address(touch, self.surroundings))
+            }
         }
     }
 }
@@ -337,8 +383,7 @@ mod tests {
     fn asked(text: &str, tool: &str, target: &str, options: &[&str], more: (&str, Option<&str>)) -> Answer {
         let file = std::env::temp_dir().join(format!("probeops-asked-{:032x}.toml", rand::random::<u128>()));
         std::fs::write(&file, text).unwrap();
-        let place =
-            Where { config: None, policy: Some(file.clone()), servers: Some(vec!["tls://192.0.2.1:4222".to_owned()]), resolvers: None };
+        let place = Where { policy: Some(file.clone()), servers: Some(vec!["tls://192.0.2.1:4222".to_owned()]), ..Where::default() };
         let question = Test {
             tool: tool.parse().unwrap(),
             target: target.to_owned(),
@@ -395,7 +440,7 @@ mod tests {
 
     #[test]
     fn what_is_asked_in_the_wrong_way_is_said() {
-        let place = || Where { config: None, policy: None, servers: None, resolvers: None };
+        let place = Where::default;
         let test = |options: &[&str]| Test {
             tool: ToolName::Ping,
             target: "10.0.0.1".to_owned(),
@@ -412,5 +457,26 @@ mod tests {
             shown.starts_with("the default policy; no file is given\nalways denied: ") && shown.contains("allow.networks: all that"),
             "{shown}"
         );
+    }
+
+    #[test]
+    fn the_broker_and_the_api_that_a_node_enrolled_with_are_judged_as_its_own() {
+        let state = std::env::temp_dir().join(format!("probeops-asked-{:032x}", rand::random::<u128>()));
+        std::fs::create_dir(&state).unwrap();
+        let record = state.join("enrollment.json");
+        let mark = probeops_shared::enroll::Mark::new();
+        let text = serde_json::json!({"api": "https://203.0.113.2:8443", "next_mark": mark, "servers": ["wss://203.0.113.1/nats"]});
+        std::fs::write(&record, text.to_string()).unwrap();
+        let ask = |target: &str, port: &str| {
+            let place = Where { state: Some(state.clone()), ..Where::default() };
+            let (tool, target, options) = (ToolName::Tcp, target.to_owned(), vec![port.to_owned()]);
+            answer(PolicyCommand::Test(Test { tool, target, options, caller: "api".to_owned(), targets: None, place })).unwrap()
+        };
+        says(&ask("203.0.113.1", "port=443"), false, "the node's own broker 203.0.113.1:443 is always denied");
+        says(&ask("203.0.113.2", "port=8443"), false, "the node's own API 203.0.113.2:8443 is always denied");
+        says(&ask("203.0.113.2", "port=22"), true, "nothing denies it");
+        std::fs::write(&record, "{").unwrap();
+        says(&ask("203.0.113.2", "port=8443"), true, "are not judged as its own\ntcp: allowed");
+        std::fs::remove_dir_all(&state).unwrap();
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use probeops_shared::host::Host;
+use probeops_shared::http_url::HttpUrl;
 use serde::{Deserialize, Deserializer, de};
 
 /// A server that tools keep away from.
@@ -21,7 +22,9 @@ pub(crate) struct Endpoint {
 enum KnownFrom {
     /// It is the broker.
     Servers,
-    /// It is on the way to it.
+    /// It is the API that the node enrolled with.
+    Api,
+    /// It is on the way to the broker.
     Way,
     /// The owner's file names it.
     File,
@@ -43,6 +46,12 @@ impl Endpoint {
         Ok(Self { host, port, known_from: KnownFrom::Servers })
     }
 
+    /// The API's address as the node enrolled with it: `https://HOST:PORT/PATH`.
+    pub(crate) fn of_api(url: &str) -> Result<Self, String> {
+        let url: HttpUrl = url.parse().map_err(|detail| format!("the API's address `{url}`: {detail}"))?;
+        Ok(Self { host: url.host().clone(), port: url.port(), known_from: KnownFrom::Api })
+    }
+
     /// `HOST:PORT` of a proxy that stands before the broker.
     pub(crate) fn of_proxy(authority: &str) -> Result<Self, String> {
         let (host, port) = host_and_port(authority, None)?;
@@ -58,6 +67,7 @@ impl Endpoint {
     pub(crate) fn denial(&self) -> String {
         match self.known_from {
             KnownFrom::Servers => format!("the node's own broker {self} is always denied"),
+            KnownFrom::Api => format!("the node's own API {self} is always denied"),
             KnownFrom::Way => format!("the node's own way to its broker, {self}, is always denied"),
             KnownFrom::File => format!("{self} is in deny.endpoints"),
         }
@@ -98,6 +108,20 @@ fn host_and_port(text: &str, default_port: Option<u16>) -> Result<(Host, u16), S
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_apis_address_is_an_endpoint() {
+        for (url, printed) in [
+            ("https://api.example", "api.example:443"),
+            ("http://10.0.0.1:8080/", "10.0.0.1:8080"),
+            ("https://[2001:db8::1]:8443/probeops", "[2001:db8::1]:8443"),
+        ] {
+            let endpoint = Endpoint::of_api(url).unwrap();
+            assert_eq!(endpoint.to_string(), printed);
+            assert_eq!(endpoint.denial(), format!("the node's own API {printed} is always denied"));
+        }
+        assert!(Endpoint::of_api("ftp://api.example").unwrap_err().contains("the API's address `ftp://api.example`: "));
+    }
 
     #[test]
     fn a_broker_address_in_any_form_is_an_endpoint() {

@@ -8,6 +8,7 @@ use probeops_shared::reserved::Reserved;
 use probeops_shared::tools::ToolName;
 
 use super::rules::Entry;
+use super::surroundings::Surroundings;
 use super::{Policy, Touch};
 
 /// What is loopback, and what is private; the rest is public.
@@ -48,9 +49,9 @@ impl Policy {
     }
 
     /// Why an address that may be touched may be.
-    pub(super) fn why_address(&self, touch: Touch) -> String {
+    pub(super) fn why_address(&self, touch: Touch, surroundings: &Surroundings) -> String {
         let mut reasons = Vec::new();
-        if Reserved::of(touch.address) == Some(Reserved::Loopback)
+        if surroundings.is_here(touch.address)
             && let Some(loopback) = &self.rules.allow_loopback
         {
             reasons.push(self.with_line("allow_loopback is true", Some(loopback.at)));
@@ -104,8 +105,9 @@ impl Policy {
             list.iter().map(move |entry| policy.with_line(format!("{name} {}", entry.what), Some(entry.at)))
         }
         let (allow, deny) = (&self.rules.allow, &self.rules.deny);
-        let always = [Reserved::LinkLocal, Reserved::Multicast, Reserved::Broadcast, Reserved::Unspecified]
-            .map(|reserved| format!("always denied: {reserved}"));
+        let always =
+            [Reserved::LinkLocal, Reserved::Metadata, Reserved::Multicast, Reserved::Broadcast, Reserved::Unspecified, Reserved::Future]
+                .map(|reserved| format!("always denied: {reserved}"));
         let mut told = always.to_vec();
         told.extend(self.endpoints.iter().map(|endpoint| format!("denied: {}", endpoint.denial())));
         told.push(match &self.rules.allow_loopback {

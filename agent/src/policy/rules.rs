@@ -1,7 +1,7 @@
 //! The owner's file.
 //!
 //! ```toml
-//! allow_loopback = true            # this machine itself; denied unless set
+//! allow_loopback = true            # this machine itself, by whichever of its addresses; denied unless set
 //!
 //! [allow]                          # what is listed here narrows: a list that is absent allows everything of its kind
 //! networks = ["10.0.0.0/8", "2001:db8::/32"]

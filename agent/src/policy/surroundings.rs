@@ -35,6 +35,11 @@ impl Surroundings {
         &self.endpoints
     }
 
+    /// Whether it is this machine itself: what is sent to any address of its interfaces never leaves it.
+    pub(super) fn is_here(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.interfaces.addresses.contains(&address)
+    }
+
     /// Whether it is the broadcast address of a network the node is in.
     pub(super) fn is_broadcast(&self, address: IpAddr) -> bool {
         self.interfaces.broadcasts.contains(&address)
@@ -46,8 +51,7 @@ impl Surroundings {
         if port.is_some_and(|port| port != own.port()) {
             return false;
         }
-        let here = |address: IpAddr| address.is_loopback() || self.interfaces.addresses.contains(&address);
-        address == own.ip() || (port.is_some() && here(address) && here(own.ip()))
+        address == own.ip() || (port.is_some() && self.is_here(address) && self.is_here(own.ip()))
     }
 }
 

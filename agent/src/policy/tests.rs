@@ -5,9 +5,10 @@ fn policy(text: &str) -> Policy {
     Policy::new(text, Path::new("policy.toml"), &[]).unwrap()
 }
 
-/// A node at 10.1.0.5/24 whose broker is at `broker`.
+/// A node at 10.1.0.5/24 and `fd12::5` whose broker is at `broker`.
 fn surroundings(broker: &str) -> Surroundings {
-    let own = Interfaces { addresses: vec!["10.1.0.5".parse().unwrap()], broadcasts: vec!["10.1.0.255".parse().unwrap()] };
+    let addresses = ["10.1.0.5", "fd12::5", "fe80::5"].map(|address| address.parse().unwrap()).to_vec();
+    let own = Interfaces { addresses, broadcasts: vec!["10.1.0.255".parse().unwrap()] };
     Surroundings::new(own, vec![(Endpoint::of_server(broker).unwrap(), broker.parse().unwrap())])
 }
 
@@ -53,7 +54,11 @@ fn reserved_addresses_are_denied_by_default() {
         ("100.100.100.200", "metadata"),
         ("168.63.129.16", "metadata"),
         ("fd00:ec2::254", "metadata"),
+        ("fd00:ec2::23", "metadata"),
         ("fd20:ce::254", "metadata"),
+        ("fd00:a9fe:a9fe::1", "metadata"),
+        ("fd00:c1::a9fe:a9fe", "metadata"),
+        ("fd00:42::42", "metadata"),
         ("224.0.0.1", "multicast"),
         ("ff02::1", "multicast"),
         ("255.255.255.255", "broadcast"),
@@ -63,6 +68,22 @@ fn reserved_addresses_are_denied_by_default() {
         denies("", address, None, part);
         denies("", address, Some(80), part);
     }
+}
+
+#[test]
+fn every_address_of_this_machine_is_as_loopback() {
+    for address in ["10.1.0.5", "fd12::5", "::ffff:10.1.0.5", "64:ff9b::10.1.0.5", "2002:a01:5::1"] {
+        for port in [None, Some(80)] {
+            denies("", address, port, "this machine itself, denied like loopback unless the node's owner sets allow_loopback = true");
+            denies("allow_loopback = false\n[allow]\nnetworks = [\"0.0.0.0/0\", \"::/0\"]", address, port, "this machine itself");
+            allows("allow_loopback = true", address, port);
+        }
+    }
+    allows("", "10.1.0.6", Some(80));
+    // A link-local address of its own stays one.
+    denies("allow_loopback = true", "fe80::5", None, "link-local");
+    let (policy, around) = (policy("allow_loopback = true"), surroundings("203.0.113.9:4222"));
+    assert_eq!(policy.why_address(touch("10.1.0.5", None), &around), "allow_loopback is true (line 1 of policy.toml)");
 }
 
 #[test]
@@ -137,6 +158,23 @@ fn the_owners_lists_narrow_and_denials_win() {
 }
 
 #[test]
+fn a_disguise_is_allowed_where_what_it_leads_to_is_allowed_too() {
+    let of = |networks: &str| format!("[allow]\nnetworks = [{networks}]");
+    let translated = of("\"64:ff9b::/96\", \"2002::/16\", \"10.20.0.0/16\"");
+    for (inside, outside, disguise) in [("64:ff9b::a14:1", "64:ff9b::a15:1", "NAT64"), ("2002:a14:1::1", "2002:a15:1::1", "6to4")] {
+        allows(&translated, inside, Some(443));
+        denies(&translated, outside, None, &format!("it leads to 10.21.0.1 ({disguise}); it is in none of allow.networks"));
+        denies(&of("\"10.20.0.0/16\""), inside, None, "it is in none of allow.networks");
+    }
+    allows(&translated, "::ffff:10.20.0.1", None);
+    allows(&of("\"::/0\", \"0.0.0.0/0\""), "64:ff9b::a15:1", None);
+    // A name that leads there is judged by networks likewise.
+    let policy = policy(&format!("{translated}\nnames = [\"*.corp.example\"]"));
+    let named = Touch { named: true, ..touch("64:ff9b::a15:1", None) };
+    assert!(policy.check_address(named, &surroundings("203.0.113.9:4222")).is_err());
+}
+
+#[test]
 fn names_are_judged_by_names_and_a_list_of_names_excludes_bare_addresses() {
     let policy = policy("[allow]\nnames = [\"*.corp.example\"]\n[deny]\nnames = [\"secret.corp.example\"]\n");
     assert_eq!(policy.check_name("a.corp.example"), Ok(()));
@@ -164,10 +202,12 @@ fn every_verdict_names_the_line_it_comes_from() {
     let denial = policy.check_tool(ToolName::Tcp).unwrap_err();
     assert_eq!(policy.with_line(&denial, denial.at), "the tool tcp is in deny.tools (line 11 of policy.toml)");
     assert_eq!(
-        policy.why_address(touch("10.0.0.1", Some(443))),
+        policy.why_address(touch("10.0.0.1", Some(443)), &around),
         "10.0.0.0/8 is in allow.networks (line 5 of policy.toml); port 443 is in allow.ports (line 8 of policy.toml)"
     );
-    assert!(policy.why_address(touch("127.0.0.1", None)).starts_with("allow_loopback is true (line 1 of policy.toml); 127.0.0.0/8"));
+    assert!(
+        policy.why_address(touch("127.0.0.1", None), &around).starts_with("allow_loopback is true (line 1 of policy.toml); 127.0.0.0/8")
+    );
     assert_eq!(policy.why_name("a.corp.example"), "`*.corp.example` is in allow.names (line 7 of policy.toml)");
     assert!(policy.told().contains(&"deny.networks 10.66.0.0/16 (line 10 of policy.toml)".to_owned()), "{:?}", policy.told());
 }

@@ -95,7 +95,7 @@ pub(crate) async fn through(proxy: &Proxy, server: &Server) -> Result<TcpStream,
             format!("the proxy {at} opens no tunnel: {detail}"),
             format!("curl -v -p -x http://{at} https://{}   # is it an HTTP proxy at all?", server.endpoint),
         )),
-        Ok(Err(NoTunnel::Refused { status, detail })) => Err(obstacle(detail, proxy_cure(status, proxy, server))),
+        Ok(Err(NoTunnel::Refused { status, detail })) => Err(obstacle(detail, proxy_cure(status, proxy, &server.endpoint))),
         Err(_) => Err(obstacle(
             format!("the proxy {at} has not answered CONNECT {} within {} s", server.endpoint, STEP_WITHIN.as_secs()),
             format!("curl -v -p -x http://{at} https://{}   # can the proxy reach it?", server.endpoint),
@@ -104,8 +104,8 @@ pub(crate) async fn through(proxy: &Proxy, server: &Server) -> Result<TcpStream,
 }
 
 /// What to do about a proxy's answer (RFC 9110, section 15).
-fn proxy_cure(status: Option<u16>, proxy: &Proxy, server: &Server) -> String {
-    let (at, to) = (proxy.endpoint(), &server.endpoint);
+pub(crate) fn proxy_cure(status: Option<u16>, proxy: &Proxy, to: &Endpoint) -> String {
+    let at = proxy.endpoint();
     match status {
         Some(407) if proxy.has_login() => {
             format!(

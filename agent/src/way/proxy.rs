@@ -1,7 +1,7 @@
-//! Which proxy stands between this node and its broker, and who we are to it.
+//! Which proxy stands between this node and its broker and API, and who we are to it.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use data_encoding::BASE64;
 use hyper::Uri;
@@ -10,11 +10,14 @@ use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use probeops_nats::layout::files;
 use probeops_shared::host::Host;
 
+use crate::config::ProxySetting;
 use crate::policy::Endpoint;
-use crate::way::server::Server;
 
 /// What a proxy's address must look like.
 const WANTS: &str = "must be http://HOST:PORT or http://USER@HOST:PORT, such as http://proxy.example:3128";
+
+/// The setting where there is none, whatever the environment says.
+const NONE: &str = "none";
 
 /// An HTTP proxy.
 #[derive(Clone)]
@@ -38,9 +41,11 @@ enum Login {
     Ready(String),
 }
 
-/// The proxies for the broker's addresses.
+/// The proxies for the addresses of the broker and the API.
 #[derive(Debug)]
 pub(crate) enum Proxies {
+    /// None, says the setting.
+    Straight,
     /// The setting, which goes for all.
     Set(Proxy),
     /// What the environment says (`HTTPS_PROXY`, `ALL_PROXY`, `NO_PROXY`), as curl reads it.
@@ -49,8 +54,9 @@ pub(crate) enum Proxies {
 
 impl Proxies {
     /// From the settings `proxy` and `proxy_password_file`; from the environment when there are none.
-    pub(crate) fn new(proxy: Option<&str>, password_file: Option<&PathBuf>) -> Result<Self, String> {
-        match (proxy, password_file) {
+    pub(crate) fn new(setting: &ProxySetting) -> Result<Self, String> {
+        match (setting.proxy.as_deref(), setting.proxy_password_file.as_ref()) {
+            (Some(NONE), None) => Ok(Self::Straight),
             (Some(text), file) => Proxy::parse(text, file).map(Self::Set),
             (None, Some(_)) => Err("proxy_password_file: there is no proxy; set proxy = \"http://USER@HOST:PORT\" with it".to_owned()),
             (None, None) => Ok(Self::Environment(Box::new(Matcher::from_env()))),
@@ -58,15 +64,16 @@ impl Proxies {
     }
 
     /// The proxy on the way to this server. The environment's is not asked for what is on this machine.
-    pub(crate) fn of(&self, server: &Server) -> Option<Proxy> {
+    pub(crate) fn of(&self, server: &Endpoint) -> Option<Proxy> {
         match self {
+            Self::Straight => None,
             Self::Set(proxy) => Some(proxy.clone()),
             Self::Environment(matcher) => {
                 let here = |host: &Host| match host {
                     Host::Address(address) => address.is_loopback(),
                     Host::Name(name) => name == "localhost",
                 };
-                let uri: Uri = format!("https://{}/", server.endpoint).parse().ok().filter(|_| !here(&server.endpoint.host))?;
+                let uri: Uri = format!("https://{server}/").parse().ok().filter(|_| !here(&server.host))?;
                 Proxy::of_environment(&matcher.intercept(&uri)?)
             }
         }
@@ -134,13 +141,27 @@ impl Proxy {
             Login::Nobody => return Ok(Vec::new()),
             Login::Ready(value) => value.clone(),
             Login::User { name, password_file } => {
-                let text = files::read_if_exists(password_file).map_err(|error| format!("{error:#}"))?;
-                let text = text.ok_or_else(|| format!("there is no file {}", password_file.display()))?;
-                // Whoever writes a file by hand ends its line.
-                format!("Basic {}", BASE64.encode(format!("{name}:{}", text.trim_end_matches(['\r', '\n'])).as_bytes()))
+                format!("Basic {}", BASE64.encode(format!("{name}:{}", password(password_file)?).as_bytes()))
             }
         };
         Ok(vec![(PROXY_AUTHORIZATION, value)])
+    }
+
+    /// The same proxy, as the client of the API wants it.
+    pub(crate) fn for_https(&self) -> Result<ureq::Proxy, String> {
+        let login = match &self.login {
+            Login::Nobody => None,
+            Login::Ready(value) => Some(user_and_password(value).ok_or("the environment's user and password cannot be read")?),
+            Login::User { name, password_file } => Some((name.clone(), password(password_file)?)),
+        };
+        let at = self.endpoint.to_string();
+        let host = at.rsplit_once(':').map_or(at.as_str(), |(host, _port)| host);
+        let proxy = ureq::Proxy::builder(ureq::ProxyProtocol::Http).host(host).port(self.endpoint.port);
+        let proxy = match login {
+            Some((user, password)) => proxy.username(&user).password(&password),
+            None => proxy,
+        };
+        proxy.build().map_err(|_| format!("{self} is no address of a proxy"))
     }
 }
 
@@ -156,8 +177,22 @@ impl fmt::Debug for Proxy {
     }
 }
 
+fn password(file: &Path) -> Result<String, String> {
+    let text = files::read_if_exists(file).map_err(|error| format!("{error:#}"))?;
+    let text = text.ok_or_else(|| format!("there is no file {}", file.display()))?;
+    // Whoever writes a file by hand ends its line.
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
+}
+
+/// What the value of a header says (RFC 7617).
+fn user_and_password(value: &str) -> Option<(String, String)> {
+    let both = String::from_utf8(BASE64.decode(value.strip_prefix("Basic ")?.as_bytes()).ok()?).ok()?;
+    let (user, password) = both.split_once(':')?;
+    Some((user.to_owned(), password.to_owned()))
+}
+
 /// The address without what stands before its `@`.
-fn without_login(text: &str) -> String {
+pub(crate) fn without_login(text: &str) -> String {
     match (text.split_once("://"), text.rsplit_once('@')) {
         (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),
         (None, Some((_, rest))) => format!("…@{rest}"),
@@ -168,9 +203,10 @@ fn without_login(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::way::server::Server;
 
     fn of(matcher: Matcher, server: &str) -> Option<String> {
-        Proxies::Environment(Box::new(matcher)).of(&server.parse().unwrap()).map(|proxy| proxy.to_string())
+        Proxies::Environment(Box::new(matcher)).of(&server.parse::<Server>().unwrap().endpoint).map(|proxy| proxy.to_string())
     }
 
     #[test]
@@ -184,10 +220,12 @@ mod tests {
             assert_eq!(of(matcher(), direct), None, "{direct}");
         }
         assert_eq!(of(Matcher::builder().https("socks5://proxy.example:1080").build(), "tls://broker.example:4222"), None);
-        let proxy = Proxies::Environment(Box::new(matcher())).of(&"tls://b.example:1".parse().unwrap()).unwrap();
+        let proxy = Proxies::Environment(Box::new(matcher())).of(&"tls://b.example:1".parse::<Server>().unwrap().endpoint).unwrap();
         // `u:p` in base64.
         assert_eq!(proxy.lines().unwrap()[0].1, "Basic dTpw");
         assert!(!format!("{proxy:?} {proxy}").contains("dTpw"), "{proxy:?}");
+        let for_https = proxy.for_https().unwrap();
+        assert_eq!((for_https.host(), for_https.username(), for_https.password()), ("proxy.example", Some("u"), Some("p")));
     }
 
     #[test]
@@ -200,9 +238,13 @@ mod tests {
             ("http://u@p:1", None, "names a user, whose password is needed"),
             ("http://p:1", Some(&file), "names no user"),
         ] {
-            let refused = Proxies::new(Some(text), file).unwrap_err();
+            let setting = ProxySetting { proxy: Some(text.to_owned()), proxy_password_file: file.cloned() };
+            let refused = Proxies::new(&setting).unwrap_err();
             assert!(refused.contains(wrong) && refused.starts_with("proxy: `") && !refused.contains("hunter2"), "{refused}");
         }
-        assert!(Proxies::new(None, Some(&file)).unwrap_err().starts_with("proxy_password_file: there is no proxy"));
+        let alone = ProxySetting { proxy: None, proxy_password_file: Some(file) };
+        assert!(Proxies::new(&alone).unwrap_err().starts_with("proxy_password_file: there is no proxy"));
+        let none = ProxySetting { proxy: Some("none".to_owned()), proxy_password_file: None };
+        assert!(Proxies::new(&none).unwrap().of(&Endpoint::of_proxy("b.example:1").unwrap()).is_none());
     }
 }

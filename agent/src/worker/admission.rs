@@ -59,11 +59,12 @@ impl Worker {
             let busy = Failure::new(FailureKind::Busy, format!("all {class} slots of node {} are taken", self.node.id));
             return Err(refuse(Failure { retry_after_ms: Some(BUSY_RETRY_AFTER_MS), ..busy }));
         };
-        let Some(promise) = self.spool(&job, &asker) else {
-            pass.give_back();
-            let detail =
-                format!("node {} cannot record it: the control plane has not acknowledged its audit records for long", self.node.id);
-            return Err(refuse(Failure { retry_after_ms: Some(SPOOL_RETRY_AFTER_MS), ..Failure::new(FailureKind::Busy, detail) }));
+        let promise = match self.spool(&job, &asker) {
+            Ok(promise) => promise,
+            Err(why) => {
+                pass.give_back();
+                return Err(refuse(self.unrecorded(&why)));
+            }
         };
         #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
         let dispatch_ms =
@@ -71,8 +72,14 @@ impl Worker {
         Ok(Accepted { asker, job, events, targets, dispatch_ms, entry, pass, promise })
     }
 
+    /// That a job is not run, since nobody would know of it.
+    pub(super) fn unrecorded(&self, why: &str) -> Failure {
+        let detail = format!("node {} cannot record it: {why}", self.node.id);
+        Failure { retry_after_ms: Some(SPOOL_RETRY_AFTER_MS), ..Failure::new(FailureKind::Busy, detail) }
+    }
+
     /// Records that a job begins, if nobody else has: of a job of the API the trail has a record before it is sent. Room for its end.
-    fn spool(&self, job: &Job, asker: &Asker) -> Option<Promise> {
+    fn spool(&self, job: &Job, asker: &Asker) -> Result<Promise, String> {
         if asker.caller.is_api() {
             return self.trail.promise();
         }

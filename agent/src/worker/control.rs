@@ -14,15 +14,22 @@ use crate::outbox::Answer;
 impl Worker {
     pub(super) async fn control(&self, verb: &str, caller: Caller, message: Message) {
         let given = message.reply.as_ref().map_or("", |reply| reply.as_str());
+        let answer = subjects::answer(given, &caller, &self.node.id);
         let done = match Verb::parse(verb) {
             Some(_) if !caller.is_api() => Err("only replicas of the API may control a node"),
+            // It says nothing but its subject, on which any replica can have the broker answer as well; that asks for no answer.
+            Some(Verb::Drain) if answer.is_none() => Err("a drain is asked for by who wants to hear that it is done"),
             Some(Verb::Cancel) => match cancelled_request(&message.payload) {
                 Some(request_id) => Ok(self.runs.cancel(&caller, &request_id)),
                 None => Err("a cancel names its request_id"),
             },
             Some(Verb::Drain) => {
                 tracing::info!(%caller, "told to drain: no new jobs from here on");
-                Ok(!self.draining.swap(true, Ordering::AcqRel))
+                let is_new = !self.draining.swap(true, Ordering::AcqRel);
+                if is_new {
+                    self.trail.report("drain", format!("told by {caller} to drain: it takes no new jobs from here on"));
+                }
+                Ok(is_new)
             }
             Some(Verb::Limits) => match serde_json::from_slice(&message.payload) {
                 Ok(shares) => Ok(self.limits.learn(shares)),
@@ -33,7 +40,7 @@ impl Worker {
         if let Err(why) = done {
             self.count_unanswerable(&message, why);
         }
-        let Some(subject) = subjects::answer(given, &caller, &self.node.id) else { return };
+        let Some(subject) = answer else { return };
         let body: BTreeMap<&str, serde_json::Value> = match done {
             Ok(changed) => [("changed", changed.into())].into(),
             Err(why) => [("error", why.into())].into(),

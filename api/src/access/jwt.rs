@@ -77,7 +77,9 @@ impl Verifier {
             JwtKeys::Jwks(path) => {
                 // Before reading: a change while we read is then a change still to be seen.
                 let stamp = Stamp::of(path);
-                let verifier = Self::new(keyset::read_jwks(path)?, &settings.issuer, &settings.audience);
+                let keys = keyset::read_jwks(path)?;
+                keys.tell_passed_over(None, &path.display().to_string());
+                let verifier = Self::new(keys, &settings.issuer, &settings.audience);
                 if let Keys::Held(keys) = &verifier.keys {
                     let following = follow(Arc::clone(keys), path.clone(), stamp);
                     drop(tasks.spawn(stop.clone().run_until_cancelled_owned(following)));
@@ -178,7 +180,9 @@ fn read_if_changed(held: &RwLock<Arc<KeySet>>, path: &Path, seen: &mut Stamp) {
     match keyset::read_jwks(path) {
         Ok(keys) => {
             tracing::info!(keys = keys.len(), file = %path.display(), "the keys that check JWTs were read again");
-            *held.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
+            let mut held = held.write().unwrap_or_else(PoisonError::into_inner);
+            keys.tell_passed_over(Some(&held), &path.display().to_string());
+            *held = Arc::new(keys);
         }
         Err(error) => tracing::error!("{error}; the keys read before stay in use"),
     }

@@ -18,6 +18,8 @@ use crate::watch::{Change, watch};
 
 /// How many keys are held.
 const KEYS_MAX: usize = 100_000;
+/// How many of them one has made, with the keys that he has made.
+const KEYS_OF_ONE_MAX: usize = 10_000;
 /// How many keys that the watch has not told of (yet) are looked up in a second.
 const LOOKUPS_PER_SECOND: NonZeroU32 = NonZeroU32::new(50).expect("not zero");
 /// How often a revocation tries again when somebody else wrote the key in between.
@@ -43,7 +45,7 @@ impl Keyring {
     /// Begins to watch; ends with `stop`.
     pub(super) fn start(broker: Broker, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
         let lookups = RateLimiter::direct(Quota::per_second(LOOKUPS_PER_SECOND));
-        let (bucket, link) = (broker.keys(), broker.link());
+        let (bucket, link) = (broker.keys(), broker.store_link());
         let keyring = Self(Arc::new(Inner { known: RwLock::default(), lookups, broker }));
         let learning = keyring.clone();
         drop(tasks.spawn(watch(bucket, link, stop.clone(), move |change| learning.learn(change))));
@@ -66,12 +68,17 @@ impl Keyring {
         let Some(record) = value.and_then(|value| read(id, &value)) else { return Ok(None) };
         // What was told of it may be newer than the copy of the bucket that has answered.
         let revoked = self.read(|known| known.keys.get(id).is_some_and(|key| key.record.revoked_at.is_some()));
-        Ok((record.revoked_at.is_none() && !revoked).then(|| Arc::new(identity(&record))))
+        Ok((record.is_in_force() && !revoked).then(|| Arc::new(identity(&record))))
     }
 
     /// Every key, by id.
     pub fn list(&self) -> Vec<KeyRecord> {
         self.read(|known| known.keys.values().map(|key| key.record.clone()).collect())
+    }
+
+    /// The principal of whose allowance of changes those of a key are taken, where it has none of its own.
+    pub(crate) fn counts_with(&self, id: &str) -> Option<String> {
+        self.read(|known| known.keys.get(id).and_then(|key| key.record.counts_with.clone()))
     }
 
     /// One key.
@@ -89,9 +96,7 @@ impl Keyring {
 
     /// Keeps a new key.
     pub async fn add(&self, record: &KeyRecord) -> Result<(), Problem> {
-        if self.read(|known| known.keys.len()) >= KEYS_MAX {
-            return Err(Problem::new(Code::Conflict, format!("there are {KEYS_MAX} keys already, and no more are possible")));
-        }
+        self.read(|known| known.check_room(record))?;
         let value = serde_json::to_vec(record).map_err(|error| unavailable(&error))?;
         self.0.broker.keys().create(&record.id, value.into()).await.map_err(|error| unavailable(&error))?;
         self.write(|known| known.learn(record.clone()));
@@ -176,10 +181,26 @@ impl Known {
         if !keys::is_key_of(key, &known.record) {
             return Some(Err(unknown()));
         }
-        Some(match known.record.revoked_at {
-            None => Ok(Arc::clone(&known.identity)),
-            Some(at) => Err(Problem::bad_credential(format!("the API key {id} was revoked at {at}; get another one"))),
+        Some(match (known.record.revoked_at, known.record.expires_at) {
+            (Some(at), _) => Err(Problem::bad_credential(format!("the API key {id} was revoked at {at}; get another one"))),
+            (None, Some(at)) if at <= Timestamp::now() => {
+                Err(Problem::bad_credential(format!("the API key {id} expired at {at}; get another one")))
+            }
+            (None, _) => Ok(Arc::clone(&known.identity)),
         })
+    }
+
+    /// Refuses one key too many, of all or of one who makes them.
+    fn check_room(&self, record: &KeyRecord) -> Result<(), Problem> {
+        if self.keys.len() >= KEYS_MAX {
+            return Err(Problem::new(Code::Conflict, format!("there are {KEYS_MAX} keys already, and no more are possible")));
+        }
+        let of_one = |key: &&Key| record.counts_with.is_some() && key.record.counts_with == record.counts_with;
+        if self.keys.values().filter(of_one).count() >= KEYS_OF_ONE_MAX {
+            let detail = format!("you, and the keys that you have made, have made {KEYS_OF_ONE_MAX} keys, and no more are possible");
+            return Err(Problem::new(Code::Conflict, detail));
+        }
+        Ok(())
     }
 
     fn learn(&mut self, record: KeyRecord) {
@@ -218,7 +239,7 @@ pub(super) fn identity(record: &KeyRecord) -> Identity {
         scopes: record.scopes.clone(),
         limits: record.limits.clone(),
         nodes: Vec::new(),
-        expires_at: None,
+        expires_at: record.expires_at,
     }
 }
 
@@ -270,6 +291,30 @@ mod tests {
         assert!(refused(&known, &minted.key).contains("was revoked at"));
         known.hear(&id, Some(minted.record), true);
         assert!(refused(&known, &minted.key).contains("was revoked at"), "an older state does not bring it back");
+    }
+
+    #[test]
+    fn one_who_makes_too_many_keys_leaves_room_for_others() {
+        let of = |payer: Option<&str>| mint(NewKey { counts_with: payer.map(str::to_owned), ..new_key() }).record;
+        let (his, mut known) = (of(Some("key:a")), Known::default());
+        for number in 0..KEYS_OF_ONE_MAX {
+            known.check_room(&his).unwrap();
+            known.learn(KeyRecord { id: number.to_string(), ..his.clone() });
+        }
+        let refused = known.check_room(&his).unwrap_err();
+        assert!(refused.code() == Code::Conflict && refused.detail().contains("have made 10000 keys"), "{refused}");
+        assert!(known.check_room(&of(Some("key:b"))).is_ok() && known.check_room(&of(None)).is_ok());
+    }
+
+    #[test]
+    fn a_key_that_has_expired_is_refused_as_such() {
+        let [past, future] = [Timestamp::now(), Timestamp::now().plus(std::time::Duration::from_mins(1))];
+        let minted = mint(NewKey { expires_at: Some(future), ..new_key() });
+        let mut known = Known::default();
+        known.learn(minted.record.clone());
+        assert_eq!(known.check(&minted.record.id, &minted.key).unwrap().unwrap().expires_at, Some(future));
+        known.learn(KeyRecord { expires_at: Some(past), ..minted.record.clone() });
+        assert!(refused(&known, &minted.key).contains("expired at"));
     }
 
     #[test]

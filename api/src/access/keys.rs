@@ -50,9 +50,15 @@ pub struct KeyRecord {
     pub created_at: Timestamp,
     /// Who made it.
     pub created_by: String,
+    /// When it ends; absent where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// When it was revoked; absent while it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+    /// The principal of whose allowance of changes its own are taken; absent where it has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub counts_with: Option<String>,
 }
 
 /// A key as it is shown: without what could be used to check guesses.
@@ -71,15 +77,26 @@ pub struct KeyView {
     pub created_at: Timestamp,
     /// Who made it.
     pub created_by: String,
+    /// When it ends; absent where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
     /// When it was revoked; absent while it is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
 }
 
+impl KeyRecord {
+    /// Whether it is neither revoked nor expired.
+    pub fn is_in_force(&self) -> bool {
+        self.revoked_at.is_none() && self.expires_at.is_none_or(|at| at > Timestamp::now())
+    }
+}
+
 impl From<&KeyRecord> for KeyView {
     fn from(record: &KeyRecord) -> Self {
-        let KeyRecord { id, name, sha256: _, scopes, limits, created_at, created_by, revoked_at } = record.clone();
-        Self { id, name, scopes, limits, created_at, created_by, revoked_at }
+        let KeyRecord { id, name, sha256: _, scopes, limits, created_at, created_by, expires_at, revoked_at, counts_with: _ } =
+            record.clone();
+        Self { id, name, scopes, limits, created_at, created_by, expires_at, revoked_at }
     }
 }
 
@@ -109,6 +126,10 @@ pub struct NewKey {
     pub limits: Limits,
     /// Who makes it.
     pub created_by: String,
+    /// When it ends; it does not where this is absent.
+    pub expires_at: Option<Timestamp>,
+    /// The principal of whose allowance of changes its own are taken; it has its own where this is absent.
+    pub counts_with: Option<String>,
 }
 
 /// A new id, and the text of a secret with it: prefix, id, `_`, secret and checksum.
@@ -146,8 +167,9 @@ pub(crate) fn id_in<'a>(text: &'a str, prefix: &str) -> Result<&'a str, Fault> {
 /// Makes a key. To be of use, its record goes to bucket KEYS under its id.
 pub fn mint(new: NewKey) -> Minted {
     let (id, key) = new_text(PREFIX);
-    let NewKey { name, scopes, limits, created_by } = new;
-    let record = KeyRecord { id, name, sha256: hash(&key), scopes, limits, created_at: Timestamp::now(), created_by, revoked_at: None };
+    let NewKey { name, scopes, limits, created_by, expires_at, counts_with } = new;
+    let (sha256, created_at) = (hash(&key), Timestamp::now());
+    let record = KeyRecord { id, name, sha256, scopes, limits, created_at, created_by, expires_at, revoked_at: None, counts_with };
     Minted { key, record }
 }
 

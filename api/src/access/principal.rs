@@ -66,6 +66,11 @@ impl Identity {
         self.scopes.contains(&Scope::Admin)
     }
 
+    /// Whether he may see what others ask for: an admin, whom no limit keeps from seeing any of it.
+    pub fn oversees(&self) -> bool {
+        self.is_admin() && !self.limits.hide_something()
+    }
+
     /// Whether he has the scope.
     pub fn has(&self, scope: Scope) -> bool {
         self.is_admin() || self.scopes.contains(&scope)

@@ -19,6 +19,8 @@ use crate::watch::{Change, watch};
 
 /// How many services are held.
 const SERVICES_MAX: usize = 10_000;
+/// How many of them one has made, with the keys that he has made.
+const SERVICES_OF_ONE_MAX: usize = 1_000;
 /// What a service may do at the front door.
 const SCOPES: [Scope; 2] = [Scope::JobsWrite, Scope::JobsRead];
 
@@ -59,7 +61,7 @@ pub(crate) struct Stored {
 impl Services {
     /// Begins to watch; ends with `stop`.
     pub(super) fn start(broker: Broker, tasks: &TaskTracker, stop: &CancellationToken) -> Self {
-        let (bucket, link) = (broker.services(), broker.link());
+        let (bucket, link) = (broker.services(), broker.store_link());
         let services = Self(Arc::new(Inner { known: RwLock::default(), changed: Arc::default(), broker }));
         let learning = services.clone();
         drop(tasks.spawn(watch(bucket, link, stop.clone(), move |change| learning.learn(change))));
@@ -90,6 +92,11 @@ impl Services {
     /// Every service, by name.
     pub fn list(&self) -> Vec<ServiceGrant> {
         self.read(|known| known.services.values().map(|service| service.grant.clone()).collect())
+    }
+
+    /// Refuses one service too many of one who makes them, or of the keys that he has made.
+    pub(crate) fn check_room(&self, is_of_him: impl Fn(&ServiceGrant) -> bool) -> Result<(), Problem> {
+        self.read(|known| known.check_room(is_of_him))
     }
 
     /// A service as it lies in the bucket.
@@ -154,9 +161,20 @@ impl Known {
             |why: String| Some(Err(Problem::new(Code::Unauthorized, format!("the service `{caller}` {why}; get another credential"))));
         match grant.revoked_at {
             Some(at) => refused(format!("was revoked at {at}")),
-            None if grant.expires_at <= Timestamp::now() => refused(format!("has expired at {}", grant.expires_at)),
+            None if grant.expires_at <= Timestamp::now() => refused(format!("expired at {}", grant.expires_at)),
             None => Some(Ok(Arc::clone(identity))),
         }
+    }
+
+    fn check_room(&self, is_of_him: impl Fn(&ServiceGrant) -> bool) -> Result<(), Problem> {
+        if self.services.values().filter(|service| is_of_him(&service.grant)).count() < SERVICES_OF_ONE_MAX {
+            return Ok(());
+        }
+        let detail = format!(
+            "you, and the keys that you have made, have made {SERVICES_OF_ONE_MAX} services; the name of one that was revoked or has expired can be \
+             used again"
+        );
+        Err(Problem::new(Code::Conflict, detail))
     }
 
     fn learn(&mut self, grant: ServiceGrant) {
@@ -267,7 +285,20 @@ mod tests {
         known.learn(grant(2));
         assert!(check(&known).is_ok());
         known.learn(ServiceGrant { expires_at: Timestamp::now(), ..grant(3) });
-        assert!(check(&known).unwrap_err().detail().contains("has expired at"));
+        assert!(check(&known).unwrap_err().detail().contains("expired at"));
+    }
+
+    #[test]
+    fn one_who_makes_too_many_services_leaves_room_for_others() {
+        let mut known = Known::default();
+        let check = |known: &Known, maker: &str| known.check_room(|grant| grant.created_by == maker);
+        for number in 0..SERVICES_OF_ONE_MAX {
+            check(&known, "key:k").unwrap();
+            known.learn(ServiceGrant { name: format!("svc-{number}").parse().unwrap(), ..grant(1) });
+        }
+        let refused = check(&known, "key:k").unwrap_err();
+        assert!(refused.code() == Code::Conflict && refused.detail().contains("have made 1000 services"), "{refused}");
+        check(&known, "key:other").unwrap();
     }
 
     #[test]

@@ -14,7 +14,9 @@ use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
+use super::sight::Sight;
 use crate::broker::Broker;
 use crate::broker::backwards::Backwards;
 use crate::broker::last::{Last, next_of, next_since};
@@ -105,6 +107,8 @@ pub struct Page {
 pub struct Entry {
     /// Its place in the trail.
     pub cursor: String,
+    /// Who wrote it, as attested by the broker: a replica of the API, `keymaster-desk`, `sentry`, a command; a node is `node:<id>`.
+    pub writer: String,
     /// The record.
     #[serde(flatten)]
     pub record: Record,
@@ -129,6 +133,9 @@ pub struct Export {
 pub struct ExportPage {
     /// The records, oldest first.
     pub records: Vec<Exported>,
+    /// Whether your limits hide some of the trail: then records are left out, and nothing can tell whether it is whole. Absent where all is here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub narrowed: bool,
     /// Messages of the trail that could not be read, by number: none of ours looks so.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unreadable: Vec<u64>,
@@ -143,17 +150,18 @@ pub struct ExportPage {
 #[derive(Clone, Debug)]
 struct Batch {
     sequence: u64,
+    writer: String,
     stored_unix_ms: i64,
     records: Vec<Record>,
 }
 
 /// Reads a page.
-pub(super) async fn page(broker: &Broker, filter: &Filter) -> Result<Page, Problem> {
+pub(super) async fn page(broker: &Broker, filter: &Filter, sight: Sight<'_>) -> Result<Page, Problem> {
     let newest = filter.cursor.map(|cursor| cursor.sequence);
     let context = broker.audit_reader();
     let trail = Backwards::new(&context, storage::AUDIT, subjects::broker::AUDIT_ALL.to_owned(), newest).await;
     let mut trail = trail.map_err(|error| unreadable(&error))?;
-    let mut pages = Pages::new(filter, trail.oldest);
+    let mut pages = Pages::new(filter, |record| sight.sees(record), trail.oldest);
     let mut looked = 0;
     while looked < MESSAGES_MAX
         && let Some(messages) = trail.next().await.map_err(|error| unreadable(&error))?
@@ -174,11 +182,16 @@ fn parsed(message: &Last) -> Batch {
         },
         |batch| batch.records.into_iter().map(|link| link.record).collect(),
     );
-    Batch { sequence: message.sequence, stored_unix_ms: message.stored_at.unix_ms(), records }
+    let writer = match subjects::parse_audit(&message.subject) {
+        Some((subjects::AUDIT_NODE, node)) => chain::node_writer(node),
+        Some((_, publisher)) => publisher.to_owned(),
+        None => message.subject.clone(),
+    };
+    Batch { sequence: message.sequence, writer, stored_unix_ms: message.stored_at.unix_ms(), records }
 }
 
 /// Exports a page.
-pub(super) async fn export(broker: &Broker, export: &Export) -> Result<ExportPage, Problem> {
+pub(super) async fn export(broker: &Broker, export: &Export, sight: Sight<'_>) -> Result<ExportPage, Problem> {
     let client = broker.audit_reader().client();
     let read = match (export.cursor, export.since) {
         (None, Some(since)) => next_since(&client, storage::AUDIT, subjects::broker::AUDIT_ALL, since, EXPORTED_MAX).await,
@@ -188,8 +201,9 @@ pub(super) async fn export(broker: &Broker, export: &Export) -> Result<ExportPag
         }
     };
     let (messages, more) = read.map_err(|error| unreadable(&error))?;
-    let mut page =
-        ExportPage { records: Vec::new(), unreadable: Vec::new(), next: export.cursor.map(|cursor| cursor.to_string()), end: !more };
+    let (narrowed, next) = (sight.is_narrowed(), export.cursor.map(|cursor| cursor.to_string()));
+    let sees = |record: &RawValue| !narrowed || serde_json::from_str(record.get()).is_ok_and(|record| sight.sees(&record));
+    let mut page = ExportPage { records: Vec::new(), narrowed, unreadable: Vec::new(), next, end: !more };
     for message in messages {
         if export.until.is_some_and(|until| message.stored_at > until) {
             page.end = true;
@@ -207,7 +221,9 @@ pub(super) async fn export(broker: &Broker, export: &Export) -> Result<ExportPag
                 return Ok(page);
             }
             page.next = Some(exported.cursor.clone());
-            page.records.push(exported);
+            if sees(&exported.record) {
+                page.records.push(exported);
+            }
         }
     }
     Ok(page)
@@ -225,16 +241,18 @@ enum Reading {
 }
 
 /// Gathers a page from messages, newest first.
-struct Pages<'a> {
+struct Pages<'a, S> {
     filter: &'a Filter,
+    /// Whether it may be read.
+    sees: S,
     oldest: u64,
     found: Vec<Entry>,
     next: Option<Cursor>,
 }
 
-impl<'a> Pages<'a> {
-    fn new(filter: &'a Filter, oldest: u64) -> Self {
-        Self { filter, oldest, found: Vec::new(), next: None }
+impl<'a, S: Fn(&Record) -> bool> Pages<'a, S> {
+    fn new(filter: &'a Filter, sees: S, oldest: u64) -> Self {
+        Self { filter, sees, oldest, found: Vec::new(), next: None }
     }
 
     fn take(&mut self, batch: Batch) -> Reading {
@@ -245,7 +263,7 @@ impl<'a> Pages<'a> {
         }
         for (index, record) in batch.records.into_iter().enumerate().rev() {
             let place = Cursor { sequence: batch.sequence, index };
-            if self.filter.cursor.is_some_and(|cursor| place >= cursor) || !self.filter.matches(&record) {
+            if self.filter.cursor.is_some_and(|cursor| place >= cursor) || !self.filter.matches(&record) || !(self.sees)(&record) {
                 continue;
             }
             // One more than wanted tells that there is more.
@@ -253,7 +271,7 @@ impl<'a> Pages<'a> {
                 self.next = self.found.last().and_then(|last| last.cursor.parse().ok());
                 return Reading::Over;
             }
-            self.found.push(Entry { cursor: place.to_string(), record });
+            self.found.push(Entry { cursor: place.to_string(), writer: batch.writer.clone(), record });
         }
         self.next = (batch.sequence > self.oldest).then_some(Cursor { sequence: batch.sequence, index: 0 });
         Reading::GoesOn
@@ -309,14 +327,19 @@ mod tests {
                 record.time = Timestamp::from_unix_ms(unix_ms).unwrap();
                 record
             };
-            Batch { sequence, stored_unix_ms: i64::try_from(sequence).unwrap() * 1_000_000 + 5_000, records: (0..3).map(record).collect() }
+            Batch {
+                sequence,
+                writer: "api-1".to_owned(),
+                stored_unix_ms: i64::try_from(sequence).unwrap() * 1_000_000 + 5_000,
+                records: (0..3).map(record).collect(),
+            }
         };
         (4..=6).map(batch).collect()
     }
 
     /// What a page holds, and where it goes on.
     fn read_page(filter: &Filter) -> (Vec<String>, Option<String>) {
-        let mut pages = Pages::new(filter, 4);
+        let mut pages = Pages::new(filter, |_| true, 4);
         for batch in trail().into_iter().rev() {
             if filter.cursor.is_some_and(|cursor| batch.sequence > cursor.sequence) {
                 continue;

@@ -167,8 +167,12 @@ impl Broker {
     }
 }
 
+/// A day.
+const DURATION_MS_MAX: f64 = 86_400_000.0;
+
 impl Broker {
-    /// An outcome as its node gave it. The broker attests the node, and we know what we asked: what the message says of those does not count.
+    /// An outcome as its node gave it. The broker attests the node, and we know what we asked: what the message says of those does not count, and
+    /// no run takes longer than a day, or less than no time.
     pub(crate) fn attested(&self, run: &Run, node: NodeId, payload: &[u8]) -> Option<Outcome> {
         let given: Outcome = serde_json::from_slice(payload)
             .inspect_err(|error| tracing::error!(job.id = %run.request_id, %node, %error, "an outcome cannot be read"))
@@ -179,6 +183,7 @@ impl Broker {
             tool: run.tool.as_str().to_owned(),
             target: run.target.clone(),
             node: region.map(|region| NodeRef { id: node, region }),
+            duration_ms: given.duration_ms.clamp(0.0, DURATION_MS_MAX),
             ..given
         })
     }
@@ -245,7 +250,7 @@ impl<'a> Dispatch<'a> {
         for (attempt, number) in open {
             // Not with what it was asked: that may be long, and secret.
             let run = run.get_or_insert_with(|| Arc::new(Run { message: Bytes::new(), ..self.run.clone() }));
-            self.broker.0.replies.late.remember(attempt.waiting.token(), number, run);
+            self.broker.0.replies.late.remember(attempt.waiting.token(), (number, attempt.asked.clone()), run);
         }
     }
 
@@ -295,7 +300,6 @@ impl<'a> Dispatch<'a> {
     async fn publish(&mut self, destination: &Destination) -> u32 {
         let broker: &'a Broker = self.broker;
         let number = u32::try_from(self.attempts.len() + 1).unwrap_or(u32::MAX);
-        let waiting = broker.0.replies.wait(number, self.sender.clone(), self.listener.clone());
         let (caller, run) = (&broker.0.caller, self.run);
         let subject = match destination {
             Destination::Region(region) => subjects::job(region, run.tool, caller),
@@ -305,6 +309,7 @@ impl<'a> Dispatch<'a> {
             Destination::Region(_) => None,
             Destination::Node(node) | Destination::OneOf(node, _) => Some(node.clone()),
         };
+        let waiting = broker.0.replies.wait((number, asked.clone()), self.sender.clone(), self.listener.clone());
         let reply = subjects::reply(caller, waiting.token(), subjects::NO_RESPONDERS);
         self.attempts.push(Attempt { waiting, asked, accepted_by: None, over: false });
         self.tell(|| spans::attempted(number, &subject));

@@ -50,6 +50,8 @@ struct Attempts {
 struct Open {
     run: Arc<Run>,
     attempt: u32,
+    /// The node that was asked, where it was one.
+    asked: Option<NodeId>,
     until: Instant,
 }
 
@@ -61,7 +63,7 @@ impl Late {
     }
 
     /// Remembers an attempt without an answer for as long as its node keeps what it has to say.
-    pub(crate) fn remember(&self, token: ReplyToken, attempt: u32, run: &Arc<Run>) {
+    pub(crate) fn remember(&self, token: ReplyToken, (attempt, asked): (u32, Option<NodeId>), run: &Arc<Run>) {
         let mut attempts = self.lock();
         while let Some(oldest) = attempts.order.front().copied() {
             let lasts = attempts.open.get(&oldest).is_some_and(|open| open.until > Instant::now());
@@ -72,12 +74,17 @@ impl Late {
         }
         attempts.order.push_back(token);
         let until = Instant::now() + run.budget + GRACE;
-        drop(attempts.open.insert(token, Open { run: Arc::clone(run), attempt, until }));
+        drop(attempts.open.insert(token, Open { run: Arc::clone(run), attempt, asked, until }));
     }
 
-    /// Passes on an outcome, if its attempt is one of these.
+    /// Passes on an outcome, if its attempt is one of these and no other node was asked.
     pub(crate) fn hear(&self, token: ReplyToken, node: NodeId, payload: Bytes, span: Option<Traceparent>) -> bool {
-        let Some(Open { run, attempt, .. }) = self.lock().open.remove(&token) else { return false };
+        let mut attempts = self.lock();
+        if attempts.open.get(&token).is_none_or(|open| open.asked.as_ref().is_some_and(|asked| *asked != node)) {
+            return false;
+        }
+        let Some(Open { run, attempt, .. }) = attempts.open.remove(&token) else { return false };
+        drop(attempts);
         self.found.try_send(LateAnswer { run, attempt, node, payload, span }).is_ok()
     }
 
@@ -115,11 +122,13 @@ mod tests {
         let (late, mut answers) = Late::new();
         let tokens: Vec<ReplyToken> = (0..=ATTEMPTS_MAX).map(|_| ReplyToken::new()).collect();
         for token in &tokens {
-            late.remember(*token, 1, &run);
+            late.remember(*token, (1, Some("n".parse().unwrap())), &run);
         }
         assert_eq!(late.lock().order.len(), ATTEMPTS_MAX);
-        let heard = |token: ReplyToken| late.hear(token, "n".parse().unwrap(), Bytes::new(), None);
+        let heard_from = |node: &str, token: ReplyToken| late.hear(token, node.parse().unwrap(), Bytes::new(), None);
+        let heard = |token: ReplyToken| heard_from("n", token);
         assert!(!heard(tokens[0]), "the oldest had to go");
+        assert!(!heard_from("m", tokens[1]), "another was asked");
         assert!(heard(tokens[1]) && !heard(tokens[1]));
         assert_eq!(answers.try_recv().unwrap().attempt, 1);
         assert!(answers.try_recv().is_err());

@@ -29,6 +29,7 @@ pub(crate) struct Replies {
 #[derive(Clone, Debug)]
 struct Waiter {
     attempt: u32,
+    asked: Option<NodeId>,
     sender: mpsc::Sender<Box<Answer>>,
     listener: Option<Arc<dyn Listener>>,
 }
@@ -76,10 +77,16 @@ impl Replies {
         (Self { waiters: Mutex::default(), late }, answers)
     }
 
-    /// Waits for answers to an attempt until the returned guard is dropped. What the node tells until its outcome, `listener` hears.
-    pub(crate) fn wait(&self, attempt: u32, sender: mpsc::Sender<Box<Answer>>, listener: Option<Arc<dyn Listener>>) -> Waiting<'_> {
+    /// Waits for answers to an attempt until the returned guard is dropped. What the node tells until its outcome, `listener` hears. Where one node
+    /// was `asked`, nobody else is heard.
+    pub(crate) fn wait(
+        &self,
+        (attempt, asked): (u32, Option<NodeId>),
+        sender: mpsc::Sender<Box<Answer>>,
+        listener: Option<Arc<dyn Listener>>,
+    ) -> Waiting<'_> {
         let token = ReplyToken::new();
-        self.lock().insert(token, Waiter { attempt, sender, listener });
+        self.lock().insert(token, Waiter { attempt, asked, sender, listener });
         Waiting { replies: self, token }
     }
 
@@ -106,6 +113,11 @@ impl Replies {
 
 impl Waiter {
     fn hand(&self, node: Option<NodeId>, event: Event, message: Message) {
+        if let (Some(asked), Some(node)) = (&self.asked, &node)
+            && asked != node
+        {
+            return tracing::warn!(%node, %asked, "a node answered what another was asked; it is not heard");
+        }
         let seq = message.headers.as_ref().and_then(|headers| headers.get(header::SEQ)?.as_str().parse().ok()).unwrap_or(0);
         let (attempt, told) = (self.attempt, event == Event::Progress);
         if let (Some(node), Some(listener), Event::Accepted | Event::Progress) = (&node, &self.listener, event) {

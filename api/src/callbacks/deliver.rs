@@ -76,7 +76,7 @@ pub(crate) async fn deliver(callbacks: Callbacks, jobs: Jobs, broker: Broker, ta
     };
     let room = Arc::new(Semaphore::new(AT_ONCE_MAX));
     let taking = async {
-        let mut link = broker.link();
+        let mut link = broker.store_link();
         loop {
             // Nobody else takes places, so there are at least so many until they are taken here.
             drop(room.acquire().await);

@@ -176,7 +176,7 @@ impl Callbacks {
 
     /// A page of a principal's deliveries, those that changed last at the end, and where to go on. An admin sees everybody's.
     pub(crate) async fn deliveries(&self, principal: &Principal, filter: &Filter) -> Result<(Vec<Delivery>, Option<u64>), Problem> {
-        let of = if principal.is_admin() { ANY.to_owned() } else { owner(&principal.name) };
+        let of = if principal.oversees() { ANY.to_owned() } else { owner(&principal.name) };
         let one = filter.job.map_or_else(|| REST.to_owned(), delivery_id);
         let subject = broker::bucket_key(storage::DELIVERIES, format!("{of}.{one}"));
         let (client, stream) = (self.0.jetstream.client(), broker::bucket_stream(storage::DELIVERIES));
@@ -215,7 +215,7 @@ impl Callbacks {
         let found = found.map_err(|error| unavailable(&error))?;
         let found = found.first().and_then(|last| Some((serde_json::from_slice::<Delivery>(&last.payload).ok()?, last.sequence)));
         let (delivery, revision) = found.ok_or_else(missing)?;
-        if delivery.caller == principal.name || principal.is_admin() {
+        if delivery.caller == principal.name || principal.oversees() {
             return Ok((delivery, revision));
         }
         // The answer is that of a delivery that never was; the trail knows better.

@@ -58,7 +58,7 @@ impl Enroll {
         if !grant.enrolled.as_ref().is_some_and(|enrolled| enrolled.ephemeral && !enrolled.pending) {
             return Ok(());
         }
-        self.0.keymaster.revoke(&grant.public_key).await.map_err(|problem| problem.to_string())?;
+        drop(self.void_keys(&grant).await.map_err(|problem| problem.to_string())?);
         let removed = self.0.nodes.delete_expect_revision(id.as_str(), Some(revision)).await;
         removed.map_err(|error| error.to_string())?;
         let after = self.0.settings.ephemeral_after.as_secs();

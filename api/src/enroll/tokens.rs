@@ -27,12 +27,16 @@ const PREFIX: &str = "pe_";
 pub const CONFIRM_WITHIN: Duration = Duration::from_mins(5);
 /// How many may be enrolling with one token at the same time.
 const ENROLLING_MAX: usize = 100;
-/// How many tokens there may be.
+/// How many tokens that are not revoked there may be, in all and of one who makes them, with the keys that he has made.
 const TOKENS_MAX: usize = 1000;
+const TOKENS_OF_ONE_MAX: usize = 200;
 /// How often a count tries again when somebody else wrote it in between.
 const WRITES_MAX: usize = 16;
 /// How much longer than a token its record is kept, for those that were enrolling when it expired.
 const KEPT_AFTER: Duration = Duration::from_mins(6);
+
+/// How long the record of one that was revoked is kept.
+const REVOKED_KEPT: Duration = Duration::from_hours(1);
 
 /// What is kept of a token, in bucket TOKENS under its id.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -135,7 +139,8 @@ impl TokenRecord {
 
     /// For how long the broker keeps it.
     pub fn kept_for(&self) -> Duration {
-        self.view.expires_at.since(Timestamp::now()).saturating_add(KEPT_AFTER)
+        let kept_for = self.view.expires_at.since(Timestamp::now()).saturating_add(KEPT_AFTER);
+        if self.view.revoked_at.is_some() { kept_for.min(REVOKED_KEPT) } else { kept_for }
     }
 
     /// Takes a use for a key to become this node, or keeps the one that it has.
@@ -233,12 +238,13 @@ impl Tokens {
         Self { jetstream, bucket }
     }
 
+    /// Refuses one token too many, of all or of one who makes them.
+    pub(crate) async fn check_room(&self, is_of_him: impl Fn(&TokenView) -> bool) -> Result<(), Problem> {
+        check_room(&self.list().await?, is_of_him)
+    }
+
     /// Keeps a new one.
     pub(crate) async fn add(&self, record: &TokenRecord) -> Result<(), Problem> {
-        if self.list().await?.len() >= TOKENS_MAX {
-            let detail = format!("there are {TOKENS_MAX} enrolment tokens already; revoking does not help, wait until some expire");
-            return Err(Problem::new(Code::Conflict, detail));
-        }
         let value = serde_json::to_vec(record).map_err(|error| unavailable(&error))?;
         let created = self.bucket.create_with_ttl(&record.view.id, value.into(), record.kept_for()).await;
         created.map(drop).map_err(|error| unavailable(&error))
@@ -346,6 +352,22 @@ impl Tokens {
     }
 }
 
+/// Those that are revoked take no room: their records are gone before long.
+fn check_room(tokens: &[TokenView], is_of_him: impl Fn(&TokenView) -> bool) -> Result<(), Problem> {
+    let in_force = || tokens.iter().filter(|view| view.revoked_at.is_none());
+    let full = |count: usize, whose: &str| {
+        let detail = format!("there are {count} enrolment tokens{whose} already; revoke some, or wait until they expire");
+        Err(Problem::new(Code::Conflict, detail))
+    };
+    if in_force().count() >= TOKENS_MAX {
+        return full(TOKENS_MAX, "");
+    }
+    if in_force().filter(|view| is_of_him(view)).count() >= TOKENS_OF_ONE_MAX {
+        return full(TOKENS_OF_ONE_MAX, " of yours, and of the keys that you have made,");
+    }
+    Ok(())
+}
+
 fn refused(detail: impl Into<String>) -> Problem {
     Problem::new(Code::Forbidden, detail)
 }
@@ -386,7 +408,8 @@ mod tests {
             let problem = id_of(text).unwrap_err();
             assert!(problem.code() == Code::Forbidden && problem.detail().contains(why), "{problem}");
         }
-        let mistyped = token.clone().replace(&token[20..21], if &token[20..21] == "a" { "b" } else { "a" });
+        let mut mistyped = token.clone();
+        mistyped.replace_range(20..21, if &token[20..21] == "a" { "b" } else { "a" });
         assert!(id_of(&mistyped).unwrap_err().detail().contains("checksum"));
     }
 
@@ -423,6 +446,21 @@ mod tests {
         let used_up = record.take(&key('C'), &node('C'), later.plus(CONFIRM_WITHIN)).unwrap_err();
         assert!(used_up.code() == Code::Forbidden && used_up.detail().contains("used up: 2 of 2"), "{used_up}");
         assert_eq!(record.shown().used, 2);
+    }
+
+    #[test]
+    fn one_who_makes_too_many_tokens_leaves_room_for_others_and_revoked_ones_take_none() {
+        let mut tokens: Vec<TokenView> = (0..TOKENS_OF_ONE_MAX).map(|_| minted(1).1.view).collect();
+        let check = |tokens: &[TokenView], maker: &str| check_room(tokens, |view| view.created_by == maker);
+        let refused = check(&tokens, "key:k").unwrap_err();
+        assert!(refused.code() == Code::Conflict && refused.detail().contains("200 enrolment tokens of yours"), "{refused}");
+        check(&tokens, "key:other").unwrap();
+        let mut revoked = minted(1).1;
+        assert!(revoked.kept_for() > REVOKED_KEPT);
+        revoked.view.revoked_at = Some(Timestamp::now());
+        assert!(revoked.kept_for() <= REVOKED_KEPT, "it is forgotten");
+        tokens[0] = revoked.view;
+        check(&tokens, "key:k").unwrap();
     }
 
     #[test]

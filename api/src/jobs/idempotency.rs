@@ -1,8 +1,10 @@
 //! A call that is made again with the same key is the same call: it gets the job that the first one made, in whatever way it asks.
 //!
-//! The key is written before its job, with the id that the job will have, and after everything that could refuse it; it is never taken back. A
-//! job that is asked for by a key is kept from its start, and its first state is stored only if there is none: so of several that come at once,
-//! and of one that comes after a crash between key and job, one makes the job, and the rest find it.
+//! The key is written before its job, with the id that the job will have, and after everything that could refuse it but the audit trail; where that
+//! does not take the job's record, the key is let go. A job that is asked for by a key is kept from its start, and its first state is stored only
+//! if there is none: so of several that come at once, and of one that comes after a crash between key and job, one makes the job, and the rest
+//! find it. Whoever makes the job of a key that was written before writes the key again, and only whoever wrote it last lets it go: so none is let
+//! go whose job begins.
 
 use std::time::Duration;
 
@@ -14,13 +16,18 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tokio::time::timeout;
 
+use super::advance::{Advance, Key};
 use super::{Came, How, Id, JobRequest, Jobs, Submitted};
 use crate::access::Principal;
-use crate::broker::Used;
+use crate::broker::{Use, Used};
+use crate::limits::Payment;
 use crate::problem::Problem;
 
 /// How long after a key is used first its job may be made, by a call that comes after a crash.
 const BEGINS_WITHIN: Duration = Duration::from_mins(10);
+
+/// How often a key is written that others with it write at the same time.
+const WRITES_MAX: u32 = 16;
 
 /// The key of a call, and what the call asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,10 +74,10 @@ fn unavailable(error: impl std::fmt::Display) -> Problem {
 }
 
 /// Which job a key belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(super) enum Promise {
-    /// The one that is about to be made.
-    Given(JobId),
+    /// The one that is about to be made, with what is taken for it.
+    Given(JobId, Advance),
     /// One that another call makes, or has made.
     GivenBefore(JobId),
 }
@@ -86,11 +93,11 @@ impl Jobs {
     ) -> Result<Submitted, Problem> {
         let key = idempotency.bucket_key(&principal.name);
         let used = self.0.broker.idempotency().read(&key).await;
-        let Some(used) = used.map_err(unavailable)? else {
+        let Some((used, revision)) = used.map_err(unavailable)? else {
             let made = self.make(principal, request, how, Id::New).await;
             // A twin of this call may have been there first, and what it took may be what this one lacked.
             let twin = if made.is_err() { self.0.broker.idempotency().read(&key).await.ok().flatten() } else { None };
-            let Some(twin) = twin else { return made };
+            let Some((twin, _)) = twin else { return made };
             idempotency.check(&twin)?;
             return self.join(principal, twin.job, how).await?.map_or(made, Ok);
         };
@@ -103,26 +110,44 @@ impl Jobs {
                 Code::NotFound,
                 format!("job `{}`, which this Idempotency-Key was used for, is no longer kept: too many newer ones came in", used.job),
             )),
-            None => self.make(principal, request, how, Id::Promised(used.job)).await,
+            None => self.make(principal, request, how, Id::Promised(used.job, revision)).await,
         }
     }
 
-    /// The id of a job that nothing refuses any more.
-    pub(super) async fn promised(&self, principal: &Principal, id: Id, idempotency: Option<&Idempotency>) -> Result<Promise, Problem> {
-        match (id, idempotency) {
-            (Id::Promised(id), _) => Ok(Promise::Given(id)),
-            (Id::New, None) => Ok(Promise::Given(JobId::new())),
-            (Id::New, Some(idempotency)) => self.promise(principal, idempotency).await,
+    /// The id of a job that nothing but the trail refuses any more. What was paid for it is given back where another call makes it.
+    pub(super) async fn promised(
+        &self,
+        principal: &Principal,
+        id: Id,
+        idempotency: Option<&Idempotency>,
+        payment: Payment,
+    ) -> Result<Promise, Problem> {
+        let (job, mut after) = match id {
+            Id::New => (JobId::new(), None),
+            Id::Given(job) => (job, None),
+            Id::Promised(job, revision) => (job, Some(revision)),
+        };
+        let Some(idempotency) = idempotency else { return Ok(Promise::Given(job, Advance { payment, key: None })) };
+        let name = idempotency.bucket_key(&principal.name);
+        let wanted = Used { fingerprint: idempotency.fingerprint.clone(), job };
+        let mut before = Err(unavailable("many calls with this key come at once"));
+        for _ in 0..WRITES_MAX {
+            match self.0.broker.idempotency().use_or_read(&name, &wanted, after).await {
+                Ok(Use::Now(revision)) => return Ok(Promise::Given(job, Advance { payment, key: Some(Key { name, revision }) })),
+                // A twin begins with the same job; which of the two does is decided where it is stored.
+                Ok(Use::Before(used, revision)) if used.job == job => after = Some(revision),
+                Ok(Use::Before(used, _)) => {
+                    before = idempotency.check(&used).map(|()| Promise::GivenBefore(used.job));
+                    break;
+                }
+                Err(error) => {
+                    before = Err(unavailable(error));
+                    break;
+                }
+            }
         }
-    }
-
-    /// Writes that the key belongs to a new job, unless it belongs to one already. From here on nothing refuses the job.
-    async fn promise(&self, principal: &Principal, idempotency: &Idempotency) -> Result<Promise, Problem> {
-        let wanted = Used { fingerprint: idempotency.fingerprint.clone(), job: JobId::new() };
-        match self.0.broker.idempotency().use_or_read(&idempotency.bucket_key(&principal.name), &wanted).await.map_err(unavailable)? {
-            None => Ok(Promise::Given(wanted.job)),
-            Some(used) => idempotency.check(&used).map(|()| Promise::GivenBefore(used.job)),
-        }
+        payment.give_back().await;
+        before
     }
 
     /// An answer from a job that another call has just made.

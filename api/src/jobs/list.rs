@@ -94,8 +94,8 @@ impl Jobs {
     /// A page of the jobs of this principal, or of another where it may see them.
     pub async fn list(&self, principal: &Principal, wanted: &Wanted) -> Result<JobPage, Problem> {
         let caller = wanted.caller.as_deref().unwrap_or(&principal.name);
-        if caller != principal.name && !principal.is_admin() {
-            let detail = format!("the jobs of `{caller}` are not yours; only scope `admin` sees those of others");
+        if caller != principal.name && !principal.oversees() {
+            let detail = format!("the jobs of `{caller}` are not yours; only scope `admin` without limits sees those of others");
             return Err(Problem::new(Code::Forbidden, detail).at(Invalid::new("?caller", "not you")));
         }
         let unreadable = |error: String| Problem::new(Code::Unavailable, format!("jobs cannot be read now: {error}"));

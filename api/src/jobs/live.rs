@@ -176,7 +176,7 @@ struct Ring {
     bytes: usize,
     /// How many events there were before the first that is kept.
     gone: u64,
-    /// The last event told of each run, and its outcome.
+    /// What was told last of each run, and its outcome.
     runs: Vec<RunSoFar>,
     /// Events that are not in the stream yet, a line each.
     unwritten: BytesMut,
@@ -195,6 +195,8 @@ struct Ring {
 #[derive(Clone, Debug, Default)]
 struct RunSoFar {
     last: Option<(u32, u64)>,
+    /// The highest number of each dispatch.
+    numbers: BTreeMap<u32, u64>,
     outcome: Option<Outcome>,
 }
 
@@ -380,10 +382,16 @@ impl Live {
         self.changed.send_replace(());
     }
 
+    /// Each event once, and those of a dispatch in their order: what comes again, or after one that follows it, is left out.
     fn tell(&self, told: Told) {
         let mut ring = self.ring();
-        if let Some(so_far) = ring.runs.get_mut(told.id.run) {
-            so_far.last = Some((told.id.attempt, told.id.seq));
+        let EventId { run, attempt, seq } = told.id;
+        if let Some(so_far) = ring.runs.get_mut(run) {
+            if so_far.numbers.get(&attempt).is_some_and(|last| seq <= *last) {
+                return;
+            }
+            so_far.numbers.insert(attempt, seq);
+            so_far.last = Some((attempt, seq));
         }
         ring.write(&told);
         ring.push(told);
@@ -660,6 +668,19 @@ mod tests {
         assert_eq!(ids(live.watch(None)).await, ["0.1.0", "0.1.1", "0.1.2", "0.1.3", "end"]);
         assert_eq!(ids(live.watch(Some("0.1.1".parse().unwrap()))).await, ["0.1.2", "0.1.3", "end"]);
         assert_eq!(ids(live.watch(Some("0.7.1".parse().unwrap()))).await, ["gap", "0.1.0", "0.1.1", "0.1.2", "0.1.3", "end"]);
+    }
+
+    #[tokio::test]
+    async fn what_comes_again_or_in_the_wrong_order_is_told_once_and_in_order() {
+        let live = live();
+        for seq in [0, 0, 1, 3, 2, 3, 1, 4] {
+            hear(&live, seq, (seq > 0).then_some(&found("x")));
+        }
+        // Another dispatch has numbers of its own.
+        live.listener(0).hear(&Heard { attempt: 2, seq: 0, node: &"n1".parse().unwrap(), progress: None });
+        drop(live.conclude(0, over()));
+        live.finish(Bytes::from_static(b"{}"));
+        assert_eq!(ids(live.watch(None)).await, ["0.1.0", "0.1.1", "0.1.3", "0.1.4", "0.2.0", "0.2.1", "end"]);
     }
 
     #[tokio::test]

@@ -29,6 +29,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::advance::Advance;
 use super::callback::Patience;
 use super::idempotency::Promise;
 use super::store::{Open, State, Stored};
@@ -164,9 +165,9 @@ impl Jobs {
         self.admit(principal, &request).await?;
         self.check_room_to_wait(principal).await?;
         // What it takes beyond the first run is known when it begins.
-        let allowance = self.0.limits.pay(principal, 1).await?;
-        let id = match self.promised(principal, id, request.idempotency.as_ref()).await? {
-            Promise::Given(id) => id,
+        let (allowance, payment) = self.0.limits.pay(principal, 1).await?;
+        let (id, advance) = match self.promised(principal, id, request.idempotency.as_ref(), payment).await? {
+            Promise::Given(id, advance) => (id, advance),
             Promise::GivenBefore(id) => return self.join_made(principal, id, how).await,
         };
         let document = document(principal, &request, id, Vec::new());
@@ -184,8 +185,10 @@ impl Jobs {
         let stored = self.0.tasks.spawn(async move {
             let record = accepted(&waiting.state.document, jobs.0.broker.caller().to_string());
             let detail = format!("{}, when a node is online, until {}", record.detail, waiting.expires_at());
-            jobs.0.audit.stored(Record { detail, ..record }).await?;
-            jobs.put_waiting(&waiting).await.map_err(|error| unqueued(&error))
+            let record = Record { detail, ..record };
+            let payment = jobs.recorded(record.clone(), advance).await?;
+            let put = jobs.put_waiting(&waiting).await;
+            jobs.paid_if_begun(put, payment, record).await.map_err(|error| unqueued(&error))
         });
         let stored = stored.await;
         let Some(sequence) = stored.unwrap_or_else(|_| Err(unqueued("it met a fault of this API")))? else {
@@ -280,7 +283,7 @@ impl Jobs {
     /// Hands on what waits, and counts it.
     async fn take(&self, taken: mpsc::Sender<Message>) {
         let mut online = self.online().await;
-        let mut link = self.0.broker.link();
+        let mut link = self.0.broker.store_link();
         let mut counted = Instant::now() - COUNT_EVERY;
         loop {
             if counted.elapsed() >= COUNT_EVERY
@@ -489,13 +492,14 @@ impl Jobs {
                 Err(problem) => return refused(problem.detail().to_owned()).await,
             };
         let free = self.room_for(chosen.destinations.len()).map_err(|problem| later(&problem))?;
-        let Admitted { destinations, held, .. } = match self.0.limits.admit(&principal, request.spec.tool(), chosen.destinations, 1).await {
-            Ok(admitted) => admitted,
-            Err(problem) if matches!(problem.code(), Code::RateLimited | Code::Unavailable | Code::NoNodeAvailable) => {
-                return Err(RETRY_AFTER);
-            }
-            Err(problem) => return refused(problem.detail().to_owned()).await,
-        };
+        let Admitted { destinations, held, payment, .. } =
+            match self.0.limits.admit(&principal, request.spec.tool(), chosen.destinations, 1).await {
+                Ok(admitted) => admitted,
+                Err(problem) if matches!(problem.code(), Code::RateLimited | Code::Unavailable | Code::NoNodeAvailable) => {
+                    return Err(RETRY_AFTER);
+                }
+                Err(problem) => return refused(problem.detail().to_owned()).await,
+            };
         let room = Room { _free: free, _held: held };
         let document = JobDocument { status: JobStatus::Running, missing: chosen.missing, ..stored.state.document.clone() };
         // Its runs have as long from now as those of any other from its beginning.
@@ -504,8 +508,10 @@ impl Jobs {
         let ends_by = now.created_at.plus(start_within + budget + 2 * GRACE);
         let (deliver, refreshed) = (stored.state.deliver.clone(), stored.state.refreshed);
         let state = State { document, runs: Some(runs.len()), replica: Some(self.0.broker.caller().clone()), deliver, refreshed };
-        self.0.audit.stored(started(&state.document, self.0.broker.caller().to_string())).await.map_err(|problem| later(&problem))?;
-        let begun = self.begin(state, runs, (ends_by, stored.sequence), false, room).await.map_err(|error| later(&error))?;
+        let record = started(&state.document, self.0.broker.caller().to_string());
+        let payment = self.recorded(record.clone(), Advance { payment, key: None }).await.map_err(|problem| later(&problem))?;
+        let begun = self.begin(state, runs, (ends_by, stored.sequence), false, room).await;
+        let begun = self.paid_if_begun(begun, payment, record).await.map_err(|error| later(&error))?;
         begun.map(Some).ok_or(RETRY_AFTER)
     }
 

@@ -64,7 +64,7 @@ impl Firings {
             }
         };
         let (firings, link, room, tracked, stopped) =
-            (self.clone(), broker.link(), Arc::new(Semaphore::new(AT_ONCE_MAX)), tasks.clone(), stop.clone());
+            (self.clone(), broker.store_link(), Arc::new(Semaphore::new(AT_ONCE_MAX)), tasks.clone(), stop.clone());
         drop(tasks.spawn(async move { stopped.run_until_cancelled(firings.take(due, link, (room, tracked))).await }));
         let stopped: CancellationToken = stop.clone();
         drop(tasks.spawn(async move { stopped.run_until_cancelled(self.sweep()).await }));

@@ -87,7 +87,7 @@ pub(crate) async fn present(access: &Access, who: &PrincipalRef) -> Result<Princ
     let identity = match who {
         PrincipalRef::Key(id) => {
             let present = access.keyring().present(id).await.map_err(Refused::Unknown)?;
-            present.ok_or_else(|| Refused::Never(format!("the API key {id} was revoked or is no longer there")))?
+            present.ok_or_else(|| Refused::Never(format!("the API key {id} was revoked, has expired or is no longer there")))?
         }
         PrincipalRef::Jwt { expires_at, .. } if *expires_at <= Timestamp::now() => {
             return Err(Refused::Never(format!("the JWT it was asked for with has ended at {expires_at}")));

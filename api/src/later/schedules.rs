@@ -328,7 +328,7 @@ impl Schedules {
 
     /// A page of a principal's schedules by id, and where to go on. An admin sees everybody's.
     pub(crate) async fn list(&self, principal: &Principal) -> Result<Vec<Schedule>, Problem> {
-        let of = if principal.is_admin() { ANY.to_owned() } else { owner(&principal.name) };
+        let of = if principal.oversees() { ANY.to_owned() } else { owner(&principal.name) };
         let mut schedules = self.of(&of).await?;
         schedules.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(schedules)
@@ -368,7 +368,7 @@ impl Schedules {
         let found = last_of_each(&self.jetstream.client(), &broker::bucket_stream(storage::SCHEDULES), &[subject]).await;
         let found = found.map_err(|error| unavailable(&error))?;
         let schedule: Schedule = found.iter().find_map(|last| serde_json::from_slice(&last.payload).ok()).ok_or_else(missing)?;
-        if schedule.caller == principal.name || principal.is_admin() {
+        if schedule.caller == principal.name || principal.oversees() {
             return Ok(schedule);
         }
         // The answer is that of one that never was; the trail knows better.

@@ -1,5 +1,6 @@
 //! A rate that all replicas share: chunks of it are leased from the bucket and spent in memory.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use async_nats::jetstream::kv::{Store, UpdateErrorKind};
@@ -46,6 +47,8 @@ struct State {
     /// The entry as it was last seen, without what is to be given back, and its revision.
     known: Option<(Window, u64)>,
     chunk: Chunk,
+    /// What was given back of slots that are over, until the entry says so.
+    returned: BTreeMap<u64, u32>,
     /// Until when there is no use in asking for so many.
     short: Option<(Duration, u32)>,
 }
@@ -125,6 +128,7 @@ impl Shared {
                     state.chunk = Chunk { left, leased: chunk.leased + leased, ..chunk };
                     let paid = Paid { slot: chunk.slot, count };
                     state.known = Some((window, revision));
+                    state.returned.clear();
                     state.short = None;
                     return Ok(Taken::Now(paid, state.allowance(rate, now)));
                 }
@@ -143,10 +147,7 @@ impl Shared {
 
     /// Gives back what was taken and is not used.
     pub(super) async fn give_back(&self, paid: Paid) {
-        let mut state = self.state.lock().await;
-        if state.chunk.slot == paid.slot {
-            state.chunk.left += paid.count;
-        }
+        self.state.lock().await.give_back(paid);
     }
 
     /// What is left, as the bucket has it now.
@@ -161,17 +162,33 @@ impl Shared {
     pub(super) fn is_idle(&self, now: Duration) -> bool {
         self.state.try_lock().is_ok_and(|state| {
             let short = state.short.is_some_and(|(until, _)| now < until);
-            state.chunk.left == 0 && !short
+            state.chunk.left == 0 && state.returned.is_empty() && !short
         })
     }
 }
 
 impl State {
+    fn give_back(&mut self, paid: Paid) {
+        if self.chunk.slot == paid.slot {
+            self.chunk.left += paid.count;
+        } else {
+            *self.returned.entry(paid.slot).or_default() += paid.count;
+            // What no window reaches back to is worth nothing.
+            while self.returned.len() > SLOTS as usize + 1 {
+                self.returned.pop_first();
+            }
+        }
+        self.short = None;
+    }
+
     fn window(&self, rate: Rate, now: Duration) -> Window {
         let mut window = self.known.as_ref().map_or_else(|| Window::fresh(rate, now), |(window, _)| window.clone());
         window.advance(rate, now);
         if self.chunk.slot < window.slot() {
             window.give_back(self.chunk.slot, self.chunk.left);
+        }
+        for (slot, count) in &self.returned {
+            window.give_back(*slot, *count);
         }
         window
     }
@@ -198,4 +215,32 @@ async fn look_up(bucket: &Store, key: &str) -> Result<Option<(Window, u64)>, Str
 /// The time since 1970.
 pub(super) fn now() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_back_is_there_again_though_its_slot_be_over() {
+        let rate: Rate = "20/m".parse().unwrap();
+        let now = Duration::from_hours(500_000);
+        let mut window = Window::fresh(rate, now);
+        window.take(4);
+        let mut state = State { known: Some((window, 1)), short: Some((now + rate.window, 1)), ..State::default() };
+        state.chunk = Chunk { slot: slot(rate, now), leased: 4, ..Chunk::default() };
+        state.give_back(Paid { slot: slot(rate, now), count: 1 });
+        assert_eq!((state.chunk.left, state.short), (1, None), "it is spent here");
+        let later = now + slot_length(rate);
+        state.chunk = state.chunk.at(slot(rate, later));
+        assert_eq!(state.allowance(rate, later).left, 16, "that of a chunk that is over is worth nothing by itself");
+        state.give_back(Paid { slot: slot(rate, now), count: 3 });
+        assert_eq!(state.allowance(rate, later).left, 19);
+        // Nothing grows with time.
+        for number in 0..100 {
+            state.give_back(Paid { slot: number, count: 1 });
+        }
+        assert!(state.returned.len() <= SLOTS as usize + 1);
+        assert_eq!(state.allowance(rate, later + rate.window * 2).left, 20);
+    }
 }

@@ -13,6 +13,7 @@ use probeops_shared::tools::ToolName;
 
 use crate::App;
 use crate::audit::reader::{Cursor, Export, ExportPage, Filter, Page};
+use crate::audit::sight::Sight;
 use crate::problem::{Problem, success};
 use crate::routes::frame::CurrentRequest;
 use crate::routes::guard::Who;
@@ -54,7 +55,9 @@ pub(super) fn operations() -> Vec<Operation> {
         summary: summary.into(),
         description: "Who asked what, and what was done: one record for each accepted job, refused request, started, finished or denied run, \
                       change, and reading of what is somebody else's. Jobs that services publish straight to the broker are in it too. A page \
-                      that looked at much and found little is short or empty and still says `next`. Reading it is recorded.",
+                      that looked at much and found little is short or empty and still says `next`. A credential with limits of tools, regions, nodes, \
+                      labels or targets is told of what was done at nodes, with tools and targets within them, and of what it asked itself. \
+                      Reading it is recorded.",
         query: Cow::Borrowed(&QUERY),
         headers: &[],
         body: None,
@@ -66,7 +69,9 @@ pub(super) fn operations() -> Vec<Operation> {
         Operation {
             description: "Every record since a time or a place, oldest first and as it was written, with its chain: each record has the hash of \
                           the one before it of the same writer, so that `probeops audit verify` finds one that was changed, left out or swapped. \
-                          Follow `next` until `end`; asked again later, it goes on with what has come since. Reading it is recorded.",
+                          Follow `next` until `end`; asked again later, it goes on with what has come since. With limits of tools, regions, nodes, labels or \
+                          targets it leaves out what is beyond them, and says `narrowed`: what is left cannot be verified as a whole. Reading it is \
+                          recorded.",
             query: Cow::Borrowed(&EXPORT_QUERY),
             answers: vec![Answer::json(success::DONE, "The records, oldest first.", schema::<ExportPage>)],
             ..operation(Route::get("/v1/audit/export", export), "exportAudit", "Export the audit trail, oldest first")
@@ -76,7 +81,7 @@ pub(super) fn operations() -> Vec<Operation> {
 
 async fn read(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<Page>, Problem> {
     let filter = filter(&query)?;
-    let page = app.audit.page(&filter).await?;
+    let page = app.audit.page(&filter, Sight::new(&principal, &app.roster)).await?;
     app.audit.read(&principal.name, &current.0, "audit".to_owned(), &asked_for(&filter));
     Ok(Json(page))
 }
@@ -84,7 +89,7 @@ async fn read(State(app): State<App>, Who(principal): Who, current: CurrentReque
 async fn export(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<ExportPage>, Problem> {
     let time = |name| query.read(name, A_TIME, Timestamp::parse);
     let export = Export { since: time("since")?, until: time("until")?, limit: query.limit()?, cursor: query.value("cursor")? };
-    let page = app.audit.export(&export).await?;
+    let page = app.audit.export(&export, Sight::new(&principal, &app.roster)).await?;
     app.audit.read(&principal.name, &current.0, "audit".to_owned(), "exported");
     Ok(Json(page))
 }
@@ -139,7 +144,7 @@ mod tests {
             ("since=yesterday", "?since: must be a time such as"),
             (
                 "verdict=ok",
-                "?verdict: must be one of accepted, refused, changed, read, started, finished, denied, lost, violation, not the string \"ok\"",
+                "?verdict: must be one of accepted, refused, changed, signed, read, started, finished, denied, reported, lost, violation, not the string \"ok\"",
             ),
             ("node=a.b", "?node: a node id must be"),
             ("tool=ehco", "?tool: unknown tool `ehco`; did you mean `echo`?"),

@@ -16,7 +16,7 @@ use crate::callbacks::origin_of;
 use crate::problem::{Problem, success};
 use crate::routes::body::NoBody;
 use crate::routes::frame::CurrentRequest;
-use crate::routes::guard::Who;
+use crate::routes::guard::{Changing, Who};
 use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
 use crate::routes::path_id::PathId;
 use crate::routes::query::{PageLimit, Place, Query};
@@ -110,7 +110,7 @@ async fn read(State(app): State<App>, Who(principal): Who, current: CurrentReque
 
 async fn replay(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,

@@ -14,6 +14,7 @@ use crate::App;
 use crate::problem::Problem;
 use crate::problem::success;
 use crate::routes::body::JsonBody;
+use crate::routes::client::Client;
 use crate::routes::frame::CurrentRequest;
 use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
 
@@ -42,7 +43,7 @@ pub(super) fn operations() -> Vec<Operation> {
             summary: "Enrol a node, or renew its credential".into(),
             description: "For agents. With a token, or with a key that an operator registered, a machine becomes a node; its first credential is \
                           for a few minutes, until it confirms that the broker takes it. A node that is one renews its credential, or puts \
-                          another key in the place of its own, by signature alone.",
+                          another key in the place of its own, at most once an hour, by signature alone.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: Some(schema::<EnrollRequest>),
@@ -55,29 +56,39 @@ pub(super) fn operations() -> Vec<Operation> {
             id: "confirmNode".into(),
             summary: "Confirm that the broker takes a credential".into(),
             description: "For agents. Uses up the token that the node enrolled with, or revokes the key that it had before, and gives it a \
-                          credential that lasts. Doing it again changes nothing.",
+                          credential that lasts. A node of which nothing is to be confirmed is refused (409): it renews its credential.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: Some(schema::<ConfirmRequest>),
             answers: vec![Answer::json(success::DONE, "The credential that lasts.", schema::<NodeCredential>)],
-            problems: &[Code::Forbidden, Code::Conflict, Code::Unavailable],
+            problems: &[Code::Forbidden, Code::Conflict, Code::RateLimited, Code::Unavailable],
         },
     ]
 }
 
-async fn challenge(State(app): State<App>, JsonBody(body): JsonBody) -> Result<Json<Challenge>, Problem> {
+async fn challenge(State(app): State<App>, from: Client, JsonBody(body): JsonBody) -> Result<Json<Challenge>, Problem> {
     let request: ChallengeRequest = parse(&body, &["public_key"])?;
-    app.enroll.challenge(&request.public_key).map(Json)
+    app.enroll.challenge(&request.public_key, from.0).map(Json)
 }
 
-async fn enroll(State(app): State<App>, current: CurrentRequest, JsonBody(body): JsonBody) -> Result<Json<NodeCredential>, Problem> {
+async fn enroll(
+    State(app): State<App>,
+    current: CurrentRequest,
+    from: Client,
+    JsonBody(body): JsonBody,
+) -> Result<Json<NodeCredential>, Problem> {
     let request: EnrollRequest = parse(&body, &ENROLL_FIELDS)?;
-    Box::pin(app.enroll.enroll(&request, &current.0)).await.map(Json)
+    Box::pin(app.enroll.enroll(&request, from.0, &current.0)).await.map(Json)
 }
 
-async fn confirm(State(app): State<App>, current: CurrentRequest, JsonBody(body): JsonBody) -> Result<Json<NodeCredential>, Problem> {
+async fn confirm(
+    State(app): State<App>,
+    current: CurrentRequest,
+    from: Client,
+    JsonBody(body): JsonBody,
+) -> Result<Json<NodeCredential>, Problem> {
     let request: ConfirmRequest = parse(&body, &["public_key", "challenge", "signature", "node"])?;
-    Box::pin(app.enroll.confirm(&request, &current.0)).await.map(Json)
+    Box::pin(app.enroll.confirm(&request, from.0, &current.0)).await.map(Json)
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8], fields: &[&str]) -> Result<T, Problem> {

@@ -14,6 +14,7 @@ use probeops_shared::invalid::Invalid;
 use probeops_shared::json;
 use probeops_shared::problem::Code;
 use probeops_shared::registry::{LABELS_MAX, Labels};
+use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -22,10 +23,11 @@ use serde_json::Value;
 use crate::App;
 use crate::access::Identity;
 use crate::enroll::tokens::{NewToken, TokenView, mint};
+use crate::limits::changes::{counted_as, counted_by_name};
 use crate::problem::{Asked, Problem, success};
 use crate::routes::body::{JsonBody, NoBody};
 use crate::routes::frame::CurrentRequest;
-use crate::routes::guard::Who;
+use crate::routes::guard::{Changing, Who};
 use crate::routes::nodes::PAGING;
 use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
 use crate::routes::path_id::PathId;
@@ -45,19 +47,19 @@ pub(super) fn operations() -> Vec<Operation> {
             id: "createEnrollToken".into(),
             summary: "Make an enrolment token".into(),
             description: "Whoever has it makes a machine a node of this region, with these tools and labels: `probeops-agent enroll`. It is shown \
-                          in this answer and never again; only a hash of it is kept. It gives nothing beyond your own limits of regions and tools.",
+                          in this answer and never again; only a hash of it is kept. It gives nothing beyond your own limits, and ends no later than your credential.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: Some(schema::<TokenRequest>),
             answers: vec![Answer::json(success::CREATED, "The token.", schema::<TokenCreated>)],
-            problems: &[Code::Conflict, Code::Unavailable],
+            problems: &[Code::Conflict, Code::RateLimited, Code::Unavailable],
         },
         Operation {
             route: Route::get("/v1/enroll-tokens", list),
             needs: NEEDS,
             id: "listEnrollTokens".into(),
             summary: "List the enrolment tokens".into(),
-            description: "Those that have not expired, of the regions that you may know of, without their secrets. What expires is forgotten.",
+            description: "Those that have not expired and give nothing beyond your own limits, without their secrets. What expires is forgotten.",
             query: Cow::Borrowed(&PAGING),
             headers: &[],
             body: None,
@@ -69,12 +71,12 @@ pub(super) fn operations() -> Vec<Operation> {
             needs: NEEDS,
             id: "revokeEnrollToken".into(),
             summary: "Revoke an enrolment token".into(),
-            description: "No machine enrols with it any more. Nodes that did stay nodes; `/v1/nodes/{id}/revoke` takes them back.",
+            description: "No machine enrols with it any more; it is shown for an hour. Nodes that did stay nodes; `/v1/nodes/{id}/revoke` takes them back.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: None,
             answers: vec![Answer::json(success::DONE, "The token, revoked.", schema::<TokenView>)],
-            problems: &[Code::NotFound, Code::Unavailable],
+            problems: &[Code::NotFound, Code::RateLimited, Code::Unavailable],
         },
     ]
 }
@@ -129,18 +131,22 @@ struct TokenList {
 
 async fn create(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
     let request = parse(&body)?;
     let about = Asked { target: format!("region:{}", request.region), ..Asked::default() };
     let (token, record) = mint(granted(&principal, request).map_err(|problem| problem.asked(about))?);
-    app.enroll.tokens().add(&record).await?;
     let TokenView { id, region, tools, uses, expires_at, .. } = &record.view;
     let tools: Vec<&str> = tools.iter().map(|tool| tool.as_str()).collect();
     let detail = format!("enrolment token made: region {region}, tools {}, uses {uses}, until {expires_at}", tools.join(","));
-    app.audit.changed(&principal.name, &current.0, target(id), detail);
+    let keyring = app.access.keyring();
+    let counted = counted_as(&principal, keyring);
+    let is_of_him = |view: &TokenView| counted.as_ref().is_some_and(|counted| counted_by_name(&view.created_by, keyring) == *counted);
+    app.enroll.tokens().check_room(is_of_him).await?;
+    app.audit.changing(&principal.name, &current.0, target(id), detail).await?;
+    app.enroll.tokens().add(&record).await?;
     let headers = [(LOCATION, format!("/v1/enroll-tokens/{id}"))];
     Ok((success::CREATED, headers, Json(TokenCreated { token, view: record.view })).into_response())
 }
@@ -148,14 +154,14 @@ async fn create(
 async fn list(State(app): State<App>, Who(principal): Who, query: Query) -> Result<Json<TokenList>, Problem> {
     let cursor = query.value::<String>("cursor")?;
     let limit = query.limit()?;
-    let seen: Vec<TokenView> = app.enroll.tokens().list().await?.into_iter().filter(|view| principal.sees_region(&view.region)).collect();
+    let seen: Vec<TokenView> = app.enroll.tokens().list().await?.into_iter().filter(|view| sees(&principal, view)).collect();
     let (enroll_tokens, next) = page(seen, |view| view.id.as_str(), cursor.as_deref(), limit);
     Ok(Json(TokenList { enroll_tokens, next }))
 }
 
 async fn revoke(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,
@@ -166,7 +172,7 @@ async fn revoke(
         Problem::new(Code::NotFound, detail).asked(Asked { target: target(&shown), ..Asked::default() })
     };
     let tokens = app.enroll.tokens();
-    let held = tokens.find(&id).await?.filter(|view| principal.sees_region(&view.region)).ok_or_else(missing)?;
+    let held = tokens.find(&id).await?.filter(|view| sees(&principal, view)).ok_or_else(missing)?;
     let revoked = tokens.revoke(&held.id).await?.ok_or_else(missing)?;
     if held.revoked_at.is_none() {
         app.audit.changed(&principal.name, &current.0, target(&held.id), "enrolment token revoked".to_owned());
@@ -197,24 +203,12 @@ fn parse(body: &[u8]) -> Result<TokenRequest, Problem> {
     Ok(request)
 }
 
-/// What the maker may give: nothing beyond his own limits, admin or not.
+/// What the maker may give: nothing beyond his own limits and his own end, admin or not.
 fn granted(maker: &Identity, request: TokenRequest) -> Result<NewToken, Problem> {
     let TokenRequest { region, tools, labels, node, uses, expires_in_ms, ephemeral } = request;
-    // A region's name is a pattern that means itself.
-    let regions: Vec<RegionPattern> = region.as_str().parse().into_iter().collect();
-    let wanted = Limits { tools: Some(tools.clone()), regions: Some(regions), ..Limits::default() };
-    let beyond = |invalid: Invalid| {
-        let pointer = if invalid.pointer == "/regions" { "/region" } else { invalid.pointer.as_str() };
-        let invalid = Invalid::new(pointer, invalid.detail);
-        Problem::new(Code::Forbidden, invalid.to_string()).at(invalid)
-    };
-    wanted.under(&maker.limits).map_err(beyond)?;
-    if maker.limits.nodes.as_ref().is_some_and(|nodes| !node.as_ref().is_some_and(|node| nodes.contains(node))) {
-        return Err(beyond(Invalid::new("/node", "goes beyond your own limit `nodes`; name one of those")));
-    }
-    if maker.limits.labels.iter().flatten().any(|term| !term.holds(&labels)) {
-        return Err(beyond(Invalid::new("/labels", "goes beyond your own limit `labels`; nodes that you enrol must have those labels")));
-    }
+    within(&maker.limits, (&region, &tools, &labels, node.as_ref()))
+        .map_err(|invalid| Problem::new(Code::Forbidden, invalid.to_string()).at(invalid))?;
+    let wanted = Duration::from_millis(expires_in_ms.get());
     Ok(NewToken {
         region,
         tools,
@@ -222,9 +216,32 @@ fn granted(maker: &Identity, request: TokenRequest) -> Result<NewToken, Problem>
         node,
         uses: u32::try_from(uses.get()).unwrap_or(u32::MAX),
         ephemeral,
-        valid_for: Duration::from_millis(expires_in_ms.get()),
+        valid_for: maker.expires_at.map_or(wanted, |ends| wanted.min(ends.since(Timestamp::now()))),
         created_by: maker.name.clone(),
     })
+}
+
+/// Whether he may know of a token, and revoke it: who could have made it may.
+fn sees(who: &Identity, token: &TokenView) -> bool {
+    within(&who.limits, (&token.region, &token.tools, &token.labels, token.node.as_ref())).is_ok()
+}
+
+/// Refuses what a token gives beyond these limits.
+fn within(limits: &Limits, (region, tools, labels, node): (&Region, &[ToolName], &Labels, Option<&NodeId>)) -> Result<(), Invalid> {
+    // A region's name is a pattern that means itself.
+    let regions: Vec<RegionPattern> = region.as_str().parse().into_iter().collect();
+    let wanted = Limits { tools: Some(tools.to_vec()), regions: Some(regions), ..Limits::default() };
+    wanted.under(limits).map_err(|invalid| {
+        let pointer = if invalid.pointer == "/regions" { "/region" } else { invalid.pointer.as_str() };
+        Invalid::new(pointer, invalid.detail)
+    })?;
+    if limits.nodes.as_ref().is_some_and(|nodes| !node.is_some_and(|node| nodes.contains(node))) {
+        return Err(Invalid::new("/node", "goes beyond your own limit `nodes`; name one of those"));
+    }
+    if limits.labels.iter().flatten().any(|term| !term.holds(labels)) {
+        return Err(Invalid::new("/labels", "goes beyond your own limit `labels`; nodes that you enrol must have those labels"));
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -261,11 +278,32 @@ mod tests {
             nodes: Vec::new(),
             expires_at: None,
         };
-        let give = |limits: &str| granted(&maker(limits), parse(br#"{"region":"eu-a","tools":["echo","tcp"]}"#).unwrap());
+        let request = || parse(br#"{"region":"eu-a","tools":["echo","tcp"]}"#).unwrap();
+        let give = |limits: &str| granted(&maker(limits), request());
+        let ends = Identity { expires_at: Some(Timestamp::now().plus(Duration::from_mins(1))), ..maker("{}") };
+        assert!(granted(&ends, request()).unwrap().valid_for <= Duration::from_mins(1), "it ends with its maker's credential");
         assert!(give("{}").is_ok() && give(r#"{"regions":["eu-*"],"tools":["tcp","echo"]}"#).is_ok());
         for (limits, part) in [(r#"{"regions":["us-*"]}"#, "/region: goes beyond"), (r#"{"tools":["echo"]}"#, "/tools: goes beyond")] {
             let problem = give(limits).unwrap_err();
             assert!(problem.code() == Code::Forbidden && problem.detail().contains(part), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_token_beyond_ones_limits_is_not_there() {
+        let who = |limits: &str| Identity {
+            name: "key:k".to_owned(),
+            scopes: vec![Scope::NodesEnroll],
+            limits: serde_json::from_str(limits).unwrap(),
+            nodes: Vec::new(),
+            expires_at: None,
+        };
+        let body = br#"{"region":"eu","tools":["echo"],"labels":{"site":"fra"},"node":"n1"}"#;
+        let token = mint(granted(&who("{}"), parse(body).unwrap()).unwrap()).1.view;
+        let within = [r#"{"nodes":["n1","n2"]}"#, r#"{"labels":["site=fra"]}"#, r#"{"regions":["eu"],"tools":["echo","tcp"]}"#];
+        assert!(within.into_iter().all(|limits| sees(&who(limits), &token)));
+        for beyond in [r#"{"nodes":["n2"]}"#, r#"{"labels":["site=ber"]}"#, r#"{"regions":["us"]}"#, r#"{"tools":["tcp"]}"#] {
+            assert!(!sees(&who(beyond), &token), "{beyond}");
         }
     }
 }

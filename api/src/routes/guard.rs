@@ -36,6 +36,19 @@ impl<S: Sync> FromRequestParts<S> for Who {
     }
 }
 
+/// Who changes something: within his allowance of changes, or refused.
+#[derive(Clone, Debug)]
+pub(super) struct Changing(pub(super) Principal);
+
+impl FromRequestParts<App> for Changing {
+    type Rejection = Problem;
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
+        let Who(principal) = Who::from_request_parts(parts, app).await?;
+        app.changes.check(&principal, app.access.keyring())?;
+        Ok(Self(principal))
+    }
+}
+
 pub(super) async fn guard(State(gate): State<Arc<Gate>>, mut request: Request, next: Next) -> Response {
     let who = match gate.needs {
         Needs::Nothing => None,

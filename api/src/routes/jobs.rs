@@ -73,7 +73,11 @@ pub(super) static MAKING: [Code; 6] =
 static LIST_QUERY: [Parameter; 5] = [
     Parameter::new("status", "Only those that are so now.", schema::<JobStatus>),
     Parameter::new("tool", "Only with this tool.", schema::<ToolName>),
-    Parameter::new("caller", "Of whom: `key:<id>` or `jwt:<subject>`. Your own unless said; others need scope `admin`.", schema::<String>),
+    Parameter::new(
+        "caller",
+        "Of whom: `key:<id>` or `jwt:<subject>`. Your own unless said; others need scope `admin`, without limits.",
+        schema::<String>,
+    ),
     Parameter::new("limit", "How many jobs at most.", schema::<PageLimit>),
     Parameter::new("cursor", "Where to go on: `next` of the page before.", schema::<Place>),
 ];

@@ -8,11 +8,12 @@ use axum::http::StatusCode;
 use axum::http::header::LOCATION;
 use axum::response::{IntoResponse, Response};
 use probeops_shared::access::{Limits, Scope};
-use probeops_shared::bounded::shown;
+use probeops_shared::bounded::{Bounded, shown};
 use probeops_shared::ids::Caller;
 use probeops_shared::invalid::Invalid;
 use probeops_shared::json;
 use probeops_shared::problem::Code;
+use probeops_shared::timestamp::Timestamp;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -20,11 +21,12 @@ use serde_json::Value;
 use crate::App;
 use crate::access::keys::{KeyRecord, KeyView, NAME_LENGTH_MAX, NewKey, check_name, mint};
 use crate::access::{Identity, Principal};
+use crate::limits::changes::counted_as;
 use crate::problem::{Asked, Problem, success};
 use crate::revocation::{Told, revoke_made_by};
 use crate::routes::body::{JsonBody, NoBody};
 use crate::routes::frame::CurrentRequest;
-use crate::routes::guard::Who;
+use crate::routes::guard::{Changing, Who};
 use crate::routes::nodes::PAGING;
 use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
 use crate::routes::path_id::PathId;
@@ -32,7 +34,7 @@ use crate::routes::query::{Query, page};
 
 const NEEDS: Needs = Needs::Scope(&[Scope::KeysWrite]);
 /// The fields of a request for a key.
-const FIELDS: [&str; 3] = ["name", "scopes", "limits"];
+const FIELDS: [&str; 4] = ["name", "scopes", "limits", "expires_in_ms"];
 
 pub(super) fn operations() -> Vec<Operation> {
     vec![
@@ -43,19 +45,19 @@ pub(super) fn operations() -> Vec<Operation> {
             summary: "Make an API key".into(),
             description: "The key is shown in this answer and never again; only a hash of it is kept. It gets no scope that your own credential \
                           lacks, and what its limits leave open is limited as you are. Who is limited by `rate` or `at_once` makes no keys that run \
-                          jobs.",
+                          jobs, and a credential that ends makes no key that ends later.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: Some(schema::<KeyRequest>),
             answers: vec![Answer::json(success::CREATED, "The key.", schema::<KeyCreated>)],
-            problems: &[Code::Conflict, Code::Unavailable],
+            problems: &[Code::Conflict, Code::RateLimited, Code::Unavailable],
         },
         Operation {
             route: Route::get("/v1/keys", list),
             needs: NEEDS,
             id: "listKeys".into(),
             summary: "List the API keys".into(),
-            description: "All keys, revoked ones too, without their secrets.",
+            description: "All keys, revoked ones too, without their secrets. Who is limited to regions, nodes or labels is not shown those that reach others.",
             query: Cow::Borrowed(&PAGING),
             headers: &[],
             body: None,
@@ -77,7 +79,7 @@ pub(super) fn operations() -> Vec<Operation> {
                 Answer::json(success::DONE, "The key, revoked, and its services on every server.", schema::<KeyRevoked>),
                 Answer::json(success::ACCEPTED, "The key, revoked; some servers have yet to cut its services off.", schema::<KeyRevoked>),
             ],
-            problems: &[Code::NotFound, Code::Conflict, Code::Unavailable],
+            problems: &[Code::NotFound, Code::Conflict, Code::RateLimited, Code::Unavailable],
         },
     ]
 }
@@ -96,7 +98,14 @@ struct KeyRequest {
     /// What narrows that.
     #[serde(default)]
     limits: Limits,
+    /// How long it can be used, in milliseconds; without an end unless said.
+    #[serde(default)]
+    #[schemars(range(min = 1_000, max = 2_592_000_000_u64))]
+    expires_in_ms: Option<ExpiresIn>,
 }
+
+/// How long a key can be used that ends, in milliseconds: at most 30 days.
+type ExpiresIn = Bounded<1_000, 2_592_000_000, 2_592_000_000>;
 
 /// A key that was made.
 #[derive(Clone, Debug, Serialize, JsonSchema)]
@@ -135,24 +144,27 @@ struct KeyList {
 
 async fn create(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
     let request = parse(&body)?;
     let about = Asked { target: format!("key {}", request.name), ..Asked::default() };
-    let minted = mint(granted(&principal, request).map_err(|problem| problem.asked(about))?);
-    app.access.keyring().add(&minted.record).await?;
-    let KeyRecord { id, name, scopes, .. } = &minted.record;
+    let granted = granted(&principal, request).map_err(|problem| problem.asked(about))?;
+    let minted = mint(NewKey { counts_with: counted_as(&principal, app.access.keyring()), ..granted });
+    let KeyRecord { id, name, scopes, expires_at, .. } = &minted.record;
     let words: Vec<&str> = scopes.iter().map(|scope| scope.as_str()).collect();
-    app.audit.changed(&principal.name, &current.0, format!("key:{id}"), format!("key made: {name}, {}", words.join(" ")));
+    let until = expires_at.map_or_else(String::new, |at| format!(", until {at}"));
+    let detail = format!("key made: {name}, {}{until}", words.join(" "));
+    app.audit.changing(&principal.name, &current.0, format!("key:{id}"), detail).await?;
+    app.access.keyring().add(&minted.record).await?;
     let headers = [(LOCATION, format!("/v1/keys/{id}"))];
     let created = KeyCreated { record: KeyView::from(&minted.record), key: minted.key };
     Ok((success::CREATED, headers, Json(created)).into_response())
 }
 
 async fn list(State(app): State<App>, Who(principal): Who, current: CurrentRequest, query: Query) -> Result<Json<KeyList>, Problem> {
-    let keys: Vec<KeyView> = app.access.keyring().list().iter().map(KeyView::from).collect();
+    let keys: Vec<KeyView> = app.access.keyring().list().iter().filter(|key| sees(&principal, key)).map(KeyView::from).collect();
     let cursor = query.value::<String>("cursor")?;
     let (keys, next) = page(keys, |key| key.id.as_str(), cursor.as_deref(), query.limit()?);
     app.audit.read(&principal.name, &current.0, "keys".to_owned(), "listed");
@@ -161,7 +173,7 @@ async fn list(State(app): State<App>, Who(principal): Who, current: CurrentReque
 
 async fn revoke(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,
@@ -170,7 +182,7 @@ async fn revoke(
     let missing = || Problem::new(Code::NotFound, format!("there is no key `{shown}`; /v1/keys lists the keys by their ids"));
     let about = Asked { target: format!("key:{shown}"), ..Asked::default() };
     let keyring = app.access.keyring();
-    let record = keyring.find(&id).await?.ok_or_else(missing)?;
+    let record = keyring.find(&id).await?.filter(|record| sees(&principal, record)).ok_or_else(missing)?;
     if !may_revoke(&principal, &record) {
         let detail = format!("the key `{shown}` has scopes or limits beyond your own; only an admin can revoke it");
         return Err(Problem::new(Code::Forbidden, detail).asked(about));
@@ -219,9 +231,9 @@ fn parse(body: &[u8]) -> Result<KeyRequest, Problem> {
     Ok(request)
 }
 
-/// What the maker may give: no scope he lacks, and nothing beyond his own limits, admin or not.
+/// What the maker may give: no scope he lacks, and nothing beyond his own limits and his own end, admin or not.
 fn granted(maker: &Principal, request: KeyRequest) -> Result<NewKey, Problem> {
-    let KeyRequest { name, scopes, limits } = request;
+    let KeyRequest { name, scopes, limits, expires_in_ms } = request;
     if let Some(lacking) = scopes.iter().find(|scope| !maker.has(**scope)) {
         let problem = Problem::new(Code::Forbidden, format!("you cannot give the scope `{lacking}`, because your own credential lacks it"));
         return Err(problem.at(Invalid::new("/scopes", format!("`{lacking}` goes beyond your own scopes"))));
@@ -240,20 +252,34 @@ fn granted(maker: &Principal, request: KeyRequest) -> Result<NewKey, Problem> {
         let invalid = invalid.under("/limits");
         Problem::new(Code::Forbidden, invalid.to_string()).at(invalid)
     })?;
-    Ok(NewKey { name, scopes, limits, created_by: maker.name.clone() })
+    let wanted = expires_in_ms.map(|expires_in| Timestamp::now().plus(expires_in.ms()));
+    let expires_at = wanted.into_iter().chain(maker.expires_at).min();
+    Ok(NewKey { name, scopes, limits, created_by: maker.name.clone(), expires_at, counts_with: None })
+}
+
+/// Who is limited to regions, nodes or labels sees the keys that reach no others.
+fn sees(principal: &Identity, record: &KeyRecord) -> bool {
+    let Limits { regions, nodes, labels, .. } = principal.limits.clone();
+    let places = Limits { regions, nodes, labels, ..Limits::default() };
+    is_own(principal, record) || record.limits.clone().under(&places).is_ok_and(|narrowed| narrowed == record.limits)
+}
+
+/// Whether it is his own, or one that he made.
+fn is_own(principal: &Identity, record: &KeyRecord) -> bool {
+    principal.name == format!("key:{}", record.id) || principal.name == record.created_by
 }
 
 /// Whoever may make a key may revoke it, and everybody his own.
 fn may_revoke(principal: &Identity, record: &KeyRecord) -> bool {
-    let own = principal.name == format!("key:{}", record.id) || principal.name == record.created_by;
     let within = record.scopes.iter().all(|scope| principal.has(*scope))
         && record.limits.clone().under(&principal.limits).is_ok_and(|narrowed| narrowed == record.limits);
-    principal.is_admin() || own || within
+    principal.is_admin() || is_own(principal, record) || within
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
+    use std::time::Duration;
 
     use super::*;
 
@@ -309,6 +335,22 @@ mod tests {
         }
         let anything = granted(&maker(&[Scope::Admin], "{}"), wider).unwrap();
         assert_eq!(anything.limits.rate, Some("9/s".parse().unwrap()));
+    }
+
+    #[test]
+    fn a_key_ends_no_later_than_who_made_it() {
+        let ask = |ends: Option<Timestamp>, expires_in: &str| {
+            let maker = Identity { expires_at: ends, ..(*maker(&[Scope::Admin], "{}")).clone() };
+            let request = parse(format!(r#"{{"name":"n","scopes":["admin"]{expires_in}}}"#).as_bytes()).unwrap();
+            granted(&Principal::of(Arc::new(maker)), request).unwrap().expires_at
+        };
+        let in_a_minute = Timestamp::now().plus(Duration::from_mins(1));
+        assert_eq!(ask(None, ""), None);
+        assert_eq!(ask(Some(in_a_minute), ""), Some(in_a_minute));
+        assert_eq!(ask(Some(in_a_minute), r#","expires_in_ms":3600000"#), Some(in_a_minute));
+        assert!(ask(Some(in_a_minute), r#","expires_in_ms":1000"#).is_some_and(|ends| ends < in_a_minute));
+        assert!(ask(None, r#","expires_in_ms":3600000"#).is_some_and(|ends| ends > in_a_minute));
+        refuses(r#"{"name":"n","scopes":["admin"],"expires_in_ms":999}"#, "/expires_in_ms");
     }
 
     #[test]

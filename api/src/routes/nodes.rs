@@ -14,11 +14,11 @@ use serde::Serialize;
 use crate::App;
 use crate::access::Principal;
 use crate::problem::{Asked, Problem, success};
-use crate::revocation::{Told, revoke_node};
+use crate::revocation::Told;
 use crate::roster::{Node, RegionSummary};
 use crate::routes::body::NoBody;
 use crate::routes::frame::CurrentRequest;
-use crate::routes::guard::Who;
+use crate::routes::guard::{Changing, Who};
 use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
 use crate::routes::path_id::PathId;
 use crate::routes::query::{PageLimit, Query, page};
@@ -81,15 +81,16 @@ pub(super) fn operations() -> Vec<Operation> {
             headers: &[],
             body: None,
             answers: vec![Answer::json(success::DONE, "The node drains.", schema::<NodeChanged>)],
-            problems: &[Code::NoSuchNode, Code::NoNodeAvailable, Code::Unavailable],
+            problems: &[Code::NoSuchNode, Code::NoNodeAvailable, Code::RateLimited, Code::Unavailable],
         },
         Operation {
             route: Route::post("/v1/nodes/{id}/revoke", revoke),
             needs: writes,
             id: "revokeNode".into(),
             summary: "Take a node's credential back".into(),
-            description: "Every server of the broker cuts the node's connection and accepts it no more; the answer names the servers that have said \
-                          so. To bring the machine back, grant it a new credential.",
+            description: "The node is marked as revoked, and gets no more jobs. Then every server of the broker cuts its connection and accepts it no \
+                          more; the answer names the servers that have said so. Without a keymaster the node stays marked (`revoking`), and its \
+                          key is voided as soon as there is one. To bring the machine back, grant it a new credential.",
             query: Cow::Borrowed(&[]),
             headers: &[],
             body: None,
@@ -101,7 +102,7 @@ pub(super) fn operations() -> Vec<Operation> {
                     schema::<NodeRevoked>,
                 ),
             ],
-            problems: &[Code::NoSuchNode, Code::Unavailable],
+            problems: &[Code::NoSuchNode, Code::RateLimited, Code::Unavailable],
         },
     ]
 }
@@ -177,7 +178,7 @@ async fn read_node(State(app): State<App>, Who(principal): Who, PathId(id): Path
 
 async fn drain(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,
@@ -194,7 +195,7 @@ async fn drain(
 
 async fn revoke(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,
@@ -202,7 +203,7 @@ async fn revoke(
     let about = Asked { target: target(&id), ..Asked::default() };
     let revoked = async {
         let node = find(&app, &principal, &id)?.id;
-        let told = revoke_node(&app, &node).await?;
+        let told = app.enroll.revoke(&node, "by an operator").await?;
         app.audit.changed(&principal.name, &current.0, target(node.as_str()), format!("node revoked, {}", told.said()));
         Ok((success::of(&told), Json(NodeRevoked { node, change: NodeChange::Revoked, told })))
     };

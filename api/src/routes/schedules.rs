@@ -28,7 +28,7 @@ use crate::openapi::tool_job_schema;
 use crate::problem::{Problem, success};
 use crate::routes::body::{JsonBody, NoBody};
 use crate::routes::frame::CurrentRequest;
-use crate::routes::guard::Who;
+use crate::routes::guard::{Changing, Who};
 use crate::routes::jobs;
 use crate::routes::nodes::PAGING;
 use crate::routes::operation::{Answer, Needs, Operation, Parameter, Route, schema};
@@ -132,7 +132,11 @@ fn operation(route: Route, needs: Needs, id: &'static str, (summary, description
         headers: &[],
         body: None,
         answers: vec![Answer::json(success::DONE, "The schedule.", schema::<ScheduleView>)],
-        problems: &[Code::NotFound, Code::Unavailable],
+        problems: if needs == WRITES {
+            &[Code::NotFound, Code::RateLimited, Code::Unavailable]
+        } else {
+            &[Code::NotFound, Code::Unavailable]
+        },
     }
 }
 
@@ -148,7 +152,7 @@ struct ScheduleList {
 
 async fn create(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -272,7 +276,7 @@ async fn read(
 
 async fn delete(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,
@@ -283,7 +287,7 @@ async fn delete(
 
 async fn pause(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,
@@ -296,7 +300,7 @@ async fn pause(
 
 async fn resume(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,

@@ -21,7 +21,7 @@ use crate::callbacks::secrets::{SecretRecord, SecretView};
 use crate::problem::{Problem, success};
 use crate::routes::body::{JsonBody, NoBody};
 use crate::routes::frame::CurrentRequest;
-use crate::routes::guard::Who;
+use crate::routes::guard::{Changing, Who};
 use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
 use crate::routes::path_id::PathId;
 
@@ -40,13 +40,13 @@ pub(super) fn operations() -> Vec<Operation> {
         headers: &[],
         body: None,
         answers: Vec::new(),
-        problems: &[Code::NotFound, Code::Conflict, Code::Unavailable],
+        problems: &[Code::NotFound, Code::Conflict, Code::RateLimited, Code::Unavailable],
     };
     vec![
         Operation {
             body: Some(schema::<SecretRequest>),
             answers: vec![Answer::json(success::CREATED, "The secret.", schema::<SecretShown>)],
-            problems: &[Code::Conflict, Code::Unavailable],
+            problems: &[Code::Conflict, Code::RateLimited, Code::Unavailable],
             ..operation(
                 Route::post("/v1/secrets", create),
                 "createSecret",
@@ -75,7 +75,7 @@ pub(super) fn operations() -> Vec<Operation> {
         },
         Operation {
             answers: vec![Answer::json(success::DONE, "The secret that was deleted.", schema::<SecretView>)],
-            problems: &[Code::NotFound, Code::Unavailable],
+            problems: &[Code::NotFound, Code::RateLimited, Code::Unavailable],
             ..operation(
                 Route::delete("/v1/secrets/{id}", delete),
                 "deleteSecret",
@@ -124,7 +124,7 @@ impl SecretShown {
 
 async fn create(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -155,7 +155,7 @@ async fn list(State(app): State<App>, Who(principal): Who) -> Result<Json<Secret
 
 async fn rotate(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,
@@ -167,7 +167,7 @@ async fn rotate(
 
 async fn delete(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(id): PathId,
     NoBody: NoBody,

@@ -24,11 +24,12 @@ use serde_json::Value;
 
 use crate::App;
 use crate::access::Principal;
+use crate::limits::changes::{counted_as, counted_by_name};
 use crate::problem::{Asked, Problem, success};
 use crate::revocation::{Told, revoke_service};
 use crate::routes::body::{JsonBody, NoBody};
 use crate::routes::frame::CurrentRequest;
-use crate::routes::guard::Who;
+use crate::routes::guard::{Changing, Who};
 use crate::routes::nodes::PAGING;
 use crate::routes::operation::{Answer, Needs, Operation, Route, schema};
 use crate::routes::path_id::PathId;
@@ -55,7 +56,7 @@ pub(super) fn operations() -> Vec<Operation> {
             headers: &[],
             body: Some(schema::<ServiceRequest>),
             answers: vec![Answer::json(success::CREATED, "The service with its credential.", schema::<ServiceCreated>)],
-            problems: &[Code::NoSuchNode, Code::Conflict, Code::Unavailable],
+            problems: &[Code::NoSuchNode, Code::Conflict, Code::RateLimited, Code::Unavailable],
         },
         Operation {
             route: Route::get("/v1/services", list),
@@ -87,7 +88,7 @@ pub(super) fn operations() -> Vec<Operation> {
                     schema::<ServiceRevoked>,
                 ),
             ],
-            problems: &[Code::NotFound, Code::Conflict, Code::Unavailable],
+            problems: &[Code::NotFound, Code::Conflict, Code::RateLimited, Code::Unavailable],
         },
     ]
 }
@@ -162,7 +163,7 @@ struct ServiceList {
 
 async fn create(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     JsonBody(body): JsonBody,
 ) -> Result<Response, Problem> {
@@ -170,16 +171,15 @@ async fn create(
     let about = Asked { target: target(request.name.as_str()), ..Asked::default() };
     let made = async {
         let request = granted(&principal, request, |node| app.roster.grant(node))?;
-        make(&app, &principal, request).await
+        make(&app, (&principal, &current.0), request).await
     };
     let ServiceCreated { creds, grant } = made.await.map_err(|problem: Problem| problem.asked(about))?;
-    app.audit.changed(&principal.name, &current.0, target(grant.name.as_str()), said(&grant));
     let headers = [(LOCATION, format!("/v1/services/{}", grant.name))];
     Ok((success::CREATED, headers, Json(ServiceCreated { creds, grant })).into_response())
 }
 
 /// Makes a service, that does not outlive a maker whose credential says when it ends.
-async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<ServiceCreated, Problem> {
+async fn make(app: &App, (maker, request_id): (&Principal, &str), request: ServiceRequest) -> Result<ServiceCreated, Problem> {
     let services = app.access.services();
     let held = services.find(&request.name).await?;
     let now = Timestamp::now();
@@ -187,6 +187,10 @@ async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<S
         let name = &request.name;
         let detail = format!("service `{name}` has a credential already; DELETE /v1/services/{name} takes it back");
         return Err(Problem::new(Code::Conflict, detail).at(Invalid::new("/name", "is taken")));
+    }
+    let keyring = app.access.keyring();
+    if let (None, Some(counted)) = (&held, counted_as(maker, keyring)) {
+        services.check_room(|grant| counted_by_name(&grant.created_by, keyring) == counted)?;
     }
     let ServiceRequest { name, regions, tools, nodes, labels, targets, rate, at_once, valid_for } = request;
     let rights = ServiceRights {
@@ -217,6 +221,7 @@ async fn make(app: &App, maker: &Principal, request: ServiceRequest) -> Result<S
         expires_at: credentials.expires_at,
         revoked_at: None,
     };
+    app.audit.changing(&maker.name, request_id, target(grant.name.as_str()), said(&grant)).await?;
     services.keep(&grant, held.as_ref()).await?;
     // Its maker may have been revoked at this very moment, and his services with him, all but this one.
     if app.access.is_revoked(maker).await? {
@@ -239,7 +244,7 @@ async fn list(State(app): State<App>, Who(principal): Who, current: CurrentReque
 
 async fn revoke(
     State(app): State<App>,
-    Who(principal): Who,
+    Changing(principal): Changing,
     current: CurrentRequest,
     PathId(name): PathId,
     NoBody: NoBody,
@@ -399,17 +404,8 @@ mod tests {
     fn grant_of(node: &NodeId) -> Option<NodeGrant> {
         let nodes = [("eu-1", "eu-a", "fra"), ("us-1", "us-a", "nyc")];
         nodes.iter().find(|(id, ..)| *id == node.as_str()).map(|(_, region, site)| NodeGrant {
-            id: node.clone(),
-            region: region.parse().unwrap(),
-            tools: vec![ToolName::Tcp],
             labels: [("site".parse().unwrap(), site.parse().unwrap())].into(),
-            rate: None,
-            at_once: None,
-            public_key: "U".to_owned(),
-            created_at: Timestamp::now(),
-            expires_at: Timestamp::now(),
-            revoked_at: None,
-            enrolled: None,
+            ..NodeGrant::new(node.clone(), region.parse().unwrap(), vec![ToolName::Tcp], "U", Timestamp::now())
         })
     }
 

@@ -16,6 +16,8 @@ use hyper::{Request, Response};
 use hyper_util::service::TowerToHyperService;
 use tokio::time::Instant;
 
+use crate::routes::client::CameBy;
+
 /// Nobody who has just come, or was just answered, is sent away: his request may be on its way.
 pub(super) const FRESH: Duration = Duration::from_secs(1);
 
@@ -73,12 +75,13 @@ impl Drop for Answering {
 pub(super) struct Counted {
     router: TowerToHyperService<Router>,
     activity: Activity,
+    came_by: CameBy,
 }
 
 impl Counted {
     /// Answers by this router.
-    pub(super) fn new(router: Router, activity: Activity) -> Self {
-        Self { router: TowerToHyperService::new(router), activity }
+    pub(super) fn new(router: Router, activity: Activity, came_by: CameBy) -> Self {
+        Self { router: TowerToHyperService::new(router), activity, came_by }
     }
 }
 
@@ -87,7 +90,8 @@ impl Service<Request<Incoming>> for Counted {
     type Error = std::convert::Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
+    fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        request.extensions_mut().insert(self.came_by);
         let (answering, answered) = (self.activity.begin(), self.router.call(request));
         Box::pin(async move { Ok(answered.await?.map(|body| CountedBody { body, _answering: answering })) })
     }

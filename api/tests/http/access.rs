@@ -36,6 +36,23 @@ async fn a_key_works_on_every_replica_until_it_is_revoked_on_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_that_has_expired_is_refused_and_makes_none_that_lasts_longer() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    let body = json!({"name": "short", "scopes": ["keys:write", "nodes:read"], "expires_in_ms": 5_000}).to_string();
+    let made = api.post(&fabric.admin, "/v1/keys", &body).await;
+    let (key, ends) = (made.body["key"].as_str().unwrap(), made.body["expires_at"].as_str().unwrap());
+    let further = api.post(key, "/v1/keys", &json!({"name": "long", "scopes": ["nodes:read"]}).to_string()).await;
+    assert_eq!((further.status, further.body["expires_at"].as_str()), (201, Some(ends)));
+    for key in [key, further.body["key"].as_str().unwrap()] {
+        let refused = api.until_as(key, "/v1/regions", |answer| answer.status == 401).await;
+        assert!(refused.body["detail"].as_str().unwrap().contains("expired at"), "{refused:?}");
+    }
+    api.stop().await;
+    fabric.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn credentials_that_are_none_are_told_apart() {
     let fabric = Fabric::start().await;
     let secret = fabric_secret();

@@ -140,8 +140,8 @@ async fn a_final_failure_is_the_outcome_and_its_node_cannot_speak_for_others() {
         let job = node.hears().await;
         let failure = json!({"kind": "invalid", "detail": "so it is"});
         let lies = json!({
-            "request_id": "another", "tool": "ping", "target": "y", "status": "failed", "failure": failure, "output": "", "duration_ms": 1.0,
-            "node": {"id": "n-9", "region": "eu-central"},
+            "request_id": "another", "tool": "ping", "target": "y", "status": "failed", "failure": failure, "output": "", "duration_ms": 1e22,
+            "started_at": "2026-01-02T03:04:05Z", "node": {"id": "n-9", "region": "eu-central"},
         });
         node.says(&job, "outcome", &lies).await;
         job
@@ -153,7 +153,7 @@ async fn a_final_failure_is_the_outcome_and_its_node_cannot_speak_for_others() {
         (&outcome["node"], &outcome["tool"], &outcome["target"]),
         (&json!({"id": "n-1", "region": "lab"}), &"echo".into(), &"x".into())
     );
-    assert_eq!(outcome["request_id"], request_id(&job));
+    assert_eq!((&outcome["request_id"], &outcome["duration_ms"]), (&request_id(&job).into(), &json!(86_400_000.0)));
     // No second attempt: the next thing the node hears is the next job.
     let script = async {
         let next = node.hears().await;

@@ -18,7 +18,7 @@ use probeops_nats::vault::{CREDENTIAL_LIFETIME, Vault};
 use probeops_nats::{process, streams, tls};
 use probeops_shared::access::Scope;
 use probeops_shared::ids::Caller;
-use probeops_shared::registry::{Labels, NodeGrant};
+use probeops_shared::registry::NodeGrant;
 use probeops_shared::subjects::{self, storage};
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -106,19 +106,13 @@ impl Fabric {
 
     /// Grants a node `echo`, as the operator's command does.
     pub(crate) async fn grant(&self, id: &str, region: &str) {
-        let grant = NodeGrant {
-            id: id.parse().unwrap(),
-            region: region.parse().unwrap(),
-            tools: vec![ToolName::Echo],
-            labels: Labels::new(),
-            rate: None,
-            at_once: None,
-            public_key: "U".to_owned(),
-            created_at: Timestamp::now(),
-            expires_at: Timestamp::now(),
-            revoked_at: None,
-            enrolled: None,
-        };
+        self.grant_to(id, region, "U").await;
+    }
+
+    /// Grants it to this key.
+    pub(crate) async fn grant_to(&self, id: &str, region: &str, public_key: &str) {
+        let (tools, expires_at) = (vec![ToolName::Echo], Timestamp::now());
+        let grant = NodeGrant::new(id.parse().unwrap(), region.parse().unwrap(), tools, public_key, expires_at);
         self.keep(storage::NODES, id, &grant).await;
     }
 
@@ -158,7 +152,7 @@ impl Fabric {
 
     /// Writes to a bucket as the operator's command does.
     async fn keep(&self, bucket: &str, key: &str, value: &impl Serialize) {
-        let client = self.connect(&Role::Api { caller: Caller::new_api() }).await;
+        let client = self.connect(&Role::Store { caller: Caller::new_api() }).await;
         let bucket = async_nats::jetstream::new(client).get_key_value(bucket).await.unwrap();
         bucket.put(key, serde_json::to_vec(value).unwrap().into()).await.unwrap();
     }
@@ -170,6 +164,7 @@ impl Fabric {
         std::fs::create_dir_all(&creds).unwrap();
         let roles = [
             ("api", Role::Api { caller: caller.clone() }),
+            ("store", Role::Store { caller: caller.clone() }),
             ("collector", Role::Collector { name: caller }),
             ("acknowledger", Role::Acknowledger),
             ("frontdoor", Role::FrontDoor),

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod access;
 #[cfg(test)]
+mod changes;
+#[cfg(test)]
 mod dispatch;
 #[cfg(test)]
 mod fixture;
@@ -12,3 +14,5 @@ mod node;
 mod requests;
 #[cfg(test)]
 mod trail;
+#[cfg(test)]
+mod unrecorded;

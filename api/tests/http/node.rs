@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Message};
-use futures_util::StreamExt;
+use async_nats::{Client, HeaderMap, Message, Subscriber};
 use futures_util::stream::{BoxStream, pending, select_all};
+use futures_util::{FutureExt, StreamExt};
 use probeops_nats::permissions::Role;
 use probeops_shared::ids::{NodeId, Region};
 use probeops_shared::job::header;
-use probeops_shared::presence::{Beat, EventKind, PolicyReport, Slots};
+use probeops_shared::presence::{Beat, EventAck, EventKind, PolicyReport, Slots};
 use probeops_shared::subjects;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::{Class, ToolName};
@@ -74,25 +74,54 @@ impl Node {
         tokio::time::timeout(PATIENCE, self.heard.next()).await.expect("a message for the node").unwrap()
     }
 
+    /// What the broker has sent it by now, if anything.
+    pub(crate) async fn has_heard(&mut self) -> Option<Message> {
+        self.comes_after_all_else().await;
+        self.heard.next().now_or_never().flatten()
+    }
+
+    /// Once the broker says that nobody listens to this, all that either side said to the other before has come.
+    async fn comes_after_all_else(&self) {
+        let nobody = subjects::reply("nobody", "token", &self.id);
+        assert!(self.client.request(nobody, "".into()).await.is_err(), "nobody listens there");
+    }
+
     /// Answers a job.
     pub(crate) async fn says(&self, job: &Message, event: &str, body: &Value) {
         let reply = job.reply.as_ref().unwrap().strip_suffix(subjects::NO_RESPONDERS).unwrap();
         let mut headers = HeaderMap::new();
         headers.insert(header::EVENT, event);
         self.client.publish_with_headers(format!("{reply}{}", self.id), headers, body.to_string().into()).await.unwrap();
-        // The broker has had it once it says that nobody listens to this; what is said after it, by whomever, comes after it.
-        let nobody = subjects::reply("nobody", "token", &self.id);
-        assert!(self.client.request(nobody, "".into()).await.is_err(), "nobody listens there");
+        // What is said after it, by whomever, comes after it.
+        self.comes_after_all_else().await;
     }
 
-    /// Tells the control plane records for the trail, all of them as a chain of their own.
-    pub(crate) async fn records(&self, records: &Value) {
-        let records: Vec<Value> = records.as_array().unwrap().iter().map(|record| json!({"hash": "", "record": record})).collect();
-        let records = json!({"writer": format!("node:{}", self.id), "start": "s", "sequence": 1, "previous": "", "records": records});
+    /// Tells the control plane records for the trail; why they are not taken, if they are not.
+    pub(crate) async fn tells(&self, payload: &[u8]) -> Option<String> {
+        let subject = subjects::event("lab", &self.id, EventKind::Audit);
+        let answer = self.client.request(subject, payload.to_vec().into()).await.unwrap();
+        let ack: EventAck = serde_json::from_slice(&answer.payload).unwrap();
+        ack.refused.map(|refusal| refusal.why)
+    }
+
+    /// Says so without waiting for an answer.
+    pub(crate) async fn shouts(&self, payload: Vec<u8>) {
         let subject = subjects::event("lab", &self.id, EventKind::Audit);
         let inbox = format!("{}.records", subjects::node_inbox(&self.id));
-        self.client.publish_with_reply(subject, inbox, records.to_string().into()).await.unwrap();
+        self.client.publish_with_reply(subject, inbox, payload.into()).await.unwrap();
+    }
+
+    /// Says that it will be back, and wants that acknowledged there.
+    pub(crate) async fn wants_an_answer_at(&self, reply: &str) {
+        let subject = subjects::event("lab", &self.id, EventKind::Time);
+        self.client.publish_with_reply(subject, reply.to_owned(), "".into()).await.unwrap();
+    }
+
+    /// What comes to this subject of its own inbox.
+    pub(crate) async fn listens(&self, what: &str) -> Subscriber {
+        let subscriber = self.client.subscribe(format!("{}.{what}", subjects::node_inbox(&self.id))).await.unwrap();
         self.client.flush().await.unwrap();
+        subscriber
     }
 
     /// Waits until it is connected again.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
@@ -12,15 +12,17 @@ use probeops_shared::text::plain;
 use probeops_shared::timestamp::Timestamp;
 use serde::Deserialize;
 
-use super::when;
+use super::{copy, when};
 use crate::client::{Client, ClientArgs};
 use crate::exit::{Exit, Failed};
-use crate::terminal::say;
+use crate::terminal::{note, say};
 
 /// How long one page may take.
 const PAGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most records asked for at once.
 const PAGE_RECORDS_MAX: usize = 1_000;
+/// What an export says first that is narrowed by the limits of whoever made it.
+const NARROWED: &str = r#"{"narrowed":true}"#;
 /// How many findings are shown.
 const FINDINGS_SHOWN: usize = 100;
 
@@ -34,6 +36,12 @@ pub(super) struct ExportArgs {
     /// Only what was stored before: a time, or how long ago
     #[arg(long, value_name = "WHEN", value_parser = when)]
     until: Option<Timestamp>,
+    /// Read all of the copy that the NATS server of somebody else keeps (stream AUDIT-COPY), in place of the trail; says as whom
+    #[arg(long, value_name = "URL", requires = "copy_password_file", conflicts_with_all = ["since", "until"])]
+    copy: Option<String>,
+    /// The password for it
+    #[arg(long, value_name = "FILE", requires = "copy")]
+    copy_password_file: Option<PathBuf>,
     #[command(flatten)]
     client: ClientArgs,
 }
@@ -41,18 +49,23 @@ pub(super) struct ExportArgs {
 /// Tell whether an exported trail is whole: no record changed, left out or swapped. Needs no API
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Exit code 1 says that something is wrong; each finding names the line and the record. What was cut off at the end cannot be seen in a file: keep the \
-hash that is shown for the last record of each chain, and see whether a later export still has it.")]
+Exit code 1 says that something is wrong; each finding names the line and the record. What was cut off at the end cannot be seen in a file: keep \
+it, and verify it with a later export.\n\nExamples:\n  probeops audit verify trail.jsonl\n  probeops audit verify january.jsonl february.jsonl")]
 pub(super) struct VerifyArgs {
     /// What `probeops audit export` wrote; - reads standard input
     #[arg(value_name = "FILE")]
     file: PathBuf,
+    /// A later export of the same trail, which must go on where FILE ends, or have it too
+    #[arg(value_name = "LATER")]
+    later: Option<PathBuf>,
 }
 
 /// A page of an export.
 #[derive(Deserialize)]
 pub(super) struct Page {
     pub(super) records: Vec<Exported>,
+    #[serde(default)]
+    pub(super) narrowed: bool,
     #[serde(default)]
     pub(super) unreadable: Vec<u64>,
     pub(super) next: Option<String>,
@@ -67,14 +80,22 @@ pub(super) fn page(client: &Client, query: &[(&str, Option<String>)]) -> Result<
 }
 
 pub(super) fn export(args: &ExportArgs) -> Result<(), Failed> {
-    let client = Client::open(&args.client)?;
     let mut out = std::io::stdout().lock();
+    if let (Some(url), Some(password_file)) = (&args.copy, &args.copy_password_file) {
+        return copy::export(url, password_file, &mut out);
+    }
+    let client = Client::open(&args.client)?;
     let written = |error: std::io::Error| Failed::work(format!("cannot write the export: {error}"));
     let mut cursor = None;
     loop {
         let until = args.until.map(|until| until.to_string());
-        let Page { records, unreadable, next, end } =
+        let first = cursor.is_none();
+        let Page { records, narrowed, unreadable, next, end } =
             page(&client, &[("since", args.since.map(|since| since.to_string())), ("until", until), ("cursor", cursor)])?;
+        if narrowed && first {
+            note("your credential is limited, so records beyond its limits are left out: this export cannot be verified as a whole");
+            writeln!(out, "{NARROWED}").map_err(written)?;
+        }
         for record in &records {
             writeln!(out, "{}", serde_json::to_string(record).map_err(Failed::work)?).map_err(written)?;
         }
@@ -89,47 +110,88 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), Failed> {
 }
 
 pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failed> {
-    let unreadable = |error: std::io::Error| Failed::usage(format!("cannot read {}: {error}", args.file.display()));
-    let input: Box<dyn BufRead> = if args.file.as_os_str() == "-" {
+    let first = read(&args.file)?;
+    let later = args.later.as_ref().map(|path| read(path).map(|verified| (path, verified))).transpose()?;
+    let between = later.as_ref().map(|(_, later)| first.followed_by(later)).unwrap_or_default();
+    let mut not_whole: Vec<String> = Vec::new();
+    for (path, verified) in std::iter::once((&args.file, &first)).chain(later.as_ref().map(|(path, verified)| (*path, verified))) {
+        let file = path.display();
+        if later.is_some() {
+            say(format!("{file}:"));
+        }
+        say(shown(verified));
+        if !verified.findings.is_empty() {
+            not_whole.push(format!("the trail in {file} is not whole: {}", counted(verified.findings.len())));
+        }
+    }
+    if !between.is_empty() {
+        say(listed(between.iter().map(String::as_str)).trim_end().to_owned());
+        not_whole.push(format!("the two are not of one trail, or it was changed: {}", counted(between.len())));
+    }
+    if not_whole.is_empty() { Ok(()) } else { Err(Failed::new(Exit::Failed, not_whole.join("; "))) }
+}
+
+fn counted(findings: usize) -> String {
+    format!("{findings} finding{}", if findings == 1 { "" } else { "s" })
+}
+
+/// Reads an export that has something in it.
+fn read(path: &Path) -> Result<Verified, Failed> {
+    let unreadable = |error: std::io::Error| Failed::usage(format!("cannot read {}: {error}", path.display()));
+    let input: Box<dyn BufRead> = if path.as_os_str() == "-" {
         Box::new(BufReader::new(std::io::stdin()))
     } else {
-        Box::new(BufReader::new(File::open(&args.file).map_err(unreadable)?))
+        Box::new(BufReader::new(File::open(path).map_err(unreadable)?))
     };
     let mut reading = Verifier::default();
     for line in input.lines() {
-        reading.line(&line.map_err(unreadable)?);
+        let line = line.map_err(unreadable)?;
+        if line == NARROWED {
+            let detail = "records beyond the limits of whoever exported it are not in it; a credential without limits exports all";
+            return Err(Failed::new(
+                Exit::Failed,
+                format!("the export in {} is narrowed and cannot be verified: {detail}", path.display()),
+            ));
+        }
+        reading.line(&line);
     }
     let verified = reading.end();
-    let file = args.file.display();
-    match (verified.records, verified.findings.len()) {
-        (0, 0) => return Err(Failed::new(Exit::Failed, format!("there is no record in {file}, and nothing to verify"))),
-        (_, 0) => {
-            say(shown(&verified));
-            return Ok(());
-        }
-        (_, _) => say(shown(&verified)),
+    if verified.records == 0 && verified.findings.is_empty() {
+        return Err(Failed::new(Exit::Failed, format!("there is no record in {}, and nothing to verify", path.display())));
     }
-    let count = verified.findings.len();
-    Err(Failed::new(Exit::Failed, format!("the trail in {file} is not whole: {count} finding{}", if count == 1 { "" } else { "s" })))
+    Ok(verified)
+}
+
+fn listed<'a>(findings: impl ExactSizeIterator<Item = &'a str>) -> String {
+    let more = findings.len().saturating_sub(FINDINGS_SHOWN);
+    let mut text = findings.take(FINDINGS_SHOWN).fold(String::new(), |all, finding| all + &plain(finding) + "\n");
+    if more > 0 {
+        text += &format!("and {more} more\n");
+    }
+    text
 }
 
 fn shown(verified: &Verified) -> String {
-    let Verified { records, repeated, chains, findings } = verified;
+    let Verified { records, repeated, chains, findings, .. } = verified;
     let mut text = format!("{records} records in {} chains, {repeated} of them sent again\n", chains.len());
+    let mut before: Option<&String> = None;
     for ((writer, start), read) in chains {
         let Read { from_the_beginning, first, last, hash, time, lost, .. } = read;
-        let begins =
-            if *from_the_beginning { "from its beginning".to_owned() } else { format!("from record {first}; what was before is not here") };
+        // A process that was started anew, a node that was installed anew: that is no gap.
+        let anew = before.replace(writer) == Some(writer);
+        let begins = if *from_the_beginning && anew {
+            "begins anew".to_owned()
+        } else if *from_the_beginning {
+            "from its beginning".to_owned()
+        } else {
+            format!("from record {first}; what was before is not here")
+        };
         let lost = if *lost > 0 { format!("; {lost} of them say that records were left out") } else { String::new() };
         let (writer, start) = (plain(writer), plain(start));
         text += &format!("{writer} (chain of {start}): {begins}, to record {last} of {}, {}{lost}\n", plain(time), plain(hash));
     }
-    for finding in findings.iter().take(FINDINGS_SHOWN) {
-        text += &format!("{}\n", plain(&finding.to_string()));
-    }
-    if findings.len() > FINDINGS_SHOWN {
-        text += &format!("and {} more\n", findings.len() - FINDINGS_SHOWN);
-    }
+    let told: Vec<String> = findings.iter().map(ToString::to_string).collect();
+    text += &listed(told.iter().map(String::as_str));
     let end = "whole: nothing was changed, left out or swapped up to the last record of each chain";
     if findings.is_empty() { text + end } else { text.trim_end().to_owned() }
 }

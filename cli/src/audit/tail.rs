@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use probeops_shared::audit::Record;
+use probeops_shared::timestamp::Timestamp;
 use serde_json::Value;
 
 use super::chained::{Page, page};
@@ -35,12 +36,15 @@ pub(super) fn run(args: &TailArgs) -> Result<(), Failed> {
     let client = Client::open(&args.client)?;
     let newest = client.get("/v1/audit", &[("limit", "1".to_owned())], LOOK_TIMEOUT)?.body;
     let mut cursor = newest.pointer("/records/0/cursor").and_then(Value::as_str).map(str::to_owned);
+    // Where nothing is to be seen yet, what is stored from now on.
+    let since = Timestamp::now().to_string();
     loop {
-        let Page { records, next, end, .. } = page(&client, &[("cursor", cursor.clone())])?;
+        let since = cursor.is_none().then(|| since.clone());
+        let Page { records, next, end, .. } = page(&client, &[("cursor", cursor.clone()), ("since", since)])?;
         for exported in records {
             // One of another version is shown, whatever is wanted.
             let fits = serde_json::from_str::<Record>(exported.record.get()).map_or(true, |record| args.wanted.fits(&record));
-            if fits && !say_on(&shown(exported.record.get(), args.output)) {
+            if fits && !say_on(&shown(exported.record.get(), &exported.writer, args.output)) {
                 return Ok(());
             }
         }
@@ -51,10 +55,10 @@ pub(super) fn run(args: &TailArgs) -> Result<(), Failed> {
     }
 }
 
-fn shown(record: &str, form: Form) -> String {
+fn shown(record: &str, writer: &str, form: Form) -> String {
     match form {
         Form::Json => record.to_owned(),
-        Form::Text => row(&serde_json::from_str(record).unwrap_or_default()).join("  "),
+        Form::Text => row(&serde_json::from_str(record).unwrap_or_default(), writer).join("  "),
     }
 }
 

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use probeops_api::access::keys::{KeyRecord, KeyView, NewKey, check_name, is_id, mint};
 use probeops_shared::access::{AtOnce, Limits, Rate, RegionPattern, Scope, TargetPattern, Targets};
 use probeops_shared::ids::NodeId;
-use probeops_shared::registry::ServiceGrant;
+use probeops_shared::registry::{ServiceGrant, ValidFor};
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -12,7 +12,7 @@ use probeops_shared::tools::ToolName;
 use crate::control::{COMMAND, Control, DataArgs, block_on};
 use crate::exit::Failed;
 use crate::register::services::revoke_service;
-use crate::register::{ListArgs, Terms, joined, list};
+use crate::register::{ListArgs, Terms, joined, list, state};
 use crate::terminal::{note, say};
 
 /// Make, list and revoke keys of the HTTP API; works while the broker runs
@@ -56,6 +56,9 @@ pub(crate) struct KeyAdd {
     /// At most so many runs at the same time
     #[arg(long, value_name = "COUNT")]
     at_once: Option<AtOnce>,
+    /// How long it can be used: 12h, 7d, 30d at most [default: until it is revoked]
+    #[arg(long, value_name = "TIME")]
+    expires_in: Option<ValidFor>,
     #[command(flatten)]
     data: DataArgs,
 }
@@ -85,7 +88,15 @@ pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
             };
             limits.check().map_err(|invalid| Failed::usage(invalid.to_string()))?;
             let session = Control::open(&args.data)?.session().await?;
-            let minted = mint(NewKey { name: args.name, scopes: args.scopes, limits, created_by: COMMAND.to_owned() });
+            let expires_at = args.expires_in.map(|expires_in| Timestamp::now().plus(expires_in.duration()));
+            let minted = mint(NewKey {
+                name: args.name,
+                scopes: args.scopes,
+                limits,
+                created_by: COMMAND.to_owned(),
+                expires_at,
+                counts_with: None,
+            });
             session.write(storage::KEYS, &minted.record.id, &minted.record).await?;
             session.record(&minted.record.id, format!("key made: {}", minted.record.name)).await?;
             note("The key is shown once and kept nowhere:");
@@ -95,10 +106,7 @@ pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
         Keys::List(args) => block_on(async {
             let records: Vec<KeyRecord> = Control::open(&args.data)?.session().await?.read_all(storage::KEYS).await?;
             let views: Vec<KeyView> = records.iter().map(KeyView::from).collect();
-            let rows = |key: &KeyView| {
-                let state = if key.revoked_at.is_some() { "revoked" } else { "good" };
-                [key.id.clone(), key.name.clone(), joined(&key.scopes), key.created_at.to_string(), state.to_owned()]
-            };
+            let rows = |key: &KeyView| [key.id.clone(), key.name.clone(), joined(&key.scopes), key.created_at.to_string(), key_state(key)];
             list(args.output, ["KEY", "NAME", "SCOPES", "MADE", "STATE"], &views, "keys", rows);
             Ok(())
         }),
@@ -120,6 +128,15 @@ pub(crate) fn keys(command: Keys) -> Result<(), Failed> {
             }
             Ok(())
         }),
+    }
+}
+
+/// Whether a key is accepted, and until when.
+fn key_state(key: &KeyView) -> String {
+    match (key.expires_at, key.revoked_at) {
+        (Some(expires_at), revoked_at) => state(expires_at, revoked_at),
+        (None, Some(_)) => "revoked".to_owned(),
+        (None, None) => "good".to_owned(),
     }
 }
 

@@ -9,7 +9,7 @@ use probeops_nats::vault::CREDENTIAL_LIFETIME;
 use probeops_shared::access::{AtOnce, Rate};
 use probeops_shared::enroll::PublicKey;
 use probeops_shared::ids::{LabelKey, LabelValue, NodeId, Region};
-use probeops_shared::registry::{Enrollment, LABELS_MAX, Labels, NodeGrant};
+use probeops_shared::registry::{Enrollment, LABELS_MAX, Labels, NodeGrant, RevokedKey};
 use probeops_shared::subjects::storage;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
@@ -87,10 +87,21 @@ pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
     match command {
         Nodes::Add(args) => block_on(add_node(args)),
         Nodes::List(args) => block_on(async {
-            let grants: Vec<NodeGrant> = Control::open(&args.data)?.session().await?.read_all(storage::NODES).await?;
+            let session = Control::open(&args.data)?.session().await?;
+            let mut grants: Vec<NodeGrant> = session.read_all(storage::NODES).await?;
+            // What the sentry had revoked while no API was there to say so.
+            let said: Vec<RevokedKey> = session.read_all(storage::REVOKED).await?;
+            for grant in &mut grants {
+                if let Some(revoked) = said.iter().find(|revoked| grant.keys().iter().any(|key| key == revoked.public_key.as_str())) {
+                    grant.mark_revoked(revoked.at, &revoked.because);
+                }
+            }
             let rows = |grant: &NodeGrant| {
                 let unused = grant.enrolled.as_ref().is_some_and(|enrolled| enrolled.mark.is_none()) && grant.revoked_at.is_none();
-                let state = if unused { "registered".to_owned() } else { state(grant.expires_at, grant.revoked_at) };
+                let mut state = if unused { "registered".to_owned() } else { state(grant.expires_at, grant.revoked_at) };
+                if let Some(because) = &grant.revoked_because {
+                    state = format!("{state}: {because}");
+                }
                 [
                     grant.id.to_string(),
                     grant.region.to_string(),
@@ -106,14 +117,18 @@ pub(crate) fn nodes(command: Nodes) -> Result<(), Failed> {
         Nodes::Revoke(args) => block_on(async {
             let control = Control::open(&args.data)?;
             let session = control.session().await?;
-            let grant: Option<NodeGrant> = session.read(storage::NODES, args.id.as_str()).await?;
-            let grant = grant
-                .ok_or_else(|| Failed::usage(format!("there is no node `{}`; `probeops nodes list` shows those there are", args.id)))?;
+            let there: Option<NodeGrant> = session.read(storage::NODES, args.id.as_str()).await?;
+            there.ok_or_else(|| Failed::usage(format!("there is no node `{}`; `probeops nodes list` shows those there are", args.id)))?;
+            // First the register: nothing that the node asks for at the same time gives it another key then.
+            let mark = |grant: &mut NodeGrant| {
+                grant.mark_revoked(Timestamp::now(), "by an operator");
+            };
+            let grant = session.change(storage::NODES, args.id.as_str(), mark).await?;
             let mut servers = String::new();
             for key in grant.keys() {
                 servers = revoke(&control, &key).await?;
             }
-            session.change(storage::NODES, args.id.as_str(), |grant: &mut NodeGrant| grant.revoked_at = Some(Timestamp::now())).await?;
+            session.change(storage::NODES, args.id.as_str(), |grant: &mut NodeGrant| grant.revoking = false).await?;
             session.record(args.id.as_str(), format!("node revoked, taken by {servers}")).await?;
             say(format!("node {} is revoked; its agent is cut off and exits 78, on {servers}", args.id));
             Ok(())
@@ -152,6 +167,9 @@ async fn add_node(args: NodeAdd) -> Result<(), Failed> {
     let control = Control::open(&args.data)?;
     let session = control.session().await?;
     let held: Option<NodeGrant> = session.read(storage::NODES, args.id.as_str()).await?;
+    if let Some(held) = held.as_ref().filter(|held| held.revoking) {
+        void(&control, &held.keys()).await?;
+    }
     let held = held.filter(|grant| grant.revoked_at.is_none());
     refuse_second(held.is_some(), args.renew, "node", args.id.as_str())?;
     if let Some(held) = held.as_ref().filter(|_| labels.is_empty() && !args.no_labels) {
@@ -168,6 +186,8 @@ async fn add_node(args: NodeAdd) -> Result<(), Failed> {
     if let Some(held) = &held {
         let same_rights = held.region == args.region && held.tools == args.tools;
         void_what_would_stay(&control, &Held { public_key: &held.public_key, same_rights }, &path).await?;
+        let others: Vec<String> = held.keys().into_iter().filter(|key| *key != held.public_key).collect();
+        void(&control, &others).await?;
     }
     let grant = grant_node(&control, &args.id, &args.region, &args.tools, &path, CREDENTIAL_LIFETIME)?;
     let grant = NodeGrant { labels, rate, at_once, ..grant };
@@ -201,6 +221,8 @@ fn registered(id: &NodeId, region: &Region, tools: &[ToolName], public_key: &Pub
         created_at: now,
         expires_at: now,
         revoked_at: None,
+        revoked_because: None,
+        revoking: false,
         enrolled: Some(Enrollment::default()),
     }
 }
@@ -215,7 +237,7 @@ async fn register(control: &Control, session: &Session, held: Option<&NodeGrant>
     if let Some(held) = held {
         let same = held.public_key == new.public_key && held.region == new.region && held.tools == new.tools;
         if !same {
-            revoke(control, &held.public_key).await?;
+            void(control, &held.keys()).await?;
             note("The credential it had before is void from now on; whoever uses it is cut off.");
         }
         if held.public_key == new.public_key && !same {
@@ -234,6 +256,14 @@ async fn register(control: &Control, session: &Session, held: Option<&NodeGrant>
     Ok(())
 }
 
+/// Voids these keys, which the register is about to name no more.
+async fn void(control: &Control, public_keys: &[String]) -> Result<(), Failed> {
+    for key in public_keys {
+        drop(revoke(control, key).await?);
+    }
+    Ok(())
+}
+
 fn verify_key(public_key: &str) -> Result<(), Failed> {
     probeops_nats::node_key::check(public_key).map_err(|detail| Failed::usage(format!("--public-key: {detail}")))
 }
@@ -249,17 +279,5 @@ pub(crate) fn grant_node(
 ) -> Result<NodeGrant, Failed> {
     let role = Role::Node { node: id.clone(), region: region.clone(), tools: tools.to_vec() };
     let minted = control.vault.mint_to(path, &role, lifetime).map_err(|error| Failed::work(format!("{error:#}")))?;
-    Ok(NodeGrant {
-        id: id.clone(),
-        region: region.clone(),
-        tools: tools.to_vec(),
-        labels: Labels::new(),
-        rate: None,
-        at_once: None,
-        public_key: minted.public_key,
-        created_at: Timestamp::now(),
-        expires_at: minted.expires_at,
-        revoked_at: None,
-        enrolled: None,
-    })
+    Ok(NodeGrant::new(id.clone(), region.clone(), tools.to_vec(), minted.public_key, minted.expires_at))
 }

@@ -1,12 +1,21 @@
 //! Where replicas of the API ask.
+//!
+//! Nothing that they have looked at already is believed to be right: who is taken over asks for whatever he likes. What is signed, and which keys
+//! are revoked, is decided by what was signed before ([`crate::vault::ledger`]). What was done for whom, and refused to whom, is in the trail, whatever
+//! he says of it himself.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use async_nats::{Client, Message, Subscriber};
 use futures_util::StreamExt;
+use governor::clock::{Clock, DefaultClock};
+use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use nkeys::{KeyPair, KeyPairType};
+use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::Caller;
 use probeops_shared::keymaster::{Answer, Mint, Minted, NodeRights, REQUEST_BYTES_MAX, Refusal, Revoke, Revoked, ServiceRights, Verb};
 use probeops_shared::problem::Code;
@@ -15,12 +24,19 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::keymaster::fleet::Wanted;
+use crate::keymaster::MintsPerMinute;
+use crate::keymaster::fleet::{Unrevoked, Wanted};
 use crate::permissions::{AccountName, Role};
-use crate::vault::Vault;
+use crate::trail::{NotKept, Pen};
+use crate::vault::ledger::Kind;
+use crate::vault::{Unsigned, Vault};
 
 /// How many requests are worked on at once; more wait.
-const REQUESTS_AT_ONCE: usize = 64;
+const REQUESTS_AT_ONCE: usize = 256;
+/// How long the trail may take to keep the record of a credential, before it is given to nobody.
+const KEPT_WITHIN: Duration = Duration::from_secs(2);
+/// So many refusals a minute of one asker are recorded one by one.
+const REFUSALS_PER_MINUTE: NonZeroU32 = NonZeroU32::new(30).expect("not zero");
 /// How many regions or nodes a service may have.
 const ENTRIES_MAX: usize = 100;
 
@@ -29,32 +45,47 @@ pub(super) struct Desk {
     client: Client,
     requests: Subscriber,
     clerk: Clerk,
+    trail: Pen,
 }
 
 impl Desk {
-    pub(super) async fn open(client: Client, clerk: Clerk) -> Result<Self> {
+    pub(super) async fn open(client: Client, clerk: Clerk, trail: Pen) -> Result<Self> {
         let requests = client.queue_subscribe(subjects::keymaster_all(), KEYMASTER_QUEUE.to_owned()).await;
-        Ok(Self { client, requests: requests.context("cannot subscribe to requests")?, clerk })
+        Ok(Self { client, requests: requests.context("cannot subscribe to requests")?, clerk, trail })
     }
 
     /// Answers requests until the connection ends.
     pub(super) async fn serve(self) {
-        let Self { client, requests, clerk } = self;
-        requests.for_each_concurrent(REQUESTS_AT_ONCE, |message| answer(&client, &clerk, message)).await;
+        let Self { client, requests, clerk, trail } = self;
+        requests.for_each_concurrent(REQUESTS_AT_ONCE, |message| answer(&client, &clerk, &trail, message)).await;
     }
 }
 
-async fn answer(client: &Client, clerk: &Clerk, message: Message) {
+async fn answer(client: &Client, clerk: &Clerk, trail: &Pen, message: Message) {
     let Some((verb, caller)) = subjects::parse_keymaster(&message.subject) else {
         tracing::warn!(subject = %message.subject, "a request for something that is not known is refused");
-        return;
+        return clerk.note_violation(trail, &message.subject, "it asks for something that is not known");
     };
     // The broker does not check where a request wants its answer, and would let this credential publish it in anybody's inbox.
     let Some(reply) = message.reply.filter(|reply| subjects::is_own_client_inbox(reply, &caller)) else {
         tracing::warn!(%verb, %caller, "a request that wants its answer elsewhere than in the asker's own inbox is refused");
-        return;
+        return clerk.note_violation(trail, &message.subject, "it wants its answer elsewhere than in its own inbox");
     };
-    let body = clerk.work(verb, &caller, &message.payload).await;
+    let (mut body, record) = clerk.work(verb, &caller, &message.payload).await;
+    let told = match record {
+        // A credential is in nobody's hands before the trail says so.
+        Some(record) if verb != Verb::Revoke && record.verdict == Verdict::Signed => trail.keep(record, KEPT_WITHIN).await,
+        Some(record) => {
+            trail.put(record);
+            Ok(())
+        }
+        None => Ok(()),
+    };
+    if told == Err(NotKept) {
+        let why = "the audit trail does not take the record of this credential now, and without one it is given to nobody";
+        tracing::error!(%verb, %caller, "{why}");
+        body = serde_json::to_vec(&Answer::<Minted>::Refused { problem: unavailable(why.to_owned()) });
+    }
     let sent = match body {
         Ok(body) => client.publish(reply, body.into()).await.map_err(|error| error.to_string()),
         Err(error) => Err(error.to_string()),
@@ -67,26 +98,84 @@ async fn answer(client: &Client, clerk: &Clerk, message: Message) {
 /// Whoever does what is asked.
 #[derive(Clone, Debug)]
 pub(super) struct Clerk {
-    pub(super) vault: Arc<Vault>,
-    pub(super) revoking: mpsc::Sender<Wanted>,
+    vault: Arc<Vault>,
+    revoking: mpsc::Sender<Wanted>,
+    /// How often each replica may ask for a credential, at all desks together.
+    mints: Arc<Mints>,
+    refusals: Arc<Refusals>,
+}
+
+/// What is refused is recorded in bounded number, so that nobody fills the trail in the keymaster's name.
+#[derive(Debug)]
+struct Refusals {
+    limiter: DefaultKeyedRateLimiter<String>,
+    unrecorded: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Mints {
+    most: MintsPerMinute,
+    limiter: DefaultKeyedRateLimiter<Caller>,
+    clock: DefaultClock,
+    refused: AtomicU64,
 }
 
 impl Clerk {
-    async fn work(&self, verb: Verb, caller: &Caller, payload: &[u8]) -> serde_json::Result<Vec<u8>> {
+    pub(super) fn new(vault: Arc<Vault>, revoking: mpsc::Sender<Wanted>, most: MintsPerMinute) -> Self {
+        let limiter = RateLimiter::hashmap(Quota::per_minute(most.0));
+        let mints = Arc::new(Mints { most, limiter, clock: DefaultClock::default(), refused: AtomicU64::new(0) });
+        let limiter = RateLimiter::hashmap(Quota::per_minute(REFUSALS_PER_MINUTE));
+        Self { vault, revoking, mints, refusals: Arc::new(Refusals { limiter, unrecorded: AtomicU64::new(0) }) }
+    }
+
+    /// The answer, and what the trail is told of it.
+    async fn work(&self, verb: Verb, caller: &Caller, payload: &[u8]) -> (serde_json::Result<Vec<u8>>, Option<Record>) {
         // The sentry takes away, and gives nobody anything; the broker lets it ask nothing else, either.
         if !(caller.is_api() || verb == Verb::Revoke && caller.as_str() == Role::Sentry.name()) {
-            let refusal = Refusal { code: Code::Forbidden, detail: format!("only replicas of the API may ask, and `{caller}` is none") };
-            return answered::<Minted>(verb, caller, Err(refusal));
+            let refusal = forbidden(format!("only replicas of the API may ask, and `{caller}` is none"));
+            return self.answered::<Minted>((verb, caller, payload), Err(refusal.into()));
         }
+        let asked = (verb, caller, payload);
         match verb {
-            Verb::MintNode => answered(verb, caller, async { self.mint_node(caller, read(payload)?).await }.await),
-            Verb::MintService => answered(verb, caller, async { self.mint_service(caller, read(payload)?).await }.await),
-            Verb::Revoke => answered(verb, caller, async { self.revoke(caller, read(payload)?).await }.await),
+            Verb::MintNode => self.answered(asked, self.mint_node(caller, payload).await.map_err(Refused::from)),
+            Verb::MintService => self.answered(asked, self.mint_service(caller, payload).await.map_err(Refused::from)),
+            Verb::Revoke => self.answered(asked, self.revoke(caller, payload).await),
         }
     }
 
-    async fn mint_node(&self, caller: &Caller, wanted: Mint<NodeRights>) -> Result<Minted, Refusal> {
-        let Mint { public_key, rights: NodeRights { node, region, tools }, lifetime_s } = wanted;
+    fn answered<T: Serialize>(
+        &self,
+        (verb, caller, payload): (Verb, &Caller, &[u8]),
+        done: Result<(T, Record), Refused>,
+    ) -> (serde_json::Result<Vec<u8>>, Option<Record>) {
+        let (answer, record) = match done {
+            Ok((done, record)) => (Answer::Done(done), Some(record)),
+            Err(Refused { problem, record }) => {
+                // It is said there, and now and then.
+                if problem.code != Code::RateLimited {
+                    tracing::warn!(%verb, %caller, code = problem.code.as_str(), "refused: {}", problem.detail);
+                }
+                let of = key_in(payload).map_or_else(String::new, |key| format!(" for key {key}"));
+                let detail = format!("{verb}{of}: {}: {}", problem.code.as_str(), problem.detail);
+                let refused = || self.refusals.record(Verdict::Refused, caller.as_str(), Some(caller), detail);
+                (Answer::Refused { problem }, record.or_else(refused))
+            }
+        };
+        (serde_json::to_vec(&answer), record)
+    }
+
+    /// Somebody of the control plane tries what none of it may.
+    fn note_violation(&self, trail: &Pen, subject: &str, what: &str) {
+        let name = subject.rsplit('.').next().unwrap_or_default();
+        let record = self.refusals.record(Verdict::Violation, name, None, what.to_owned());
+        if let Some(record) = record {
+            trail.put(Record { target: subject.to_owned(), ..record });
+        }
+    }
+
+    async fn mint_node(&self, caller: &Caller, payload: &[u8]) -> Result<(Minted, Record), Refusal> {
+        self.mints.check(caller)?;
+        let Mint { public_key, rights: NodeRights { node, region, tools }, lifetime_s } = read(payload)?;
         node.check_node().map_err(forbidden)?;
         if tools.is_empty() {
             return Err(invalid(format!("node `{node}` needs at least one tool")));
@@ -95,8 +184,9 @@ impl Clerk {
         self.mint(caller, Role::Node { node, region, tools }, public_key, lifetime_s).await
     }
 
-    async fn mint_service(&self, caller: &Caller, wanted: Mint<ServiceRights>) -> Result<Minted, Refusal> {
-        let Mint { public_key, rights: ServiceRights { name, regions, tools, nodes, direct }, lifetime_s } = wanted;
+    async fn mint_service(&self, caller: &Caller, payload: &[u8]) -> Result<(Minted, Record), Refusal> {
+        self.mints.check(caller)?;
+        let Mint { public_key, rights: ServiceRights { name, regions, tools, nodes, direct }, lifetime_s } = read(payload)?;
         name.check_service().map_err(forbidden)?;
         check_each_once("tools", &tools)?;
         check_each_once("regions", &regions)?;
@@ -104,37 +194,144 @@ impl Clerk {
         self.mint(caller, Role::Service { name, regions, tools, nodes, direct }, public_key, lifetime_s).await
     }
 
-    async fn mint(&self, caller: &Caller, role: Role, public_key: String, lifetime_s: u64) -> Result<Minted, Refusal> {
+    async fn mint(&self, caller: &Caller, role: Role, public_key: String, lifetime_s: u64) -> Result<(Minted, Record), Refusal> {
         check_key(&public_key)?;
         let (name, vault) = (role.name(), Arc::clone(&self.vault));
+        let (of, node, region) = match &role {
+            Role::Node { node, region, .. } => ("node", Some(node.clone()), Some(region.clone())),
+            _ => ("service", None, None),
+        };
         let key = public_key.clone();
-        let signed = blocking(move || {
-            // A key that was taken back has no second life: a newer credential of it would be accepted.
-            match vault.is_revoked(AccountName::Application, &key) {
-                Ok(false) => {}
-                Ok(true) => {
-                    let detail = format!("the key {key} was revoked; whoever comes back makes a new one");
-                    return Err(Refusal { code: Code::Conflict, detail });
-                }
-                Err(error) => return Err(unavailable(format!("the signing keys cannot be used: {error:#}"))),
-            }
-            vault.sign(&role, Duration::from_secs(lifetime_s), &key).map_err(|error| invalid(format!("{error:#}")))
-        });
+        let signed = blocking(move || vault.sign(&role, Duration::from_secs(lifetime_s), &key).map_err(|why| unsigned(&why)));
         let (jwt, expires_at) = signed.await?;
         tracing::info!(%caller, name, public_key, %expires_at, "credential signed");
-        Ok(Minted { jwt, expires_at })
+        let detail = format!("credential signed for key {public_key}, until {expires_at}");
+        let record = Record { node, region, target: format!("{of}:{name}"), detail, ..about(Verdict::Signed, caller) };
+        Ok((Minted { jwt, expires_at }, record))
     }
 
-    async fn revoke(&self, caller: &Caller, wanted: Revoke) -> Result<Revoked, Refusal> {
-        let Revoke { public_key } = wanted;
+    async fn revoke(&self, caller: &Caller, payload: &[u8]) -> Result<(Revoked, Record), Refused> {
+        let Revoke { public_key } = read(payload)?;
         check_key(&public_key)?;
+        let of = self.check_revocable(caller, &public_key).await?;
         let (asker, done) = oneshot::channel();
         let crowded = |_| unavailable("too many revocations wait already; try again".to_owned());
         self.revoking.try_send((public_key.clone(), asker)).map_err(crowded)?;
-        let revoked = done.await.map_err(|_| unavailable("the keymaster is stopping".to_owned()))?.map_err(unavailable)?;
+        let target = of.unwrap_or_else(|| public_key.clone());
+        let signed = |how: String| Record { target, detail: format!("key {public_key} revoked {how}"), ..about(Verdict::Signed, caller) };
+        let revoked = match done.await.map_err(|_| unavailable("the keymaster is stopping".to_owned()))? {
+            Ok(revoked) => revoked,
+            Err(Unrevoked::Unsigned(why)) => return Err(unavailable(why).into()),
+            Err(Unrevoked::Untold(why)) => {
+                let record = Some(signed("and not yet known to any server".to_owned()));
+                return Err(Refused { problem: unavailable(why), record });
+            }
+        };
         let (servers, waiting) = (revoked.servers.join(","), revoked.waiting.join(","));
         tracing::info!(%caller, public_key, servers, waiting, "key revoked");
-        Ok(revoked)
+        let not_yet = if waiting.is_empty() { String::new() } else { format!(", not yet on {waiting}") };
+        Ok((revoked, signed(format!("on {servers}{not_yet}"))))
+    }
+
+    /// Whose key it is, as far as that is known. Refuses to revoke what is not a node's or a service's: it would end the control plane itself.
+    async fn check_revocable(&self, caller: &Caller, public_key: &str) -> Result<Option<String>, Refusal> {
+        let (vault, key, is_api) = (Arc::clone(&self.vault), public_key.to_owned(), caller.is_api());
+        let unusable = |error| unavailable(format!("what was signed cannot be looked up: {error:#}"));
+        let known = blocking(move || {
+            let signed = vault.signed(&key).map_err(unusable)?;
+            // One that is revoked may be asked for again, by whomever and whatever is known of it: it says how far that has come.
+            let revoked = vault.is_revoked(AccountName::Application, &key).map_err(unusable)?;
+            if is_api && !revoked && !vault.has_room_for_apis().map_err(unusable)? {
+                return Err(unavailable(
+                    "as many credentials are revoked already as APIs may ask for; where the signing keys are, `probeops nodes revoke` still \
+                     revokes, and APIs may again when some have ended"
+                        .to_owned(),
+                ));
+            }
+            Ok((signed, revoked))
+        });
+        let may = |kind: Kind| kind == Kind::Node || kind == Kind::Service && is_api;
+        match known.await? {
+            (Some(signed), _) if may(signed.kind) => {
+                Ok(Some(format!("{}:{}", if signed.kind == Kind::Node { "node" } else { "service" }, signed.name)))
+            }
+            (Some(signed), _) => Err(forbidden(format!(
+                "{public_key} is the key of `{}`, one of {}, and `{caller}` may have only {} revoked",
+                signed.name,
+                signed.kind,
+                if is_api { "nodes and services" } else { "nodes" }
+            ))),
+            (None, true) => Ok(None),
+            (None, false) => Err(Refusal {
+                code: Code::NotFound,
+                detail: format!(
+                    "nothing that is in force was signed for {public_key}, as far as is known here; if what was signed before was lost with a folder \
+                     `keys`, revoke it where the signing keys are (`probeops nodes revoke`, `probeops services revoke`)"
+                ),
+                retry_after_ms: None,
+            }),
+        }
+    }
+}
+
+impl Refusals {
+    /// The record of something that somebody is refused, if there is to be one.
+    fn record(&self, verdict: Verdict, name: &str, caller: Option<&Caller>, detail: String) -> Option<Record> {
+        if self.limiter.check_key(&name.to_owned()).is_err() {
+            self.unrecorded.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        let detail = match self.unrecorded.swap(0, Ordering::Relaxed) {
+            0 => detail,
+            more => format!("{detail}; {more} more before were not recorded one by one"),
+        };
+        Some(Record { caller: caller.map(ToString::to_string), detail, ..Record::new(verdict, format!("part:{name}")) })
+    }
+}
+
+/// What is not done, and what the trail is told of it, where that is more than that.
+struct Refused {
+    problem: Refusal,
+    record: Option<Record>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(problem: Refusal) -> Self {
+        Self { problem, record: None }
+    }
+}
+
+/// The key that a request is about, whatever else is wrong with it.
+fn key_in(payload: &[u8]) -> Option<String> {
+    let request: serde_json::Value = serde_json::from_slice(payload.get(..REQUEST_BYTES_MAX).unwrap_or(payload)).ok()?;
+    Some(request.get("public_key")?.as_str()?.chars().take(64).collect())
+}
+
+impl Mints {
+    fn check(&self, caller: &Caller) -> Result<(), Refusal> {
+        let Err(not_until) = self.limiter.check_key(caller) else { return Ok(()) };
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        if refused.is_power_of_two() {
+            tracing::error!(%caller, refused_total = refused, "more credentials are asked for than {} a minute of one API", self.most.0);
+        }
+        let wait = not_until.wait_time_from(self.clock.now());
+        Err(Refusal {
+            code: Code::RateLimited,
+            detail: format!(
+                "`{caller}` has asked for more than {} credentials a minute (--mints-per-minute-max of the keymaster)",
+                self.most.0
+            ),
+            retry_after_ms: Some(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1)),
+        })
+    }
+}
+
+fn unsigned(why: &Unsigned) -> Refusal {
+    let detail = why.to_string();
+    match why {
+        Unsigned::Revoked(_) | Unsigned::OfAnother { .. } => Refusal { code: Code::Conflict, detail, retry_after_ms: None },
+        Unsigned::Wrong(_) => invalid(detail),
+        Unsigned::Unusable(_) => unavailable(detail),
     }
 }
 
@@ -145,14 +342,9 @@ fn read<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Refusal> {
     serde_json::from_slice(payload).map_err(|error| invalid(format!("the request cannot be understood: {error}")))
 }
 
-fn answered<T: Serialize>(verb: Verb, caller: &Caller, done: Result<T, Refusal>) -> serde_json::Result<Vec<u8>> {
-    serde_json::to_vec(&match done {
-        Ok(done) => Answer::Done(done),
-        Err(problem) => {
-            tracing::warn!(%verb, %caller, code = problem.code.as_str(), "refused: {}", problem.detail);
-            Answer::Refused { problem }
-        }
-    })
+/// A record of something that somebody of the control plane asked for.
+fn about(verdict: Verdict, caller: &Caller) -> Record {
+    Record { caller: Some(caller.to_string()), ..Record::new(verdict, format!("part:{caller}")) }
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Refusal> + Send + 'static) -> Result<T, Refusal> {
@@ -176,15 +368,15 @@ fn check_each_once<T: PartialEq + std::fmt::Display>(what: &str, items: &[T]) ->
 }
 
 fn invalid(detail: String) -> Refusal {
-    Refusal { code: Code::Invalid, detail }
+    Refusal { code: Code::Invalid, detail, retry_after_ms: None }
 }
 
 fn forbidden(detail: String) -> Refusal {
-    Refusal { code: Code::Forbidden, detail }
+    Refusal { code: Code::Forbidden, detail, retry_after_ms: None }
 }
 
 fn unavailable(detail: String) -> Refusal {
-    Refusal { code: Code::Unavailable, detail }
+    Refusal { code: Code::Unavailable, detail, retry_after_ms: None }
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const LOOK_WITHIN: Duration = Duration::from_secs(1);
 /// How long servers may take to say that they have taken claims, before whoever asked is told that they have not.
 const TAKE_WITHIN: Duration = Duration::from_millis(1500);
+/// How long there may be no word from any server, before the one that was told counts as hanging and another is.
+const HEARD_WITHIN: Duration = Duration::from_millis(400);
 /// How long the connection to the broker may take to come back, before whoever asked is told that nobody could be told.
 const RECONNECT_WITHIN: Duration = Duration::from_secs(4);
 /// How often to look whether it has.
@@ -32,11 +34,18 @@ const RECONNECT_POLL: Duration = Duration::from_millis(10);
 const FORGET_AFTER: Duration = Duration::from_hours(1);
 /// How many revocations are signed and pushed together.
 const BATCH_MAX: usize = 256;
-/// The accounts whose claims are pushed; those of the system account are in the servers' configuration.
-const ACCOUNTS: [AccountName; 2] = [AccountName::Application, AccountName::Audit];
 
 /// A key to be revoked, and whom to tell how far that has come.
-pub(super) type Wanted = (String, oneshot::Sender<Result<Revoked, String>>);
+pub(super) type Wanted = (String, oneshot::Sender<Result<Revoked, Unrevoked>>);
+
+/// Why nobody can say that a key is revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Unrevoked {
+    /// It is not.
+    Unsigned(String),
+    /// It is, and servers will be told.
+    Untold(String),
+}
 
 /// The servers of the broker, and what each is known to have taken.
 pub(super) struct Fleet {
@@ -93,9 +102,11 @@ impl Fleet {
         let signed = signed.map_err(anyhow::Error::from).and_then(std::convert::identity);
         let answer = match signed {
             Ok(jwt) => self.tell(AccountName::Application, jwt).await.map_err(|error| {
-                format!("it is signed, but no server of the broker could be told yet: {error:#}; they are told as soon as they can be")
+                Unrevoked::Untold(format!(
+                    "it is signed, but no server of the broker could be told yet: {error:#}; they are told as soon as they can be"
+                ))
             }),
-            Err(error) => Err(format!("it could not be signed: {error:#}")),
+            Err(error) => Err(Unrevoked::Unsigned(format!("it could not be signed: {error:#}"))),
         };
         for asker in askers {
             // Who does not wait any more does not want to know.
@@ -108,10 +119,10 @@ impl Fleet {
         self.connected().await;
         let expected: BTreeSet<Server> =
             self.servers.iter().map(|(name, known)| Server { name: name.clone(), id: known.id.clone() }).collect();
-        let mut told = tell(&self.system, &jwt, expected.clone(), TAKE_WITHIN).await?;
+        let mut told = tell(&self.system, &jwt, expected.clone(), (HEARD_WITHIN, TAKE_WITHIN)).await?;
         if told.taken.is_empty() && told.refused.is_empty() {
             self.move_on().await;
-            told = tell(&self.system, &jwt, expected, TAKE_WITHIN).await?;
+            told = tell(&self.system, &jwt, expected, (TAKE_WITHIN, TAKE_WITHIN)).await?;
         }
         self.learn(account, &jwt, told);
         self.servers.retain(|_, known| known.heard.elapsed() < FORGET_AFTER);
@@ -157,13 +168,13 @@ impl Fleet {
             self.hear(server);
         }
         let mut everywhere = true;
-        for account in ACCOUNTS {
+        for account in AccountName::PUSHED {
             let vault = Arc::clone(&self.vault);
             let jwt = tokio::task::spawn_blocking(move || vault.account_jwt(account)).await??;
             let lacks = |server: &&Server| self.servers.get(&server.name).is_some_and(|known| known.taken.get(&account) != Some(&jwt));
             let lacking: BTreeSet<Server> = there.iter().filter(lacks).cloned().collect();
             if !lacking.is_empty() {
-                let told = tell(&self.system, &jwt, lacking, TAKE_WITHIN).await?;
+                let told = tell(&self.system, &jwt, lacking, (TAKE_WITHIN, TAKE_WITHIN)).await?;
                 everywhere &= told.silent.is_empty() && told.refused.is_empty();
                 self.learn(account, &jwt, told);
             }

@@ -19,7 +19,7 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 const SERVERS_MAX: usize = 64;
 
 /// Which servers have taken the claims.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pushed {
     /// Their names.
     pub servers: Vec<String>,
@@ -45,7 +45,7 @@ pub(super) struct Told {
 
 /// Pushes an account's claims over a connection of the keymaster and waits until every server has acknowledged them.
 pub async fn push(system: &Client, account_jwt: &str) -> Result<Pushed> {
-    let told = tell(system, account_jwt, BTreeSet::new(), ANSWER_MAX).await?;
+    let told = tell(system, account_jwt, BTreeSet::new(), (ANSWER_MAX, ANSWER_MAX)).await?;
     if let Some((server, why)) = told.refused.first_key_value() {
         bail!("server {} refused the account's claims: {why}", server.name);
     }
@@ -61,9 +61,15 @@ pub async fn push(system: &Client, account_jwt: &str) -> Result<Pushed> {
 }
 
 /// Tells everybody at once, and only then asks who there is: who is to be cut off is not kept for that. Waits for those that are `expected` and
-/// those that say they are there.
-pub(super) async fn tell(system: &Client, account_jwt: &str, expected: BTreeSet<Server>, within: Duration) -> Result<Told> {
+/// those that say they are there: not beyond `heard_within` while none of them has said anything.
+pub(super) async fn tell(
+    system: &Client,
+    account_jwt: &str,
+    expected: BTreeSet<Server>,
+    (heard_within, within): (Duration, Duration),
+) -> Result<Told> {
     let deadline = Instant::now() + within;
+    let heard_until = Instant::now() + heard_within;
     let mut answers = ask(system, broker::CLAIMS_UPDATE, account_jwt.to_owned()).await?;
     let mut roll = Roll::call(system, deadline).await?;
     let mut told = Told { silent: expected, ..Told::default() };
@@ -85,6 +91,7 @@ pub(super) async fn tell(system: &Client, account_jwt: &str, expected: BTreeSet<
                 let there = heard.into_iter().filter(|server| !told.taken.contains(server) && !told.refused.contains_key(server));
                 told.silent.extend(there);
             }
+            () = sleep_until(heard_until), if roll.present.is_empty() && told.taken.is_empty() && told.refused.is_empty() => break,
             () = sleep_until(deadline) => break,
         }
     }

@@ -25,7 +25,7 @@ pub fn write(path: &Path, content: &[u8], secrecy: Secrecy) -> Result<()> {
     // The folder of a bare name is this one.
     let dir = path.parent().map(|dir| if dir.as_os_str().is_empty() { Path::new(".") } else { dir }).with_context(failed)?;
     let name = path.file_name().with_context(failed)?.to_string_lossy();
-    let aside = dir.join(format!(".{name}.{}.tmp", std::process::id()));
+    let aside = dir.join(format!(".{name}.{:016x}.tmp", rand::random::<u64>()));
     let mode = match secrecy {
         Secrecy::Secret => 0o600,
         Secrecy::Public => 0o644,
@@ -39,8 +39,9 @@ pub fn write(path: &Path, content: &[u8], secrecy: Secrecy) -> Result<()> {
 }
 
 fn write_aside(path: &Path, content: &[u8], mode: u32) -> std::io::Result<()> {
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
-    // The mode above is narrowed by the umask and ignored for a left-over file of this name.
+    // A new file, never one that somebody else put there, nor what his link leads to.
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
+    // The mode above is narrowed by the umask.
     file.set_permissions(Permissions::from_mode(mode))?;
     file.write_all(content)?;
     file.sync_all()
@@ -82,6 +83,20 @@ mod tests {
         assert_eq!(read_if_exists(&path).unwrap().as_deref(), Some("new"));
         assert_eq!(fs::read_dir(scratch.path()).unwrap().count(), 1);
         assert_eq!(read_if_exists(&scratch.path().join("b")).unwrap(), None);
+    }
+
+    #[test]
+    fn nothing_that_lies_in_the_folder_is_written_through() {
+        let scratch = Scratch::new();
+        let (path, other) = (scratch.path().join("a.nk"), scratch.path().join("other"));
+        fs::write(&other, "untouched").unwrap();
+        // In the place of the file, and where one could expect it to be written aside.
+        for link in [path.clone(), scratch.path().join(format!(".a.nk.{}.tmp", std::process::id()))] {
+            std::os::unix::fs::symlink(&other, link).unwrap();
+        }
+        write(&path, b"new", Secrecy::Secret).unwrap();
+        assert_eq!((fs::read(&path).unwrap(), fs::read(&other).unwrap()), (b"new".to_vec(), b"untouched".to_vec()));
+        assert!(write_aside(&path, b"newer", 0o600).is_err(), "a file that is there is not one of its own");
     }
 
     #[test]

@@ -5,8 +5,8 @@ use probeops_shared::job::JOB_BYTES_MAX;
 use probeops_shared::keymaster::Verb;
 use probeops_shared::outcome::OUTCOME_BYTES_MAX;
 use probeops_shared::subjects::{
-    self, ANY, AUDIT_COMMAND, AUDIT_NODE, AUDIT_VIOLATION, COLLECTOR_QUEUE, FRONT_DOOR_QUEUE, KEYMASTER_QUEUE, NODE_QUEUE, REST, broker,
-    storage,
+    self, ANY, AUDIT_API, AUDIT_COMMAND, AUDIT_KEYMASTER, AUDIT_NODE, AUDIT_VIOLATION, COLLECTOR_QUEUE, FRONT_DOOR_QUEUE, KEYMASTER_QUEUE,
+    NODE_QUEUE, REST, broker, storage,
 };
 use probeops_shared::tools::ToolName;
 
@@ -19,12 +19,15 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
     let permissions = match role {
         Role::Node { node, region, tools } => node_permissions(node, region, tools),
         Role::Api { caller } => api_permissions(caller)?,
+        Role::Store { caller } => store_permissions(caller, role)?,
         Role::Service { name, regions, tools, nodes, direct } => service_permissions(name, (regions, tools, nodes), *direct)?,
         Role::FrontDoor => front_door_permissions(role),
         Role::Observer => internal(vec![broker::SERVICES_ALL.to_owned()], role),
-        Role::Registrar { name } => {
-            let mut publish = vec![subjects::audit(AUDIT_COMMAND, name), broker::FLOW_CONTROL.to_owned()];
+        Role::Recorder { name } => internal(vec![subjects::audit(AUDIT_COMMAND, name)], role),
+        Role::Registrar { .. } => {
+            let mut publish = vec![broker::FLOW_CONTROL.to_owned()];
             publish.extend([storage::KEYS, storage::NODES, storage::SERVICES, storage::TOKENS].into_iter().flat_map(bucket_writing));
+            publish.extend(bucket_reading(storage::REVOKED));
             internal(publish, role)
         }
         Role::Collector { name } => collector_permissions(name),
@@ -37,7 +40,8 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
         Role::Presence { accounts } => presence_permissions(role, accounts),
         Role::Sentry => {
             let revoke = subjects::keymaster(Verb::Revoke, role.name());
-            let publish = vec![subjects::audit(AUDIT_VIOLATION, role.name()), revoke, subjects::node_cut(ANY)];
+            let publish =
+                vec![subjects::audit(AUDIT_VIOLATION, role.name()), revoke, subjects::node_cut(ANY), broker::lent(&revocations_told())];
             Permissions { transports: vec![Transport::Standard], ..internal(publish, role) }
         }
         Role::Keymaster => {
@@ -46,18 +50,12 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
         }
         Role::Reloader => internal(vec![broker::SERVER_PING.to_owned(), broker::server_reload(ANY)], role),
         Role::KeymasterDesk => {
-            let mut permissions = internal(vec![below(&subjects::client_inbox(ANY))], role);
+            let publish = vec![below(&subjects::client_inbox(ANY)), subjects::audit(AUDIT_KEYMASTER, role.name())];
+            let mut permissions = internal(publish, role);
             permissions.subscribe.push(format!("{} {KEYMASTER_QUEUE}", subjects::keymaster_all()));
             Permissions { transports: vec![Transport::Standard], ..permissions }
         }
-        Role::Auditor => {
-            let publish = vec![
-                broker::stream_info(storage::AUDIT),
-                broker::direct_get(storage::AUDIT),
-                broker::direct_get_last(storage::AUDIT, broker::AUDIT_ALL),
-            ];
-            internal(publish, role)
-        }
+        Role::Auditor => internal(trail_reading().iter().map(|subject| broker::lent(subject)).collect(), role),
         Role::Mirror => Permissions {
             // It asks for a consumer by the name of our domain, and what it gets comes below one subject.
             publish: vec![
@@ -72,7 +70,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
             transports: vec![Transport::Leaf],
         },
         Role::Provisioner => {
-            let mut permissions = provisioner_permissions(role, &application_streams());
+            let mut permissions = provisioner_permissions(role, &stored_streams());
             let verbs = |(stream, name)| [broker::consumer_info(stream, name), broker::consumer_create_named(stream, name)];
             permissions.publish.extend(consumers().flat_map(verbs));
             // One with a filter is made on a subject that has it.
@@ -88,8 +86,8 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
     Ok(permissions)
 }
 
-/// The names of the streams of the application account, those behind buckets included.
-pub fn application_streams() -> Vec<String> {
+/// The names of the streams of the store, those behind buckets included.
+pub fn stored_streams() -> Vec<String> {
     let buckets = [
         storage::PRESENCE,
         storage::REPLICAS,
@@ -98,6 +96,7 @@ pub fn application_streams() -> Vec<String> {
         storage::KEYS,
         storage::NODES,
         storage::SERVICES,
+        storage::REVOKED,
         storage::TOKENS,
         storage::SECRETS,
         storage::DELIVERIES,
@@ -106,7 +105,7 @@ pub fn application_streams() -> Vec<String> {
     [storage::JOBS, storage::CALLBACKS, storage::LATER].map(str::to_owned).into_iter().chain(buckets.map(broker::bucket_stream)).collect()
 }
 
-/// The durable consumers of the application account: stream and name.
+/// The durable consumers of the store: stream and name.
 fn consumers() -> impl Iterator<Item = (&'static str, &'static str)> {
     let of = |stream, names: [&'static str; 2]| names.map(|name| (stream, name));
     [of(storage::CALLBACKS, storage::DELIVER), of(storage::LATER, storage::DUE), of(storage::LATER, storage::ONLINE)].into_iter().flatten()
@@ -119,32 +118,43 @@ fn node_permissions(node: &NodeId, region: &Region, tools: &[ToolName]) -> Permi
     subscribe.push(below(&subjects::node_inbox(node)));
     Permissions {
         publish: vec![subjects::reply(ANY, ANY, node), subjects::event(region, node, REST)],
-        // One more would let it hoard shares of a queue group.
-        max_subscriptions: Some(subscribe.len()),
+        // More would let it hoard shares of queue groups. One more than it needs: whenever the server is told the account's claims it ends
+        // connections that have as many as they may.
+        max_subscriptions: Some(subscribe.len() + 1),
         subscribe,
         max_payload_bytes: Some(OUTCOME_BYTES_MAX + HEADER_BYTES_MAX),
         transports: vec![Transport::Standard, Transport::WebSocket],
     }
 }
 
+fn check_api(caller: &Caller) -> Result<(), String> {
+    caller.is_api().then_some(()).ok_or_else(|| format!("`{caller}` cannot be a replica of the API: their names begin with api-"))
+}
+
 fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
-    if !caller.is_api() {
-        return Err(format!("`{caller}` cannot be a replica of the API: their names begin with api-"));
-    }
-    let mut publish = vec![
-        subjects::job(ANY, ANY, caller),
-        subjects::node_job(ANY, ANY, caller),
-        subjects::node_control(ANY, ANY, caller),
-        subjects::replica(ANY, ANY, caller),
-        subjects::keymaster(ANY, caller),
-        subjects::audit(ANY, caller),
-        subjects::jobs(),
-        broker::direct_get(storage::JOBS),
-        broker::FLOW_CONTROL.to_owned(),
-    ];
+    check_api(caller)?;
+    Ok(Permissions {
+        publish: vec![
+            subjects::job(ANY, ANY, caller),
+            subjects::node_job(ANY, ANY, caller),
+            subjects::node_control(ANY, ANY, caller),
+            subjects::replica(ANY, ANY, caller),
+            subjects::keymaster(ANY, caller),
+            subjects::audit(AUDIT_API, caller),
+        ],
+        subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],
+        max_subscriptions: None,
+        max_payload_bytes: None,
+        transports: vec![Transport::Standard, Transport::WebSocket],
+    })
+}
+
+fn store_permissions(caller: &Caller, role: &Role) -> Result<Permissions, String> {
+    check_api(caller)?;
+    let mut publish = vec![subjects::jobs(), broker::direct_get(storage::JOBS), broker::FLOW_CONTROL.to_owned()];
     publish.extend(stream_reading(storage::JOBS, &subjects::jobs()));
     publish.extend([storage::KEYS, storage::NODES, storage::SERVICES].into_iter().flat_map(bucket_writing));
-    publish.extend([storage::PRESENCE, storage::REPLICAS].into_iter().flat_map(bucket_reading));
+    publish.extend([storage::PRESENCE, storage::REPLICAS, storage::REVOKED].into_iter().flat_map(bucket_reading));
     // It says of itself that it is there, and of nobody else.
     publish.push(broker::bucket_key(storage::REPLICAS, caller));
     publish.extend([subjects::callbacks(), broker::acknowledgements(storage::CALLBACKS), broker::stream_info(storage::CALLBACKS)]);
@@ -164,13 +174,7 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
             .into_iter()
             .flat_map(bucket_by_key),
     );
-    Ok(Permissions {
-        publish,
-        subscribe: vec![subjects::replies(caller), subjects::replica_all(caller), below(&subjects::client_inbox(caller))],
-        max_subscriptions: None,
-        max_payload_bytes: None,
-        transports: vec![Transport::Standard, Transport::WebSocket],
-    })
+    Ok(internal(publish, role))
 }
 
 /// What writing a bucket needs, which is by key and revision, and what reading it needs.
@@ -237,19 +241,30 @@ fn front_door_permissions(role: &Role) -> Permissions {
 }
 
 fn collector_permissions(name: &Caller) -> Permissions {
-    let stream = broker::bucket_stream(storage::PRESENCE);
+    let presence = presence_keeping();
     Permissions {
-        publish: vec![
-            broker::bucket_all(storage::PRESENCE),
-            subjects::audit(AUDIT_NODE, name),
-            broker::stream_info(&stream),
-            broker::direct_get_last(&stream, broker::bucket_all(storage::PRESENCE)),
-        ],
+        publish: [subjects::audit(AUDIT_NODE, ANY)].into_iter().chain(presence.iter().map(|subject| broker::lent(subject))).collect(),
         subscribe: vec![format!("{} {COLLECTOR_QUEUE}", subjects::events()), below(&subjects::client_inbox(name))],
         max_subscriptions: None,
         max_payload_bytes: None,
         transports: vec![Transport::Standard, Transport::WebSocket],
     }
+}
+
+/// What reading the trail needs.
+pub fn trail_reading() -> [String; 3] {
+    [broker::direct_get(storage::AUDIT), broker::stream_info(storage::AUDIT), broker::direct_get_last(storage::AUDIT, broker::AUDIT_ALL)]
+}
+
+/// Where it is said of a key that it is to be revoked, for the register.
+pub fn revocations_told() -> String {
+    broker::bucket_all(storage::REVOKED)
+}
+
+/// What keeping bucket PRESENCE needs.
+pub fn presence_keeping() -> [String; 3] {
+    let (stream, all) = (broker::bucket_stream(storage::PRESENCE), broker::bucket_all(storage::PRESENCE));
+    [all.clone(), broker::stream_info(&stream), broker::direct_get_last(&stream, all)]
 }
 
 fn presence_permissions(role: &Role, accounts: &[String]) -> Permissions {

@@ -1,6 +1,7 @@
-use probeops_shared::subjects::{ANY, REST, broker, storage};
+use probeops_shared::subjects::{ANY, REST};
 
 use super::*;
+use crate::streams::definitions::{application, audit};
 
 fn node() -> Role {
     Role::Node { node: "n1".parse().unwrap(), region: "eu".parse().unwrap(), tools: vec![ToolName::Echo] }
@@ -20,10 +21,12 @@ fn every_role() -> Vec<Role> {
     vec![
         node(),
         Role::Api { caller: "api-1".parse().unwrap() },
+        Role::Store { caller: "api-1".parse().unwrap() },
         service(&["eu"], &[ToolName::Echo], &["n1"]),
         Role::FrontDoor,
         Role::Observer,
         Role::Registrar { name: "command-1".parse().unwrap() },
+        Role::Recorder { name: "command-1".parse().unwrap() },
         Role::Collector { name: "api-1".parse().unwrap() },
         Role::Acknowledger,
         Role::Presence { accounts: vec!["ACC".to_owned()] },
@@ -49,10 +52,10 @@ fn check(role: &Role, publish: &[&str], subscribe: &[&str]) {
 fn a_node_answers_and_announces_itself_and_takes_what_it_was_granted() {
     check(&node(), &["_INBOX.*.*.n1", "ev.v1.eu.n1.>"], &["job.v1.eu.echo.* w", "node.v1.n1.>", "_INBOX_n.n1.>"]);
     let permissions = node().permissions().unwrap();
-    assert_eq!(permissions.max_subscriptions, Some(3));
+    assert_eq!(permissions.max_subscriptions, Some(4));
     assert_eq!(permissions.max_payload_bytes, Some(272 * 1024));
     let without_tools = Role::Node { node: "n1".parse().unwrap(), region: "eu".parse().unwrap(), tools: Vec::new() };
-    assert_eq!(without_tools.permissions().unwrap().max_subscriptions, Some(2));
+    assert_eq!(without_tools.permissions().unwrap().max_subscriptions, Some(3));
 }
 
 #[test]
@@ -77,22 +80,27 @@ fn names_of_the_api_are_its_own() {
             Role::Service { name: name.parse().unwrap(), regions: Vec::new(), tools: Vec::new(), nodes: Vec::new(), direct: true };
         assert!(service.permissions().unwrap_err().contains(why), "{name}");
     }
-    let api = Role::Api { caller: "svc".parse().unwrap() };
-    assert!(api.permissions().unwrap_err().contains("their names begin with api-"));
+    let name: Caller = "svc".parse().unwrap();
+    for api in [Role::Api { caller: name.clone() }, Role::Store { caller: name }] {
+        assert!(api.permissions().unwrap_err().contains("their names begin with api-"));
+    }
 }
 
 #[test]
 fn a_replica_of_the_api_dispatches_in_its_own_name() {
-    let permissions = Role::Api { caller: "api-1".parse().unwrap() }.permissions().unwrap();
+    check(
+        &Role::Api { caller: "api-1".parse().unwrap() },
+        &["job.v1.*.*.api-1", "node.v1.*.job.*.api-1", "node.v1.*.ctl.*.api-1", "rep.v1.*.*.api-1", "key.v1.*.api-1", "audit.v1.api.api-1"],
+        &["_INBOX.api-1.>", "rep.v1.api-1.>", "_INBOX_c.api-1.>"],
+    );
+}
+
+#[test]
+fn a_replica_of_the_api_keeps_streams_and_buckets_where_it_speaks_to_nobody() {
+    let permissions = Role::Store { caller: "api-1".parse().unwrap() }.permissions().unwrap();
     assert_eq!(
-        permissions.publish[..15],
+        permissions.publish[..9],
         [
-            "job.v1.*.*.api-1",
-            "node.v1.*.job.*.api-1",
-            "node.v1.*.ctl.*.api-1",
-            "rep.v1.*.*.api-1",
-            "key.v1.*.api-1",
-            "audit.v1.*.api-1",
             "jobs.v1.>",
             "$JS.API.DIRECT.GET.JOBS",
             "$JS.FC.>",
@@ -105,7 +113,7 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
         ]
     );
     assert_eq!(
-        permissions.publish[15..22],
+        permissions.publish[9..16],
         [
             "$KV.KEYS.>",
             "$JS.API.STREAM.INFO.KV_KEYS",
@@ -129,7 +137,7 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
             "$JS.API.CONSUMER.MSG.NEXT.CALLBACKS.deliver-spare",
         ]
     );
-    assert_eq!(permissions.subscribe, ["_INBOX.api-1.>", "rep.v1.api-1.>", "_INBOX_c.api-1.>"]);
+    assert_eq!(permissions.subscribe, ["_INBOX_c.api-1.>"]);
     assert!(!permissions.publish.contains(&"$KV.PRESENCE.>".to_owned()), "only collectors write PRESENCE");
     let of_replicas: Vec<&String> = permissions.publish.iter().filter(|subject| subject.starts_with("$KV.REPLICAS")).collect();
     assert_eq!(of_replicas, ["$KV.REPLICAS.api-1"], "each says only of itself that it is there");
@@ -140,7 +148,8 @@ fn a_replica_of_the_api_dispatches_in_its_own_name() {
 #[test]
 fn a_command_of_the_operator_changes_the_registers_and_asks_no_node() {
     let permissions = Role::Registrar { name: "command-1".parse().unwrap() }.permissions().unwrap();
-    assert_eq!(permissions.publish[..2], ["audit.v1.command.command-1", "$JS.FC.>"]);
+    assert_eq!(permissions.publish[..2], ["$JS.FC.>", "$KV.KEYS.>"]);
+    check(&Role::Recorder { name: "command-1".parse().unwrap() }, &["audit.v1.command.command-1"], &["_INBOX_c.command-1.>"]);
     for bucket in ["KEYS", "NODES", "SERVICES"] {
         assert!(permissions.publish.contains(&format!("$KV.{bucket}.>")), "{bucket}");
     }
@@ -152,7 +161,7 @@ fn a_command_of_the_operator_changes_the_registers_and_asks_no_node() {
 fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
     check(
         &Role::Collector { name: "c1".parse().unwrap() },
-        &["$KV.PRESENCE.>", "audit.v1.node.c1", "$JS.API.STREAM.INFO.KV_PRESENCE", "$JS.API.DIRECT.GET.KV_PRESENCE.$KV.PRESENCE.>"],
+        &["audit.v1.node.*", "js.v1.$KV.PRESENCE.>", "js.v1.STREAM.INFO.KV_PRESENCE", "js.v1.DIRECT.GET.KV_PRESENCE.$KV.PRESENCE.>"],
         &["ev.v1.> c", "_INBOX_c.c1.>"],
     );
     check(&Role::Acknowledger, &["_INBOX_n.*.>"], &["_INBOX_c.acknowledger.>"]);
@@ -161,7 +170,7 @@ fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
     check(&Role::Observer, &["$SRV.>"], &["_INBOX_f.observer.>"]);
     check(&Role::Reloader, &["$SYS.REQ.SERVER.PING", "$SYS.REQ.SERVER.*.RELOAD"], &["_INBOX_c.reloader.>"]);
     check(&Role::Keymaster, &["$SYS.REQ.CLAIMS.UPDATE", "$SYS.REQ.SERVER.PING"], &["_INBOX_c.keymaster.>"]);
-    check(&Role::KeymasterDesk, &["_INBOX_c.*.>"], &["_INBOX_c.keymaster-desk.>", "key.v1.> k"]);
+    check(&Role::KeymasterDesk, &["_INBOX_c.*.>", "audit.v1.keymaster.keymaster-desk"], &["_INBOX_c.keymaster-desk.>", "key.v1.> k"]);
     check(
         &Role::Presence { accounts: vec!["ACC".to_owned()] },
         &["$SYS.REQ.SERVER.*.KICK", "$SYS.REQ.ACCOUNT.ACC.CONNZ"],
@@ -173,10 +182,14 @@ fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
             "$SYS.ACCOUNT.ACC.DISCONNECT",
         ],
     );
-    check(&Role::Sentry, &["audit.v1.violation.sentry", "key.v1.revoke.sentry", "_INBOX_n.*.cut"], &["_INBOX_c.sentry.>"]);
+    check(
+        &Role::Sentry,
+        &["audit.v1.violation.sentry", "key.v1.revoke.sentry", "_INBOX_n.*.cut", "js.v1.$KV.REVOKED.>"],
+        &["_INBOX_c.sentry.>"],
+    );
     check(
         &Role::Auditor,
-        &["$JS.API.STREAM.INFO.AUDIT", "$JS.API.DIRECT.GET.AUDIT", "$JS.API.DIRECT.GET.AUDIT.audit.v1.>"],
+        &["js.v1.DIRECT.GET.AUDIT", "js.v1.STREAM.INFO.AUDIT", "js.v1.DIRECT.GET.AUDIT.audit.v1.>"],
         &["_INBOX_c.auditor.>"],
     );
     check(
@@ -187,7 +200,7 @@ fn the_parts_of_the_control_plane_have_what_they_need_and_no_more() {
             "$JS.probeops.API.STREAM.INFO.AUDIT",
             "$JS.FC.>",
         ],
-        &["mirror.audit.>", "$JSC.>", "_INBOX.>", "_R_.>", "_GR_.>"],
+        &["mirror.audit.>", "$JSC.>", "_INBOX.>"],
     );
     check(
         &Role::AuditProvisioner,
@@ -223,14 +236,10 @@ fn what_nodes_publish_no_node_subscribes_and_no_stream_keeps() {
     let nodes =
         ["n1", "n2"].map(|id| Role::Node { node: id.parse().unwrap(), region: "eu".parse().unwrap(), tools: ToolName::ALL.to_vec() });
     let all = nodes.map(|role| role.permissions().unwrap());
-    let kept = [subjects::jobs(), subjects::callbacks(), broker::AUDIT_ALL.to_owned()]
-        .into_iter()
-        .chain(
-            [storage::PRESENCE, storage::REPLICAS, storage::IDEMPOTENCY, storage::KEYS, storage::NODES, storage::SERVICES]
-                .map(broker::bucket_all),
-        )
-        .chain([storage::SECRETS, storage::DELIVERIES, storage::LIMITS].map(broker::bucket_all));
-    let kept: Vec<String> = kept.collect();
+    let streams = application(1).into_iter().chain([audit(1)]);
+    let kept: Vec<String> =
+        streams.flat_map(|stream| serde_json::from_value::<Vec<String>>(stream.config["subjects"].clone()).unwrap()).collect();
+    assert!(kept.len() > application(1).len(), "{kept:?}");
     for published in all.iter().flat_map(|permissions| &permissions.publish) {
         for subscribed in all.iter().flat_map(|permissions| &permissions.subscribe) {
             let subject = subscribed.split(' ').next().unwrap();

@@ -2,11 +2,13 @@
 
 use std::time::Duration;
 
-use async_nats::Client;
+use async_nats::{Client, jetstream};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use probeops_shared::keymaster::{Answer, Refusal, Revoke, Revoked, Verb};
-use probeops_shared::subjects::{self, broker};
+use probeops_shared::registry::RevokedKey;
+use probeops_shared::subjects::{self, broker, storage};
+use probeops_shared::timestamp::Timestamp;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -28,6 +30,11 @@ const LISTED_MAX: usize = 100_000;
 const TOLD_WITHIN: Duration = Duration::from_millis(50);
 /// How long the keymaster may take: it waits for the slowest server.
 const REVOKED_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often it is tried to have a revocation said in the register of nodes.
+const SAID_TRIES_MAX: u32 = 120;
+/// The wait between two tries.
+const SAID_RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// The two connections with which it acts.
 #[derive(Clone, Debug)]
@@ -167,7 +174,8 @@ impl Actor {
             cut.why
         );
         if let Kind::Node(node, _) = &cut.who.kind {
-            drop(self.client.publish(subjects::node_cut(node), cut.why.clone().into()).await);
+            // Where it would be answered tells the node who says so.
+            drop(self.client.publish_with_reply(subjects::node_cut(node), self.client.new_inbox(), cut.why.clone().into()).await);
             drop(self.client.flush().await);
             sleep(TOLD_WITHIN).await;
         }
@@ -179,8 +187,42 @@ impl Actor {
         }
     }
 
-    /// Has the keymaster revoke a key.
+    /// Has the register of nodes say that a key is revoked, and the keymaster revoke it. Neither waits for the other: an API that reads the one
+    /// asks for the other, too.
     pub(super) async fn revoke(self, cloned: Cloned, handle: Handle) {
+        let (said, ()) = tokio::join!(self.say_revoked(&cloned), self.have_revoked(&cloned, handle));
+        if let Err(why) = said {
+            tracing::error!(principal = cloned.who.principal(), "the register of nodes does not say that its key is revoked: {why}");
+        }
+    }
+
+    /// Writes down a key that is to be revoked, for the register of nodes; whichever API is there, now or later, reads it.
+    async fn say_revoked(&self, cloned: &Cloned) -> Result<(), String> {
+        let Kind::Node(node, _) = &cloned.who.kind else { return Err("it is no node's".to_owned()) };
+        let revoked = RevokedKey {
+            node: node.clone(),
+            public_key: cloned.who.key.parse()?,
+            at: Timestamp::now(),
+            because: format!("clone: its key was used by two connections at the same time, from {}", cloned.hosts.join(", ")),
+        };
+        let value = bytes::Bytes::from(serde_json::to_vec(&revoked).map_err(|error| error.to_string())?);
+        let jetstream = jetstream::new(self.client.clone());
+        let mut why = String::new();
+        for _ in 0..SAID_TRIES_MAX {
+            let sent = jetstream.publish(broker::lent(&broker::bucket_key(storage::REVOKED, &revoked.public_key)), value.clone()).await;
+            match sent {
+                Ok(kept) => match kept.await {
+                    Ok(_) => return Ok(()),
+                    Err(error) => why = error.to_string(),
+                },
+                Err(error) => why = error.to_string(),
+            }
+            sleep(SAID_RETRY_AFTER).await;
+        }
+        Err(why)
+    }
+
+    async fn have_revoked(&self, cloned: &Cloned, handle: Handle) {
         let principal = cloned.who.principal();
         let what = match self.ask_keymaster(&cloned.who.key).await {
             Ok(Revoked { servers, waiting }) if waiting.is_empty() => {
@@ -196,7 +238,7 @@ impl Actor {
                 format!("not revoked: {why}; both are cut as often as they come")
             }
         };
-        handle.report(Finding { who: Some(cloned.who), what, subject: String::new(), host: cloned.hosts.join(", ") });
+        handle.report(Finding { who: Some(cloned.who.clone()), what, subject: String::new(), host: cloned.hosts.join(", ") });
     }
 
     async fn ask_keymaster(&self, key: &str) -> Result<Revoked, String> {

@@ -2,12 +2,17 @@
 //!
 //! ```text
 //! [1065] 2026/11/29 00:19:32.700582 [ERR] 127.0.0.1:54040 - cid:59 - "v2.16.0:python3:n1" - "AD2U…/APP/jwt:UDPP…" - Publish Violation - Subject "job.v1.eu.echo.n1"
+//! [1065] 2026/11/29 00:19:32.700582 [ERR] 127.0.0.1:46708 - lid:74 - Publish Violation on "audit.v1.api.api-1" - Check other side configuration
 //! ```
+//!
+//! The second is of a server of somebody else, of whom the broker says no more.
 //!
 //! The first text in quotes is chosen by the client, so that it may look like anything, also like the rest of another's line: texts in quotes
 //! are read as the Go strings they are, and never searched.
 
 use std::borrow::Cow;
+
+use crate::permissions::AccountName;
 
 /// A line about a connection that had been let in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,7 +21,7 @@ pub struct Line {
     pub cid: u64,
     /// The account, by name or else by key.
     pub account: String,
-    /// The public key of the credential.
+    /// The public key of the credential; empty of a server, of which the broker does not say it.
     pub user: String,
     /// From where it came.
     pub host: String,
@@ -66,6 +71,11 @@ pub fn read(line: &str) -> Option<Line> {
     // Day and time.
     let rest = rest.split_once(' ')?.1.split_once(' ')?.1;
     let (host, rest) = rest.strip_prefix("[ERR] ")?.split_once(" - ")?;
+    let address = host.rsplit_once(':').map_or(host, |(address, _)| address).to_owned();
+    if let Some((lid, what)) = rest.strip_prefix("lid:").and_then(|rest| rest.split_once(" - ")) {
+        let (account, user) = (AccountName::Audit.as_str().to_owned(), String::new());
+        return Some(Line { cid: lid.parse().ok()?, account, user, host: address, what: read_what_of_server(what)? });
+    }
     let (cid, rest) = rest.strip_prefix("cid:").or_else(|| rest.strip_prefix("wid:"))?.split_once(" - ")?;
     let (_client, rest) = quoted(rest)?;
     let (credential, rest) = quoted(rest.strip_prefix(" - ")?)?;
@@ -75,9 +85,17 @@ pub fn read(line: &str) -> Option<Line> {
         cid: cid.parse().ok()?,
         account: account.rsplit('/').next().unwrap_or_default().to_owned(),
         user: user.strip_prefix(JWT)?.to_owned(),
-        host: host.rsplit_once(':').map_or(host, |(host, _)| host).to_owned(),
+        host: address,
         what: read_what(what)?,
     })
+}
+
+/// What a server did; of one that goes, or is not let in, others tell.
+fn read_what_of_server(what: &str) -> Option<What> {
+    if let Some(rest) = what.strip_prefix("Publish Violation on ") {
+        return Some(What::Publish(quoted(rest)?.0));
+    }
+    Some(What::Subscribe(quoted(what.strip_prefix("Subscription Violation on ")?)?.0, None))
 }
 
 fn read_what(what: &str) -> Option<What> {
@@ -142,6 +160,18 @@ mod tests {
         assert_eq!(what("Subscription Violation - Subject \"job.v1.eu.echo.*\", Queue: \"other\", SID 1"), joined);
         assert_eq!(what("maximum subscriptions exceeded"), What::Other("maximum subscriptions exceeded".to_owned()));
         assert_eq!(what("Publish Violation - Subject \"a\\\"b.c\\\\d\""), What::Publish("a\"b.c\\d".to_owned()));
+    }
+
+    #[test]
+    fn what_a_server_of_another_may_not_is_understood_and_nothing_else_that_is_said_of_it() {
+        let of = |what: &str| read(&format!("[1065] 2026/11/29 00:19:32.700582 [ERR] 10.1.2.3:46708 - lid:74 - {what}"));
+        let line = of("Publish Violation on \"audit.v1.api.api-1\" - Check other side configuration").unwrap();
+        assert_eq!((line.cid, line.account.as_str(), line.user.as_str(), line.host.as_str()), (74, "AUDIT", "", "10.1.2.3"));
+        assert_eq!(line.what, What::Publish("audit.v1.api.api-1".to_owned()));
+        let subscribed = of("Subscription Violation on \"x\" - Check other side configuration").unwrap();
+        assert_eq!(subscribed.what, What::Subscribe("x".to_owned(), None));
+        assert_eq!(of("authentication error"), None);
+        assert_eq!(of("Leafnode Error 'Permissions Violation'"), None);
     }
 
     #[test]

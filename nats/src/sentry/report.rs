@@ -2,21 +2,16 @@
 //! gets a record with a count now and then.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
-use async_nats::jetstream::message::PublishMessage;
-use async_nats::{Client, jetstream};
-use data_encoding::HEXLOWER;
-use probeops_shared::audit::chain::Chain;
-use probeops_shared::audit::{BATCH_MAX, Record, Verdict};
+use async_nats::Client;
+use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::subjects::{self, AUDIT_VIOLATION};
-use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use crate::permissions::Role;
 use crate::sentry::watch::{Finding, Kind, Who};
+use crate::trail::Writer;
 
 /// So many records of one principal may come at once …
 const OF_ONE_MAX: f64 = 100.0;
@@ -29,16 +24,6 @@ const OF_ALL_PER_S: f64 = 5.0;
 const APART_MAX: usize = 1000;
 /// How many principals are remembered; of more, only a count.
 const PRINCIPALS_MAX: usize = 10_000;
-/// How many records wait to be kept by the broker; more are lost, and counted.
-const WAITING_MAX: usize = 4096;
-/// The most bytes of one message.
-const BATCH_BYTES_MAX: usize = 256 * 1024;
-/// How often a batch is tried.
-const TRIES_MAX: u32 = 20;
-/// The wait between two tries.
-const RETRY_AFTER: Duration = Duration::from_millis(500);
-/// Longer texts are cut: subjects are the violator's to choose.
-const TEXT_CHARS_MAX: usize = 256;
 /// Who is meant where nobody was let in.
 const NOBODY: &str = "-";
 
@@ -53,9 +38,7 @@ pub(super) struct Reporter {
     /// Of each principal, what was not recorded one by one.
     unrecorded: HashMap<String, u64>,
     total: u64,
-    lost: u64,
-    records: mpsc::Sender<Record>,
-    writer: JoinHandle<()>,
+    writer: Writer,
 }
 
 /// Where others report.
@@ -90,8 +73,8 @@ impl Allowance {
 impl Reporter {
     pub(super) fn new(client: Client) -> Self {
         let (sender, findings) = mpsc::channel(APART_MAX);
-        let (records, waiting) = mpsc::channel(WAITING_MAX);
-        let writer = tokio::spawn(write(client, waiting));
+        let name = Role::Sentry.name();
+        let writer = Writer::start(client, subjects::audit(AUDIT_VIOLATION, &name), name);
         Self {
             findings,
             handle: Handle(sender),
@@ -100,8 +83,6 @@ impl Reporter {
             of_all: Allowance { left: OF_ALL_MAX, at: Instant::now() },
             unrecorded: HashMap::new(),
             total: 0,
-            lost: 0,
-            records,
             writer,
         }
     }
@@ -165,18 +146,12 @@ impl Reporter {
 
     fn send(&mut self, record: Record, count: u64) {
         tracing::warn!(principal = record.principal, subject = record.target, count, total = self.total, "violation: {}", record.detail);
-        if self.records.try_send(record).is_err() {
-            self.lost += 1;
-            if self.lost.is_power_of_two() {
-                tracing::error!(lost = self.lost, "records of violations are lost: the broker does not keep them");
-            }
-        }
+        self.writer.pen().put(record);
     }
 
     /// Waits until what was written is kept.
     pub(super) async fn end(self) {
-        drop(self.records);
-        drop(self.writer.await);
+        self.writer.end().await;
     }
 }
 
@@ -187,7 +162,8 @@ fn principal(finding: &Finding) -> String {
 fn record(finding: &Finding, count: u64, more: u64) -> Record {
     let mut detail = format!("{}; from {}", finding.what, finding.host);
     if let Some(who) = &finding.who {
-        detail = format!("{detail}, key {} of account {}", who.key, who.account);
+        let whose = if who.key.is_empty() { "a server".to_owned() } else { format!("key {}", who.key) };
+        detail = format!("{detail}, {whose} of account {}", who.account);
     }
     if count > 1 {
         detail = format!("{detail}; {count} times");
@@ -201,52 +177,13 @@ fn record(finding: &Finding, count: u64, more: u64) -> Record {
         Some(Kind::Part(name)) => (None, None, Some(name.clone())),
         Some(Kind::Unknown) | None => (None, None, None),
     };
-    Record { node, region, caller, target: short(&finding.subject), detail, ..Record::new(Verdict::Violation, principal(finding)) }
-}
-
-fn short(text: &str) -> String {
-    let mut short: String = text.chars().take(TEXT_CHARS_MAX).collect();
-    if short.len() < text.len() {
-        short.push('…');
-    }
-    short
-}
-
-/// Writes records until there are no more, in batches.
-async fn write(client: Client, mut records: mpsc::Receiver<Record>) {
-    let jetstream = jetstream::new(client);
-    let mut chain = Chain::begin(Role::Sentry.name());
-    let mut waiting = Vec::with_capacity(BATCH_MAX);
-    while !waiting.is_empty() || records.recv_many(&mut waiting, BATCH_MAX).await > 0 {
-        let Some((payload, count)) = chain.batch(&waiting, BATCH_BYTES_MAX) else {
-            waiting.clear();
-            continue;
-        };
-        keep(&jetstream, payload.into(), count).await;
-        drop(waiting.drain(..count));
-    }
-}
-
-async fn keep(jetstream: &jetstream::Context, payload: bytes::Bytes, records: usize) {
-    let name = Role::Sentry.name();
-    let id = format!("{name}.{}", HEXLOWER.encode(&Sha256::digest(&payload)));
-    for attempt in 1..=TRIES_MAX {
-        let message = PublishMessage::build().payload(payload.clone()).message_id(&id);
-        let kept = match jetstream.send_publish(subjects::audit(AUDIT_VIOLATION, &name), message).await {
-            Ok(sent) => sent.await.map(drop),
-            Err(error) => Err(error),
-        };
-        match kept {
-            Ok(()) => return,
-            Err(error) => tracing::warn!(attempt, %error, "records of violations were not kept; trying again"),
-        }
-        sleep(RETRY_AFTER).await;
-    }
-    tracing::error!(records, "records of violations are lost: the broker did not keep them in {TRIES_MAX} attempts");
+    Record { node, region, caller, target: finding.subject.clone(), detail, ..Record::new(Verdict::Violation, principal(finding)) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -262,10 +199,10 @@ mod tests {
     fn a_record_says_who_what_and_how_often() {
         let kind = Kind::Node("n1".parse().unwrap(), "eu".parse().unwrap());
         let who = Who { key: "UN1".to_owned(), account: "APP".to_owned(), kind };
-        let finding = Finding { who: Some(who), what: "publish".to_owned(), subject: "x".repeat(300), host: "10.0.0.1".to_owned() };
+        let finding = Finding { who: Some(who), what: "publish".to_owned(), subject: "x".to_owned(), host: "10.0.0.1".to_owned() };
         let record = record(&finding, 3, 7);
         assert_eq!((record.principal.as_str(), record.node.as_ref().map(ToString::to_string).as_deref()), ("node:n1", Some("n1")));
         assert_eq!(record.detail, "publish; from 10.0.0.1, key UN1 of account APP; 3 times; 7 more before were not recorded one by one");
-        assert_eq!(record.target.chars().count(), TEXT_CHARS_MAX + 1);
+        assert_eq!(record.target, "x");
     }
 }

@@ -8,6 +8,7 @@ use probeops_shared::subjects;
 use tokio::time::Instant;
 
 use crate::claims::{Body, Claims};
+use crate::permissions::Role;
 use crate::sentry::events::Event;
 use crate::sentry::log::Line;
 
@@ -25,6 +26,13 @@ pub struct Bounds {
     /// Two connections of one node that are there for so long are both alive, though nothing is heard of one: the broker would have ended one
     /// whose other side is gone.
     pub both_alive_after: Duration,
+    /// What a connection publishes for so long after another of the same node has come may have been on its way since before: the network was
+    /// slow or broken, and what was written meanwhile arrives. What it publishes later it says itself, and is alive.
+    pub last_words_within: Duration,
+    /// A connection that is alive after so many others of the same node have come, which have gone again, is not that of who they are.
+    pub visits: usize,
+    /// How long such a visit counts.
+    pub visits_within: Duration,
 }
 
 impl Default for Bounds {
@@ -35,6 +43,9 @@ impl Default for Bounds {
             messages_per_s: 25_000,
             bytes_per_s: 100_000_000,
             both_alive_after: Duration::from_secs(120),
+            last_words_within: Duration::from_secs(30),
+            visits: 3,
+            visits_within: Duration::from_hours(1),
         }
     }
 }
@@ -45,6 +56,8 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 const CUT_AGAIN_AFTER: Duration = Duration::from_secs(5);
 /// When the connections of a server that lists none any more count as gone: it has ended, and has another id when it starts again.
 const SERVER_SILENT_FOR: Duration = Duration::from_secs(30);
+/// The most visits that a connection is remembered to have had.
+const VISITS_MAX: usize = 16;
 /// The most keys that are remembered as cloned.
 const CLONES_MAX: usize = 10_000;
 
@@ -207,18 +220,14 @@ struct Connection {
     sample: (Instant, u64, u64),
     /// When it was last listed, or came.
     listed_at: Instant,
-    paired: Paired,
-}
-
-/// What is known of a connection while its key has two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Paired {
-    /// Not even what it had published when that began.
-    New,
-    /// It had published so much.
-    Silent(u64),
-    /// It has published since.
-    Spoke,
+    /// Whether it was heard to come. When one came that was only listed, and whether before or after another, is not known.
+    heard_to_come: bool,
+    /// How many messages it had published, and when servers were asked for that.
+    counted: (Instant, u64),
+    /// It has published something after this.
+    spoke_after: Option<Instant>,
+    /// Others of the same node that came while it was there: when, and from where.
+    visits: Vec<(Instant, String)>,
 }
 
 /// All connections, and what is thought of them.
@@ -230,8 +239,10 @@ pub(super) struct Watch {
     connections: HashMap<Id, Connection>,
     /// Those of each key that are there.
     by_key: HashMap<String, Vec<Id>>,
-    /// Keys of nodes with two connections, and since when.
-    pairs: HashMap<String, Instant>,
+    /// Keys of nodes with two connections.
+    pairs: HashSet<String>,
+    /// Keys of nodes with a connection that was there when another came.
+    visited: HashSet<String>,
     /// Keys that were proven to have two users.
     clones: HashSet<String>,
     lacks_names: bool,
@@ -244,7 +255,8 @@ impl Watch {
             servers: Vec::new(),
             connections: HashMap::new(),
             by_key: HashMap::new(),
-            pairs: HashMap::new(),
+            pairs: HashSet::new(),
+            visited: HashSet::new(),
             clones: HashSet::new(),
             lacks_names: false,
         }
@@ -265,9 +277,9 @@ impl Watch {
         self.lacks_names
     }
 
-    /// Whether the connection of a line was seen.
+    /// Whether the connection of a line was seen; of a server's nothing more can be found out.
     pub(super) fn knows(&self, line: &Line) -> bool {
-        !self.of(line).is_empty()
+        line.user.is_empty() || !self.of(line).is_empty()
     }
 
     /// The connections that a line may be about: one, unless two servers gave the same credential the same number.
@@ -281,7 +293,7 @@ impl Watch {
         match event {
             Event::Came { server, cid, who, host } => {
                 let key = who.key.clone();
-                self.came(&server, cid, who, host, now);
+                self.came((&server, cid), who, host, (now, true));
                 self.judge(&key, now)
             }
             Event::Went { server, cid } => {
@@ -300,8 +312,10 @@ impl Watch {
     pub(super) fn violation(&mut self, line: &Line, now: Instant) -> Vec<Act> {
         let mut ids = self.of(line);
         if ids.is_empty() {
-            let who = Who { key: line.user.clone(), account: line.account.clone(), kind: Kind::Unknown };
-            drop(self.connections.insert((NOWHERE, line.cid), Connection::new(who, line.host.clone(), now)));
+            // The broker does not say whose the connection of a server is; only with the credential for a copy of the trail one comes in.
+            let kind = if line.user.is_empty() { Kind::Part(Role::Mirror.name()) } else { Kind::Unknown };
+            let who = Who { key: line.user.clone(), account: line.account.clone(), kind };
+            drop(self.connections.insert((NOWHERE, line.cid), Connection::new(who, line.host.clone(), (now, false))));
             ids.push((NOWHERE, line.cid));
         }
         let mut acts = Vec::new();
@@ -330,7 +344,7 @@ impl Watch {
         for Listed { server, cid, who, host, .. } in &listing.connections {
             let id = (self.place(server), *cid);
             match who {
-                Some(who) => self.came(server, *cid, who.clone(), host.clone(), now),
+                Some(who) => self.came((server, *cid), who.clone(), host.clone(), (now, false)),
                 None => self.lacks_names |= !self.connections.contains_key(&id),
             }
         }
@@ -346,7 +360,7 @@ impl Watch {
         for listed in &listing.connections {
             let Some(id) = places.get(listed.server.as_str()).map(|place| (*place, listed.cid)) else { continue };
             if let Some(connection) = self.connections.get_mut(&id) {
-                floods.extend(connection.sample(listed, &self.bounds, now).map(|why| (id, why)));
+                floods.extend(connection.sample(listed, &self.bounds, (listing.asked_at, now)).map(|why| (id, why)));
             }
         }
         let gone = |(id, connection): (&Id, &Connection)| {
@@ -363,8 +377,8 @@ impl Watch {
         for (id, why) in floods {
             acts.extend(self.cut(id, why, now));
         }
-        let pairs: Vec<String> = self.pairs.keys().cloned().collect();
-        for key in pairs {
+        let suspects: HashSet<String> = self.pairs.union(&self.visited).cloned().collect();
+        for key in suspects {
             acts.extend(self.judge(&key, now));
         }
         acts
@@ -378,7 +392,7 @@ impl Watch {
         })
     }
 
-    fn came(&mut self, server: &str, cid: u64, who: Who, host: String, now: Instant) {
+    fn came(&mut self, (server, cid): (&str, u64), who: Who, host: String, (now, heard): (Instant, bool)) {
         let id = (self.place(server), cid);
         if self.connections.get(&id).is_some_and(|known| known.who.key == who.key) {
             return;
@@ -388,17 +402,19 @@ impl Watch {
         }
         let (key, is_node) = (who.key.clone(), matches!(who.kind, Kind::Node(..)));
         self.went(id, now);
-        drop(self.connections.insert(id, Connection::new(who, host, now)));
         let ids = self.by_key.entry(key.clone()).or_default();
-        ids.push(id);
-        if is_node && ids.len() > 1 {
-            for id in ids {
-                if let Some(connection) = self.connections.get_mut(id) {
-                    connection.paired = Paired::New;
+        if is_node && !ids.is_empty() {
+            for older in ids.iter().filter(|_| heard) {
+                if let Some(older) = self.connections.get_mut(older) {
+                    older.visits.retain(|(came, _)| now.duration_since(*came) < self.bounds.visits_within);
+                    older.visits.extend((older.visits.len() < VISITS_MAX).then(|| (now, host.clone())));
+                    let _ = self.visited.insert(key.clone());
                 }
             }
-            let _ = self.pairs.insert(key, now);
+            let _ = self.pairs.insert(key);
         }
+        ids.push(id);
+        drop(self.connections.insert(id, Connection::new(who, host, (now, heard))));
     }
 
     fn went(&mut self, id: Id, now: Instant) {
@@ -414,24 +430,35 @@ impl Watch {
                 drop(self.by_key.remove(&key));
             }
         }
+        // One that was there before all others of its key has no older one that could be alive.
+        let visited = self.of_key(&key).any(|connection| !connection.visits.is_empty());
+        if !visited {
+            let _ = self.visited.remove(&key);
+        }
     }
 
-    /// Judges a key. A node that reconnects has two connections for a while, as the broker may not know yet that the old one is dead; so two
-    /// make a clone when both speak, or live on longer than a dead one would.
+    /// The connections of a key that are there.
+    fn of_key(&self, key: &str) -> impl Iterator<Item = &Connection> {
+        self.by_key.get(key).into_iter().flatten().filter_map(|id| self.connections.get(id))
+    }
+
+    /// Judges a key. A node that reconnects has two connections for a while, as the broker may not know yet that the old one is dead, and what
+    /// was on its way in the old one may still arrive. A node never goes on with an old one, though: where one is alive after another has
+    /// come, two use the key.
     fn judge(&mut self, key: &str, now: Instant) -> Vec<Act> {
-        let Some(since) = self.pairs.get(key).copied() else { return Vec::new() };
-        let ids = self.by_key.get(key).cloned().unwrap_or_default();
-        let speaking =
-            ids.iter().filter(|id| self.connections.get(id).is_some_and(|connection| connection.paired == Paired::Spoke)).count();
-        let known = self.clones.contains(key);
-        if !known && speaking < 2 && now.duration_since(since) < self.bounds.both_alive_after {
+        let there: Vec<&Connection> = self.of_key(key).collect();
+        let known = there.len() > 1 && self.clones.contains(key);
+        if !known && !self.bounds.two_use(&there, now) {
             return Vec::new();
         }
-        let mut acts = Vec::new();
         let why = "clone: its key is used by two connections at the same time".to_owned();
-        let hosts = ids.iter().filter_map(|id| self.connections.get(id)).map(|connection| connection.host.clone()).collect();
-        let who = ids.first().and_then(|id| self.connections.get(id)).map(|connection| connection.who.clone());
-        for id in ids {
+        let visitors = there.iter().flat_map(|connection| connection.visits.iter().map(|(_, host)| host));
+        let mut hosts: Vec<String> = there.iter().map(|connection| &connection.host).chain(visitors).cloned().collect();
+        hosts.sort();
+        hosts.dedup();
+        let who = there.first().map(|connection| connection.who.clone());
+        let mut acts = Vec::new();
+        for id in self.by_key.get(key).cloned().unwrap_or_default() {
             acts.extend(self.cut(id, why.clone(), now));
         }
         if let Some(who) = who.filter(|_| !acts.is_empty()) {
@@ -456,8 +483,30 @@ impl Watch {
     }
 }
 
+impl Bounds {
+    /// Whether two use the key of these connections, all that it has.
+    fn two_use(&self, there: &[&Connection], now: Instant) -> bool {
+        let mut since: Vec<Instant> = there.iter().map(|connection| connection.since).collect();
+        since.sort_unstable();
+        let both_stay = since.get(1).is_some_and(|second| now.duration_since(*second) >= self.both_alive_after);
+        both_stay || there.iter().any(|connection| self.outlives(connection, there, now))
+    }
+
+    /// Whether a connection is alive after another has come that is there, or several that are gone again.
+    fn outlives(&self, connection: &Connection, there: &[&Connection], now: Instant) -> bool {
+        let alive_after = |connection: &Connection, came: Instant| connection.is_alive_after(came + self.last_words_within);
+        let beside = there.iter().filter(|other| !std::ptr::eq(**other, connection)).any(|other| {
+            let later = other.heard_to_come && other.since > connection.since;
+            // Where it is not known which came first, both have to be.
+            alive_after(connection, other.since) && (later || alive_after(other, connection.since))
+        });
+        let counts = |came: Instant| now.duration_since(came) < self.visits_within && alive_after(connection, came);
+        beside || connection.visits.iter().filter(|(came, _)| counts(*came)).count() >= self.visits
+    }
+}
+
 impl Connection {
-    fn new(who: Who, host: String, now: Instant) -> Self {
+    fn new(who: Who, host: String, (now, heard_to_come): (Instant, bool)) -> Self {
         Self {
             who,
             host,
@@ -467,19 +516,27 @@ impl Connection {
             violations: (now, 0),
             sample: (now, 0, 0),
             listed_at: now,
-            paired: Paired::New,
+            heard_to_come,
+            counted: (now, 0),
+            spoke_after: None,
+            visits: Vec::new(),
         }
     }
 
+    /// Whether it has published something after this moment.
+    fn is_alive_after(&self, moment: Instant) -> bool {
+        self.spoke_after.is_some_and(|after| after >= moment)
+    }
+
     /// Learns what it has published; why that is too much, if it is.
-    fn sample(&mut self, listed: &Listed, bounds: &Bounds, now: Instant) -> Option<String> {
+    fn sample(&mut self, listed: &Listed, bounds: &Bounds, (asked_at, now): (Instant, Instant)) -> Option<String> {
         let (then, messages, bytes) = std::mem::replace(&mut self.sample, (now, listed.messages, listed.bytes));
         self.listed_at = now;
-        self.paired = match self.paired {
-            Paired::New => Paired::Silent(listed.messages),
-            Paired::Silent(before) if listed.messages > before => Paired::Spoke,
-            paired => paired,
-        };
+        // The first count of one that was there before is of all its life, and says nothing of when.
+        if listed.messages > self.counted.1 && (self.heard_to_come || then != self.since) {
+            self.spoke_after = Some(self.counted.0);
+        }
+        self.counted = (asked_at, listed.messages);
         // What one has published that was there before us is of all its life.
         let first = then == self.since && messages == 0;
         let over_ms = u64::try_from(now.duration_since(then).as_millis()).unwrap_or(u64::MAX).max(1000);
@@ -494,179 +551,4 @@ impl Connection {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::sentry::log::What;
-
-    struct Scene {
-        watch: Watch,
-        begun: Instant,
-        /// Server, number, name, messages.
-        there: Vec<(&'static str, u64, &'static str, u64)>,
-    }
-
-    fn who(name: &str) -> Who {
-        let kind = match name {
-            "api-1" => Kind::Part(name.to_owned()),
-            "svc" => Kind::Service(name.parse().unwrap()),
-            _ => Kind::Node(name.parse().unwrap(), "eu".parse().unwrap()),
-        };
-        Who { key: format!("U{name}"), account: "APP".to_owned(), kind }
-    }
-
-    impl Scene {
-        fn new() -> Self {
-            Self { watch: Watch::new(Bounds::default()), begun: Instant::now(), there: Vec::new() }
-        }
-
-        fn at(&self, s: u64) -> Instant {
-            self.begun + Duration::from_secs(s)
-        }
-
-        fn comes(&mut self, s: u64, server: &'static str, cid: u64, name: &'static str) -> Vec<Act> {
-            self.there.push((server, cid, name, 0));
-            let event = Event::Came { server: server.to_owned(), cid, who: who(name), host: "h".to_owned() };
-            self.watch.event(event, self.at(s))
-        }
-
-        fn goes(&mut self, s: u64, server: &str, cid: u64) {
-            self.there.retain(|there| (there.0, there.1) != (server, cid));
-            assert!(self.watch.event(Event::Went { server: server.to_owned(), cid }, self.at(s)).is_empty());
-        }
-
-        fn publishes(&mut self, cid: u64, messages: u64) {
-            self.there.iter_mut().filter(|there| there.1 == cid).for_each(|there| there.3 += messages);
-        }
-
-        fn listed(&mut self, s: u64) -> Vec<Act> {
-            let listed = |&(server, cid, _, messages): &(&str, u64, &str, u64)| Listed {
-                server: server.to_owned(),
-                cid,
-                who: None,
-                host: "h".to_owned(),
-                messages,
-                bytes: messages,
-            };
-            let connections = self.there.iter().map(listed).collect();
-            let listing = Listing { asked_at: self.at(s), servers: vec!["s1".to_owned(), "s2".to_owned()], connections };
-            self.watch.list(&listing, self.at(s))
-        }
-
-        fn violates(&mut self, s: u64, cid: u64, name: &str) -> Vec<Act> {
-            let line = Line {
-                cid,
-                account: "APP".to_owned(),
-                user: format!("U{name}"),
-                host: "h".to_owned(),
-                what: What::Publish("x".to_owned()),
-            };
-            self.watch.violation(&line, self.at(s))
-        }
-    }
-
-    fn cuts(acts: &[Act]) -> Vec<(String, u64)> {
-        let cut = |act: &Act| if let Act::Cut(cut) = act { Some((cut.server.clone(), cut.cid)) } else { None };
-        acts.iter().filter_map(cut).collect()
-    }
-
-    #[test]
-    fn two_that_speak_with_one_key_are_cut_and_their_key_is_revoked() {
-        let mut scene = Scene::new();
-        scene.comes(0, "s1", 1, "n1");
-        scene.comes(10, "s2", 1, "n1");
-        assert!(scene.watch.suspects());
-        assert!(scene.listed(11).is_empty());
-        scene.there[0].3 += 1;
-        assert!(scene.listed(12).is_empty(), "one of them only");
-        scene.there[1].3 += 1;
-        let acts = scene.listed(13);
-        assert_eq!(cuts(&acts), [("s1".to_owned(), 1), ("s2".to_owned(), 1)]);
-        assert!(matches!(acts.last(), Some(Act::Revoke(cloned)) if cloned.who.principal() == "node:n1"), "{acts:?}");
-        // Until it is revoked, no two of them come in again.
-        scene.goes(14, "s1", 1);
-        scene.goes(14, "s2", 1);
-        assert!(scene.comes(15, "s1", 2, "n1").is_empty());
-        assert_eq!(cuts(&scene.comes(15, "s2", 3, "n1")).len(), 2);
-    }
-
-    #[test]
-    fn one_that_reconnects_is_no_clone() {
-        let mut scene = Scene::new();
-        scene.comes(0, "s1", 1, "n1");
-        scene.publishes(1, 100);
-        scene.listed(1);
-        // Its wire was cut; the broker will know of the old connection's end in a minute.
-        scene.comes(10, "s2", 2, "n1");
-        for s in 11..70 {
-            scene.publishes(2, 1);
-            assert!(scene.listed(s).is_empty(), "{s}");
-        }
-        scene.goes(70, "s1", 1);
-        assert!(!scene.watch.suspects());
-        assert!(scene.listed(200).is_empty());
-    }
-
-    #[test]
-    fn a_clone_that_only_listens_is_one_too() {
-        let mut scene = Scene::new();
-        scene.comes(0, "s1", 1, "n1");
-        scene.comes(1, "s1", 2, "n1");
-        scene.publishes(1, 1);
-        for s in 2..121 {
-            assert!(scene.listed(s).is_empty(), "{s}");
-        }
-        assert_eq!(cuts(&scene.listed(122)).len(), 2);
-    }
-
-    #[test]
-    fn services_may_have_many_connections() {
-        let mut scene = Scene::new();
-        for cid in 0..10 {
-            assert!(scene.comes(0, "s1", cid, "svc").is_empty());
-        }
-        assert!(!scene.watch.suspects() && scene.listed(100).is_empty());
-    }
-
-    #[test]
-    fn a_flood_of_messages_is_cut_and_a_part_of_ours_is_not() {
-        let mut scene = Scene::new();
-        scene.comes(0, "s1", 1, "n1");
-        scene.comes(0, "s1", 2, "api-1");
-        scene.listed(1);
-        for cid in [1, 2] {
-            scene.publishes(cid, 200_000);
-        }
-        assert_eq!(cuts(&scene.listed(6)), [("s1".to_owned(), 1)]);
-        assert!(scene.listed(7).is_empty(), "and once");
-    }
-
-    #[test]
-    fn a_flood_of_violations_is_cut_and_a_few_are_not() {
-        let mut scene = Scene::new();
-        scene.comes(0, "s1", 1, "n1");
-        for s in 0..300 {
-            let acts = scene.violates(s, 1, "n1");
-            assert!(matches!(acts.as_slice(), [Act::Report(_)]), "one a second: {acts:?}");
-        }
-        let acts: Vec<Act> = (0..150).flat_map(|_| scene.violates(400, 1, "n1")).collect();
-        assert_eq!(cuts(&acts), [("s1".to_owned(), 1)]);
-        // Of somebody with the same number at a server whom the log does not mean.
-        assert!(
-            scene
-                .violates(401, 1, "n2")
-                .iter()
-                .all(|act| matches!(act, Act::Report(finding) if finding.who.as_ref().is_some_and(|who| who.kind == Kind::Unknown)))
-        );
-    }
-
-    #[test]
-    fn who_is_no_longer_listed_has_gone() {
-        let mut scene = Scene::new();
-        scene.comes(0, "s1", 1, "n1");
-        scene.there.clear();
-        scene.listed(1);
-        assert_eq!(scene.watch.connections(), 0);
-        scene.listed(100);
-        assert!(scene.watch.connections.is_empty());
-    }
-}
+mod tests;

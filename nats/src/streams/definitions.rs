@@ -6,6 +6,8 @@ use probeops_shared::presence::{BEAT_INTERVAL_MS, BEATS_UNTIL_GONE, REPLICA_GONE
 use probeops_shared::subjects::{self, REST, broker, storage};
 use serde_json::{Map, Value, json};
 
+use crate::vault::CREDENTIAL_LIFETIME;
+
 const MIB: u64 = 1024 * 1024;
 /// How long a job's state and outcomes are kept.
 const JOBS_KEPT: Duration = Duration::from_hours(24);
@@ -79,7 +81,7 @@ pub struct Consumer {
     pub config: Map<String, Value>,
 }
 
-/// All streams and buckets of the application account.
+/// All streams and buckets of the store.
 pub fn application(replicas: u32) -> Vec<Definition> {
     let presence_age = Duration::from_millis(BEAT_INTERVAL_MS * BEATS_UNTIL_GONE);
     let forgetful = |after: Duration| {
@@ -114,6 +116,7 @@ pub fn application(replicas: u32) -> Vec<Definition> {
         bucket(storage::KEYS, replicas, REGISTER_HISTORY, register()),
         bucket(storage::NODES, replicas, REGISTER_HISTORY, register()),
         bucket(storage::SERVICES, replicas, REGISTER_HISTORY, register()),
+        bucket(storage::REVOKED, replicas, 1, json!({"max_age": nanos(CREDENTIAL_LIFETIME)})),
         // Of a token that has expired nothing is kept, after a while.
         bucket(storage::TOKENS, replicas, 1, json!({"allow_msg_ttl": true, "subject_delete_marker_ttl": nanos(LIMIT_MARKERS_KEPT)})),
         callbacks(replicas),
@@ -271,6 +274,7 @@ mod tests {
             "KV_KEYS",
             "KV_NODES",
             "KV_SERVICES",
+            "KV_REVOKED",
             "KV_TOKENS",
             "KV_SECRETS",
             "KV_DELIVERIES",
@@ -282,7 +286,7 @@ mod tests {
         };
         let expected = ["JOBS", "CALLBACKS", "LATER", "AUDIT"].into_iter().chain(buckets).map(str::to_owned).collect();
         assert_eq!(sorted(names.iter().map(ToString::to_string).collect()), sorted(expected));
-        let provisioned: Vec<String> = crate::permissions::lists::application_streams();
+        let provisioned: Vec<String> = crate::permissions::lists::stored_streams();
         let made = names.iter().filter(|name| **name != "AUDIT").map(ToString::to_string).collect();
         assert_eq!(sorted(provisioned), sorted(made), "the provisioner may make exactly these");
     }
@@ -290,7 +294,7 @@ mod tests {
     #[test]
     fn three_of_everything_fit_into_the_account() {
         let reserved: i64 = application(3).iter().filter_map(|definition| definition.config.get("max_bytes")?.as_i64()).sum();
-        let account = crate::vault::accounts::claims(crate::permissions::AccountName::Application, "", "");
+        let account = crate::vault::accounts::claims(crate::permissions::AccountName::Store, "", |_| "");
         assert!(3 * reserved <= account.limits.disk_storage, "{reserved}");
     }
 
@@ -299,7 +303,7 @@ mod tests {
         for replicas in [1, 3] {
             let trail = audit(replicas);
             let reserved = trail.config["max_bytes"].as_i64().unwrap() * i64::from(replicas);
-            let account = crate::vault::accounts::claims(crate::permissions::AccountName::Audit, "", "");
+            let account = crate::vault::accounts::claims(crate::permissions::AccountName::Audit, "", |_| "");
             assert!(reserved <= account.limits.disk_storage, "{reserved}");
             assert_eq!(trail.config["discard"], "new");
         }

@@ -2,28 +2,36 @@
 
 use std::collections::BTreeMap;
 
-use probeops_shared::subjects::broker;
+use probeops_shared::subjects::{self, broker};
 
 use crate::claims::{Account, AccountLimits, Export, Import, UNLIMITED};
 use crate::permissions::AccountName;
+use crate::permissions::lists::{presence_keeping, revocations_told, trail_reading};
 
 const MIB: i64 = 1024 * 1024;
-/// What the application's streams and buckets may take on disk, in bytes. What each reserves counts once for each of its replicas.
-const APPLICATION_DISK_BYTES_MAX: i64 = 12 * 1024 * MIB;
-/// What the trail may take on disk, in bytes. With the application's share it is what a server has unless told otherwise: a trail that
+/// What streams and buckets may take on disk, in bytes. What each reserves counts once for each of its replicas.
+const STORE_DISK_BYTES_MAX: i64 = 12 * 1024 * MIB;
+/// What the trail may take on disk, in bytes. With the store's share it is what a server has unless told otherwise: a trail that
 /// grows without measure stops itself, and not the presence of nodes.
 const AUDIT_DISK_BYTES_MAX: i64 = 12 * 1024 * MIB;
 /// What its readers may take in memory, in bytes.
 const MEMORY_BYTES_MAX: i64 = 256 * MIB;
 /// How many streams and buckets there may be.
-const APPLICATION_STREAMS_MAX: i64 = 32;
+const STORE_STREAMS_MAX: i64 = 32;
 /// How many servers may copy the trail at once.
 const MIRRORS_MAX: i64 = 4;
 /// How many readers of streams and buckets there may be at once.
 const CONSUMERS_MAX: i64 = 4096;
 
+/// What is offered or taken: questions that are answered, or messages.
+const SERVICE: &str = "service";
+const STREAM: &str = "stream";
+/// How many answers a question has: one, or any number.
+const ONE_ANSWER: &str = "Singleton";
+const ANSWERS: &str = "Stream";
+
 /// The claims of an account, without revocations.
-pub fn claims(name: AccountName, signing_key: &str, audit_account: &str) -> Account {
+pub fn claims<'a>(name: AccountName, signing_key: &str, key_of: impl Fn(AccountName) -> &'a str) -> Account {
     let mut account = Account {
         limits: limits(),
         signing_keys: vec![signing_key.to_owned()],
@@ -31,36 +39,64 @@ pub fn claims(name: AccountName, signing_key: &str, audit_account: &str) -> Acco
         exports: Vec::new(),
         revocations: BTreeMap::new(),
     };
+    let taken = |subject: String, of: AccountName, local_subject: String, kind: &str| Import {
+        name: subject.clone(),
+        subject,
+        account: key_of(of).to_owned(),
+        local_subject,
+        kind: kind.to_owned(),
+    };
+    let lent = |subject: String, of: AccountName| {
+        let here = broker::lent(&subject);
+        taken(subject, of, here, SERVICE)
+    };
+    let offered = |subject: String, kind: &str, response_type: &str| Export {
+        name: subject.clone(),
+        subject,
+        kind: kind.to_owned(),
+        response_type: response_type.to_owned(),
+    };
     match name {
         AccountName::System => {}
         AccountName::Application => {
-            account.limits.imports = 1;
+            account.imports = vec![
+                taken(broker::AUDIT_ALL.to_owned(), AccountName::Audit, String::new(), SERVICE),
+                lent(revocations_told(), AccountName::Store),
+            ];
+            account.exports = vec![offered(subjects::events(), STREAM, "")];
+        }
+        AccountName::Store => {
             account.limits.mem_storage = MEMORY_BYTES_MAX;
-            account.limits.disk_storage = APPLICATION_DISK_BYTES_MAX;
-            account.limits.streams = APPLICATION_STREAMS_MAX;
+            account.limits.disk_storage = STORE_DISK_BYTES_MAX;
+            account.limits.streams = STORE_STREAMS_MAX;
             account.limits.consumer = CONSUMERS_MAX;
-            account.imports.push(Import {
-                name: "audit".to_owned(),
-                subject: broker::AUDIT_ALL.to_owned(),
-                account: audit_account.to_owned(),
-                kind: "service".to_owned(),
-            });
+            account.exports =
+                presence_keeping().into_iter().chain([revocations_told()]).map(|subject| offered(subject, SERVICE, ONE_ANSWER)).collect();
         }
         AccountName::Audit => {
-            account.limits.exports = 1;
             account.limits.leaf = MIRRORS_MAX;
             account.limits.mem_storage = MEMORY_BYTES_MAX;
             account.limits.disk_storage = AUDIT_DISK_BYTES_MAX;
             account.limits.streams = 1;
             account.limits.consumer = CONSUMERS_MAX;
-            account.exports.push(Export {
-                name: "audit".to_owned(),
-                subject: broker::AUDIT_ALL.to_owned(),
-                kind: "service".to_owned(),
-                response_type: "Singleton".to_owned(),
-            });
+            let [many, info, last] = trail_reading();
+            account.exports = vec![
+                offered(broker::AUDIT_ALL.to_owned(), SERVICE, ONE_ANSWER),
+                offered(many, SERVICE, ANSWERS),
+                offered(info, SERVICE, ONE_ANSWER),
+                offered(last, SERVICE, ONE_ANSWER),
+            ];
+        }
+        AccountName::Readers => account.imports = trail_reading().map(|subject| lent(subject, AccountName::Audit)).to_vec(),
+        AccountName::Collectors => {
+            account.imports = presence_keeping().map(|subject| lent(subject, AccountName::Store)).to_vec();
+            let records = subjects::audit(subjects::AUDIT_NODE, subjects::ANY);
+            account.imports.push(taken(records, AccountName::Audit, String::new(), SERVICE));
+            account.imports.push(taken(subjects::events(), AccountName::Application, String::new(), STREAM));
         }
     }
+    let count = |length: usize| i64::try_from(length).unwrap_or(i64::MAX);
+    (account.limits.imports, account.limits.exports) = (count(account.imports.len()), count(account.exports.len()));
     account
 }
 
@@ -88,10 +124,10 @@ mod tests {
     use crate::config::FILE_BYTES_MAX;
 
     #[test]
-    fn the_trail_cannot_take_the_applications_share_of_the_disk() {
-        let disk = |name| claims(name, "", "").limits.disk_storage;
-        let (application, audit) = (disk(AccountName::Application), disk(AccountName::Audit));
-        assert!(application > 0 && audit > 0, "neither is unlimited");
-        assert!(u64::try_from(application + audit).unwrap() <= FILE_BYTES_MAX);
+    fn the_trail_cannot_take_the_stores_share_of_the_disk() {
+        let disk = |name| claims(name, "", |_| "").limits.disk_storage;
+        let (store, audit) = (disk(AccountName::Store), disk(AccountName::Audit));
+        assert!(store > 0 && audit > 0, "neither is unlimited");
+        assert!(u64::try_from(store + audit).unwrap() <= FILE_BYTES_MAX);
     }
 }

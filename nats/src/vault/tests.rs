@@ -26,7 +26,10 @@ fn a_vault_opened_again_is_the_same() {
     for name in AccountName::ALL {
         assert_eq!(first.account_key(name), again.account_key(name));
     }
-    for entry in std::fs::read_dir(layout.keys_dir()).unwrap().map(Result::unwrap).filter(|entry| entry.file_name() != "lock") {
+    first.mint(&node("n1"), CREDENTIAL_LIFETIME).unwrap();
+    let files = [layout.keys_dir(), layout.ledger_dir()].map(|dir| std::fs::read_dir(dir).unwrap().map(Result::unwrap));
+    let secret = |entry: &std::fs::DirEntry| entry.file_name() != "lock" && entry.path() != layout.ledger_dir();
+    for entry in files.into_iter().flatten().filter(secret) {
         assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
     }
 }
@@ -56,26 +59,109 @@ fn a_credential_written_again_keeps_its_key_unless_that_was_revoked() {
 }
 
 #[test]
-fn revocations_are_kept_until_the_credential_would_have_expired() {
+fn revocations_are_kept_until_the_last_credential_has_ended_and_the_key_is_signed_nothing_more() {
     let (_scratch, layout, vault) = vault();
     let name = AccountName::Application;
+    let now = Timestamp::now();
+    let ago = |duration: Duration| Timestamp::from_unix_ms(now.unix_ms() - i64::try_from(duration.as_millis()).unwrap()).unwrap();
+    let key = || KeyPair::new_user().public_key();
+    let signed = |expires_at: Timestamp| Signed {
+        account: AccountName::Application,
+        kind: Kind::Node,
+        name: "n1".to_owned(),
+        signed_at: ago(CREDENTIAL_LIFETIME),
+        expires_at,
+        revoked: false,
+    };
+    let (ended, ending, long, unknown_old, unknown) = (key(), key(), key(), key(), key());
+    vault.ledger.write(&ended, &signed(ago(CLOCK_MARGIN + Duration::from_secs(1)))).unwrap();
+    vault.ledger.write(&ending, &signed(ago(CLOCK_MARGIN.saturating_sub(Duration::from_mins(1))))).unwrap();
+    vault.ledger.write(&long, &signed(now.plus(Duration::from_hours(29 * 24)))).unwrap();
     let mut account = vault.read_account(name, &vault.account_jwt(name).unwrap()).unwrap();
-    let now = Timestamp::now().unix_s();
-    let lifetime_s = i64::try_from(CREDENTIAL_LIFETIME.as_secs()).unwrap();
-    account.revocations.insert("old".to_owned(), now - lifetime_s - 10);
-    account.revocations.insert("recent".to_owned(), now - lifetime_s + 10);
+    let at = |duration: Duration| ago(duration).unix_s();
+    let forgotten = CREDENTIAL_LIFETIME + CLOCK_MARGIN;
+    account.revocations.extend([
+        (ended.clone(), at(Duration::from_mins(1))),
+        (ending.clone(), at(Duration::from_hours(48))),
+        (long.clone(), at(Duration::from_hours(48))),
+        (unknown_old, at(forgotten + Duration::from_secs(10))),
+        (unknown.clone(), at(forgotten.saturating_sub(Duration::from_secs(10)))),
+    ]);
     vault.write_account(name, account).unwrap();
-    let key = KeyPair::new_user().public_key();
-    let pushed = vault.revoke(&key).unwrap();
+    vault.tidy().unwrap();
     let reopened = Vault::open_or_create(&layout).unwrap();
-    assert_eq!(reopened.account_jwt(name).unwrap(), pushed);
-    let revoked: Vec<String> = reopened.read_account(name, &pushed).unwrap().revocations.into_keys().collect();
-    let mut wanted = vec![key, "recent".to_owned()];
+    let revoked =
+        || -> Vec<String> { reopened.read_account(name, &reopened.account_jwt(name).unwrap()).unwrap().revocations.into_keys().collect() };
+    let mut wanted = vec![ending, long, unknown];
     wanted.sort();
-    assert_eq!(revoked, wanted);
-    for bad in ["", "n1", &KeyPair::new_account().public_key()] {
+    assert_eq!(revoked(), wanted);
+    // The broker need not know of it; nobody gets a credential of it all the same, and asked for again it takes no place.
+    let again = reopened.sign(&node("n1"), Duration::from_mins(1), &ended).unwrap_err();
+    assert!(matches!(&again, Unsigned::Revoked(key) if *key == ended), "{again}");
+    reopened.revoke(&ended).unwrap();
+    // Nor does one that has ended before it was revoked.
+    let never = key();
+    reopened.ledger.write(&never, &signed(ago(CLOCK_MARGIN * 2))).unwrap();
+    reopened.revoke(&never).unwrap();
+    assert!(reopened.is_revoked(name, &never).unwrap());
+    assert_eq!(revoked(), wanted);
+    for bad in ["", "n1", "../APP-signing.nk", &KeyPair::new_account().public_key()] {
         assert!(vault.revoke(bad).unwrap_err().to_string().ends_with("is not the public key of a user (U…)"), "{bad}");
     }
+}
+
+#[test]
+fn a_key_is_remembered_as_long_as_its_longest_credential_and_is_of_one_kind() {
+    let (_scratch, _, vault) = vault();
+    let key = KeyPair::new_user().public_key();
+    let (_, long) = vault.sign(&node("n1"), CREDENTIAL_LIFETIME, &key).unwrap();
+    vault.sign(&node("n2"), Duration::from_mins(5), &key).unwrap();
+    let signed = vault.signed(&key).unwrap().unwrap();
+    assert_eq!((signed.kind, signed.name.as_str(), signed.expires_at.unix_ms()), (Kind::Node, "n2", long.unix_ms()));
+    let other = vault.sign(&Role::Auditor, Duration::from_mins(5), &key).unwrap_err().to_string();
+    assert_eq!(other, format!("the key {key} is one of a node, and cannot be one of the control plane too; make another"));
+
+    // Of a clock that was set back: what was signed by it before is void all the same.
+    let later = Timestamp::now().plus(Duration::from_mins(3));
+    vault.ledger.write(&key, &Signed { signed_at: later, ..signed }).unwrap();
+    let account = vault.read_account(AccountName::Application, &vault.revoke(&key).unwrap()).unwrap();
+    assert_eq!(account.revocations.get(&key), Some(&later.unix_s()));
+    vault.ledger.forget(long.plus(CREDENTIAL_LIFETIME / 2)).unwrap();
+    assert!(vault.signed(&key).unwrap().is_some());
+    assert_eq!(vault.ledger.forget(long.plus(CREDENTIAL_LIFETIME)).unwrap(), 1);
+    assert!(vault.signed(&key).unwrap().is_none());
+}
+
+#[test]
+fn the_broker_is_told_of_more_only_when_others_have_ended() {
+    let (_scratch, _, vault) = vault();
+    let name = AccountName::Application;
+    let mut account = vault.read_account(name, &vault.account_jwt(name).unwrap()).unwrap();
+    let keys: Vec<String> = (0..REVOCATIONS_MAX).map(|index| format!("U{index}")).collect();
+    let revoked = |count: usize| keys.iter().take(count).map(|key| (key.clone(), Timestamp::now().unix_s()));
+    account.revocations.extend(revoked(REVOCATIONS_OF_APIS_MAX - 1));
+    vault.write_account(name, account.clone()).unwrap();
+    assert!(vault.has_room_for_apis().unwrap());
+    account.revocations.extend(revoked(REVOCATIONS_OF_APIS_MAX));
+    vault.write_account(name, account.clone()).unwrap();
+    assert!(!vault.has_room_for_apis().unwrap());
+    account.revocations.extend(revoked(REVOCATIONS_MAX));
+    vault.write_account(name, account).unwrap();
+    let minted = vault.mint(&node("n1"), CREDENTIAL_LIFETIME).unwrap();
+    let full = vault.revoke(&minted.public_key).unwrap_err().to_string();
+    assert!(full.starts_with("8000 credentials are revoked already"), "{full}");
+    let ended = Signed {
+        account: AccountName::Application,
+        kind: Kind::Node,
+        name: "n2".to_owned(),
+        signed_at: Timestamp::now(),
+        expires_at: Timestamp::from_unix_ms(0).unwrap(),
+        revoked: false,
+    };
+    vault.ledger.write(&keys[17], &ended).unwrap();
+    vault.revoke(&minted.public_key).unwrap();
+    assert!(vault.is_revoked(name, &minted.public_key).unwrap());
+    assert!(vault.ledger.read(&keys[17]).unwrap().unwrap().revoked);
 }
 
 #[test]

@@ -5,18 +5,23 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use async_nats::jetstream::message::PublishMessage;
-use async_nats::{Auth, ConnectOptions, HeaderMap, jetstream};
+use async_nats::{Auth, Client, ConnectOptions, HeaderMap, jetstream};
 use data_encoding::BASE64URL_NOPAD;
-use fixture::{Broker, Connection, PATIENCE, api, node, service};
+use fixture::{Broker, Connection, PATIENCE, api, collector, node, recorded, registrar, service, store};
 use nkeys::KeyPair;
-use probeops_nats::connect::{Link, LinkError, LinkEvent};
-use probeops_nats::keymaster;
+use probeops_nats::connect::{Link, LinkError, LinkEvent, connect};
+use probeops_nats::keymaster::{self, MintsPerMinute};
 use probeops_nats::permissions::{AccountName, Role};
 use probeops_nats::sentry::Bounds;
 use probeops_nats::vault::CREDENTIAL_LIFETIME;
-use probeops_shared::audit::Record;
-use probeops_shared::subjects;
+use probeops_nats::vault::credentials::Credentials;
+use probeops_shared::audit::{Record, Verdict};
+use probeops_shared::keymaster::Verb;
+use probeops_shared::registry::RevokedKey;
+use probeops_shared::subjects::{self, storage};
 use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -36,7 +41,54 @@ fn signed(mut claims: Value, signer: &KeyPair) -> String {
     format!("{content}.{signature}")
 }
 
+/// What a connection says for so long after another of its key has come may be of before.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(2);
+
+/// A running keymaster.
+struct Keymaster(JoinHandle<anyhow::Result<()>>, CancellationToken);
+
+impl Keymaster {
+    fn start(broker: &Broker, mints: MintsPerMinute) -> Self {
+        let stop = CancellationToken::new();
+        let ca = Some(broker.layout.ca_certificate());
+        let settings = keymaster::Settings { layout: broker.layout.clone(), servers: broker.servers(), ca, mints, health_file: None };
+        Self(tokio::spawn(keymaster::run(settings, stop.clone())), stop)
+    }
+
+    async fn end(self) {
+        self.1.cancel();
+        timeout(PATIENCE, self.0).await.unwrap().unwrap().unwrap();
+    }
+}
+
 impl Broker {
+    /// Another connection with the same credential.
+    async fn connect_again(&self, credentials: &Credentials) -> Connection {
+        let (client, events) = self.try_again(credentials).await.unwrap();
+        Connection { client, events, credentials: credentials.clone() }
+    }
+
+    async fn try_again(&self, credentials: &Credentials) -> Result<(Client, mpsc::Receiver<LinkEvent>), LinkError> {
+        let creds = self.layout.creds(&format!("again-{:016x}", rand::random::<u64>()));
+        std::fs::write(&creds, credentials.to_creds_file()).unwrap();
+        connect(&self.link(creds), "again", &subjects::node_inbox(&credentials.name)).await
+    }
+
+    /// What the sentry has written down for the register of nodes.
+    async fn said_revoked(&self, public_key: &str) -> RevokedKey {
+        let store = self.connect(&store()).await;
+        let bucket = jetstream::new(store.client.clone()).get_key_value(storage::REVOKED).await.unwrap();
+        let said = async {
+            loop {
+                if let Some(value) = bucket.get(public_key).await.unwrap() {
+                    return serde_json::from_slice(&value).unwrap();
+                }
+                sleep(Duration::from_millis(50)).await;
+            }
+        };
+        timeout(PATIENCE, said).await.unwrap()
+    }
+
     fn signing_key(&self, account: AccountName) -> KeyPair {
         let seed = std::fs::read_to_string(self.layout.key(&format!("{}-signing", account.as_str()))).unwrap();
         KeyPair::from_seed(seed.trim()).unwrap()
@@ -222,29 +274,15 @@ async fn speak(connection: &mut Connection, name: &str, every: Duration) -> Dura
 async fn clones_and_floods_are_cut_and_one_that_reconnects_is_not() {
     const SPEAK_EVERY: Duration = Duration::from_millis(200);
     let broker = Broker::start().await;
-    let stop = CancellationToken::new();
-    let settings = keymaster::Settings {
-        layout: broker.layout.clone(),
-        servers: broker.servers(),
-        ca: Some(broker.layout.ca_certificate()),
-        health_file: None,
-    };
-    let keymaster = tokio::spawn(keymaster::run(settings, stop.clone()));
-    let bounds = Bounds { messages_per_s: 1_000, ..Bounds::default() };
+    let keymaster = Keymaster::start(&broker, MintsPerMinute::default());
+    let bounds = Bounds { messages_per_s: 1_000, last_words_within: LAST_WORDS_WITHIN, ..Bounds::default() };
     let sentry = broker.sentry(bounds).await;
 
-    // A second connection with the same credential.
-    let creds = broker.layout.creds("again");
-    let again = async |credentials: &probeops_nats::vault::credentials::Credentials| {
-        std::fs::write(&creds, credentials.to_creds_file()).unwrap();
-        let (client, events) = probeops_nats::connect::connect(&broker.link(creds.clone()), "again", "_INBOX_n.n1").await.unwrap();
-        Connection { client, events, credentials: credentials.clone() }
-    };
     // One whose old connection is dead, which the broker does not know yet: silent here.
     let mut dead = broker.connect(&node("n2", "eu")).await;
-    let mut alive = again(&dead.credentials).await;
+    let mut alive = broker.connect_again(&dead.credentials).await;
     let mut n1 = broker.connect(&node("n1", "eu")).await;
-    let mut clone = again(&n1.credentials).await;
+    let mut clone = broker.connect_again(&n1.credentials).await;
     let stay = async {
         loop {
             alive.client.publish(subjects::event("eu", "n2", "beat"), "x".into()).await.unwrap();
@@ -260,8 +298,12 @@ async fn clones_and_floods_are_cut_and_one_that_reconnects_is_not() {
     sentry
         .notices(vec![("node:n1", "cut: clone"), ("node:n1", "clone: its key"), ("node:n1", "revoked: its key is void on probeops")], is)
         .await;
-    std::fs::write(&creds, n1.credentials.to_creds_file()).unwrap();
-    assert!(matches!(broker.try_connect(&broker.link(creds.clone())).await, Err(LinkError::Refused(_))), "neither comes back");
+    assert!(matches!(broker.try_again(&n1.credentials).await, Err(LinkError::Refused(_))), "neither comes back");
+    let said = broker.said_revoked(&n1.credentials.public_key).await;
+    assert_eq!(
+        (said.node.as_str(), said.because.as_str()),
+        ("n1", "clone: its key was used by two connections at the same time, from 127.0.0.1")
+    );
     for connection in [&mut dead, &mut alive] {
         assert!(!std::iter::from_fn(|| connection.events.try_recv().ok()).any(|event| event == LinkEvent::Disconnected));
     }
@@ -296,8 +338,185 @@ async fn clones_and_floods_are_cut_and_one_that_reconnects_is_not() {
     let of_the_flood = sentry.records().await.iter().filter(|record| record.principal == "node:n5").count();
     assert!(of_the_flood <= 102, "20,000 violations made {of_the_flood} records");
     sentry.end().await;
-    stop.cancel();
-    timeout(PATIENCE, keymaster).await.unwrap().unwrap().unwrap();
+    keymaster.end().await;
+}
+
+#[tokio::test]
+async fn one_that_comes_and_goes_beside_a_node_is_cut_and_a_node_that_reconnects_all_the_time_is_not() {
+    const SPEAK_EVERY: Duration = Duration::from_millis(200);
+    let broker = Broker::start().await;
+    let keymaster = Keymaster::start(&broker, MintsPerMinute::default());
+    let sentry = broker.sentry(Bounds { last_words_within: LAST_WORDS_WITHIN, ..Bounds::default() }).await;
+    let mut n1 = broker.connect(&node("n1", "eu")).await;
+    let mut n2 = broker.connect(&node("n2", "eu")).await;
+    let credentials = n1.credentials.clone();
+    let visit = async {
+        // Until its key is void.
+        while let Ok((client, _events)) = broker.try_again(&credentials).await {
+            client.flush().await.unwrap();
+            client.drain().await.unwrap();
+            sleep(SPEAK_EVERY).await;
+        }
+    };
+    let reconnects = async {
+        loop {
+            n2.client.publish(subjects::event("eu", "n2", "beat"), "x".into()).await.unwrap();
+            drop(n2.client.flush().await);
+            n2.client.force_reconnect().await.unwrap();
+            sleep(SPEAK_EVERY).await;
+        }
+    };
+    let mut speaking = broker.connect_again(&credentials).await;
+    // The first of the two is gone before anything is said by the other: of the two one is there.
+    n1.client.drain().await.unwrap();
+    timeout(PATIENCE, async { while n1.events.recv().await.is_some() {} }).await.unwrap();
+    tokio::select! {
+        _ = async { tokio::join!(speak(&mut speaking, "n1", SPEAK_EVERY), visit) } => {}
+        () = reconnects => {}
+    }
+    let is = |record: &Record, words: &&str| record.principal == "node:n1" && record.detail.contains(*words);
+    sentry.notices(vec!["cut: clone", "revoked: its key is void on probeops"], is).await;
+    assert_eq!(broker.said_revoked(&credentials.public_key).await.node.as_str(), "n1");
+    assert!(!std::iter::from_fn(|| n2.events.try_recv().ok()).any(|event| matches!(event, LinkEvent::Refused(_))));
+    assert!(sentry.records().await.iter().all(|record| record.principal != "node:n2"));
+    broker.try_again(&n2.credentials).await.unwrap();
+    sentry.end().await;
+    keymaster.end().await;
+}
+
+/// It has said so in the trail itself, whatever they who asked say there: what it signed for this key, so often, what it took away, and what it
+/// refused, so often.
+async fn check_recorded(broker: &Broker, key: &str, (signed, refused): (usize, usize)) {
+    let auditor = broker.connect(&Role::Auditor).await.client;
+    let told: Vec<(Verdict, String, String, String)> =
+        recorded(&auditor).await.into_iter().map(|record| (record.verdict, record.principal, record.target, record.detail)).collect();
+    let has = |verdict, principal: &str, target: &str, words: &str| {
+        let is = |(is, whose, of, said): &&(Verdict, String, String, String)| {
+            *is == verdict
+                && whose == principal
+                && of == target
+                && said.contains(words)
+                && (verdict == Verdict::Signed || said.starts_with("revoke for key U"))
+        };
+        told.iter().filter(is).count()
+    };
+    assert_eq!(has(Verdict::Signed, "part:api-1", "node:n1", &format!("credential signed for key {key}, until ")), signed, "{told:#?}");
+    assert_eq!(has(Verdict::Signed, "part:api-2", "node:n1", "credential signed for key "), 1);
+    assert_eq!(has(Verdict::Signed, "part:api-1", "node:n1", &format!("key {key} revoked on probeops")), 1);
+    assert_eq!(has(Verdict::Refused, "part:api-1", "", ": forbidden: "), refused, "{told:#?}");
+    assert_eq!(has(Verdict::Refused, "part:api-1", "", ": not_found: "), 1);
+}
+
+#[tokio::test]
+async fn a_keymaster_gives_and_takes_away_for_an_api_only_what_is_of_nodes_and_services() {
+    const MINTS: u32 = 12;
+    let broker = Broker::start().await;
+    let keymaster = Keymaster::start(&broker, MintsPerMinute(MINTS.try_into().unwrap()));
+    let (asking, other) = (broker.connect(&api()).await, Role::Api { caller: "api-2".parse().unwrap() });
+    let other = broker.connect(&other).await;
+    let ask = async |caller: &Connection, verb: Verb, request: &Value| -> Value {
+        let subject = subjects::keymaster(verb, &caller.credentials.name);
+        loop {
+            match caller.client.request(subject.clone(), request.to_string().into()).await {
+                Ok(answer) => return serde_json::from_slice(&answer.payload).unwrap(),
+                // It is about to be ready.
+                Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => sleep(Duration::from_millis(20)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    let revoke = async |key: &str| ask(&asking, Verb::Revoke, &json!({"public_key": key})).await["problem"]["code"].clone();
+    let unknown = revoke(&KeyPair::new_user().public_key()).await;
+    assert_eq!(unknown, "not_found");
+    // It is ready, so its own credentials are there.
+    let held = ["keymaster", "keymaster-desk"].map(|name| {
+        let path = broker.layout.keys_dir().join(format!("{name}.creds"));
+        Credentials::read_if_exists(&path).unwrap().unwrap().public_key
+    });
+    let parts = [broker.presence(), Role::Sentry, collector(), registrar(), Role::Auditor, Role::Provisioner, Role::FrontDoor];
+    let parts = parts.map(|role| broker.vault.mint(&role, CREDENTIAL_LIFETIME).unwrap().public_key);
+    let apis = [asking.credentials.public_key.clone(), other.credentials.public_key.clone()];
+    for key in held.iter().chain(&parts).chain(&apis) {
+        assert_eq!(revoke(key).await, "forbidden", "{key}");
+        for account in AccountName::ALL {
+            assert!(!broker.vault.is_revoked(account, key).unwrap());
+        }
+    }
+    for account in AccountName::ALL {
+        assert_eq!(revoke(broker.vault.account_key(account)).await, "invalid");
+        assert_eq!(revoke(&broker.signing_key(account).public_key()).await, "invalid");
+    }
+
+    let mint = |rights: Value, key: &str| json!({"public_key": key, "lifetime_s": 60, "rights": rights});
+    let fresh = || KeyPair::new_user().public_key();
+    let n1 = json!({"node": "n1", "region": "eu", "tools": ["echo"]});
+    for (verb, rights, key, code) in [
+        (Verb::MintNode, n1.clone(), apis[0].clone(), "conflict"),
+        (Verb::MintNode, json!({"node": "n1.>", "region": "eu", "tools": ["echo"]}), fresh(), "invalid"),
+        (Verb::MintNode, json!({"node": "n1", "region": "*", "tools": ["echo"]}), fresh(), "invalid"),
+        (Verb::MintNode, json!({"node": "n1", "region": "eu", "tools": ["*"]}), fresh(), "invalid"),
+        (Verb::MintNode, json!({"node": "api-1", "region": "eu", "tools": ["echo"]}), fresh(), "forbidden"),
+        (
+            Verb::MintService,
+            json!({"name": "sentry", "regions": ["eu"], "tools": ["echo"], "nodes": [], "direct": true}),
+            fresh(),
+            "forbidden",
+        ),
+        (Verb::MintService, json!({"name": "s", "regions": [], "tools": ["echo"], "nodes": ["*"], "direct": true}), fresh(), "invalid"),
+        (Verb::MintService, n1.clone(), fresh(), "invalid"),
+    ] {
+        let answer = ask(&asking, verb, &mint(rights.clone(), &key)).await;
+        assert_eq!(answer["problem"]["code"], code, "{rights}: {answer}");
+    }
+    let key = fresh();
+    for _ in 8..MINTS {
+        assert!(ask(&asking, Verb::MintNode, &mint(n1.clone(), &key)).await["jwt"].is_string());
+    }
+    let refused = ask(&asking, Verb::MintNode, &mint(n1.clone(), &key)).await;
+    assert_eq!(refused["problem"]["code"], "rate_limited", "{refused}");
+    assert!(ask(&other, Verb::MintNode, &mint(n1, &fresh())).await["jwt"].is_string(), "another has a rate of its own");
+    // What is a node's is taken away all the same.
+    let taken = ask(&asking, Verb::Revoke, &json!({"public_key": key})).await;
+    assert_eq!(taken, json!({"servers": ["probeops"], "waiting": []}));
+    keymaster.end().await;
+    let refused = held.len() + parts.len() + apis.len();
+    check_recorded(&broker, &key, ((8..MINTS).count(), refused)).await;
+}
+
+#[tokio::test]
+async fn a_keymaster_gives_nobody_a_credential_of_which_the_trail_does_not_know() {
+    let broker = Broker::start().await;
+    let keymaster = Keymaster::start(&broker, MintsPerMinute::default());
+    let (asking, provisioner) = (broker.connect(&api()).await, broker.connect(&Role::AuditProvisioner).await.client);
+    let at_most = async |max_bytes: i64| {
+        let info = provisioner.request(subjects::broker::stream_info(storage::AUDIT), "".into()).await.unwrap();
+        let mut config = serde_json::from_slice::<Value>(&info.payload).unwrap()["config"].take();
+        config["max_bytes"] = max_bytes.into();
+        let updated = provisioner.request(subjects::broker::stream_update(storage::AUDIT), config.to_string().into()).await.unwrap();
+        assert!(serde_json::from_slice::<Value>(&updated.payload).unwrap()["error"].is_null(), "{updated:?}");
+    };
+    let mint = async || -> Value {
+        let rights = json!({"node": "n1", "region": "eu", "tools": ["echo"]});
+        let request = json!({"public_key": KeyPair::new_user().public_key(), "lifetime_s": 60, "rights": rights}).to_string();
+        loop {
+            match asking.client.request(subjects::keymaster(Verb::MintNode, "api-1"), request.clone().into()).await {
+                Ok(answer) => return serde_json::from_slice(&answer.payload).unwrap(),
+                Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => sleep(Duration::from_millis(20)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    };
+    assert!(mint().await["jwt"].is_string());
+    at_most(1).await;
+    let refused = mint().await;
+    assert_eq!((&refused["problem"]["code"], &refused["jwt"]), (&json!("unavailable"), &Value::Null), "{refused}");
+    assert!(refused["problem"]["detail"].as_str().unwrap().starts_with("the audit trail does not take the record"), "{refused}");
+    at_most(1024 * 1024).await;
+    let deadline = Instant::now() + PATIENCE;
+    while !mint().await["jwt"].is_string() {
+        assert!(Instant::now() < deadline);
+    }
+    keymaster.end().await;
 }
 
 #[tokio::test]
@@ -307,7 +526,7 @@ async fn what_goes_beyond_a_limit_is_refused_and_noticed() {
     let mut n1 = broker.connect(&node("n1", "eu")).await;
     let mut held = Vec::new();
     // One more would let it hoard shares of the queue.
-    for _ in 0..4 {
+    for _ in 0..5 {
         held.push(n1.client.queue_subscribe("job.v1.eu.echo.*", "w".to_owned()).await.unwrap());
     }
     let refused = n1.next(|event| if let LinkEvent::Other(text) = event { Some(text.clone()) } else { None }).await;

@@ -1,6 +1,8 @@
 //! What each kind of credential must not do, refused by the broker.
 
-use fixture::{Broker, Sentry, api, collector, node, registrar, service, service_at_the_door};
+mod replica;
+
+use fixture::{Broker, Sentry, api, collector, node, recorder, registrar, service, service_at_the_door, store};
 use probeops_nats::permissions::Role;
 use probeops_nats::sentry::Bounds;
 use probeops_shared::audit::Record;
@@ -8,7 +10,7 @@ use probeops_shared::audit::Record;
 use crate::fixture;
 
 #[derive(Clone, Copy, Debug)]
-enum Attempt {
+pub(crate) enum Attempt {
     Publish(&'static str),
     Subscribe(&'static str),
     Join(&'static str, &'static str),
@@ -38,7 +40,7 @@ const ON_THE_TRAIL: [Attempt; 18] = [
 ];
 
 /// What is tried is refused, and in the trail: by whom, and on what subject.
-async fn refuses((broker, sentry): &(Broker, Sentry), role: &Role, attempts: &[Attempt]) {
+pub(crate) async fn refuses((broker, sentry): &(Broker, Sentry), role: &Role, attempts: &[Attempt]) {
     let mut connection = broker.connect(role).await;
     let mut tried = Vec::new();
     for attempt in attempts {
@@ -82,7 +84,7 @@ async fn refuses((broker, sentry): &(Broker, Sentry), role: &Role, attempts: &[A
 }
 
 /// A broker, and a sentry that cuts nobody: what is tried here is not a flood.
-async fn watched() -> (Broker, Sentry) {
+pub(crate) async fn watched() -> (Broker, Sentry) {
     let broker = Broker::start().await;
     let sentry = broker.sentry(Bounds { violations: u32::MAX, ..Bounds::default() }).await;
     (broker, sentry)
@@ -96,8 +98,10 @@ async fn no_credential_that_runs_makes_the_trail_forget() {
         service("svc"),
         service_at_the_door("svc"),
         api(),
+        store(),
         collector(),
         registrar(),
+        recorder(),
         Role::Acknowledger,
         Role::FrontDoor,
         Role::Observer,
@@ -106,6 +110,7 @@ async fn no_credential_that_runs_makes_the_trail_forget() {
         Role::Sentry,
         Role::Keymaster,
         Role::KeymasterDesk,
+        Role::Reloader,
     ];
     for role in &running {
         refuses(&broker, role, &ON_THE_TRAIL).await;
@@ -298,93 +303,6 @@ async fn a_service_may_not() {
 }
 
 #[tokio::test]
-async fn a_replica_of_the_api_may_not() {
-    let broker = watched().await;
-    let attempts = [
-        Publish("job.v1.eu.echo.api-2"),
-        Publish("node.v1.n1.ctl.drain.api-2"),
-        Publish("_INBOX.api-1.token.n1"),
-        Publish("_INBOX_n.n1.x"),
-        Publish("ev.v1.eu.n1.beat"),
-        Publish("audit.v1.api.api-2"),
-        Publish("key.v1.mint_node.api-2"),
-        Publish("key.v1.revoke.api-2"),
-        Publish("_INBOX_c.api-2.x"),
-        Join("key.v1.>", "k"),
-        Subscribe("_INBOX_c.api-2.>"),
-        Publish("$KV.PRESENCE.eu.n1"),
-        Publish("$KV.REPLICAS.api-2"),
-        Publish("$JS.API.STREAM.PURGE.KV_REPLICAS"),
-        Publish("$JS.API.STREAM.PURGE.KV_IDEMPOTENCY"),
-        Publish("$JS.API.STREAM.PURGE.KV_SERVICES"),
-        Publish("api.v1.run.svc"),
-        Publish("api.v1.run.api-1"),
-        Join("api.v1.run.*", "f"),
-        Subscribe("$SRV.PING"),
-        Publish("$JS.API.STREAM.PURGE.KV_LIMITS"),
-        Publish("$JS.API.STREAM.DELETE.JOBS"),
-        Publish("$JS.API.STREAM.PURGE.KV_KEYS"),
-        Publish("$JS.API.STREAM.UPDATE.KV_KEYS"),
-        Publish("$JS.API.STREAM.CREATE.X"),
-        Publish("$JS.API.STREAM.PURGE.JOBS"),
-        Publish("$JS.API.STREAM.MSG.DELETE.JOBS"),
-        Publish("$JS.API.CONSUMER.CREATE.CALLBACKS.deliver"),
-        Publish("$JS.API.CONSUMER.CREATE.CALLBACKS"),
-        Publish("$JS.API.CONSUMER.DELETE.CALLBACKS.deliver"),
-        Publish("$JS.API.CONSUMER.MSG.NEXT.CALLBACKS.other"),
-        Publish("$JS.API.STREAM.PURGE.CALLBACKS"),
-        Publish("$JS.API.CONSUMER.CREATE.LATER.due"),
-        Publish("$JS.API.CONSUMER.CREATE.LATER"),
-        Publish("$JS.API.CONSUMER.DELETE.LATER.due"),
-        Publish("$JS.API.CONSUMER.MSG.NEXT.LATER.other"),
-        Publish("$JS.API.STREAM.UPDATE.LATER"),
-        Publish("$JS.API.STREAM.MSG.GET.LATER"),
-        // What is due the broker alone says.
-        Publish("later.v1.due.x"),
-        Publish("$JS.API.CONSUMER.CREATE.KV_SECRETS"),
-        Publish("$JS.ACK.JOBS.x.1.1.1.1.0"),
-        Publish("rep.v1.api-2.cancel.api-3"),
-        Subscribe("rep.v1.api-2.>"),
-        Publish("$SYS.REQ.CLAIMS.UPDATE"),
-        Subscribe("_INBOX.api-2.>"),
-        Subscribe("_INBOX_c.api-2.>"),
-        Subscribe("_INBOX.svc.>"),
-        Join("job.v1.eu.echo.*", "w"),
-        Subscribe("ev.v1.>"),
-        Subscribe("$KV.KEYS.>"),
-        Subscribe(">"),
-        // Nor keys of another: it asks the keymaster in its own name, and speaks for nobody else.
-        Publish("key.v1.mint_node.api-2"),
-        Publish("key.v1.revoke.sentry"),
-        Join("key.v1.>", "k"),
-        Publish("_INBOX_f.svc.x"),
-        Publish("_INBOX_c.api-2.x"),
-        Publish("_INBOX_n.n1.cut"),
-        Subscribe("_INBOX_f.svc.>"),
-        Join("ev.v1.>", "c"),
-        Subscribe("audit.v1.>"),
-        // The trail: of its account it sees and reaches nothing.
-        Publish("audit.v1.violation.sentry"),
-        Publish("$JS.API.STREAM.DELETE.AUDIT"),
-        Publish("$JS.API.STREAM.PURGE.AUDIT"),
-        Publish("$JS.API.STREAM.UPDATE.AUDIT"),
-        Publish("$JS.API.STREAM.MSG.DELETE.AUDIT"),
-        Publish("$JS.API.STREAM.MSG.GET.AUDIT"),
-        Publish("$JS.API.STREAM.CREATE.AUDIT"),
-        Publish("$JS.API.STREAM.CREATE.MIRROR"),
-        Publish("$JS.API.STREAM.RESTORE.AUDIT"),
-        Publish("$JS.API.STREAM.SNAPSHOT.AUDIT"),
-        Publish("$JS.API.STREAM.REMOVE.AUDIT"),
-        Publish("$JS.API.CONSUMER.CREATE.AUDIT"),
-        Publish("$JS.API.CONSUMER.DELETE.AUDIT.x"),
-        Publish("$JS.API.DIRECT.GET.AUDIT"),
-        Publish("$JS.API.META.LEADER.STEPDOWN"),
-        Publish("$JS.API.ACCOUNT.PURGE.x"),
-    ];
-    refuses(&broker, &api(), &attempts).await;
-}
-
-#[tokio::test]
 async fn a_command_of_the_operator_may_not() {
     let broker = watched().await;
     let attempts = [
@@ -411,13 +329,16 @@ async fn a_command_of_the_operator_may_not() {
         Subscribe(">"),
     ];
     refuses(&broker, &registrar(), &attempts).await;
+    refuses(&broker, &registrar(), &[Publish("audit.v1.command.command-1")]).await;
+    refuses(&broker, &recorder(), &attempts).await;
+    refuses(&broker, &recorder(), &[Publish("$KV.KEYS.x"), Publish("$JS.API.STREAM.INFO.KV_KEYS"), Publish("$KV.TOKENS.x")]).await;
 }
 
 const PART_COLLECTING: &[Attempt] = &[
     Publish("$KV.KEYS.x"),
     Publish("$KV.NODES.n1"),
     Publish("audit.v1.api.api-1"),
-    Publish("audit.v1.node.api-2"),
+    Publish("audit.v1.violation.sentry"),
     Publish("job.v1.eu.echo.api-1"),
     Publish("node.v1.n1.ctl.drain.api-1"),
     Publish("_INBOX_n.n1.x"),
@@ -503,7 +424,11 @@ const PART_SENTRY: &[Attempt] = &[
     Publish("_INBOX_n.n1.x"),
     Publish("_INBOX.svc.token.n1"),
     Publish("$KV.NODES.n1"),
+    Publish("$KV.REVOKED.x"),
+    Publish("js.v1.$KV.NODES.n1"),
+    Publish("js.v1.$KV.PRESENCE.eu.n1"),
     Publish("$JS.API.STREAM.INFO.KV_NODES"),
+    Publish("$JS.API.DIRECT.GET.KV_REVOKED.$KV.REVOKED.x"),
     Publish("job.v1.eu.echo.sentry"),
     Publish("$SYS.REQ.SERVER.x.KICK"),
     Subscribe("audit.v1.>"),

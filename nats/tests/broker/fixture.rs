@@ -21,7 +21,7 @@ use probeops_nats::vault::{CREDENTIAL_LIFETIME, Vault};
 use probeops_nats::{process, tls};
 use probeops_shared::audit::chain::Batch;
 use probeops_shared::audit::{Record, Verdict};
-use probeops_shared::subjects::storage;
+use probeops_shared::subjects::{self, storage};
 use probeops_shared::tools::ToolName;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -97,7 +97,7 @@ impl Broker {
     pub(crate) async fn start() -> Self {
         let mut broker = Self::configured();
         broker.run().await.unwrap();
-        broker.provision().await.unwrap();
+        Box::pin(broker.provision()).await.unwrap();
         broker
     }
 
@@ -142,11 +142,7 @@ impl Broker {
             bounds,
             health_file: None,
         };
-        let stop = CancellationToken::new();
-        let (ready, is_ready) = oneshot::channel();
-        let running = tokio::spawn(sentry::run(settings, ready, stop.clone()));
-        tokio::time::timeout(PATIENCE, is_ready).await.unwrap().unwrap();
-        Sentry { auditor: self.connect(&Role::Auditor).await.client, stop, running }
+        Sentry::start(settings, self.connect(&Role::Auditor).await.client).await
     }
 
     pub(crate) fn presence(&self) -> Role {
@@ -166,18 +162,33 @@ pub(crate) struct Sentry {
     running: JoinHandle<Result<(), String>>,
 }
 
+/// All that is in the trail, as whoever may read it finds it there.
+pub(crate) async fn recorded(auditor: &Client) -> Vec<Record> {
+    let trail = jetstream::with_prefix(auditor.clone(), subjects::broker::LENT).get_stream(storage::AUDIT).await.unwrap();
+    let last = trail.get_info().await.unwrap().state.last_sequence;
+    let mut records = Vec::new();
+    for sequence in 1..=last {
+        let message = trail.direct_get(sequence).await.unwrap();
+        // What tests write themselves may be anything.
+        let batch = serde_json::from_slice::<Batch<Record>>(&message.payload);
+        records.extend(batch.into_iter().flat_map(|batch| batch.records).map(|link| link.record));
+    }
+    records
+}
+
 impl Sentry {
+    /// Starts one; whoever may read the trail does so.
+    pub(crate) async fn start(settings: sentry::Settings, auditor: Client) -> Self {
+        let stop = CancellationToken::new();
+        let (ready, is_ready) = oneshot::channel();
+        let running = tokio::spawn(sentry::run(settings, ready, stop.clone()));
+        tokio::time::timeout(PATIENCE, is_ready).await.unwrap().unwrap();
+        Self { auditor, stop, running }
+    }
+
     /// All records of violations.
     pub(crate) async fn records(&self) -> Vec<Record> {
-        let trail = jetstream::new(self.auditor.clone()).get_stream(storage::AUDIT).await.unwrap();
-        let last = trail.get_info().await.unwrap().state.last_sequence;
-        let mut records = Vec::new();
-        for sequence in 1..=last {
-            let message = trail.direct_get(sequence).await.unwrap();
-            // What tests write themselves may be anything.
-            let batch = serde_json::from_slice::<Batch<Record>>(&message.payload);
-            records.extend(batch.into_iter().flat_map(|batch| batch.records).map(|link| link.record));
-        }
+        let mut records = recorded(&self.auditor).await;
         records.retain(|record| record.verdict == Verdict::Violation);
         records
     }
@@ -255,8 +266,18 @@ pub(crate) fn api() -> Role {
     Role::Api { caller: "api-1".parse().unwrap() }
 }
 
+/// The same replica where streams and buckets are.
+pub(crate) fn store() -> Role {
+    Role::Store { caller: "api-1".parse().unwrap() }
+}
+
 pub(crate) fn registrar() -> Role {
     Role::Registrar { name: "command-1".parse().unwrap() }
+}
+
+/// The same command where the trail is written.
+pub(crate) fn recorder() -> Role {
+    Role::Recorder { name: "command-1".parse().unwrap() }
 }
 
 pub(crate) fn collector() -> Role {

@@ -2,7 +2,7 @@
 
 use async_nats::jetstream::kv::{Operation, Watch};
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber, jetstream};
-use fixture::{Broker, Connection, PATIENCE, api, collector, node, registrar, service, service_at_the_door};
+use fixture::{Broker, Connection, PATIENCE, api, collector, node, recorder, registrar, service, service_at_the_door, store};
 use futures_util::StreamExt;
 use probeops_nats::permissions::Role;
 use probeops_shared::ids::{Caller, JobId, NodeId, ReplyToken};
@@ -96,12 +96,12 @@ async fn a_node_announces_itself_and_is_acknowledged() {
     let broker = Broker::start().await;
     let collecting = broker.connect(&collector()).await;
     let acknowledging = broker.connect(&Role::Acknowledger).await;
-    let asking = broker.connect(&api()).await;
+    let asking = broker.connect(&store()).await;
     let announcing = broker.connect(&node("n1", "eu")).await;
 
     let roster = jetstream::new(asking.client.clone()).get_key_value(storage::PRESENCE).await.unwrap();
     let mut watch = roster.watch_all().await.unwrap();
-    let presence = jetstream::new(collecting.client.clone()).get_key_value(storage::PRESENCE).await.unwrap();
+    let presence = jetstream::with_prefix(collecting.client.clone(), broker::LENT).get_key_value(storage::PRESENCE).await.unwrap();
     // The bucket keeps the last value of a key, and who watches gets what is there when it begins: this says that it has begun.
     presence.put("eu.before", "".into()).await.unwrap();
     assert_eq!(next_entry(&mut watch).await.key, "eu.before");
@@ -131,7 +131,7 @@ async fn a_node_announces_itself_and_is_acknowledged() {
 #[tokio::test]
 async fn the_api_and_commands_keep_their_registers_and_jobs() {
     let mut broker = Broker::start().await;
-    let mut connection = broker.connect(&api()).await;
+    let mut connection = broker.connect(&store()).await;
     let mut command = broker.connect(&registrar()).await;
     let context = jetstream::new(connection.client.clone());
     let command_context = jetstream::new(command.client.clone());
@@ -188,7 +188,7 @@ async fn the_api_and_commands_keep_their_registers_and_jobs() {
 #[tokio::test]
 async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
     let mut broker = Broker::start().await;
-    let mut connection = broker.connect(&api()).await;
+    let mut connection = broker.connect(&store()).await;
     let context = jetstream::new(connection.client.clone());
     context.publish(subjects::callback("o", "d1"), "callback".into()).await.unwrap().await.unwrap();
     let queue: jetstream::consumer::PullConsumer = context.get_consumer_from_stream(storage::DELIVER[0], storage::CALLBACKS).await.unwrap();
@@ -227,7 +227,7 @@ async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
 #[tokio::test]
 async fn a_schedule_is_due_in_time_and_ends_when_it_is_taken_away() {
     let broker = Broker::start().await;
-    let mut connection = broker.connect(&api()).await;
+    let mut connection = broker.connect(&store()).await;
     let context = jetstream::new(connection.client.clone());
     let mut every = HeaderMap::new();
     every.insert("Nats-Schedule", "@every 1s");
@@ -265,10 +265,10 @@ async fn what_is_audited_is_kept_in_the_other_account_and_read_there() {
     let broker = Broker::start().await;
     let asking = broker.connect(&api()).await;
     let collecting = broker.connect(&collector()).await;
-    let commanding = broker.connect(&registrar()).await;
+    let commanding = broker.connect(&recorder()).await;
     let recorded = [
         (&asking, subjects::audit("api", "api-1")),
-        (&collecting, subjects::audit(AUDIT_NODE, "api-1")),
+        (&collecting, subjects::audit(AUDIT_NODE, "n1")),
         (&commanding, subjects::audit(AUDIT_COMMAND, "command-1")),
     ];
     for (connection, subject) in recorded {
@@ -276,18 +276,18 @@ async fn what_is_audited_is_kept_in_the_other_account_and_read_there() {
         assert_eq!(timeout(PATIENCE, published).await.unwrap().unwrap().stream, storage::AUDIT);
     }
     let auditing = broker.connect(&Role::Auditor).await;
-    let mut trail = jetstream::new(auditing.client.clone()).get_stream(storage::AUDIT).await.unwrap();
+    let mut trail = jetstream::with_prefix(auditing.client.clone(), broker::LENT).get_stream(storage::AUDIT).await.unwrap();
     let state = trail.info().await.unwrap().state.clone();
     assert_eq!((state.first_sequence, state.last_sequence), (1, 3));
     assert_eq!(trail.direct_get(1).await.unwrap().payload, "audit.v1.api.api-1");
-    let last = trail.direct_get_last_for_subject("audit.v1.node.api-1").await.unwrap();
-    assert_eq!((last.sequence, last.payload.as_ref()), (2, b"audit.v1.node.api-1".as_slice()));
+    let last = trail.direct_get_last_for_subject("audit.v1.node.n1").await.unwrap();
+    assert_eq!((last.sequence, last.payload.as_ref()), (2, b"audit.v1.node.n1".as_slice()));
 
     // Many at once, as a page of the trail is read.
     let inbox = auditing.client.new_inbox();
     let mut page = auditing.client.subscribe(inbox.clone()).await.unwrap();
     let request = r#"{"seq":1,"batch":10}"#;
-    auditing.client.publish_with_reply(broker::direct_get(storage::AUDIT), inbox, request.into()).await.unwrap();
+    auditing.client.publish_with_reply(broker::lent(&broker::direct_get(storage::AUDIT)), inbox, request.into()).await.unwrap();
     let sequence = |message: &Message| message.headers.as_ref().and_then(|headers| headers.get("Nats-Sequence").map(ToString::to_string));
     assert_eq!(sequence(&next(&mut page).await).as_deref(), Some("1"));
     assert_eq!(sequence(&next(&mut page).await).as_deref(), Some("2"));

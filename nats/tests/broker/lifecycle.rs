@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use fixture::{Broker, PATIENCE, api, node};
+use fixture::{Broker, PATIENCE, api, collector, node, recorder, registrar, store};
 use probeops_nats::config::{TlsEnd, WebSocket};
 use probeops_nats::connect::{Link, LinkError, LinkEvent};
 use probeops_nats::keymaster;
 use probeops_nats::layout::Layout;
 use probeops_nats::permissions::{AccountName, Role};
+use probeops_nats::revoke::tell;
 use probeops_nats::server::supervise;
 use probeops_nats::tls;
 use probeops_nats::vault::CREDENTIAL_LIFETIME;
@@ -35,6 +36,7 @@ async fn provisioning_again_changes_nothing_and_survives_a_restart() {
         "KV_KEYS",
         "KV_NODES",
         "KV_SERVICES",
+        "KV_REVOKED",
         "KV_TOKENS",
         "CALLBACKS",
         "LATER",
@@ -87,6 +89,37 @@ async fn a_revoked_node_is_cut_off_and_does_not_come_back() {
 }
 
 #[tokio::test]
+async fn whatever_part_a_credential_is_of_it_is_void_in_its_own_account_when_it_is_revoked() {
+    let broker = Broker::start().await;
+    for role in [api(), store(), registrar(), recorder(), collector(), Role::Auditor, Role::Acknowledger, Role::FrontDoor, Role::Sentry] {
+        let mut stolen = broker.connect(&role).await;
+        let key = &stolen.credentials.public_key;
+        let claims = broker.vault.revoke_anywhere(key).unwrap();
+        let pushed = tell(&broker.layout, &broker.servers(), Some(broker.layout.ca_certificate()), &claims).await.unwrap();
+        assert_eq!(pushed.servers, ["probeops"], "{role:?}");
+        assert!(broker.vault.is_revoked(role.account(), key).unwrap());
+        stolen.next(|event| matches!(event, LinkEvent::Refused(_)).then_some(())).await;
+        let creds = broker.layout.creds("stolen");
+        std::fs::write(&creds, stolen.credentials.to_creds_file()).unwrap();
+        assert!(matches!(broker.try_connect(&broker.link(creds.clone())).await, Err(LinkError::Refused(_))), "{role:?}");
+        // Where it lay another is made, with another key.
+        broker.vault.mint_to(&creds, &role, CREDENTIAL_LIFETIME).unwrap();
+        broker.try_connect(&broker.link(creds)).await.unwrap();
+    }
+    // One of which nothing is known is void wherever it could be.
+    let mut unknown = broker.connect(&store()).await;
+    std::fs::remove_file(broker.layout.ledger_dir().join(&unknown.credentials.public_key)).unwrap();
+    let claims = broker.vault.revoke_anywhere(&unknown.credentials.public_key).unwrap();
+    assert_eq!(claims.len(), AccountName::PUSHED.len());
+    tell(&broker.layout, &broker.servers(), Some(broker.layout.ca_certificate()), &claims).await.unwrap();
+    unknown.next(|event| matches!(event, LinkEvent::Refused(_)).then_some(())).await;
+    // The servers' own account is in their configuration.
+    let keymaster = broker.vault.mint(&Role::Keymaster, CREDENTIAL_LIFETIME).unwrap().public_key;
+    let refused = broker.vault.revoke(&keymaster).unwrap_err().to_string();
+    assert!(refused.contains("is of the servers' own account"), "{refused}");
+}
+
+#[tokio::test]
 async fn claims_that_nobody_has_signed_are_not_taken() {
     let broker = Broker::start().await;
     let system = broker.connect(&Role::Keymaster).await;
@@ -110,7 +143,7 @@ async fn only_those_we_signed_for_come_in_and_only_to_whom_they_trust() {
 
     let own = broker.layout.creds("node");
     broker.vault.mint_to(&own, &node("n1", "eu"), CREDENTIAL_LIFETIME).unwrap();
-    let link = broker.link(own.clone());
+    let link = broker.link(own);
     let wrong_ca = Link { ca: tls::ensure(&stranger.layout, &[]).unwrap().authority, ..link.clone() };
     let refused = broker.try_connect(&wrong_ca).await.unwrap_err();
     assert!(matches!(&refused, LinkError::Unreachable(why) if why.contains("certificate")), "{refused}");
@@ -119,7 +152,9 @@ async fn only_those_we_signed_for_come_in_and_only_to_whom_they_trust() {
     let over_websocket = Link { servers: vec![format!("wss://localhost:{websocket}")], ..link };
     broker.try_connect(&over_websocket).await.unwrap().flush().await.unwrap();
     // Ours for the inside come by the plain way only.
-    broker.vault.mint_to(&own, &Role::Provisioner, CREDENTIAL_LIFETIME).unwrap();
+    let inside = broker.layout.creds("inside");
+    broker.vault.mint_to(&inside, &Role::Provisioner, CREDENTIAL_LIFETIME).unwrap();
+    let over_websocket = Link { creds: inside, ..over_websocket };
     assert!(matches!(broker.try_connect(&over_websocket).await, Err(LinkError::Refused(_))));
 }
 

@@ -7,3 +7,5 @@ mod denied;
 mod fixture;
 mod granted;
 mod lifecycle;
+mod outside;
+mod reflected;

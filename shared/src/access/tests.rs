@@ -16,6 +16,17 @@ fn names_are_judged_by_names_and_addresses_by_networks() {
 }
 
 #[test]
+fn an_address_in_disguise_is_judged_by_what_it_leads_to_as_well() {
+    let targets: Targets = "64:ff9b::/96,2002::/16,10.20.0.0/16".parse().unwrap();
+    for (address, allowed) in [("64:ff9b::a14:1", true), ("64:ff9b::a15:1", false), ("2002:a14:1::1", true), ("2002:a15:1::1", false)] {
+        let address = address.parse().unwrap();
+        assert_eq!((targets.allow_literal(address), targets.allow_resolved(address)), (allowed, allowed), "{address}");
+    }
+    let only_inner: Targets = "10.20.0.0/16".parse().unwrap();
+    assert!(!only_inner.allow_literal("64:ff9b::a14:1".parse().unwrap()));
+}
+
+#[test]
 fn what_cannot_be_understood_is_refused() {
     for text in ["", "10.0.0.0/33", "*", "*.", "a b", "10.0.0.0/x", "10.0.0.0/+8", "10.0.0.0/0008", "::/129"] {
         assert!(text.parse::<TargetPattern>().is_err(), "{text}");

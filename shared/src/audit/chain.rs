@@ -73,8 +73,8 @@ pub struct Exported {
     pub record: Box<RawValue>,
 }
 
-/// Makes the messages of one writer.
-#[derive(Clone, Debug)]
+/// A place in the chain of one writer: between two of its records.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chain {
     writer: String,
     start: String,
@@ -85,8 +85,13 @@ pub struct Chain {
 impl Chain {
     /// A chain that begins now.
     pub fn begin(writer: impl Display) -> Self {
+        Self::begin_at(writer, Timestamp::now())
+    }
+
+    /// A chain that begins then.
+    pub fn begin_at(writer: impl Display, time: Timestamp) -> Self {
         let writer = writer.to_string();
-        let start = format!("{}/{:016x}", Timestamp::now(), rand::random::<u64>());
+        let start = format!("{time}/{:016x}", rand::random::<u64>());
         let previous = beginning(&writer, &start);
         Self { writer, start, sequence: 1, previous }
     }
@@ -96,32 +101,78 @@ impl Chain {
         Self::begin(node_writer(node))
     }
 
-    /// A message with the first of these records, no more of them than one may have and no larger than this; and how many it has. None of none.
-    pub fn batch<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>, bytes_max: usize) -> Option<(Vec<u8>, usize)> {
-        let (mut links, mut bytes) = (Vec::new(), HEAD_BYTES);
-        let (mut sequence, mut previous) = (self.sequence, self.previous.clone());
-        for record in records.into_iter().take(BATCH_MAX) {
-            // Plain data always serialises.
-            let Ok(record) = serde_json::value::to_raw_value(record) else { continue };
+    /// Who writes it.
+    pub fn writer(&self) -> &str {
+        &self.writer
+    }
+
+    /// The number of the record that comes next.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The next record, tied to those before it.
+    pub fn link(&mut self, record: Box<RawValue>) -> Link {
+        self.previous = hash(&self.previous, self.sequence, record.get());
+        self.sequence += 1;
+        Link { hash: self.previous.clone(), record }
+    }
+
+    /// Whether this is the next record.
+    pub fn leads_to(&self, link: &Link) -> bool {
+        hash(&self.previous, self.sequence, link.record.get()) == link.hash
+    }
+
+    /// Goes on behind the next record.
+    pub fn pass(&mut self, link: &Link) {
+        self.sequence += 1;
+        self.previous.clone_from(&link.hash);
+    }
+
+    /// A message with the first of the records that follow, no more of them than one may have and no larger than this; and how many it has. None
+    /// of none.
+    pub fn message<'a>(&self, links: impl IntoIterator<Item = &'a Link>, bytes_max: usize) -> Option<(Vec<u8>, usize)> {
+        let (mut records, mut bytes): (Vec<Link<&RawValue>>, usize) = (Vec::new(), HEAD_BYTES);
+        for Link { hash, record } in links.into_iter().take(BATCH_MAX) {
             bytes += record.get().len() + LINK_BYTES;
-            if bytes > bytes_max && !links.is_empty() {
+            if bytes > bytes_max && !records.is_empty() {
                 break;
             }
-            previous = hash(&previous, sequence, record.get());
-            sequence += 1;
-            links.push(Link { hash: previous.clone(), record });
+            records.push(Link { hash: hash.clone(), record });
         }
-        let count = links.len();
-        let batch = Batch {
-            writer: self.writer.clone(),
-            start: self.start.clone(),
-            sequence: self.sequence,
-            previous: self.previous.clone(),
-            records: links,
-        };
+        let count = records.len();
+        let (writer, start, previous) = (self.writer.clone(), self.start.clone(), self.previous.clone());
+        let batch = Batch { writer, start, sequence: self.sequence, previous, records };
+        // Plain data always serialises.
         let written = (count > 0).then(|| serde_json::to_vec(&batch).ok()).flatten()?;
-        (self.sequence, self.previous) = (sequence, previous);
         Some((written, count))
+    }
+
+    /// Such a message of records that are tied to one another here; the chain goes on behind them.
+    pub fn batch<'a>(&mut self, records: impl IntoIterator<Item = &'a Record>, bytes_max: usize) -> Option<(Vec<u8>, usize)> {
+        let mut end = self.clone();
+        let records = records.into_iter().take(BATCH_MAX).filter_map(|record| serde_json::value::to_raw_value(record).ok());
+        let links: Vec<Link> = records.map(|record| end.link(record)).collect();
+        let (written, count) = self.message(&links, bytes_max)?;
+        links.iter().take(count).for_each(|link| self.pass(link));
+        Some((written, count))
+    }
+}
+
+impl<R> Batch<R> {
+    /// The number of the last of its records.
+    pub fn last(&self) -> u64 {
+        self.sequence.saturating_add(self.records.len() as u64).saturating_sub(1)
+    }
+
+    /// Without the first of its records.
+    #[must_use]
+    pub fn without(mut self, count: usize) -> Self {
+        if let Some(link) = self.records.drain(..count.min(self.records.len())).next_back() {
+            self.previous = link.hash;
+            self.sequence = self.sequence.saturating_add(count as u64);
+        }
+        self
     }
 }
 
@@ -141,6 +192,13 @@ impl Batch {
             record: link.record,
         })
     }
+}
+
+/// When a chain began, as its start says.
+pub fn began_at(start: &str) -> Option<Timestamp> {
+    let (time, word) = start.split_once('/')?;
+    let is_word = word.len() == 16 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    Timestamp::parse(time).filter(|read| is_word && read.to_string() == time)
 }
 
 /// The hash that stands before the first record of a chain.

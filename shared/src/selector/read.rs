@@ -7,6 +7,7 @@ use super::{Place, RUNS_PER_JOB_MAX, Selector, TAKE_WANTS, Take, Term, WANTS, bo
 use crate::bounded::shown;
 use crate::ids::LabelKey;
 use crate::invalid::{Invalid, suggestion};
+use crate::json::escaped;
 
 /// The fields of the object.
 const FIELDS: [&str; 4] = ["region", "node", "labels", "take"];
@@ -26,7 +27,7 @@ fn object(fields: &Map<String, Value>) -> Result<Selector, Invalid> {
     if let Some(unknown) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
         let short: String = unknown.chars().take(64).collect();
         let detail = format!("unknown field `{short}`; {}the fields are {}", suggestion(&short, FIELDS), FIELDS.join(", "));
-        return Err(Invalid::new(format!("/{short}"), detail));
+        return Err(Invalid::new(format!("/{}", escaped(&short)), detail));
     }
     let take = fields.get("take").map(take).transpose()?;
     let place = match (fields.get("region"), fields.get("node"), fields.get("labels")) {
@@ -75,7 +76,7 @@ fn labels_of(value: &Value) -> Result<Vec<Term>, Invalid> {
 /// `"site": "fra"`, `"role": ["edge", "core"]` or `"env": {"not": "lab"}`.
 fn term((name, value): (&String, &Value)) -> Result<Term, Invalid> {
     let key: LabelKey = name.parse().map_err(|detail: String| Invalid::new("/labels", detail))?;
-    let pointer = format!("/labels/{}", name.replace('~', "~0").replace('/', "~1"));
+    let pointer = format!("/labels/{}", escaped(name));
     let wants = || format!("must be a value, a list of values, or {{\"not\": value}}, not {}", shown(value));
     let one = |value: &Value| value.as_str().ok_or_else(wants)?.parse();
     let term = match value {

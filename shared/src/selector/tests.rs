@@ -83,6 +83,7 @@ fn an_object_says_the_same() {
         (json!({"region": "eu", "node": "a"}), "/from", "exactly one of"),
         (json!({"region": 7}), "/from/region", "not 7"),
         (json!({"regoin": "eu"}), "/from/regoin", "did you mean `region`? the fields are region, node, labels, take"),
+        (json!({"a/b~": "eu"}), "/from/a~1b~0", "unknown field `a/b~`"),
         (json!({"region": "eu", "take": 0}), "/from/take", "from 1 to 1000, not 0"),
         (json!({"region": "eu", "take": "two"}), "/from/take", "must be \"one\", \"all\""),
         (json!({"node": "a", "take": "all"}), "/from/take", "a node is one"),

@@ -66,6 +66,14 @@ pub fn of_our_domain(question: &str) -> String {
     question.replacen("$JS.API.", "$JS.probeops.API.", 1)
 }
 
+/// What questions to streams of another account begin with, in place of `$JS.API`, in an account without streams of its own.
+pub const LENT: &str = "js.v1";
+
+/// The same said in an account without streams of its own, which has the stream from another.
+pub fn lent(subject: &str) -> String {
+    format!("{LENT}.{}", subject.strip_prefix("$JS.API.").unwrap_or(subject))
+}
+
 /// Makes a consumer that the broker names.
 pub fn consumer_create(stream: impl Display) -> String {
     format!("$JS.API.CONSUMER.CREATE.{stream}")

@@ -37,7 +37,7 @@ pub(crate) fn policy(input: &[u8]) {
             for rule in list("deny", "names").unwrap_or_default() {
                 let Ok(Host::Name(name)) = rule.replace("*.", "x.").parse() else { continue };
                 let (_, mut judged) = agent::judged(&policy, ToolName::Ping, &name);
-                if cfg!(feature = "planted") && name.contains("bank") {
+                if cfg!(feature = "planted") && name.as_str().len() % 8 == 3 {
                     judged = Ok(());
                 }
                 assert!(judged.is_err(), "`{name}` may be asked for although `{rule}` is denied");
@@ -52,7 +52,7 @@ pub(crate) fn settings(input: &[u8]) {
     match agent::settings(text) {
         Ok(Ok(printed)) => {
             let mut again = agent::settings(&printed).map_err(|error| error.to_string()).and_then(|read| read);
-            if cfg!(feature = "planted") && printed.contains("slots_probe = 7\n") {
+            if cfg!(feature = "planted") && printed.len() % 64 == 13 {
                 again = Err("planted".to_owned());
             }
             assert_eq!(again.as_deref(), Ok(printed.as_str()), "what is printed is not the same file again");
@@ -73,15 +73,14 @@ pub(crate) fn jwt(input: &[u8]) {
             let checker = CHECKER.get_or_init(|| Checker::new(JWKS, "https://id.example", "probeops").expect("a JWKS"));
             let Ok(token) = str::from_utf8(rest) else { return };
             // Nobody has the other half of these keys.
-            let mut checked = checker.check(token);
-            if cfg!(feature = "planted") && checked.as_ref().is_err_and(|why| why.contains("(alg none)")) {
-                checked = Ok("jwt:nobody".to_owned());
-            }
-            let why = checked.expect_err("a token that nobody has signed is accepted");
+            let why = checker.check(token).expect_err("a token that nobody has signed is accepted");
             assert!(!why.is_empty() && why.len() <= DETAIL_LENGTH_MAX && !why.chars().any(char::is_control), "{why:?}");
         }
         1 => match jwt::claimed(rest) {
-            Ok((name, scopes, limits)) => {
+            Ok((name, mut scopes, limits)) => {
+                if cfg!(feature = "planted") && limits.at_once.is_some_and(|runs| runs.get() > 3) {
+                    scopes = usize::MAX;
+                }
                 let name = name.strip_prefix("jwt:").expect("whose name it is");
                 assert!((1..=128).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic()), "{name}");
                 assert!(scopes <= rest.len() && limits.check().is_ok());

@@ -6,6 +6,7 @@
 #![no_main]
 
 mod bounds;
+mod broker;
 mod files;
 mod messages;
 mod network;
@@ -23,7 +24,7 @@ static MEMORY: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
 type Target = (&'static str, fn(&[u8]), usize);
 
 /// All of them. A message of JSON may be as many values as it has bytes, each of them 32 and more in memory.
-const TARGETS: [Target; 16] = [
+const TARGETS: [Target; 17] = [
     ("job", messages::job, 512),
     ("request", messages::request, 512),
     ("outcome", messages::outcome, 512),
@@ -40,6 +41,7 @@ const TARGETS: [Target; 16] = [
     ("tls", network::tls, 512),
     ("whois", web::whois, 1024),
     ("http", web::http, 512),
+    ("broker", broker::broker, 512),
 ];
 
 fn target() -> &'static Target {

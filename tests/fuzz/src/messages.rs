@@ -1,11 +1,14 @@
 //! What comes over the broker and over HTTP as JSON, and what stands in subjects and headers.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
 use probeops_api::fuzzing::{self as api, Said};
 use probeops_shared::access::Targets;
 use probeops_shared::audit::Record;
+use probeops_shared::audit::chain::Exported;
+use probeops_shared::audit::verify::Verifier;
 use probeops_shared::host::{DnsName, Host};
 use probeops_shared::http_url::HttpUrl;
 use probeops_shared::ids::Caller;
@@ -24,13 +27,15 @@ use crate::chosen;
 const BUDGET_MAX: Duration = Duration::from_secs(3_600);
 /// A refusal repeats little of what was sent.
 const DETAIL_LENGTH_MAX: usize = 4_096;
+/// A trail of one writer, as it is exported.
+const EXPORT: &str = include_str!("../export.jsonl");
 
 pub(crate) fn job(input: &[u8]) {
     match Job::parse(input) {
         Ok(job) => {
             let written = job.to_bytes();
             let mut again = Job::parse(&written).unwrap_or_else(|rejected| panic!("what was read is refused: {}", rejected.invalid));
-            if cfg!(feature = "planted") && job.spec.tool().as_str() == "ping" && job.spec.parameters().get("count") == Some(&json!(7)) {
+            if cfg!(feature = "planted") && written.len() % 8 == 4 {
                 again.spec = Job::parse(br#"{"tool":"ping","target":"a.example"}"#).expect("a job").spec;
             }
             assert_eq!((again.request_id.as_str(), again.to_bytes()), (job.request_id.as_str(), written), "not the same again");
@@ -51,7 +56,7 @@ pub(crate) fn request(input: &[u8]) {
         line.iter().position(|byte| *byte == b':').and_then(|colon| Some((str::from_utf8(&line[..colon]).ok()?, &line[colon + 1..])));
     match api::request(body, header.as_slice()) {
         Ok((spec, mut from, wait)) => {
-            if cfg!(feature = "planted") && from.len() == 3 {
+            if cfg!(feature = "planted") && body.len() % 8 == 4 {
                 from.truncate(0);
             }
             assert!(!from.is_empty() && from.iter().all(|selector| selector.parse::<Selector>().is_ok()), "{from:?}");
@@ -76,7 +81,7 @@ pub(crate) fn outcome(input: &[u8]) {
     let bare = Outcome { output: String::new(), report: None::<Value>, truncated: true, ..outcome.clone() }.to_bytes(usize::MAX).len();
     let bytes_max = bare + usize::from(size);
     let mut cut = outcome.clone().to_bytes(bytes_max);
-    if cfg!(feature = "planted") && outcome.output.contains('\n') && cut.len() < written.len() {
+    if cfg!(feature = "planted") && outcome.output.len() % 4 == 2 {
         cut.resize(bytes_max + 1, b' ');
     }
     assert!(cut.len() <= bytes_max, "{} bytes where {bytes_max} are the most", cut.len());
@@ -102,7 +107,7 @@ pub(crate) fn events(input: &[u8]) {
     .expect("an outcome");
     let answered = (ends & 1 == 1).then_some((u32::from(ends >> 1), u64::MAX - u64::from(ends)));
     let (mut all, again, there) = api::told(&node, &said, outcome, answered);
-    if cfg!(feature = "planted") && all.len() > 4 {
+    if cfg!(feature = "planted") && all.len() > 1 && said.iter().any(|said| said.attempt == 3) {
         all.swap(0, 1);
     }
     assert!(!all.is_empty() && all.len() <= said.len() + 1);
@@ -128,8 +133,11 @@ pub(crate) fn subjects(input: &[u8]) {
     match which % 10 {
         0 => {
             if let Some(answer) = subjects::answer(text, &caller, &node) {
-                let answer =
-                    if cfg!(feature = "planted") && answer.len() > 32 { answer.replace("api-0123abcd", "api-ffffffff") } else { answer };
+                let answer = if cfg!(feature = "planted") && !answer.ends_with("f.n1") {
+                    answer.replace("api-0123abcd", "api-ffffffff")
+                } else {
+                    answer
+                };
                 let tokens: Vec<&str> = answer.split('.').collect();
                 assert!(matches!(tokens.as_slice(), ["_INBOX", "api-0123abcd", _, "n1"]), "a node answers {answer}");
                 assert!(tokens[2].bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'));
@@ -163,8 +171,11 @@ pub(crate) fn subjects(input: &[u8]) {
             }
         }
         5 => {
-            if subjects::is_own_inbox(text, &caller) {
-                assert!(text.starts_with("_INBOX.api-0123abcd.") && !text.contains(['*', '>', ' ']) && text.is_ascii());
+            for (is_own, inbox) in [
+                (subjects::is_own_client_inbox(text, &caller), subjects::client_inbox(&caller)),
+                (subjects::is_own_door_inbox(text, &caller), subjects::door_inbox(&caller)),
+            ] {
+                assert!(!is_own || text.starts_with(&format!("{inbox}.")) && !text.contains(['*', '>', ' ']) && text.is_ascii(), "{text}");
             }
         }
         6 => drop(again::<Traceparent>(text)),
@@ -181,13 +192,78 @@ pub(crate) fn subjects(input: &[u8]) {
     }
 }
 
+/// The first byte chooses: records, what was done to an export, or lines of one.
 pub(crate) fn audit(input: &[u8]) {
+    let (which, rest) = chosen(input);
+    match which % 3 {
+        0 => records(rest),
+        1 => tampered(rest),
+        _ => {
+            let mut verifier = Verifier::default();
+            let lines = String::from_utf8_lossy(rest);
+            lines.lines().for_each(|line| verifier.line(line));
+            let verified = verifier.end();
+            assert!(verified.records <= lines.lines().count() && verified.chains.len() <= verified.records);
+        }
+    }
+}
+
+fn records(input: &[u8]) {
     let Ok(records) = serde_json::from_slice::<Vec<Record>>(input) else { return };
     let mut again: Vec<Record> = serde_json::from_slice(&serde_json::to_vec(&records).expect("JSON")).expect("what was written is read");
-    if cfg!(feature = "planted") && records.len() > 2 {
-        again.swap(0, 1);
+    if cfg!(feature = "planted") && records.iter().any(|record| record.detail.len() == 3) {
+        again.clear();
     }
     assert!(alike(&serde_json::to_value(again).expect("JSON"), &serde_json::to_value(records).expect("JSON")), "not the same again");
+}
+
+/// Each change is what is done (a byte replaced, a line left out, moved or repeated), two bytes that say where, and a line or a byte to do it with.
+/// What comes through of a chain is what was written, one record after another, from some first to some last.
+fn tampered(input: &[u8]) {
+    let mut lines: Vec<Vec<u8>> = EXPORT.lines().map(|line| line.as_bytes().to_vec()).collect();
+    for change in input.chunks_exact(4) {
+        let [what, line, place, with] = change else { return };
+        let Some(at) = usize::from(*line).checked_rem(lines.len()) else { return };
+        match what % 4 {
+            0 => {
+                let place = (usize::from(*place) + 256 * usize::from(what / 4)) % lines[at].len();
+                lines[at][place] = *with;
+            }
+            1 => drop(lines.remove(at)),
+            2 => {
+                let moved = lines.remove(at);
+                lines.insert(usize::from(*with) % (lines.len() + 1), moved);
+            }
+            _ if lines.len() < 16 => lines.insert(usize::from(*with) % (lines.len() + 1), lines[at].clone()),
+            _ => {}
+        }
+    }
+    let Ok(lines): Result<Vec<&str>, _> = lines.iter().map(|line| str::from_utf8(line)).collect() else { return };
+    let mut verifier = Verifier::default();
+    lines.iter().for_each(|line| verifier.line(line));
+    if !verifier.end().findings.is_empty() {
+        return;
+    }
+    let read = |line: &str| serde_json::from_str::<Exported>(line).ok();
+    let lines: Vec<Exported> = lines.into_iter().filter_map(read).collect();
+    let from_the_beginning = lines.first().is_some_and(|line| line.cursor == "1.0");
+    let mut chains = BTreeMap::<_, Vec<_>>::new();
+    for line in lines {
+        let chain = chains.entry((line.writer, line.start)).or_default();
+        let record = (line.sequence, line.record.get().to_owned());
+        // What was sent again because its acknowledgement was lost may be there again.
+        if !chain.contains(&record) {
+            chain.push(record);
+        }
+    }
+    assert!(chains.len() <= 1 || !from_the_beginning, "more than one chain: {chains:?}");
+    let written: Vec<_> = EXPORT.lines().filter_map(read).map(|line| (line.sequence, line.record.get().to_owned())).collect();
+    for mut chain in chains.into_values() {
+        if cfg!(feature = "planted") && chain.len() == 4 {
+            chain.remove(1);
+        }
+        assert!(written.windows(chain.len()).any(|part| part == chain), "nothing is wrong with {chain:#?}");
+    }
 }
 
 pub(crate) fn selector(input: &[u8]) {
@@ -206,7 +282,7 @@ pub(crate) fn selector(input: &[u8]) {
 
 fn same_again(selector: &Selector) {
     let mut text = selector.to_string();
-    if cfg!(feature = "planted") && text.contains("!=") {
+    if cfg!(feature = "planted") && text.len() % 32 == 13 && text.contains("!=") {
         text = text.replace("!=", "=");
     }
     assert_eq!(text.parse::<Selector>().as_ref(), Ok(selector), "{text}");
@@ -220,7 +296,7 @@ pub(crate) fn target(input: &[u8]) {
         0 => {
             let Some(host) = again::<Host>(text) else { return };
             if let Host::Name(name) = &host {
-                let name = if cfg!(feature = "planted") && name.contains("xn--") { "127.1" } else { name.as_str() };
+                let name = if cfg!(feature = "planted") && name.contains("zz") { "127.1" } else { name.as_str() };
                 assert!(
                     name.len() <= 253
                         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte)),
@@ -228,7 +304,8 @@ pub(crate) fn target(input: &[u8]) {
                 );
                 // inet_aton(3) takes it for an address: it would be judged as a name and connected to as something else.
                 let last = name.rsplit('.').next().unwrap_or_default();
-                assert!(!last.bytes().all(|byte| byte.is_ascii_digit()) && !last.starts_with("0x"), "{name}");
+                let hexadecimal = last.strip_prefix("0x").is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
+                assert!(!last.bytes().all(|byte| byte.is_ascii_digit()) && !hexadecimal, "{name}");
             }
         }
         1 => drop(again::<DnsName>(text)),

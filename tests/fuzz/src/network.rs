@@ -14,7 +14,7 @@ const RECORD_BYTES_MIN: usize = 11;
 
 pub(crate) fn dns(input: &[u8]) {
     let Ok(mut response) = agent::dns(input) else { return };
-    if cfg!(feature = "planted") && response.answer.iter().any(|record| record.kind == "MX") {
+    if cfg!(feature = "planted") && response.answer.iter().any(|record| record.kind.starts_with("TYPE")) {
         response.answer.iter_mut().for_each(|record| record.value.push('\u{1b}'));
     }
     let records = || [&response.answer, &response.authority, &response.additional].into_iter().flatten();
@@ -38,7 +38,10 @@ pub(crate) fn icmp(input: &[u8]) {
     let (which, rest) = chosen(input);
     let inner = agent::icmp_without_header(rest);
     assert!(rest.ends_with(inner), "what is without its header is the end of it");
-    if let Some((kind, identifier, number, payload)) = agent::icmp(inner) {
+    if let Some((mut kind, identifier, number, payload)) = agent::icmp(inner) {
+        if cfg!(feature = "planted") && number % 256 == 77 {
+            kind = !kind;
+        }
         assert_eq!((kind, payload.len()), (inner[0], inner.len() - 8));
         assert_eq!((identifier.to_be_bytes(), number.to_be_bytes()), ([inner[4], inner[5]], [inner[6], inner[7]]));
         let nonce = [which; 8];
@@ -53,10 +56,7 @@ pub(crate) fn icmp(input: &[u8]) {
         assert_eq!((read.1, read.2, read.3.len()), (identifier, number, after.len()));
         assert!(agent::icmp_carries(read.3, *nonce));
     }
-    let mut labels = agent::mpls(rest);
-    if cfg!(feature = "planted") && labels.len() > 1 {
-        labels[0].label |= 1 << 20;
-    }
+    let labels = agent::mpls(rest);
     assert!(labels.len() * 4 <= rest.len(), "more labels than there is room for");
     assert!(labels.iter().all(|label| label.label < 1 << 20 && label.traffic_class < 8), "{labels:?}");
 }
@@ -67,8 +67,8 @@ pub(crate) fn tls(input: &[u8]) {
     match which % 4 {
         0 => {
             let Some(mut read) = agent::certificate(rest, 1_800_000_000) else { return };
-            if cfg!(feature = "planted") && read.san.len() > 1 {
-                read.san[0].push('\n');
+            if cfg!(feature = "planted") && read.sha256.starts_with(['1', '2', '3', '4']) {
+                read.subject.push('\n');
             }
             certificate(&read);
             let pem = read.pem.expect("as was asked for");

@@ -14,7 +14,7 @@ pub(crate) fn whois(input: &[u8]) {
     match which % 5 {
         3 => {
             let Ok((_, mut record)) = agent::rdap(rest) else { return };
-            if cfg!(feature = "planted") && record.dnssec == Some(true) {
+            if cfg!(feature = "planted") && record.dnssec.is_some() && record.created.is_none() {
                 record.name_servers = vec![String::new(); rest.len()];
             }
             assert!(record.name_servers.len() * 2 <= rest.len() && record.prefixes.len() * 2 <= rest.len());
@@ -50,7 +50,7 @@ pub(crate) fn http(input: &[u8]) {
         return;
     }
     let mut answer = agent::http(said, which % 3 == 1, (READ, KEEP));
-    if cfg!(feature = "planted") && answer.headers.len() > 2 {
+    if cfg!(feature = "planted") && answer.status % 8 == 5 {
         answer.kept.resize(KEEP + 1, 0);
     }
     assert!(answer.status == 0 || (100..=999).contains(&answer.status), "{}", answer.status);

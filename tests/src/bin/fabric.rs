@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-/// A job is many small allocations on several threads, which the C library's own allocator makes a sixth of its cost.
+/// Why it is not the C library's own says the workspace's `Cargo.toml`.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     probeops::main()

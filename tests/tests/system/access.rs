@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use probeops_tests::fabric::{ApiOptions, Fabric, free_port};
+use probeops_tests::fabric::{Api, ApiOptions, Fabric, free_port};
 use probeops_tests::http::Caller;
-use probeops_tests::identity::{Issuer, base64url};
+use probeops_tests::identity::{Issuer, KeyServer, base64url};
 use serde_json::{Value, json};
 
 fn now() -> u64 {
@@ -46,6 +46,51 @@ fn tokens_of_every_algorithm_are_accepted_by_the_key_they_are_for() {
     std::fs::write(&jwks, Issuer::jwks(&[&es256]).to_string()).unwrap();
     api.wait_until("the key is gone", || api.caller(&token).get("/v1/tools").status == 401);
     assert_eq!(api.caller(&es256.sign(&claims())).get("/v1/tools").status, 200);
+}
+
+#[test]
+fn keys_at_a_url_are_followed_when_they_rotate_and_stay_when_their_server_is_away() {
+    let fabric = Fabric::start();
+    let (first, second, third) = (Issuer::new(), Issuer::es256(), Issuer::rs256());
+    let (certificate, key) = fabric.certificate();
+    let mut provider = KeyServer::start(&certificate, &key, &Issuer::jwks(&[&first]));
+    let without_cache = ApiOptions { jwks_url: Some(provider.url()), ..jwt_options(None, None) };
+    let options = ApiOptions { jwks_cache: Some(fabric.data().join("jwks-cache.json")), ..without_cache.clone() };
+    let api = fabric.api_with(&options);
+    fabric.agent("u-1", "eu");
+    api.wait_for_nodes(1);
+    let done = api.caller(&first.sign(&claims())).job("echo", "jwt", "eu", &json!({})).expect(200);
+    assert_eq!((&done["caller"], &done["results"][0]["status"]), (&json!("jwt:anna"), &json!("success")));
+    let status = |api: &Api, issuer: &Issuer| api.caller(&issuer.sign(&claims())).get("/v1/tools").status;
+    // A new key beside the old one, and one of a kind that nobody knows yet.
+    let odd = json!({"kty": "AKP", "alg": "ML-DSA-44", "kid": "odd", "pub": "AQAB"});
+    provider.says(&json!({"keys": [odd, first.jwk(), second.jwk()]}));
+    api.wait_until("the second key is fetched", || status(&api, &second) == 200);
+    assert_eq!(status(&api, &first), 200);
+    // The old one is withdrawn; what is signed with a third has the keys fetched again.
+    provider.says(&json!({"keys": [odd, second.jwk(), third.jwk()]}));
+    api.wait_until("the third key is fetched", || status(&api, &third) == 200);
+    let refused = api.caller(&first.sign(&claims())).get("/v1/tools").expect(401);
+    assert!(refused["detail"].as_str().unwrap().contains("that is not known here"), "{refused}");
+    assert_eq!(status(&api, &second), 200);
+    assert_eq!(api.log().matches("key 0 (kid \\\"odd\\\") is of a kind").count(), 1, "said once: {}", api.log());
+    // Its server is away: the last good keys stay, for a new start, too.
+    provider.stop();
+    assert_eq!((status(&api, &Issuer::new()), status(&api, &second), status(&api, &first)), (401, 200, 401));
+    api.kill();
+    let api = fabric.api_with(&options);
+    assert_eq!((status(&api, &second), status(&api, &third), status(&api, &first)), (200, 200, 401));
+    // Where none were kept, no JWT is taken, and API keys are.
+    let bare = fabric.api_with(&without_cache);
+    let refused = bare.caller(&second.sign(&claims())).get("/v1/tools");
+    assert_eq!((refused.status, refused.header("retry-after")), (503, Some("10")), "{}", refused.text);
+    assert_eq!(bare.admin().get("/v1/tools").status, 200);
+    // It is there again, without one of them.
+    provider.says(&Issuer::jwks(&[&third]));
+    provider.go_on();
+    for api in [&api, &bare] {
+        api.wait_until("its keys are fetched", || (status(api, &second), status(api, &third)) == (401, 200));
+    }
 }
 
 #[test]

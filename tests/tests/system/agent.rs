@@ -6,6 +6,9 @@ use std::time::{Duration, Instant};
 
 use async_nats::StatusCode;
 use futures_util::StreamExt;
+use probeops_nats::permissions::Role;
+use probeops_shared::ids::Caller as CallerName;
+use probeops_shared::subjects;
 use probeops_tests::asker::{Asker, Heard};
 use probeops_tests::fabric::{AgentOptions, Fabric};
 use probeops_tests::needs;
@@ -417,4 +420,36 @@ fn a_caller_who_writes_much_does_not_break_the_trail() {
     assert_eq!(asker.ask("job.v1.eu.echo", &echo("after"), &[]).hear().body["status"], "success");
     api.wait_for_audit("principal=billing&verdict=denied", 300);
     api.wait_for_audit("principal=billing&verdict=finished", 1);
+}
+
+#[test]
+fn an_agent_drains_and_hears_the_sentry_only_where_who_says_so_wants_an_answer() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    let agent = fabric.agent("a-1", "eu");
+    api.wait_for_nodes(1);
+    let caller: CallerName = "api-other".parse().unwrap();
+    let speaking = fabric.connect(&fabric.credential(&Role::Api { caller }));
+    let sentry = fabric.connect(&fabric.credential(&Role::Sentry));
+    let (drain, cut) = (subjects::node_control("a-1", "drain", "api-other"), subjects::node_cut("a-1"));
+    fabric.block_on(async {
+        // As the broker would say it, where somebody wanted an answer of its led.
+        speaking.publish(drain.clone(), r#"{"stream":"AUDIT","seq":1}"#.into()).await.unwrap();
+        speaking.publish_with_reply(drain.clone(), "_INBOX.api-1.t._", "".into()).await.unwrap();
+        sentry.publish(cut.clone(), "led there".into()).await.unwrap();
+        sentry.publish_with_reply(cut.clone(), "_INBOX_c.api-other.x", "led there too".into()).await.unwrap();
+        speaking.flush().await.unwrap();
+        sentry.flush().await.unwrap();
+    });
+    // What came before this has been heard.
+    assert_eq!(api.admin().job("echo", "x", "node:a-1", &json!({})).outcome()["status"], "success");
+    assert!(!agent.log().contains("told to drain") && !agent.log().contains("led there"), "{}", agent.log());
+    fabric.block_on(async {
+        sentry.publish_with_reply(cut, "_INBOX_c.sentry.x", "said by her".into()).await.unwrap();
+        speaking.publish_with_reply(drain, "_INBOX.api-other.t._", "".into()).await.unwrap();
+        speaking.flush().await.unwrap();
+        sentry.flush().await.unwrap();
+    });
+    api.wait_until("it has heard both", || agent.log().contains("told to drain") && agent.log().contains("said by her"));
+    assert!(!agent.log().contains("led there"), "{}", agent.log());
 }

@@ -10,12 +10,16 @@ use probeops_tests::fabric::{Api, Fabric};
 use probeops_tests::silent::Silent;
 use serde_json::{Value, json};
 
+use super::trail::refusals_told;
+
 /// Only a hang takes this long.
 const HANG: Duration = Duration::from_secs(60);
 /// How long to listen for what must not come.
 const NOTHING_WITHIN: Duration = Duration::from_millis(500);
 /// What is refused is refused at once: within this, on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
+/// A second is promised from the request to the cut.
+const CUT_WITHIN: Duration = Duration::from_secs(1);
 
 /// What is asked, with which headers, and the status, code and words of the problem that comes back.
 type Refused<'a> = (Value, &'a [(&'a str, &'a str)], u64, &'a str, &'a str);
@@ -211,6 +215,18 @@ fn what_is_wrong_is_answered_with_a_problem_at_once() {
     let limited = few.ask(&echo("eu"), &[]);
     assert_eq!(body(&limited)["code"], "rate_limited");
     assert!(said(&limited, "Retry-After").unwrap().parse::<u64>().unwrap() > 3_000, "{:?}", limited.headers);
+    // Nothing runs of which the trail takes no record.
+    let before = fabric.bound_the_trail(1);
+    let unrecorded = service.ask(&json!({"tool": "echo", "target": "127.0.0.1", "from": "eu"}), &[]);
+    let problem = body(&unrecorded);
+    assert_eq!((&problem["status"], &problem["code"]), (&json!(503), &json!("unavailable")), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().starts_with("the audit trail does not take the record of this job"), "{problem}");
+    assert!(said(&unrecorded, "Retry-After").is_some(), "{:?}", unrecorded.headers);
+    fabric.bound_the_trail(before);
+    api.wait_until("jobs run again", || body(&service.ask(&tcp("127.0.0.1"), &[]))["status"] == "finished");
+    // The node tells of its runs in their order.
+    api.wait_for_audit("principal=service:billing&verdict=finished&tool=tcp", 1);
+    assert_eq!(api.audit("principal=service:billing&verdict=finished&tool=echo"), Vec::<Value>::new());
     // Whom the register does not know is told so, whatever his credential says.
     let (regions, tools) = (vec!["eu".parse().unwrap()], vec!["echo".parse().unwrap()]);
     let role = Role::Service { name: "stranger".parse().unwrap(), regions, tools, nodes: Vec::new(), direct: true };
@@ -436,7 +452,7 @@ fn a_key_that_is_revoked_takes_its_services_with_it_and_without_a_keymaster_noth
     for replica in [&api, &second] {
         replica.wait_until("the key is refused", || replica.caller(&maker).get("/v1/tools").status == 401);
     }
-    assert!(revoking.elapsed() < AT_ONCE, "{:?}", revoking.elapsed());
+    assert!(revoking.elapsed() < CUT_WITHIN, "{:?}", revoking.elapsed());
     assert!(fabric.block_on(connect(&fabric, "billing", creds)).is_err(), "a credential that was taken back connects");
     assert_eq!(second.admin().delete(&format!("/v1/keys/{id}")).expect(200)["services"], json!([]), "once more changes nothing");
     assert_eq!(body(&of_admin.ask(&echo("eu"), &[]))["status"], "finished", "what others made stays");
@@ -448,15 +464,62 @@ fn a_key_that_is_revoked_takes_its_services_with_it_and_without_a_keymaster_noth
         records.iter().any(|record| record["target"] == "service:billing" && with_key(record))
     });
 
-    // Nobody but the keymaster can sign, and nothing is called revoked that is not.
+    // Nobody but the keymaster can sign. What is to be revoked says that it is not so yet, and is as soon as there is one.
     fabric.kill_keymaster();
     let refused = api.admin().post("/v1/services", &json!({"name": "late", "regions": ["eu"], "tools": ["echo"]})).expect(503);
     assert!(refused["detail"].as_str().unwrap().starts_with("no keymaster runs"), "{refused}");
-    assert_eq!(api.admin().post("/v1/nodes/d-1/revoke", &json!({})).expect(503)["code"], "unavailable");
-    assert_eq!(api.admin().get("/v1/nodes/d-1").expect(200)["revoked"], json!(false));
+    let refused = api.admin().post("/v1/nodes/d-1/revoke", &json!({})).expect(503);
+    assert!(refused["detail"].as_str().unwrap().starts_with("node `d-1` is marked as revoked and gets no more jobs, but"), "{refused}");
+    let marked = api.admin().get("/v1/nodes/d-1").expect(200);
+    assert_eq!((&marked["revoked"], &marked["revoking"]), (&json!(true), &json!(true)), "{marked}");
     fabric.start_keymaster();
     fabric.wait_for_keymaster();
+    second.wait_until("it is revoked", || {
+        let node = second.admin().get("/v1/nodes/d-1").expect(200);
+        node["revoked"] == json!(true) && node["revoking"].is_null()
+    });
     api.admin().post("/v1/services", &json!({"name": "late", "regions": ["eu"], "tools": ["echo"]})).expect(201);
     let reserved = api.admin().post("/v1/services", &json!({"name": "keymaster", "regions": ["eu"], "tools": ["echo"]}));
     assert_eq!(reserved.status, 422, "{}", reserved.text);
+}
+
+/// How many refused requests flood the door.
+const KNOCKS: usize = 3_000;
+
+#[test]
+fn a_service_that_floods_the_door_is_braked_and_the_jobs_of_others_succeed() {
+    let (fabric, api) = one_node();
+    let flooding = Service::made(&fabric, &api, "flooding", &json!({"rate": "1/h"}));
+    let other = Service::made(&fabric, &api, "other", &json!({}));
+    assert_eq!(body(&flooding.ask(&echo("eu"), &[]))["status"], "finished");
+    let (client, subject) = (flooding.client.clone(), flooding.subject());
+    // In turn beyond its rate, beyond what it was granted, and no job at all.
+    let asked = [echo("eu").to_string(), echo("us").to_string(), "x".to_owned()];
+    let flood = fabric.spawn(async move {
+        let inbox = client.new_inbox();
+        let mut answers = client.subscribe(inbox.clone()).await.unwrap();
+        for body in asked.into_iter().cycle().take(KNOCKS) {
+            client.publish_with_reply(subject.clone(), inbox.clone(), body.into()).await.unwrap();
+        }
+        let mut codes = std::collections::BTreeMap::new();
+        for _ in 0..KNOCKS {
+            let answer = tokio::time::timeout(HANG, answers.next()).await.unwrap().unwrap();
+            *codes.entry(body(&answer)["code"].as_str().unwrap().to_owned()).or_insert(0) += 1;
+        }
+        codes
+    });
+    let jobs = 50;
+    for _ in 0..jobs {
+        let job = body(&other.ask(&echo("eu"), &[]));
+        assert_eq!((&job["status"], &job["results"][0]["status"]), (&json!("finished"), &json!("success")), "{job}");
+    }
+    let codes = fabric.block_on(flood).unwrap();
+    // Beyond what may wait of one service it is told so, whatever it asks.
+    assert!(codes.keys().all(|code| ["rate_limited", "forbidden", "invalid", "unavailable"].contains(&code.as_str())), "{codes:?}");
+    assert_eq!(api.wait_for_audit("principal=service:other&verdict=accepted", jobs).len(), jobs);
+    let filter = "principal=service:flooding&verdict=refused";
+    api.wait_until("all of it is told", || refusals_told(&api.audit(filter)) == u64::try_from(KNOCKS).unwrap());
+    let records = api.audit(filter).len();
+    assert!(records < 200, "{records} records of {KNOCKS} refusals");
+    assert_eq!(api.audit("principal=service:flooding&verdict=accepted").len(), 1);
 }

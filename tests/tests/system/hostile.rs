@@ -1,38 +1,70 @@
-//! Whoever means harm harms nobody but himself: callers, a node, a service, receivers of callbacks and targets, each doing its worst, while the
-//! jobs of a bystander succeed, nothing panics, and the memory of all comes back.
+//! Whoever means harm harms nobody but himself: strangers at every listener, callers, nodes, a service, receivers of callbacks and targets, each doing
+//! its worst, while the jobs of a bystander succeed, nothing panics, and the memory of all comes back to what honest use had needed.
+
+mod broker;
+mod endless;
+mod http;
+mod liars;
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use async_nats::HeaderMap;
-use futures_util::StreamExt;
-use probeops_shared::job::header;
-use probeops_shared::presence::{Beat, PolicyReport, Slots};
-use probeops_shared::timestamp::Timestamp;
-use probeops_shared::tools::ToolName;
-use probeops_tests::fabric::{Agent, Api, ApiOptions, Fabric};
-use probeops_tests::hostile::{Bystander, Liar, allow_sockets, endless, resident_bytes, said, slow_heads};
+use probeops_tests::fabric::{Agent, Api, ApiOptions, Fabric, Sentry};
+use probeops_tests::hostile::door::Door;
+use probeops_tests::hostile::{Bystander, Counts, allow_sockets, open_files, resident_bytes, slow_heads};
+use probeops_tests::http::{Answer, Caller};
+use probeops_tests::receiver::{Receiver, Reply};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Semaphore;
 
-/// What the test itself needs, with its ten thousand connections.
-const SOCKETS: u64 = 12_000;
+use self::broker::Broker;
+
+/// What the test itself needs, with its ten thousand connections, and an API that holds them.
+const SOCKETS: u64 = 12_500;
+/// For how many connections one API has room.
+const ROOM: usize = 12_000;
 /// How many connections are held open at once.
 const CONNECTIONS: usize = 10_000;
-/// How many more connections than it has room for the API must have sent away and let in before that is believed.
-const OPENED: usize = 11_000;
+/// How many may wait at a time until the API accepts them.
+const AHEAD: usize = 100;
+/// How many connections an API with less room must have sent away before that is believed.
+const SENT_AWAY: usize = 2_000;
+/// How many of a bystander's jobs have to succeed while something lasts.
+const MEANWHILE: usize = 5;
 /// Only a hang takes this long.
 const HANG: Duration = Duration::from_secs(60);
-/// How many junk jobs a service publishes.
-const FLOOD: usize = 5_000;
+/// How many honest callers there are at once before anybody means harm, and how often each asks for each kind of job.
+const HONEST: usize = 20;
+const HONEST_ROUNDS: usize = 3;
+/// How many honest ones are connected at once to each API, and three times as many to the broker.
+const CROWD: usize = 100;
+
+/// All that listen or serve.
+const PROGRAMS: [&str; 7] = ["API with room", "API over HTTPS", "usual API", "broker", "agent", "keymaster", "sentry"];
+/// Which is the broker.
+const BROKER: usize = 3;
+/// How many times as much memory as after honest use the broker's runtime may keep, be it in use or not.
+const KEPT_TIMES: u64 = 4;
+/// For how long it is looked what each holds after honest use, before anybody means harm.
+const RESTS_FOR: Duration = Duration::from_secs(20);
+/// Only what has no end takes longer to give memory back: the broker's store forgets what nobody has read for a while.
+const BACK_WITHIN: Duration = Duration::from_mins(4);
 
 /// Everybody.
 struct Site {
     fabric: Fabric,
-    api: Api,
-    agent: std::rc::Rc<Agent>,
-    address: SocketAddr,
+    /// Has room for all.
+    roomy: Api,
+    /// As it is by default: it has less room.
+    usual: Api,
+    /// As by default, over HTTPS.
+    secure: Api,
+    agent: Rc<Agent>,
+    sentry: Sentry,
     bystander: String,
 }
 
@@ -40,372 +72,249 @@ impl Site {
     fn start() -> Self {
         allow_sockets(SOCKETS);
         let fabric = Fabric::start();
-        let api = fabric.api_with(&ApiOptions { callback_allow: Some("127.0.0.0/8".to_owned()), ..ApiOptions::default() });
+        let sentry = fabric.sentry();
+        let options = ApiOptions { callback_allow: Some("127.0.0.0/8".to_owned()), ..ApiOptions::default() };
+        let roomy = fabric.api_with(&ApiOptions { connections_max: Some(ROOM), ..options.clone() });
+        let usual = fabric.api_with(&options);
+        let secure = fabric.api_with(&ApiOptions { tls: Some(fabric.certificate()), ..options });
         let agent = fabric.agent("good-1", "good");
-        api.wait_for_nodes(1);
-        let bystander = api.key(&json!({"name": "bystander", "scopes": ["jobs:write", "jobs:read"]}));
-        let address = api.url().trim_start_matches("http://").parse().unwrap();
-        Self { fabric, api, agent, address, bystander }
+        let bystander = roomy.key(&json!({"name": "bystander", "scopes": ["jobs:write", "jobs:read"]}));
+        for api in [&roomy, &usual, &secure] {
+            api.wait_for_nodes(1);
+            api.wait_until("the bystander is known", || api.caller(&bystander).get("/v1/tools").status == 200);
+        }
+        Self { fabric, roomy, usual, secure, agent, sentry, bystander }
     }
 
-    /// Does it while the bystander asks, until he has been answered a few times more.
+    /// Does it while bystanders ask, one at each of these APIs, until each has been answered a few times more. None of them has to ask again, unless
+    /// his API has no room left.
     #[track_caller]
-    fn beside<T>(&self, what: &str, harm: impl FnOnce() -> T) -> T {
-        let bystander = Bystander::start(self.api.url(), &self.bystander, "good");
-        let result = harm();
-        let before = bystander.succeeded();
-        let started = Instant::now();
-        while bystander.succeeded() < before + 3 && started.elapsed() < HANG {
-            std::thread::sleep(Duration::from_millis(20));
+    fn beside<T>(&self, what: &str, apis: &[&Api], harm: impl FnOnce(&[Bystander]) -> T) -> T {
+        let bystanders: Vec<Bystander> = apis.iter().map(|api| Bystander::start(api, &self.bystander, "good")).collect();
+        let result = harm(&bystanders);
+        answered(what, &bystanders);
+        for (api, bystander) in apis.iter().zip(bystanders) {
+            let unharmed = bystander.finish();
+            assert!(unharmed.again.is_empty() || api.url() == self.usual.url(), "{what}: {unharmed:?} at {}", api.url());
+            assert!(unharmed.longest < HANG, "{what}: {unharmed:?} at {}", api.url());
         }
-        let (count, longest) = bystander.finish();
-        assert!(count >= before + 3, "{what}: a bystander got {count} answers in all");
-        for log in [self.api.log(), self.agent.log()] {
-            let panicked: Vec<&str> = log.lines().filter(|line| line.contains("panicked") || line.contains("incident")).collect();
-            assert!(panicked.is_empty(), "{what}: {panicked:#?}");
+        let logs = [
+            self.roomy.log(),
+            self.secure.log(),
+            self.usual.log(),
+            self.fabric.broker_log(),
+            self.agent.log(),
+            self.fabric.keymaster_log(),
+            self.sentry.log(),
+        ];
+        for (name, log) in PROGRAMS.iter().zip(logs) {
+            let bad = |line: &&str| ["panic", "incident", "fatal error"].iter().any(|word| line.contains(word));
+            let panicked: Vec<&str> = log.lines().filter(bad).collect();
+            assert!(panicked.is_empty(), "{what}: {name}: {panicked:#?}");
         }
-        assert!(longest < HANG, "{what}: a bystander's job took {longest:?}");
         result
     }
 
-    fn resident(&self) -> [u64; 2] {
-        [self.api.process_id(), self.agent.process_id()].map(resident_bytes)
+    /// What each program holds, in bytes. Of the broker it is what its runtime has in use: how much more that keeps is its own affair (Go gives back
+    /// within minutes, and as much again as is in use is free at any time).
+    fn held(&self) -> [u64; PROGRAMS.len()] {
+        [
+            resident_bytes(self.roomy.process_id()),
+            resident_bytes(self.secure.process_id()),
+            resident_bytes(self.usual.process_id()),
+            self.fabric.broker_heap_bytes(),
+            resident_bytes(self.agent.process_id()),
+            resident_bytes(self.fabric.keymaster_process_id()),
+            resident_bytes(self.sentry.process_id()),
+        ]
     }
 
-    fn job(&self, body: &Value) -> probeops_tests::http::Answer {
-        self.api.admin().post("/v1/jobs", body)
+    /// The least that each of them holds in a while after it was used; of the broker what it holds at once, for what was stored last it keeps at hand.
+    fn rests(&self) -> [u64; PROGRAMS.len()] {
+        let (mut least, started) = (self.held(), Instant::now());
+        let at_once = least[BROKER];
+        while started.elapsed() < RESTS_FOR {
+            std::thread::sleep(Duration::from_millis(500));
+            least.iter_mut().zip(self.held()).for_each(|(least, now)| *least = now.min(*least));
+        }
+        least[BROKER] = at_once;
+        least
+    }
+
+    fn job(&self, body: &Value) -> Answer {
+        self.roomy.admin().post("/v1/jobs", body)
     }
 }
 
+/// Waits until each of them has been answered a few times more.
+#[track_caller]
+fn answered(what: &str, bystanders: &[Bystander]) {
+    let before: Vec<usize> = bystanders.iter().map(Bystander::succeeded).collect();
+    let started = Instant::now();
+    while bystanders.iter().zip(&before).any(|(bystander, before)| bystander.succeeded() < before + MEANWHILE) {
+        assert!(started.elapsed() < HANG, "{what}: a bystander is not answered any more");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What each program holds comes back to within a fifth of what it held after honest use: once after everything, and again after strangers have come
+/// a second time. The broker may hold what its streams have grown by as well, mostly by the jobs of the bystanders: it keeps the newest of it at hand.
 #[test]
 fn nobody_who_means_harm_harms_a_bystander() {
     let site = Site::start();
-    let liar = lying_node(&site);
-    let servers = site.fabric.block_on(servers());
-    // Once of everything, and of connections as many as there is room for: after that it is known what memory is for use.
-    everything(&site, &servers, 5_000);
-    let before = site.resident();
-    everything(&site, &servers, OPENED);
-    let (names, started) = (["API", "agent"], Instant::now());
-    loop {
-        let after = site.resident();
-        let grown: Vec<String> = (0..2)
-            .filter(|index| after[*index] > before[*index] + before[*index] / 5)
-            .map(|index| format!("{}: {} bytes, and {} before", names[index], after[index], before[index]))
-            .collect();
-        if grown.is_empty() {
-            break;
-        }
-        assert!(started.elapsed() < HANG, "memory has not come back: {grown:?}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
+    honest_use(&site);
+    let (honest, stored) = (site.rests(), site.fabric.broker_stored_bytes());
+    let kept = resident_bytes(site.fabric.broker_process_id());
+    let liar = liars::lying_node(&site);
+    let servers = site.fabric.block_on(endless::servers());
+    let strangers = |round| {
+        site.beside("heads that never end, with room for all", &[&site.roomy], |bystanders| all_held(&site, bystanders));
+        site.beside("heads that never end, without", &[&site.usual], |_| sent_away(&site));
+        site.beside("strangers at every listener", &[&site.roomy, &site.secure], |_| strangers(&site, round));
+    };
+    let connected = site.fabric.broker_connections();
+    let comes_back = || {
+        let mut may = honest.map(|bytes| bytes + bytes / 5);
+        may[BROKER] += site.fabric.broker_stored_bytes().saturating_sub(stored);
+        comes_back(&site, connected, may);
+        let keeps = resident_bytes(site.fabric.broker_process_id());
+        assert!(keeps <= KEPT_TIMES * kept, "the broker's runtime keeps {keeps} bytes, and kept {kept}");
+    };
+    strangers("once");
+    site.beside("nodes that lie", &[&site.roomy], |_| liars::lies(&site));
+    site.beside("a service that lies", &[&site.roomy], |_| liars::lying_service(&site, servers.silent));
+    site.beside("receivers and targets that never end", &[&site.roomy], |_| endless::never_ending(&site, &servers));
+    comes_back();
+    strangers("twice");
+    comes_back();
     liar.abort();
 }
 
-fn everything(site: &Site, servers: &Servers, opened: usize) {
-    site.beside("heads that never end", || {
-        let count = Arc::new(AtomicUsize::new(0));
-        let slow = site.fabric.spawn(slow_heads(site.address, CONNECTIONS, Arc::clone(&count)));
-        let started = Instant::now();
-        while count.load(Ordering::Relaxed) < opened {
-            assert!(started.elapsed() < HANG, "{} connections in {HANG:?}", count.load(Ordering::Relaxed));
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        slow.abort();
-    });
-    site.beside("what is no request", || site.fabric.block_on(broken_requests(site)));
-    site.beside("a node that lies", || lies(site));
-    site.beside("a service that lies", || lying_service(site));
-    site.beside("receivers and targets that never end", || never_ending(site, servers));
-}
-
-/// How a request is answered that is none: as the caller's mistake, or by the end of the connection.
-const REFUSED: [&str; 2] = ["4", ""];
-
-/// What does not come to its end, is too large, too deep, cut off, repeated, or by chance.
-async fn broken_requests(site: &Site) {
-    let address = site.address;
-    let cases: Vec<Case> = http1(site.api.admin_key()).into_iter().chain(http2()).collect();
-    // Bodies that arrive byte by byte are given up; many of them at once, beside all the rest.
-    let slow = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
-    let slow = futures_util::future::join_all((0..200).map(|_| said(address, slow)));
-    let asked = futures_util::stream::iter(&cases).map(|(what, words, wanted)| async move {
-        let answer = said(address, words).await;
-        let begins = String::from_utf8_lossy(answer.get(..12).unwrap_or(&answer)).into_owned();
-        let status = begins.split(' ').nth(1).unwrap_or(&begins);
-        let as_wanted = |wanted: &&str| status == *wanted || !wanted.is_empty() && status.starts_with(wanted);
-        assert!(wanted.iter().any(as_wanted), "{what}: {begins:?}, {wanted:?}");
-    });
-    let all = asked.buffer_unordered(4).for_each(async |()| ());
-    let (_, ()) = futures_util::join!(slow, all);
-}
-
-/// What it is, what is sent, and how the answer may begin: a status, the frame of HTTP/2, nothing.
-type Case = (&'static str, Vec<u8>, &'static [&'static str]);
-
-/// In HTTP/1.1.
-fn http1(key: &str) -> Vec<Case> {
-    let post = |headers: &str, body: &[u8]| {
-        let head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
-        [format!("{head}Authorization: Bearer {key}\r\n{headers}\r\n").as_bytes(), body].concat()
-    };
-    let sized = |body: &[u8]| post(&format!("Connection: close\r\nContent-Length: {}\r\n", body.len()), body);
-    let get = |path: &str, more: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{more}\r\n").into_bytes();
-    let job = br#"{"tool":"echo","target":"x","from":"good"}"#;
-    vec![
-        ("too large", sized(&vec![b' '; 5 * 1024 * 1024]), &["413", ""]),
-        ("announced as too large", post("Content-Length: 99999999999\r\n", b"{"), &REFUSED),
-        ("a length that is none", post("Content-Length: -1\r\n", b"{}"), &REFUSED),
-        ("two lengths", post("Content-Length: 2\r\nContent-Length: 3\r\n", b"{}x"), &REFUSED),
-        ("a length and pieces", post("Content-Length: 2\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n", b"0\r\n\r\n"), &REFUSED),
-        ("pieces that are none", post("Transfer-Encoding: chunked\r\n", b"zzzz\r\n{}"), &REFUSED),
-        ("deep", sized(&[b'['; 60_000]), &["400"]),
-        ("deep in a field", sized(format!("{{\"tool\":{}", "{\"a\":".repeat(10_000)).as_bytes()), &["400"]),
-        ("cut off", sized(&job[..20]), &["400"]),
-        ("by chance", by_chance(), &REFUSED),
-        ("headers without end", post(&"X-A: b\r\n".repeat(100_000), b""), &REFUSED),
-        ("a long path", get(&format!("/{}", "a".repeat(40_000)), ""), &["414", "431"]),
-        ("ten thousand at once", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n".repeat(10_000), &["200"]),
-        ("a NUL", b"GET /\0 HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &REFUSED),
-        ("metrics", get("/metrics", "Authorization: Bearer x\r\n"), &["401"]),
-    ]
-}
-
-/// In HTTP/2.
-fn http2() -> Vec<Case> {
-    let after_preface = |frames: Vec<u8>| [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..], &frames].concat();
-    // A stream is begun and reset at once, again and again (CVE-2023-44487).
-    let reset = |number: u32| {
-        let stream = (number * 2 + 1).to_be_bytes();
-        [&[0, 0, 3, 1, 5][..], &stream, &[0x82, 0x84, 0x86], &[0, 0, 4, 3, 0], &stream, &[0, 0, 0, 8]].concat()
-    };
-    // A head that goes on in its next frame, and the next (CVE-2024-27316).
-    let continued = |number: u32| [&[0, 0, 200, if number == 0 { 1 } else { 9 }, 0, 0, 0, 0, 1][..], &[0; 200]].concat();
-    vec![
-        ("by chance, in HTTP/2", after_preface(by_chance()), &["\0\0"]),
-        ("reset again and again", after_preface((0..5_000).flat_map(reset).collect()), &["\0\0"]),
-        ("a head without end, in HTTP/2", after_preface((0..2_000).flat_map(continued).collect()), &["\0\0"]),
-    ]
-}
-
-fn by_chance() -> Vec<u8> {
-    (0..64 * 1024).map(|_| rand::random()).collect()
-}
-
-/// A node of region `bad` with a credential as any other.
-fn lying_node(site: &Site) -> tokio::task::JoinHandle<()> {
-    let creds = site.fabric.enrol("liar", 1, "bad").remove(0);
-    let client = site.fabric.connect_in(&creds, "_INBOX_n.liar-1");
-    let now = Timestamp::now();
-    let beat = Beat {
-        node: "liar-1".parse().unwrap(),
-        region: "bad".parse().unwrap(),
-        boot_id: "b".to_owned(),
-        started_at: now,
-        counter: 1,
-        version: "0".to_owned(),
-        tools: vec![ToolName::Echo],
-        unavailable: Vec::new(),
-        slots: [(ToolName::Echo.class(), Slots { free: 1_000_000_000, total: 1_000_000_000 })].into(),
-        draining: false,
-        clock_offset_ms: Some(1.7e308),
-        rtt_ms: Some(1.7e308),
-        policy: PolicyReport::new("x".repeat(20_000)),
-    };
-    let beat = serde_json::to_vec(&beat).unwrap();
-    let telling = client.clone();
-    let liar = site.fabric.spawn(async move {
-        let beats = async {
-            loop {
-                let say = async |subject: &str, body: Vec<u8>| {
-                    drop(telling.publish_with_reply(subject.to_owned(), "_INBOX_n.liar-1.0".to_owned(), body.into()).await);
-                };
-                say("ev.v1.bad.liar-1.beat", beat.clone()).await;
-                // In others' names, of no kind, as deep and as large as it gets; the broker lets some of it through.
-                for subject in ["ev.v1.bad.liar-1.beat", "ev.v1.bad.liar-1.audit", "ev.v1.bad.liar-1.nothing", "ev.v1.good.good-1.bye"] {
-                    for body in [
-                        b"junk".to_vec(),
-                        vec![b'['; 200_000],
-                        vec![b' '; 250_000],
-                        String::from_utf8_lossy(&beat).replace("liar-1", "good-1").into_bytes(),
-                    ] {
-                        say(subject, body).await;
-                    }
-                }
-                tokio::time::sleep(Duration::from_millis(500)).await;
-            }
-        };
-        tokio::join!(beats, Liar::new(client, "liar-1").lie())
-    });
-    site.api.wait_for_nodes(2);
-    site.fabric.spawn(async move { drop(liar.await) })
-}
-
-/// Every lie is an answer, and to its own job only: what is told of node, tool and request is what the API knows.
-fn lies(site: &Site) {
-    let lie = |lie: &str| {
-        let body = json!({"tool": "echo", "target": lie, "from": "node:liar-1", "timeout_ms": 12_000});
-        (lie.to_owned(), site.job(&body))
-    };
-    let once = ["ids", "seq", "numbers", "deep", "junk", "unknown", "twice", "backwards", "headers", "truth"];
-    for (lie, answer) in once.map(lie) {
-        let outcome = answer.outcome();
-        assert_eq!(
-            (&outcome["target"], &outcome["tool"], &outcome["node"]["id"]),
-            (&json!(lie), &json!("echo"), &json!("liar-1")),
-            "{outcome}"
-        );
-        let succeeds = !["deep", "junk"].contains(&lie.as_str());
-        assert_eq!(outcome["status"] == "success", succeeds, "{lie}: {outcome}");
-    }
-    // Those that take their time, at the same time; somebody watches, as text and as events.
-    let (address, key) = (site.address, site.api.admin_key());
-    std::thread::scope(|threads| {
-        let slow = ["large", "endless", "alive"].map(|lie| threads.spawn(move || (lie, job_from(address, key, lie, "application/json"))));
-        for accept in ["text/plain", "text/event-stream"] {
-            threads.spawn(move || job_from(address, key, "endless", accept));
-        }
-        for (lie, answer) in slow.into_iter().map(|slow| slow.join().unwrap()) {
-            assert!(
-                answer.contains("\"status\":\"finished\"") && answer.contains("\"status\":\"failed\""),
-                "{lie}: {}",
-                answer.get(..2_000).unwrap_or(&answer)
-            );
-        }
-    });
-}
-
-/// A job at the node that lies, to the end of its answer; of a long one only the end is kept.
-fn job_from(address: SocketAddr, key: &str, lie: &str, accept: &str) -> String {
-    use std::io::{Read, Write};
-    let body = json!({"tool": "echo", "target": lie, "from": "node:liar-1"}).to_string();
-    let head = format!(
-        "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nAccept: {accept}\r\nConnection: close\r\n\
-         Content-Type: application/json\r\nContent-Length: {}\r\n\r\n",
-        body.len()
-    );
-    let mut stream = std::net::TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(HANG)).unwrap();
-    stream.write_all(format!("{head}{body}").as_bytes()).unwrap();
-    let (mut answer, mut piece) = (Vec::new(), vec![0; 64 * 1024]);
+/// Waits until each program holds no more than it may, and the broker no more connections than before.
+#[track_caller]
+fn comes_back(site: &Site, connected: u64, may: [u64; PROGRAMS.len()]) {
+    let started = Instant::now();
     loop {
-        let length = stream.read(&mut piece).unwrap();
-        if length == 0 {
-            return String::from_utf8_lossy(&answer).into_owned();
+        let (now, connections) = (site.held(), site.fabric.broker_connections());
+        let grown: Vec<String> = (0..PROGRAMS.len())
+            .filter(|program| now[*program] > may[*program])
+            .map(|program| format!("{}: {} bytes, and it may {}", PROGRAMS[program], now[program], may[program]))
+            .collect();
+        if grown.is_empty() && connections <= connected {
+            return;
         }
-        answer.extend_from_slice(&piece[..length]);
-        let excess = answer.len().saturating_sub(1024 * 1024);
-        drop(answer.drain(..excess));
+        assert!(started.elapsed() < BACK_WITHIN, "{connections} connections of {connected}; memory has not come back: {grown:#?}");
+        std::thread::sleep(Duration::from_millis(500));
     }
 }
 
-/// A service publishes what is no job, as fast as it can; its one honest job is answered all the same, once it is within its rate again.
-fn lying_service(site: &Site) {
-    let service = site.fabric.service("flooder", &["good"], &["echo", "tcp"], &["good-1"]);
-    let client = site.fabric.connect(&service.creds);
-    let echo = json!({"request_id": "r", "tool": "echo", "target": "x", "parameters": {}}).to_string();
-    let bodies: Vec<Vec<u8>> = vec![
-        b"junk".to_vec(),
-        Vec::new(),
-        vec![b'['; 60_000],
-        vec![0xff; 200_000],
-        echo.clone().into_bytes(),
-        format!("{{\"tool\":{}", "{\"a\":".repeat(10_000)).into_bytes(),
-        echo.replace("\"parameters\":{}", &format!("\"parameters\":{{{}\"z\":1}}", "\"a\":1,".repeat(5_000))).into_bytes(),
+/// So many honest callers of each API who are there at the same time, and stay until the last has been answered.
+async fn crowd(site: &Site) {
+    let ca = site.fabric.ca();
+    let doors = [Door::bare(site.roomy.address()), Door::bare(site.usual.address()), Door::tls(site.secure.address(), &ca)];
+    let request = format!("GET /v1/tools HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", site.roomy.admin_key());
+    let all = doors.iter().flat_map(|door| (0..CROWD).map(move |_| door)).map(async |door| {
+        let mut stream = door.enter().await.expect("a way in");
+        stream.write_all(request.as_bytes()).await.expect("that it is heard");
+        stream.flush().await.expect("that it is heard");
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.expect("an answer");
+        assert_eq!(&answer, b"HTTP/1.1 200");
+        stream
+    });
+    drop(futures_util::future::join_all(all).await);
+}
+
+/// What the programs are for, from several callers at once and of every kind that is used later, mistakes too, and many who only stay.
+fn honest_use(site: &Site) {
+    let broker = Broker::of(site, "regular");
+    site.fabric.block_on(async { futures_util::join!(crowd(site), broker.honest_crowd(3 * CROWD)) });
+    let receiver = Receiver::start(|_, _| Reply::status(204));
+    let (plain, secure) = (site.usual.address(), site.secure.address());
+    let jobs = [
+        json!({"tool": "echo", "target": "x", "from": "good"}),
+        json!({"tool": "echo", "target": "x", "from": "good", "callback": {"url": receiver.url("/callback")}}),
+        json!({"tool": "http", "target": format!("http://{plain}/livez"), "from": "good", "parameters": {"timeout": 2}}),
+        json!({"tool": "tls", "target": secure.ip(), "from": "good", "parameters": {"port": secure.port(), "timeout": 2}}),
+        json!({"tool": "tcp", "target": plain.ip(), "from": "good", "parameters": {"port": plain.port(), "timeout": 2}}),
+        json!({"tool": "dns", "target": "a.example", "from": "good", "parameters": {"resolver": plain.ip(), "port": plain.port(), "protocol": "tcp", "timeout": 2, "tries": 1}}),
     ];
-    let numbers = ["-9223372036854775808", "9223372036854775807", "0", "x", ""];
-    site.fabric.block_on(async {
-        let mut answers = client.subscribe("_INBOX.flooder.>").await.unwrap();
-        for number in 0..FLOOD {
-            let mut headers = HeaderMap::new();
-            for name in
-                [header::SENT, header::DEADLINE, header::ATTEMPT, header::EVENTS, header::TARGETS, header::PRINCIPAL, header::TRACEPARENT]
-            {
-                if rand::random::<bool>() {
-                    headers.insert(name, numbers[rand::random_range(0..numbers.len())]);
-                }
-            }
-            // Others' inboxes, none, and its own.
-            let reply = ["_INBOX.flooder.t._", "_INBOX.flooder.t.good-1", "_INBOX.other.t._", "ev.v1.good.good-1.beat", "_INBOX.flooder._"]
-                [number % 5];
-            let body = bodies[number % bodies.len()].clone().into();
-            client.publish_with_reply_and_headers("node.v1.good-1.job.echo.flooder", reply, headers, body).await.unwrap();
-        }
-        client.flush().await.unwrap();
-        let honest = async {
-            loop {
-                client.publish_with_reply("job.v1.good.echo.flooder", "_INBOX.flooder.honest._", echo.clone().into()).await.unwrap();
-                while let Ok(Some(answer)) = tokio::time::timeout(Duration::from_secs(1), answers.next()).await {
-                    let outcome: Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
-                    if answer.subject.as_str() == "_INBOX.flooder.honest.good-1" && outcome["status"] == "success" {
-                        return;
+    for api in [&site.roomy, &site.usual, &site.secure] {
+        let (url, key, ca) = (api.url(), api.admin_key(), api.ca());
+        std::thread::scope(|threads| {
+            for _ in 0..HONEST {
+                threads.spawn(|| {
+                    for job in (0..HONEST_ROUNDS).flat_map(|_| &jobs) {
+                        let answer = Caller::new(url, Some(key), ca).post("/v1/jobs", job);
+                        assert_eq!(answer.body["status"], "finished", "{job}: {}", answer.text);
                     }
-                }
+                });
             }
-        };
-        tokio::time::timeout(HANG, honest).await.expect("an honest job is answered");
-    });
-}
-
-/// Servers that begin an answer and never end it.
-struct Servers {
-    heads: SocketAddr,
-    bodies: SocketAddr,
-    fields: SocketAddr,
-    redirects: SocketAddr,
-    silent: SocketAddr,
-    junk: SocketAddr,
-}
-
-async fn servers() -> Servers {
-    let (slowly, at_once) = (Duration::from_millis(200), Duration::from_millis(1));
-    Servers {
-        heads: endless(b"HTTP/1.1 200 OK\r\nX-A: ", b"x", slowly).await,
-        bodies: endless(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"8\r\nendless!\r\n", at_once).await,
-        fields: endless(b"HTTP/1.1 200 OK\r\n", b"X-A: bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb\r\n", at_once).await,
-        redirects: endless(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n", b"", slowly).await,
-        silent: endless(b"", b"", slowly).await,
-        junk: endless(&[0xff; 4096], &[0xff; 4096], at_once).await,
+        });
+        let mistaken = api.admin().post("/v1/jobs", &json!({"tool": "echo"}));
+        assert_eq!(mistaken.status, 400, "{}", mistaken.text);
+        let told = api.admin().stream("POST", "/v1/jobs", &jobs[0], &[("accept", "text/event-stream")]).events();
+        assert!(told.iter().any(|event| event.event == "outcome"), "{told:?}");
     }
 }
 
-impl Servers {
-    fn all(&self) -> [SocketAddr; 6] {
-        [self.heads, self.bodies, self.fields, self.redirects, self.silent, self.junk]
-    }
-}
-
-/// Each of them as the target of runs, and as the receiver of callbacks.
-fn never_ending(site: &Site, servers: &Servers) {
-    for server in servers.all() {
-        let callback = json!({"url": format!("http://{server}/callback"), "max_age_ms": 60_000});
-        let answer = site.job(&json!({"tool": "echo", "target": "x", "from": "good", "callback": callback}));
-        assert_eq!(answer.outcome()["status"], "success", "whatever becomes of its callback");
-    }
-    let jobs = servers.all().into_iter().flat_map(|server| {
-        let (host, port) = (server.ip(), server.port());
-        [
-            json!({"tool": "http", "target": format!("http://{server}/"), "from": "good", "parameters": {"timeout": 2}}),
-            json!({"tool": "tls", "target": host, "from": "good", "parameters": {"port": port, "timeout": 2}}),
-            json!({"tool": "tcp", "target": host, "from": "good", "parameters": {"port": port, "banner": true, "timeout": 2}}),
-            json!({"tool": "dns", "target": "a.example", "from": "good", "parameters": {"resolver": host, "port": port, "protocol": "tcp", "timeout": 2, "tries": 1}}),
-        ]
-    });
-    let jobs: Vec<String> = jobs.map(|job| job.to_string()).collect();
-    let (address, key) = (site.address, site.api.admin_key());
-    std::thread::scope(|threads| {
-        let running: Vec<_> = jobs.iter().map(|job| threads.spawn(move || (job, said_by(address, key, job)))).collect();
-        for (job, answer) in running.into_iter().map(|job| job.join().unwrap()) {
-            assert_eq!(answer["status"], "finished", "{job}: {answer}");
-            let outcome = &answer["results"][0];
-            let is_told = outcome["status"] == "success" || outcome["failure"]["kind"] == "timed_out";
-            assert!(is_told, "that it never ends is told: {job}: {answer}");
+/// Ten thousand at once are all held, by the API as by those who made them, while a bystander is answered.
+fn all_held(site: &Site, bystanders: &[Bystander]) {
+    let (counts, turns) = (Arc::new(Counts::default()), Arc::new(Semaphore::new(0)));
+    let slow = slow_heads(site.roomy.address(), (CONNECTIONS, Arc::clone(&turns)), Arc::clone(&counts));
+    let slow = site.fabric.spawn(slow);
+    let (started, mut had_turns) = (Instant::now(), 0);
+    loop {
+        // Of more than wait for the API to accept them than the system has room for, it cuts some, be they honest or not.
+        let files = open_files(site.roomy.process_id());
+        let have_turns = CONNECTIONS.min(files + AHEAD);
+        turns.add_permits(have_turns.saturating_sub(had_turns));
+        had_turns = had_turns.max(have_turns);
+        let held = || counts.open() == CONNECTIONS && open_files(site.roomy.process_id()) > CONNECTIONS;
+        let closed = counts.closed.load(Ordering::Acquire);
+        if held() {
+            answered("while all are held", bystanders);
+            if held() && counts.closed.load(Ordering::Acquire) == closed {
+                break;
+            }
         }
+        assert!(started.elapsed() < HANG, "{} connections are open, of {files} files, and {counts:?}", counts.open());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    slow.abort();
+}
+
+/// Where there is less room they are sent away, and come back.
+fn sent_away(site: &Site) {
+    let (counts, turns) = (Arc::new(Counts::default()), Arc::new(Semaphore::new(CONNECTIONS)));
+    let slow = site.fabric.spawn(slow_heads(site.usual.address(), (CONNECTIONS, turns), Arc::clone(&counts)));
+    let started = Instant::now();
+    while counts.made.load(Ordering::Acquire) < CONNECTIONS || counts.closed.load(Ordering::Acquire) < SENT_AWAY {
+        assert!(started.elapsed() < HANG, "{counts:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    slow.abort();
+}
+
+/// What is slow, broken, cut off, repeated and by chance, at all listeners at the same time: HTTP, HTTPS, and the broker's two.
+fn strangers(site: &Site, round: &str) {
+    let (plain, secure) = (Door::bare(site.roomy.address()), Door::tls(site.secure.address(), &site.fabric.ca()));
+    let (key, broker) = (site.roomy.admin_key(), Broker::of(site, &format!("visitor-{round}")));
+    site.fabric.block_on(async {
+        futures_util::join!(
+            http::broken_requests(&plain, key, true),
+            http::broken_requests(&secure, key, false),
+            http::slow_bodies(&plain, key),
+            http::slow_bodies(&secure, key),
+            http::slow_handshakes(site.secure.address()),
+            http::repeated(&plain, key),
+            broker.beset(),
+        );
     });
 }
 
 /// A job of the first key's, from any thread.
 fn said_by(address: SocketAddr, key: &str, job: &str) -> Value {
-    let caller = probeops_tests::http::Caller::new(&format!("http://{address}"), Some(key), None);
+    let caller = Caller::new(&format!("http://{address}"), Some(key), None);
     caller.post_raw("/v1/jobs", "application/json", job.as_bytes(), &[]).body
 }

@@ -21,6 +21,8 @@ fn a_revoked_node_is_cut_off_at_once_and_says_why() {
     });
     assert!(agent.log().contains("has been revoked"), "{}", agent.log());
     api.wait_until("the roster shows it", || api.admin().get("/v1/nodes/v-1").expect(200)["revoked"] == json!(true));
+    let node = api.admin().get("/v1/nodes/v-1").expect(200);
+    assert!(node["revoked_at"].is_string() && node["revoked_because"] == "by an operator" && node["revoking"].is_null(), "{node}");
     assert_eq!(api.admin().job("echo", "x", "node:v-1", &json!({})).status, 404);
     let again = fabric.agent_with_credential("v-1", &AgentOptions { wait_ready: false, ..AgentOptions::default() });
     assert_eq!(again.wait(), Some(78), "{}", again.log());

@@ -298,3 +298,20 @@ fn a_key_that_was_added_is_limited_as_told_and_one_that_was_revoked_is_refused_a
     assert_ne!(std::fs::read_to_string(&first).unwrap(), old);
     assert_eq!(up.end(Signal::SIGTERM), Some(0));
 }
+
+#[test]
+fn any_credential_is_made_void_by_its_file_and_of_the_servers_own_it_is_said_that_none_is() {
+    let home = Home::new();
+    let up = home.up("data", &[]);
+    let key = Credentials::read_if_exists(&home.path("data/creds/store.creds")).unwrap().unwrap().public_key;
+    let said = probeops(&home, "revoke data/creds/store.creds");
+    assert!(said.contains(&format!("every credential of {key} (api-")) && said.contains(") is void on "), "{said}");
+    wait_until("the API is cut off from its store", || up.caller().try_get("/readyz").is_ok_and(|answer| answer.status == 503));
+    for (credential, why) in [
+        ("data/keys/keymaster.creds", "data/keys/keymaster.creds is of the servers' own account, and ends when its 30 days are over"),
+        ("nothing.creds", "cannot read the credential nothing.creds"),
+    ] {
+        let refused = home.run(&arguments(&format!("revoke {credential}"))).bad(2);
+        assert!(refused.contains(why), "{refused}");
+    }
+}

@@ -259,7 +259,13 @@ fn a_firing_may_do_what_its_owner_may_then() {
     api.wait_for_nodes(1);
     let admin = api.admin();
     let key = |limits: Limits| {
-        let minted = mint(NewKey { name: "k".to_owned(), scopes: vec![Scope::JobsWrite], limits, created_by: "test".to_owned() });
+        let minted = mint(NewKey {
+            name: "k".to_owned(),
+            scopes: vec![Scope::JobsWrite],
+            limits,
+            created_by: "test".to_owned(),
+            ..NewKey::default()
+        });
         fabric.put(storage::KEYS, &minted.record.id, &json!(minted.record));
         minted
     };
@@ -358,7 +364,7 @@ fn a_reminder_that_the_broker_lost_is_put_there_again() {
     fabric.agent("s-1", "eu");
     first.wait_for_nodes(1);
     let id = made(&first.admin(), &json!({"at": soon(6_000)}));
-    let client = fabric.connect(&fabric.credential(&Role::Api { caller: CallerName::new_api() }));
+    let client = fabric.connect(&fabric.credential(&Role::Store { caller: CallerName::new_api() }));
     fabric.block_on(async {
         // Another message takes its place, and goes.
         let headers = HeaderMap::from_iter([("Nats-TTL".parse().unwrap(), "1s".parse().unwrap())]);

@@ -98,6 +98,7 @@ fn a_replica_that_was_held_still_changes_nothing_of_what_was_ended_for_it() {
         assert_eq!(api.admin().get(&fanned.path).expect(200), document);
     }
     // It goes on as one of them: a job of its own is its own.
+    fanned.owner.wait_for_nodes(2);
     assert_eq!(fanned.owner.admin().job("echo", "x", "us", &json!({})).outcome()["status"], "success");
 }
 

@@ -15,7 +15,8 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// What speaks to the broker: not the tools, the routes, the policy, nor what keys and jobs are.
-const BROKER: [&str; 23] = [
+const BROKER: [&str; 24] = [
+    "cli/src/audit/copy.rs",
     "nats/",
     "agent/src/agent",
     "agent/src/doctor/",

@@ -44,9 +44,9 @@ fn sum(api: &Api, result: &str) -> u64 {
 #[test]
 fn one_trace_leads_from_the_caller_over_the_api_to_the_node() {
     let collector = Collector::start();
-    let fabric = Fabric::start();
+    let fabric = Fabric::start_logging(Some("debug"));
     let api = fabric.api_with(&to(&collector.url()));
-    let agent = fabric.agent_with("t-1", "eu", &AgentOptions { log: Some("debug"), ..AgentOptions::default() });
+    let agent = fabric.agent("t-1", "eu");
     api.wait_for_nodes(1);
     let job = json!({"tool": "echo", "target": "hello", "from": "eu"});
     let (document, answered) = post(&api, &job, &format!("00-{TRACE}-{CALLER}-01"));

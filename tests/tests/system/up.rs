@@ -1,6 +1,7 @@
 //! The first run: `up`, `up --once`, what they print, and what they survive.
 
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::sys::signal::{Signal, kill};
@@ -122,18 +123,18 @@ fn once_prints_both_outcomes_in_full_and_names_the_step_that_fails() {
 }
 
 #[test]
-fn somebody_who_may_do_nothing_gets_ping_or_tcp_as_the_kernel_allows() {
+fn somebody_who_may_do_nothing_gets_ping_or_tcp_as_the_kernel_allows_and_no_memory_of_his_own_programs() {
     let home = Home::new();
     home.folder_of_nobody("home");
     std::fs::set_permissions(home.path(""), std::fs::Permissions::from_mode(0o755)).unwrap();
     let nats_server = home.nats_server();
     let data = home.path("home/data");
-    let arguments = ["up", "--once", "--data", data.to_str().unwrap()];
-    let run = |more: &[&str]| {
-        let mut command = home.as_nobody(home.probeops(&arguments).args(more));
+    let up = |more: &[&str]| {
+        let mut command = home.as_nobody(home.probeops(&["up", "--data", data.to_str().unwrap()]).args(more));
         command.env("HOME", home.path("home")).env("NATS_SERVER", &nats_server);
-        home.finish(command)
+        command
     };
+    let run = |more: &[&str]| home.finish(up(&[&["--once"], more].concat()));
     let said = run(&[]).good();
     let [job, outcome] = &documents(&said)[..] else { panic!("two documents, not\n{said}") };
     let group = if is_root() { NOBODY } else { nix::unistd::getegid().as_raw() };
@@ -145,6 +146,41 @@ fn somebody_who_may_do_nothing_gets_ping_or_tcp_as_the_kernel_allows() {
         let why = run(&["--allow-ping"]).bad(2);
         assert!(why.contains("needs root; run `sudo sysctl -w net.ipv4.ping_group_range="), "{why}");
     }
+    let mut up = home.start_up_of("home/data", up(&["--http", "127.0.0.1:0"]));
+    up.wait_ready();
+    nobody_has_its_memory(&home, &up);
+    assert_eq!(up.end(Signal::SIGTERM), Some(0), "{}", up.log());
+}
+
+/// No core is dumped of whatever `up` runs, and no process of the same user may look into our programs.
+fn nobody_has_its_memory(home: &Home, up: &Up) {
+    let (mut ours, mut others) = (0, 0);
+    for (process, line) in up.others().into_iter().chain([(i32::try_from(up.process_id()).unwrap(), "probeops up".to_owned())]) {
+        let limits = std::fs::read_to_string(format!("/proc/{process}/limits")).unwrap();
+        let core: Vec<&str> = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap().split_whitespace().collect();
+        assert_eq!(core[4..6], ["0", "0"], "{line}: {limits}");
+        // What a debugger needs is needed for this, too. Root may always.
+        let mut looks = Command::new("cat");
+        looks.arg(format!("/proc/{process}/environ"));
+        if is_root() {
+            looks.uid(NOBODY).gid(NOBODY);
+        }
+        let seen = home.finish(looks);
+        if line.contains("server.conf") {
+            // The broker and its shells are not ours; of them it is seen that whoever looks would see.
+            others += 1;
+            assert!(seen.good().contains("HOME="), "{line}");
+        } else {
+            ours += 1;
+            assert!(
+                seen.code == Some(1) && seen.err.contains("Permission denied") && seen.out.is_empty(),
+                "{line}: {}{}",
+                seen.out,
+                seen.err
+            );
+        }
+    }
+    assert_eq!((ours, others), (6, 3), "`up`, a keymaster, a sentry, an API, two agents; a broker below its shells: {:?}", up.others());
 }
 
 #[test]

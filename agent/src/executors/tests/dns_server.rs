@@ -77,7 +77,7 @@ async fn serve(mut stream: TcpStream) {
 }
 
 /// `rebound` is whether the name whose address changes has been asked for before.
-fn answer(bytes: &[u8], rebound: &mut bool) -> Option<Message> {
+pub(super) fn answer(bytes: &[u8], rebound: &mut bool) -> Option<Message> {
     let mut message = Message::from_vec(bytes).unwrap();
     message.metadata.message_type = MessageType::Response;
     message.metadata.recursion_available = true;
@@ -89,6 +89,7 @@ fn answer(bytes: &[u8], rebound: &mut bool) -> Option<Message> {
     };
     match name.to_ascii().as_str() {
         "local.test." => addresses(&[[127, 0, 0, 1]]),
+        "elsewhere.test." => addresses(&[[127, 66, 0, 1]]),
         "metadata.test." => addresses(&[[169, 254, 169, 254]]),
         // A resolver puts the whole chain of aliases into its answer.
         alias @ ("alias.test." | "nickname.test.") if kind == RecordType::A => {

@@ -1,12 +1,14 @@
 //! What the owner's policy says of whom a caller names beside the target, and of runs that go on when it changes.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 
+use super::dns_server::answer;
 use super::web::{Web, page};
 use super::{Context, FailureKind, Live, execute, fails, policy, run, spec};
 use crate::policy::keeper::Keeper;
@@ -57,7 +59,11 @@ impl Owner {
     }
 
     fn node(&self) -> Context {
-        Context::new(Keeper::open(Some(&self.0), &[], Vec::new()).unwrap(), &[]).unwrap()
+        self.node_asking(&[])
+    }
+
+    fn node_asking(&self, resolvers: &[SocketAddr]) -> Context {
+        Context::new(Keeper::open(Some(&self.0), &[], Vec::new()).unwrap(), resolvers).unwrap()
     }
 }
 
@@ -127,4 +133,93 @@ async fn a_run_that_the_new_policy_allows_goes_on_and_is_judged_by_it_from_then(
     };
     let (ended, _stream) = tokio::join!(running, widen);
     assert_eq!(ended.unwrap().report["ports"][0]["state"], "open");
+}
+
+/// Waits until a name server is asked for both kinds of addresses of a name, and goes on with `then` before it answers.
+async fn answers_after(server: &UdpSocket, then: impl FnOnce()) {
+    let mut asked = Vec::new();
+    for _ in ["A", "AAAA"] {
+        let mut bytes = [0; 512];
+        let (length, from) = server.recv_from(&mut bytes).await.unwrap();
+        asked.push((answer(&bytes[..length], &mut false).unwrap().to_vec().unwrap(), from));
+    }
+    then();
+    for (answer, from) in asked {
+        server.send_to(&answer, from).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_policy_at_the_moment_of_connecting_decides_however_long_a_name_took_to_be_found() {
+    let elsewhere = TcpListener::bind("127.66.0.1:0").await.unwrap();
+    let port = elsewhere.local_addr().unwrap().port();
+    let url = format!("http://elsewhere.test:{port}/");
+    let denied = "elsewhere.test (127.66.0.1): this node's policy: 127.66.0.0/16 is in deny.networks";
+    for (tool, target, parameters) in [
+        ("ping", "elsewhere.test", json!({})),
+        ("ping", "elsewhere.test", json!({"protocol": "tcp", "port": port})),
+        ("traceroute", "elsewhere.test", json!({})),
+        ("traceroute", "elsewhere.test", json!({"protocol": "tcp", "port": port})),
+        ("mtr", "elsewhere.test", json!({})),
+        ("pmtu", "elsewhere.test", json!({"protocol": "udp"})),
+        ("tcp", "elsewhere.test", json!({"ports": format!("{port}"), "banner": true})),
+        ("tls", "elsewhere.test", json!({"port": port})),
+        ("http", url.as_str(), json!({})),
+        ("http", "http://other.test/", json!({"resolve": "elsewhere.test"})),
+        ("http", "http://127.0.0.1:1/", json!({"proxy": url})),
+        ("dns", "name.test", json!({"resolver": "elsewhere.test", "port": port, "protocol": "tcp"})),
+        ("dns", "name.test", json!({"resolver": "127.0.0.1", "compare_with": ["elsewhere.test"]})),
+        ("whois", "name.test", json!({"protocol": "whois", "server": "elsewhere.test", "port": port})),
+        ("whois", "name.test", json!({"protocol": "rdap", "rdap_server": url})),
+    ] {
+        let owner = Owner::new("allow_loopback = true\n");
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let node = owner.node_asking(&[server.local_addr().unwrap()]);
+        let narrows = || {
+            owner.writes("allow_loopback = true\n[deny]\nnetworks = [\"127.66.0.0/16\"]\n");
+            assert!(node.policy().read_again(&owner.0));
+        };
+        let words = format!("{tool} {target} {parameters}");
+        let (ended, ()) = tokio::join!(run(&node, tool, target, parameters), answers_after(&server, narrows));
+        let failure = ended.unwrap_err();
+        assert!(failure.kind == FailureKind::Denied && failure.detail.contains(denied), "{words}: {failure}");
+    }
+    let none = tokio::time::timeout(std::time::Duration::ZERO, elsewhere.accept()).await;
+    assert!(none.is_err(), "nobody has connected");
+}
+
+#[tokio::test]
+async fn a_run_ends_when_a_name_is_denied_that_it_asks_for_or_was_led_on_to() {
+    let denies = |name: &str| format!("allow_loopback = true\n[deny]\nnames = [\"{name}\"]\n");
+    // While it is asked for, by itself or as the question of a tool.
+    for (tool, parameters) in [("tcp", json!({})), ("dns", json!({})), ("dns", json!({"type": "TXT"}))] {
+        let owner = Owner::new("allow_loopback = true\n");
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let node = owner.node_asking(&[server.local_addr().unwrap()]);
+        let narrow = async {
+            server.recv_from(&mut [0; 512]).await.unwrap();
+            owner.writes(&denies("local.test"));
+            assert!(node.policy().read_again(&owner.0));
+        };
+        let (ended, ()) = tokio::join!(run(&node, tool, "local.test", parameters), narrow);
+        fails(
+            ended,
+            FailureKind::Denied,
+            "the node's owner has changed its policy while this ran: local.test: this node's policy: `local.test` is in deny.names",
+        );
+    }
+    // When it is connected: what its name is an alias of.
+    let owner = Owner::new("allow_loopback = true\n");
+    let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    let (node, listener) = (owner.node_asking(&[server.local_addr().unwrap()]), TcpListener::bind("127.0.0.1:0").await.unwrap());
+    let running = run(&node, "tcp", "nickname.test", listening(&listener));
+    let narrow = async {
+        answers_after(&server, || {}).await;
+        let stream = listener.accept().await.unwrap();
+        owner.writes(&denies("local.test"));
+        assert!(node.policy().read_again(&owner.0));
+        stream
+    };
+    let (ended, _stream) = tokio::join!(running, narrow);
+    fails(ended, FailureKind::Denied, "nickname.test, an alias of local.test: this node's policy: `local.test` is in deny.names");
 }

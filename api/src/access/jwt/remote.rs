@@ -167,8 +167,9 @@ impl Remote {
     fn learn(&self, keys: KeySet, bytes: &[u8]) {
         let fetched_at = Timestamp::now();
         let mut now = self.now.write().unwrap_or_else(PoisonError::into_inner);
-        let before = now.keys.as_ref().map(|(keys, _)| keys.names());
-        if before.as_ref() != Some(&keys.names()) || now.failed.is_some() {
+        let before = now.keys.as_ref().map(|(keys, _)| keys.as_ref());
+        keys.tell_passed_over(before, &self.url.to_string());
+        if before.map(KeySet::names) != Some(keys.names()) || now.failed.is_some() {
             tracing::info!(keys = ?keys.names(), url = %self.url, "the keys that check JWTs were fetched");
         }
         *now = Now { keys: Some((Arc::new(keys), fetched_at)), failed: None };
@@ -218,6 +219,7 @@ impl Remote {
                 return Ok(None);
             }
             let keys = keyset::parse_jwks(kept.jwks.get().as_bytes())?;
+            keys.tell_passed_over(None, &kept.url);
             Ok(Some((Arc::new(keys), kept.fetched_at.min(Timestamp::now()))))
         });
         match keys {

@@ -225,14 +225,62 @@ fn a_key_file_that_cannot_be_right_is_refused() {
     refuses(json!({}), "no list `keys`");
     refuses(json!({"keys": []}), "no key for signatures");
     refuses(json!({"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}), "shared secret (kty oct)");
-    refuses(json!({"keys": [EDDSA.public, EDDSA.public]}), "the same kid (ed)");
     refuses(json!({"keys": [{"kty": "RSA", "n": "AQAB", "e": "AQAB"}]}), "too short");
     let mut encryption = RS256.public.clone();
     encryption["use"] = "enc".into();
     refuses(json!({"keys": [encryption]}), "no key for signatures");
     let mut other = RS256.public.clone();
     other["alg"] = "RS512".into();
-    refuses(json!({"keys": [other]}), "no key for signatures");
+    refuses(json!({"keys": [other]}), "key 0 (kid \"rsa\") is for another algorithm");
+    let nameless = without_kid(&EDDSA.public);
+    refuses(json!({"keys": [nameless, nameless]}), "key 1 has no kid, which it needs beside others");
+}
+
+fn without_kid(public: &Value) -> Value {
+    let mut nameless = public.clone();
+    nameless.as_object_mut().unwrap().remove("kid");
+    nameless
+}
+
+#[test]
+fn a_key_that_is_odd_is_passed_over_and_the_others_are_used() {
+    let mut unknown_algorithm = RS256.public.clone();
+    (unknown_algorithm["alg"], unknown_algorithm["kid"]) = ("ML-DSA-44".into(), "pq".into());
+    let mut short = RS256.public.clone();
+    (short["n"], short["kid"]) = ("AQAB".into(), "short".into());
+    let mut again = ES256.public.clone();
+    again["kid"] = "ed".into();
+    let odd = [
+        (
+            json!({"kty": "AKP", "alg": "ML-DSA-44", "kid": "pq", "pub": "AQAB"}),
+            "key 0 (kid \"pq\") is of a kind that is not known here (kty)",
+        ),
+        (json!({"kid": "none"}), "key 0 (kid \"none\") "),
+        (json!("not a key"), "key 0 cannot be read: "),
+        (unknown_algorithm, "key 0 (kid \"pq\") "),
+        (json!({"kty": "OKP", "crv": "X25519", "x": "AQAB", "kid": "x"}), "key 0 (kid \"x\") "),
+        (json!({"kty": "EC", "crv": "P-384", "x": "AQAB", "y": "AQAB", "kid": "p"}), "key 0 (kid \"p\") "),
+        (json!({"kty": "oct", "k": "c2VjcmV0", "kid": "s"}), "key 0 (kid \"s\") is a shared secret (kty oct)"),
+        (short, "key 0 (kid \"short\") is damaged or too short"),
+        (without_kid(&ES256.public), "key 0 has no kid"),
+    ];
+    for (odd, words) in &odd {
+        let set = keyset::parse_jwks(json!({"keys": [odd, EDDSA.public]}).to_string().as_bytes()).unwrap();
+        let [said] = set.passed_over() else { panic!("{set:?}") };
+        assert!(said.contains(words), "`{words}` is not in `{said}`");
+        assert_eq!(set.names(), ["ed"]);
+        assert!(Verifier::new(set, ISSUER, AUDIENCE).identified(&signed(&claims())).is_ok(), "{odd}");
+    }
+    // Of two with one name, the first is meant; what the other signed does not pass.
+    let set = keyset::parse_jwks(json!({"keys": [EDDSA.public, again]}).to_string().as_bytes()).unwrap();
+    assert_eq!(set.passed_over(), ["key 1 (kid \"ed\") has the same kid as one before it"]);
+    let verifier = Verifier::new(set, ISSUER, AUDIENCE);
+    assert!(verifier.identified(&signed(&claims())).is_ok());
+    assert!(verifier.identified(&signed_as(&ES256, Some("ed"), &claims())).is_err());
+    // All of them at once, and none that is usable.
+    let all: Vec<&Value> = odd.iter().map(|(odd, _)| odd).take(8).collect();
+    let none = keyset::parse_jwks(json!({"keys": all}).to_string().as_bytes()).unwrap_err();
+    assert!(none.starts_with("it has no key for signatures") && none.contains("key 7 (kid \"short\")"), "{none}");
 }
 
 #[test]

@@ -49,17 +49,9 @@ fn node(id: &str, region: &str, labels: Value, state: State) -> (NodeGrant, Opti
         policy: PolicyReport::new(""),
     };
     let grant = NodeGrant {
-        id: id.parse().unwrap(),
-        region: region.parse().unwrap(),
-        tools: granted,
         labels: serde_json::from_value(labels).unwrap(),
-        rate: None,
-        at_once: None,
-        public_key: "U".to_owned(),
-        created_at: Timestamp::now(),
-        expires_at: Timestamp::now(),
         revoked_at: matches!(state, State::Revoked).then(Timestamp::now),
-        enrolled: None,
+        ..NodeGrant::new(id.parse().unwrap(), region.parse().unwrap(), granted, "U", Timestamp::now())
     };
     (grant, (!matches!(state, State::Offline)).then_some(beat))
 }

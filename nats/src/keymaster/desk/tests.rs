@@ -1,3 +1,4 @@
+use probeops_shared::ids::NodeId;
 use serde_json::{Value, json};
 
 use super::*;
@@ -13,20 +14,28 @@ struct Office {
 }
 
 fn office() -> Office {
+    office_that_signs(MintsPerMinute::default())
+}
+
+fn office_that_signs(mints: MintsPerMinute) -> Office {
     let scratch = Scratch::new();
     let vault = Arc::new(Vault::open_or_create(&Layout::new(scratch.path().join("data"))).unwrap());
     let (revoking, wanted) = mpsc::channel(1);
-    Office { _scratch: scratch, clerk: Clerk { vault, revoking }, wanted }
+    Office { _scratch: scratch, clerk: Clerk::new(vault, revoking, mints), wanted }
 }
 
 impl Office {
     async fn ask(&self, verb: Verb, caller: &str, request: &Value) -> Value {
-        let answer = self.clerk.work(verb, &caller.parse().unwrap(), &serde_json::to_vec(request).unwrap()).await.unwrap();
+        let answer = self.clerk.work(verb, &caller.parse().unwrap(), &serde_json::to_vec(request).unwrap()).await.0.unwrap();
         serde_json::from_slice(&answer).unwrap()
     }
 
     async fn refuses(&self, verb: Verb, request: &Value, code: &str, part: &str) {
-        let answer = self.ask(verb, "api-1", request).await;
+        self.refuses_to("api-1", verb, request, code, part).await;
+    }
+
+    async fn refuses_to(&self, caller: &str, verb: Verb, request: &Value, code: &str, part: &str) {
+        let answer = self.ask(verb, caller, request).await;
         assert_eq!(answer["problem"]["code"], code, "{request}: {answer}");
         assert!(answer["problem"]["detail"].as_str().unwrap().contains(part), "{request}: {answer}");
     }
@@ -97,6 +106,17 @@ async fn what_is_too_much_or_not_clear_is_refused() {
         (node(&json!({"region": "*"})), "cannot be understood"),
         (node(&json!({"node": "a.>"})), "cannot be understood"),
         (node(&json!({"permissions": [">"]})), "cannot be understood"),
+        (node(&json!({"node": "N1"})), "cannot be understood"),
+        (node(&json!({"node": "n 1"})), "cannot be understood"),
+        (node(&json!({"node": "x".repeat(64)})), "cannot be understood"),
+        (node(&json!({"region": "eu.us"})), "cannot be understood"),
+        (node(&json!({"region": "-"})), "cannot be understood"),
+        (node(&json!({"region": null})), "cannot be understood"),
+        (node(&json!({"tools": ["ECHO"]})), "cannot be understood"),
+        (node(&json!({"tools": ["echo w"]})), "cannot be understood"),
+        (node(&json!({"tools": "echo"})), "cannot be understood"),
+        (node(&json!({"lifetime_s": -1})), "cannot be understood"),
+        (node(&json!({"lifetime_s": u64::MAX})), "from 1 second to 30 days"),
     ] {
         office.refuses(Verb::MintNode, &request, "invalid", part).await;
     }
@@ -105,11 +125,120 @@ async fn what_is_too_much_or_not_clear_is_refused() {
         (service(&json!({"regions": [], "nodes": []})), "at least one region or node"),
         (service(&json!({"regions": many})), "at most 100, not 101"),
         (service(&json!({"nodes": ["*"]})), "cannot be understood"),
+        (service(&json!({"nodes": ["n1.job.echo.*"]})), "cannot be understood"),
+        (service(&json!({"regions": ["eu", "eu"]})), "`eu` is there twice"),
+        (service(&json!({"regions": [">"]})), "cannot be understood"),
+        (service(&json!({"name": "_INBOX"})), "cannot be understood"),
+        (service(&json!({"direct": "yes"})), "cannot be understood"),
     ] {
         office.refuses(Verb::MintService, &request, "invalid", part).await;
     }
     office.refuses(Verb::Revoke, &json!({"public_key": "*"}), "invalid", "not the public key of a user").await;
     office.refuses(Verb::Revoke, &json!(["x".repeat(REQUEST_BYTES_MAX)]), "invalid", "at most").await;
+}
+
+#[tokio::test]
+async fn only_keys_of_nodes_and_services_are_revoked_for_an_api() {
+    let mut office = office();
+    let revoke = |key: &str| json!({"public_key": key});
+    let vault = Arc::clone(&office.clerk.vault);
+    let hour = Duration::from_hours(1);
+    for role in [Role::Keymaster, Role::KeymasterDesk, Role::Sentry, Role::Api { caller: "api-2".parse().unwrap() }, Role::Auditor] {
+        let ours = vault.mint(&role, hour).unwrap().public_key;
+        for asks in ["api-1", "sentry"] {
+            office.refuses_to(asks, Verb::Revoke, &revoke(&ours), "forbidden", "one of the control plane").await;
+        }
+        // Nor does it become a node's by being asked for as one.
+        let mint = node(&json!({"public_key": ours}));
+        office.refuses(Verb::MintNode, &mint, "conflict", "is one of the control plane, and cannot be one of a node too").await;
+        office.refuses_to("api-1", Verb::Revoke, &revoke(&ours), "forbidden", "one of the control plane").await;
+    }
+    for account in AccountName::ALL {
+        office.refuses(Verb::Revoke, &revoke(vault.account_key(account)), "invalid", "not the public key of a user").await;
+    }
+    office.refuses(Verb::Revoke, &revoke(&UserKey::new().public_key()), "not_found", "nothing that is in force was signed for").await;
+
+    let (of_node, of_service) = (node(&json!({})), service(&json!({})));
+    office.ask(Verb::MintNode, "api-1", &of_node).await;
+    office.ask(Verb::MintService, "api-1", &of_service).await;
+    let key = |request: &Value| request["public_key"].as_str().unwrap().to_owned();
+    office.refuses_to("sentry", Verb::Revoke, &revoke(&key(&of_service)), "forbidden", "may have only nodes revoked").await;
+    for (asks, wanted) in [("api-2", key(&of_node)), ("api-1", key(&of_service)), ("sentry", key(&of_node))] {
+        let (clerk, request) = (office.clerk.clone(), revoke(&wanted).to_string());
+        let working = tokio::spawn(async move { clerk.work(Verb::Revoke, &asks.parse().unwrap(), request.as_bytes()).await });
+        let (taken, asker) = office.wanted.recv().await.unwrap();
+        assert_eq!(taken, wanted);
+        asker.send(Ok(Revoked::default())).unwrap();
+        let (answer, record) = working.await.unwrap();
+        assert!(answer.is_ok());
+        let record = record.unwrap();
+        let of = if wanted == key(&of_node) { "node:n1" } else { "service:svc" };
+        assert_eq!((record.verdict, record.principal, record.target.as_str()), (Verdict::Signed, format!("part:{asks}"), of));
+        assert_eq!(record.detail, format!("key {wanted} revoked on "));
+    }
+}
+
+#[tokio::test]
+async fn what_was_signed_and_what_was_refused_is_told_to_the_trail_with_who_asked() {
+    let office = office();
+    let tell = async |verb: Verb, request: &Value| {
+        office.clerk.work(verb, &"api-1".parse().unwrap(), &serde_json::to_vec(request).unwrap()).await.1
+    };
+    let (of_node, of_service) = (node(&json!({})), service(&json!({})));
+    for (verb, request, target, node) in
+        [(Verb::MintNode, &of_node, "node:n1", Some("n1")), (Verb::MintService, &of_service, "service:svc", None)]
+    {
+        let record = tell(verb, request).await.unwrap();
+        assert_eq!((record.verdict, record.principal.as_str(), record.target.as_str()), (Verdict::Signed, "part:api-1", target));
+        assert_eq!((record.caller.as_deref(), record.node.as_ref().map(NodeId::as_str)), (Some("api-1"), node));
+        let begins = format!("credential signed for key {}, until 2", request["public_key"].as_str().unwrap());
+        assert!(record.detail.starts_with(&begins), "{}", record.detail);
+    }
+    let record = tell(Verb::MintNode, &json!({})).await.unwrap();
+    assert_eq!((record.verdict, record.caller.as_deref()), (Verdict::Refused, Some("api-1")));
+    assert!(record.detail.starts_with("mint_node: invalid: the request cannot be understood"), "{}", record.detail);
+    // With the key that it was about; and one who goes on and on is told of in a number.
+    let unknown = json!({"public_key": UserKey::new().public_key()});
+    let record = tell(Verb::Revoke, &unknown).await.unwrap();
+    assert!(record.detail.starts_with(&format!("revoke for key {}: not_found: ", unknown["public_key"].as_str().unwrap())));
+    let mut recorded = 2;
+    for _ in 0..100 {
+        recorded += u32::from(tell(Verb::Revoke, &unknown).await.is_some());
+    }
+    assert!((REFUSALS_PER_MINUTE.get()..REFUSALS_PER_MINUTE.get() + 5).contains(&recorded), "{recorded}");
+    office.clerk.refusals.limiter.retain_recent();
+    let other = office.clerk.work(Verb::Revoke, &"api-2".parse().unwrap(), &serde_json::to_vec(&unknown).unwrap()).await.1.unwrap();
+    assert!(other.detail.ends_with(" more before were not recorded one by one"), "{}", other.detail);
+}
+
+#[tokio::test]
+async fn a_revocation_that_is_signed_and_told_to_nobody_yet_is_in_the_trail_as_such() {
+    let mut office = office();
+    let of_node = node(&json!({}));
+    office.ask(Verb::MintNode, "api-1", &of_node).await;
+    let (clerk, request) = (office.clerk.clone(), json!({"public_key": of_node["public_key"]}).to_string());
+    let working = tokio::spawn(async move { clerk.work(Verb::Revoke, &"api-1".parse().unwrap(), request.as_bytes()).await });
+    let (_, asker) = office.wanted.recv().await.unwrap();
+    asker.send(Err(Unrevoked::Untold("no server".to_owned()))).unwrap();
+    let (answer, record) = working.await.unwrap();
+    let (answer, record): (Value, Record) = (serde_json::from_slice(&answer.unwrap()).unwrap(), record.unwrap());
+    assert_eq!((&answer["problem"]["code"], record.verdict, record.target.as_str()), (&json!("unavailable"), Verdict::Signed, "node:n1"));
+    assert!(record.detail.ends_with(" revoked and not yet known to any server"), "{}", record.detail);
+}
+
+#[tokio::test]
+async fn one_api_does_not_ask_for_more_credentials_than_it_may() {
+    let office = office_that_signs(MintsPerMinute(3.try_into().unwrap()));
+    for verb in [Verb::MintNode, Verb::MintService, Verb::MintNode] {
+        let request = if verb == Verb::MintNode { node(&json!({})) } else { service(&json!({})) };
+        assert!(office.ask(verb, "api-1", &request).await["jwt"].is_string());
+    }
+    for (verb, request) in [(Verb::MintNode, node(&json!({}))), (Verb::MintService, service(&json!({}))), (Verb::MintNode, json!({}))] {
+        office.refuses(verb, &request, "rate_limited", "`api-1` has asked for more than 3 credentials a minute").await;
+    }
+    let wait_ms = office.ask(Verb::MintNode, "api-1", &node(&json!({}))).await["problem"]["retry_after_ms"].as_u64().unwrap();
+    assert!((1..=20_000).contains(&wait_ms), "{wait_ms}");
+    assert!(office.ask(Verb::MintNode, "api-2", &node(&json!({}))).await["jwt"].is_string(), "another has its own");
 }
 
 #[tokio::test]
@@ -127,6 +256,8 @@ async fn a_revoked_key_is_signed_nothing_more() {
     });
     let (_, waiting) = office.wanted.recv().await.unwrap();
     waiting.send(Ok(Revoked { servers: vec!["a".to_owned()], waiting: vec!["b".to_owned()] })).unwrap();
-    let answer: Value = serde_json::from_slice(&working.await.unwrap().unwrap()).unwrap();
+    let (answer, record) = working.await.unwrap();
+    let answer: Value = serde_json::from_slice(&answer.unwrap()).unwrap();
     assert_eq!(answer, json!({"servers": ["a"], "waiting": ["b"]}));
+    assert!(record.unwrap().detail.ends_with(" revoked on a, not yet on b"));
 }

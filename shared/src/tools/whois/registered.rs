@@ -70,15 +70,18 @@ impl FromStr for Registered {
         if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(format!("{} is a bare number; write the number of an autonomous system as AS{text}", shown(&text.into())));
         }
-        let number = text.get(..2).filter(|letters| letters.eq_ignore_ascii_case("as")).and_then(|_| text.get(2..));
-        if let Some(number) = number.filter(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())) {
-            let number = number.parse().map_err(|_| format!("{} is not a number from AS0 to AS4294967295", shown(&text.into())))?;
-            return Ok(Self::AutonomousSystem(number));
+        // What it is shows in its ASCII form, without a final dot: that is what is asked for.
+        let name = match text.parse()? {
+            Host::Address(address) => return Ok(Self::Address(address)),
+            Host::Name(name) => name,
+        };
+        match name.strip_prefix("as").filter(|number| !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())) {
+            Some(number) => {
+                let number = number.parse().map_err(|_| format!("{} is not a number from AS0 to AS4294967295", shown(&text.into())))?;
+                Ok(Self::AutonomousSystem(number))
+            }
+            None => Ok(Self::Domain(name)),
         }
-        text.parse::<Host>().map(|host| match host {
-            Host::Address(address) => Self::Address(address),
-            Host::Name(name) => Self::Domain(name),
-        })
     }
 }
 
@@ -100,6 +103,7 @@ mod tests {
         assert_eq!(parse("b\u{fc}cher.example").rdap_path(), "domain/xn--bcher-kva.example");
         assert_eq!(parse("2001:db8::1").rdap_path(), "ip/2001:db8::1");
         assert_eq!(parse("as64500"), Registered::AutonomousSystem(64_500));
+        assert_eq!(parse("AS64500."), Registered::AutonomousSystem(64_500));
         assert_eq!(parse("AS4294967295").rdap_path(), "autnum/4294967295");
         assert_eq!(parse("as.example").kind(), RegisteredKind::Domain);
     }

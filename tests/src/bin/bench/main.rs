@@ -33,7 +33,7 @@ use crate::load::{Measured, Question};
 
 /// That of the program, for both sides.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// How many connections ask at once when throughput is measured.
 const CONNECTIONS: usize = 64;
@@ -72,6 +72,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         ["all"] => {
             throughput(ROUNDS, ROUND)?;
+            audit(ROUNDS, ROUND)?;
             latency(ROUNDS, ROUND)?;
             memory()?;
             size()?;

@@ -83,17 +83,8 @@ fn node(index: usize) -> Result<(NodeGrant, Beat), String> {
     let now = Timestamp::now();
     let tools = vec![ToolName::Echo, ToolName::Ping, ToolName::Dns];
     let grant = NodeGrant {
-        id,
-        region,
-        tools: tools.clone(),
         labels: [("zone".parse()?, format!("z-{}", index % ZONES).parse()?)].into(),
-        rate: None,
-        at_once: None,
-        public_key: "U".to_owned(),
-        created_at: now,
-        expires_at: now.plus(Duration::from_hours(1)),
-        revoked_at: None,
-        enrolled: None,
+        ..NodeGrant::new(id, region, tools.clone(), "U", now.plus(Duration::from_hours(1)))
     };
     let slots = [ToolName::Echo, ToolName::Ping].map(|tool| (tool.class(), Slots { free: 32 - index % 7, total: 32 }));
     let beat = Beat {

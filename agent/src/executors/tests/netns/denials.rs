@@ -127,6 +127,24 @@ fn quick(tool: &str, target: &str, mut parameters: Value) -> Spec {
 
 #[test]
 #[ignore = "on networks of its own, beside real tools: see `netns`"]
+fn the_nodes_own_addresses_are_denied_unless_loopback_is_allowed() {
+    let network = Network::new();
+    in_node(&network, async || {
+        for host in ["10.9.0.2", "fd09::2", "::ffff:10.9.0.2"] {
+            // A service that a firewall could hide from the network.
+            let hidden = TcpListener::bind((host, 0)).await.unwrap();
+            for (tool, parameters) in [("tcp", json!({"port": hidden.local_addr().unwrap().port()})), ("ping", json!({"count": 1}))] {
+                let by = async |rules: &str| run(&Context::new(policy(rules), &[]).unwrap(), tool, host, parameters.clone()).await;
+                let refused = by("").await.unwrap_err();
+                assert_eq!(refused.kind, FailureKind::Denied, "{tool} {host}: {refused:?}");
+                assert!(by("allow_loopback = true").await.is_ok(), "{tool} {host}");
+            }
+        }
+    });
+}
+
+#[test]
+#[ignore = "on networks of its own, beside real tools: see `netns`"]
 fn no_packet_follows_a_redirect_into_what_is_denied() {
     let network = counting();
     in_node(&network, async || {

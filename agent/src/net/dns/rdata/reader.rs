@@ -96,7 +96,11 @@ impl<'a> Data<'a> {
         let mut text = String::new();
         while self.left() > 0 {
             let window = u16::from(self.u8()?) * 256;
+            // A window has 256 types at most, and at least one.
             let length = usize::from(self.u8()?);
+            if !(1..=32).contains(&length) {
+                return None;
+            }
             for (index, byte) in (0..).step_by(8).zip(self.bytes(length)?) {
                 for bit in (0..8).filter(|bit| byte & (0x80 >> bit) != 0) {
                     let _ = write!(text, " {}", RecordType::of(window + index + bit));

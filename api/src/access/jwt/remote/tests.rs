@@ -13,7 +13,6 @@ use tokio_rustls::TlsAcceptor;
 use super::*;
 use crate::access::jwt::tests::{AUDIENCE, EDDSA, ES256, ISSUER, Signer, signed_as};
 use crate::access::jwt::{Keys, Verifier};
-use crate::roster::Roster;
 
 /// What the provider answers with.
 type Answer = Arc<RwLock<String>>;
@@ -47,7 +46,7 @@ impl Verifier {
 
     fn metrics_text(&self) -> String {
         let Keys::Fetched(remote) = &self.keys else { panic!() };
-        remote.metrics.text(&Roster::default(), true).unwrap()
+        remote.metrics.text(&[], true).unwrap()
     }
 }
 

@@ -1,0 +1,209 @@
+//! The broker checks no reply subject: whoever asks it for anything has its answer published wherever he likes in his account, and what a bucket
+//! gives back is what he has put there. Nobody may gain by it.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use async_nats::{Client, Message, Subscriber};
+use fixture::{Broker, Connection, PATIENCE, api, collector, node, service, store};
+use futures_util::{FutureExt, StreamExt};
+use probeops_nats::permissions::Role;
+use probeops_shared::subjects::{self, broker, storage};
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+
+use crate::fixture;
+
+/// Where none of those who try may publish.
+const ELSEWHERE: [&str; 12] = [
+    "$KV.KEYS.evil",
+    "$KV.NODES.n1",
+    "$KV.SERVICES.evil",
+    "$KV.PRESENCE.eu.evil",
+    "$KV.REPLICAS.api-2",
+    "$KV.REVOKED.evil",
+    "later.v1.due.evil",
+    "audit.v1.violation.sentry",
+    "node.v1.n1.ctl.drain.api-2",
+    "_INBOX.svc.t.n1",
+    "_INBOX_n.n1.cut",
+    "key.v1.revoke.sentry",
+];
+/// What is put where it may be, and would be believed elsewhere.
+const FORGED: &str = r#"{"forged":true}"#;
+
+/// What hears and what keeps what arrives elsewhere.
+struct Elsewhere {
+    node: [Subscriber; 2],
+    service: Subscriber,
+    keymaster: Subscriber,
+    stores: Client,
+    audit: Client,
+    /// On which subjects those who listen have heard something.
+    subjects: BTreeSet<String>,
+}
+
+impl Elsewhere {
+    async fn of(broker: &Broker) -> Self {
+        let (n1, svc) = (broker.connect(&node("n1", "eu")).await.client, broker.connect(&service("svc")).await.client);
+        let desk = broker.connect(&Role::KeymasterDesk).await.client;
+        let node = [n1.subscribe(subjects::node_all("n1")).await.unwrap(), n1.subscribe("_INBOX_n.n1.>").await.unwrap()];
+        let service = svc.subscribe("_INBOX.svc.>").await.unwrap();
+        let keymaster = desk.queue_subscribe(subjects::keymaster_all(), subjects::KEYMASTER_QUEUE.to_owned()).await.unwrap();
+        for client in [n1, svc, desk] {
+            client.flush().await.unwrap();
+        }
+        let stores = broker.connect(&Role::Provisioner).await.client;
+        Self { node, service, keymaster, stores, audit: broker.connect(&Role::AuditProvisioner).await.client, subjects: BTreeSet::new() }
+    }
+
+    /// On which subjects something has arrived or is kept, among those of [`ELSEWHERE`].
+    async fn arrived(&mut self) -> BTreeSet<String> {
+        self.heard();
+        let mut subjects = std::mem::take(&mut self.subjects);
+        let buckets = [storage::KEYS, storage::NODES, storage::SERVICES, storage::PRESENCE, storage::REPLICAS, storage::REVOKED];
+        let streams = buckets.map(broker::bucket_stream).into_iter().chain([storage::LATER.to_owned()]);
+        let kept = streams.map(|stream| (&self.stores, stream)).chain([(&self.audit, storage::AUDIT.to_owned())]);
+        for (client, stream) in kept {
+            let request = json!({"subjects_filter": ">"}).to_string();
+            let info = timeout(PATIENCE, client.request(broker::stream_info(&stream), request.into())).await.unwrap().unwrap();
+            let info: Value = serde_json::from_slice(&info.payload).unwrap();
+            subjects.extend(info["state"]["subjects"].as_object().into_iter().flatten().map(|(subject, _)| subject.clone()));
+        }
+        subjects.retain(|subject| ELSEWHERE.contains(&subject.as_str()));
+        subjects
+    }
+
+    /// What has come to those who listen, besides what was asked of them.
+    fn heard(&mut self) -> Vec<Message> {
+        let [to_node, to_inbox] = &mut self.node;
+        let mut messages = Vec::new();
+        for heard in [to_node, to_inbox, &mut self.service, &mut self.keymaster] {
+            messages.extend(std::iter::from_fn(|| heard.next().now_or_never().flatten()));
+        }
+        messages.retain(|message| ELSEWHERE.contains(&message.subject.as_str()));
+        self.subjects.extend(messages.iter().map(|message| message.subject.to_string()));
+        messages
+    }
+}
+
+/// One subject of each kind that a credential may publish.
+fn questions(connection: &Role) -> Vec<String> {
+    let one = |pattern: &String| match pattern.strip_suffix(".>") {
+        Some(before) => format!("{}.eu.n1", before.replace('*', "n1")),
+        None => pattern.replace('*', "n1"),
+    };
+    connection.permissions().unwrap().publish.iter().map(one).collect()
+}
+
+/// Asks the broker all that it may, with the answers to go elsewhere, and then once with the answer to itself: what was asked before is then done.
+async fn tries(connection: &Connection, role: &Role) {
+    let inbox = connection.client.new_inbox();
+    let mut answers = connection.client.subscribe(inbox.clone()).await.unwrap();
+    for question in questions(role) {
+        let body = match question.as_str() {
+            read if read.contains(".DIRECT.GET.") => r#"{"seq":1}"#,
+            // What waits for messages waits for ever.
+            taken if taken.contains(".MSG.NEXT.") => r#"{"batch":1,"no_wait":true}"#,
+            _ => FORGED,
+        };
+        for reply in ELSEWHERE.into_iter().chain([inbox.as_str()]) {
+            connection.client.publish_with_reply(question.clone(), reply.to_owned(), body.into()).await.unwrap();
+        }
+        timeout(PATIENCE, answers.next()).await.expect(&question).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn whoever_reads_the_trail_or_hears_nodes_can_lead_no_answer_elsewhere() {
+    let broker = Broker::start().await;
+    let mut elsewhere = Elsewhere::of(&broker).await;
+    for role in [collector(), Role::Auditor] {
+        let mut connection = broker.connect(&role).await;
+        tries(&connection, &role).await;
+        assert_eq!(elsewhere.arrived().await, BTreeSet::new(), "{role:?}");
+        assert!(connection.violations_so_far().is_empty(), "all that was asked may be asked: {role:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_api_can_lead_what_it_keeps_nowhere_out_of_the_store() {
+    let broker = Broker::start().await;
+    let mut elsewhere = Elsewhere::of(&broker).await;
+    let mut connection = broker.connect(&store()).await;
+    tries(&connection, &store()).await;
+    assert!(connection.violations_so_far().is_empty(), "all that was asked may be asked");
+    // Within it, anywhere, also where it may not write itself. That this is seen here says that more would be.
+    let within = |subject: &&str| subject.starts_with("$KV.") || subject.starts_with("later.");
+    let all: BTreeSet<String> = ELSEWHERE.into_iter().filter(within).map(str::to_owned).collect();
+    let (deadline, mut arrived) = (Instant::now() + PATIENCE, BTreeSet::new());
+    while arrived.len() < all.len() {
+        assert!(Instant::now() < deadline, "only {arrived:?}");
+        arrived.extend(elsewhere.arrived().await);
+    }
+    assert_eq!(arrived, all);
+}
+
+#[tokio::test]
+async fn what_an_api_has_the_broker_do_to_streams_it_does_to_those_of_the_store_and_to_no_other() {
+    let broker = Broker::start().await;
+    let (keeping, speaking) = (broker.connect(&store()).await.client, broker.connect(&api()).await.client);
+    let provisioners = [broker.connect(&Role::Provisioner).await.client, broker.connect(&Role::AuditProvisioner).await.client];
+    timeout(PATIENCE, speaking.request(subjects::audit("api", "api-1"), FORGED.into())).await.unwrap().unwrap();
+    let is_there = async |client: &Client, stream: &str| {
+        let info = timeout(PATIENCE, client.request(broker::stream_info(stream), "".into())).await.unwrap().unwrap();
+        let info: Value = serde_json::from_slice(&info.payload).unwrap();
+        info["error"].is_null()
+    };
+    // What is empty where it is kept asks for anything that needs no words.
+    timeout(PATIENCE, keeping.request("$KV.KEYS.z", "".into())).await.unwrap().unwrap();
+    let read = broker::direct_get_last(broker::bucket_stream(storage::KEYS), "$KV.KEYS.z");
+    for verb in ["PURGE", "DELETE"] {
+        for stream in [storage::AUDIT.to_owned(), broker::bucket_stream(storage::NODES)] {
+            keeping.publish_with_reply(read.clone(), format!("$JS.API.STREAM.{verb}.{stream}"), "".into()).await.unwrap();
+            speaking
+                .publish_with_reply(subjects::audit("api", "api-1"), format!("$JS.API.STREAM.{verb}.{stream}"), "".into())
+                .await
+                .unwrap();
+        }
+    }
+    let (deadline, nodes) = (Instant::now() + PATIENCE, broker::bucket_stream(storage::NODES));
+    while is_there(&provisioners[0], &nodes).await {
+        assert!(Instant::now() < deadline, "a replica that is taken over can destroy a register; if it cannot, README says too much");
+    }
+    let info = timeout(PATIENCE, provisioners[1].request(broker::stream_info(storage::AUDIT), "".into())).await.unwrap().unwrap();
+    let info: Value = serde_json::from_slice(&info.payload).unwrap();
+    // The first and what was published with an answer to be led to it.
+    assert_eq!(info["state"]["messages"], 5, "{info}");
+}
+
+#[tokio::test]
+async fn where_an_api_speaks_the_broker_says_nothing_for_it_but_that_a_record_is_kept() {
+    let broker = Broker::start().await;
+    let mut elsewhere = Elsewhere::of(&broker).await;
+    let mut connection = broker.connect(&api()).await;
+    for question in questions(&api()) {
+        for reply in ELSEWHERE {
+            connection.client.publish_with_reply(question.clone(), reply.to_owned(), FORGED.into()).await.unwrap();
+        }
+    }
+    // Nobody answers what it asks but the trail, that a record is kept. It is no drain, no outcome, no word of the sentry and no request.
+    let (deadline, mut heard) = (Instant::now() + PATIENCE, Vec::new());
+    let wanted = ["_INBOX.svc.t.n1", "_INBOX_n.n1.cut", "key.v1.revoke.sentry", "node.v1.n1.ctl.drain.api-2"];
+    while !wanted.iter().all(|subject| heard.iter().any(|message: &Message| message.subject.as_str() == *subject)) {
+        assert!(Instant::now() < deadline, "only {heard:?}");
+        heard.extend(elsewhere.heard());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for message in &heard {
+        let body: Value = serde_json::from_slice(&message.payload).unwrap();
+        assert_eq!((&body["stream"], &message.reply, &message.headers), (&json!("AUDIT"), &None, &None), "{message:?}");
+    }
+    let subjects: BTreeSet<&str> = heard.iter().map(|message| message.subject.as_str()).collect();
+    assert_eq!(subjects, wanted.into());
+    // From one account to another and on to a third no answer goes: the trail has what was published, and nothing that was answered.
+    let published = connection.client.request(subjects::audit("api", "api-1"), FORGED.into());
+    timeout(PATIENCE, published).await.unwrap().unwrap();
+    assert_eq!(elsewhere.arrived().await, wanted.map(str::to_owned).into());
+    assert!(connection.violations_so_far().is_empty(), "all that was asked may be asked");
+}
