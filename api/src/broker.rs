@@ -71,6 +71,13 @@ pub(crate) struct LinkState {
     pub(crate) epoch: u64,
 }
 
+/// Waits until the connection is there, which is to be done before the broker is asked for messages: what is asked while it is away is asked and
+/// given up in one moment when it is back, and the broker then gives a message to nobody.
+pub(crate) async fn until_connected(link: &mut watch::Receiver<LinkState>) {
+    // Whoever follows the connection lives as long as it does.
+    drop(link.wait_for(|link| link.connected).await);
+}
+
 /// Why a part of ours that was asked gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unanswered {
@@ -129,7 +136,7 @@ impl Broker {
         let store_link = followed("store", store_events, tasks);
         let (auditing, auditor_events) = links.connected("auditor", "auditor", stop).await?;
         drop(tasks.spawn(log_events("auditor", auditor_events)));
-        let jetstream = patient(jetstream::new(store));
+        let jetstream = patient(jetstream::with_prefix(store, subjects::broker::LENT));
         let bucket = async |name: &'static str| {
             jetstream
                 .get_key_value(name)
@@ -408,11 +415,6 @@ fn and_then(told: CancellationToken, learn: impl Fn(Change)) -> impl Fn(Change) 
             told.cancel();
         }
     }
-}
-
-/// A question of a stream as it is said in the account of whoever asks: the trail is read in one of its own.
-fn said_here(stream: &str, question: String) -> String {
-    if stream == storage::AUDIT { subjects::broker::lent(&question) } else { question }
 }
 
 fn patient(mut jetstream: jetstream::Context) -> jetstream::Context {

@@ -14,7 +14,7 @@ use probeops_nats::vault::Vault;
 use probeops_shared::audit::chain::Chain;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::Caller;
-use probeops_shared::subjects;
+use probeops_shared::subjects::{self, broker};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -68,7 +68,7 @@ impl Control {
         let name: Caller = format!("command-{:08x}", rand::random::<u32>()).parse().map_err(Failed::work)?;
         let registrar = self.connected(&Role::Registrar { name: name.clone() }).await?;
         let recorder = self.connected(&Role::Recorder { name: name.clone() }).await?;
-        Ok(Session { caller: name.to_string(), jetstream: jetstream::new(registrar), recorder: jetstream::new(recorder) })
+        Ok(Session { caller: name.to_string(), jetstream: jetstream::with_prefix(registrar, broker::LENT), recorder: jetstream::new(recorder) })
     }
 
     /// Connects with a credential that nothing is left of but the connection.

@@ -173,6 +173,9 @@ pub struct Export {
     /// `Singleton`: one answer for each request; `Stream`: any number; empty for messages.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub response_type: String,
+    /// How long after the last answer there may be another, in nanoseconds; the broker's default when 0.
+    #[serde(rename = "response_threshold", default, skip_serializing_if = "is_zero")]
+    pub response_threshold_ns: i64,
 }
 
 /// One credential.

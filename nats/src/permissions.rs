@@ -4,8 +4,8 @@
 //! grant; no stream keeps a subject that a node can publish; whoever answers a node can publish to inboxes of nodes only, and whoever answers
 //! a service at the front door to inboxes where no node answers; nobody but the caller subscribes its inbox; nodes have no rights in the broker's own APIs.
 //!
-//! The broker checks no reply subject, and its own answers go wherever whoever asks wants them in his account. So streams and buckets have an account
-//! in which nobody speaks to anybody, and whoever reads the trail, and whoever hears nodes, one without streams, in which nobody else is.
+//! The broker checks no reply subject, and its own answers go wherever whoever asks wants them in his account. So nobody who runs is in an account that
+//! has streams: whoever keeps something, whoever reads the trail and whoever hears nodes are in accounts of their own, and are lent what they need.
 
 pub mod lists;
 
@@ -31,7 +31,7 @@ pub enum Role {
         /// Its name on the wire, `api-…`.
         caller: Caller,
     },
-    /// The same replica where streams and buckets are.
+    /// The same replica where it keeps something in streams and buckets.
     Store {
         /// Its name on the wire, `api-…`.
         caller: Caller,
@@ -101,8 +101,10 @@ pub enum AccountName {
     System,
     /// Jobs, their answers, and what nodes and the control plane say to one another; without streams.
     Application,
-    /// Streams and buckets; nobody speaks to anybody there.
+    /// Streams and buckets; only the provisioner comes there, for minutes.
     Store,
+    /// Those who keep something in streams and buckets: wherever they want an answer, it stays among them.
+    Keepers,
     /// The audit trail.
     Audit,
     /// Those who read the trail, and nothing else: wherever they want an answer, it stays among them.
@@ -113,9 +115,10 @@ pub enum AccountName {
 
 impl AccountName {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::System, Self::Audit, Self::Store, Self::Application, Self::Readers, Self::Collectors];
+    pub const ALL: [Self; 7] =
+        [Self::System, Self::Audit, Self::Store, Self::Application, Self::Keepers, Self::Readers, Self::Collectors];
     /// Those whose claims are pushed to servers, which have those of the system account in their configuration.
-    pub const PUSHED: [Self; 5] = [Self::Audit, Self::Store, Self::Application, Self::Readers, Self::Collectors];
+    pub const PUSHED: [Self; 6] = [Self::Audit, Self::Store, Self::Application, Self::Keepers, Self::Readers, Self::Collectors];
 
     /// Its name, in claims and of its files.
     pub fn as_str(self) -> &'static str {
@@ -123,6 +126,7 @@ impl AccountName {
             Self::System => "SYS",
             Self::Application => "APP",
             Self::Store => "STORE",
+            Self::Keepers => "KEEPERS",
             Self::Audit => "AUDIT",
             Self::Readers => "READERS",
             Self::Collectors => "COLLECTORS",
@@ -235,7 +239,8 @@ impl Role {
             Self::Mirror | Self::AuditProvisioner => AccountName::Audit,
             Self::Auditor => AccountName::Readers,
             Self::Collector { .. } => AccountName::Collectors,
-            Self::Store { .. } | Self::Registrar { .. } | Self::Provisioner => AccountName::Store,
+            Self::Provisioner => AccountName::Store,
+            Self::Store { .. } | Self::Registrar { .. } => AccountName::Keepers,
             Self::Node { .. }
             | Self::Api { .. }
             | Self::Service { .. }

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use probeops_api::access::keys::{NewKey, mint};
 use probeops_nats::connect::{Link, connect};
 use probeops_nats::layout::Layout;
-use probeops_nats::permissions::{AccountName, Role};
+use probeops_nats::permissions::Role;
 use probeops_nats::server::{Search, ports};
 use probeops_nats::vault::Vault;
 use probeops_nats::{process, streams, tls};
@@ -536,11 +536,7 @@ impl Fabric {
         let link = Link { servers: vec![self.url()], ca: Some(self.ca()), creds: self.credential(role) };
         self.runtime.block_on(async {
             let (client, _events) = connect(&link, "test", &role.inbox_prefix()).await.expect("the broker");
-            // To whoever is elsewhere it is lent what a bucket needs.
-            let context = match role.account() {
-                AccountName::Store => async_nats::jetstream::new(client),
-                _ => async_nats::jetstream::with_prefix(client, subjects::broker::LENT),
-            };
+            let context = async_nats::jetstream::with_prefix(client, subjects::broker::LENT);
             let bucket = context.get_key_value(bucket).await.expect("the bucket");
             let bucket = &bucket;
             let puts = futures_util::stream::iter(entries).map(async |(key, value)| bucket.put(key, value.into()).await.expect("an entry"));
@@ -770,7 +766,7 @@ impl Fabric {
         let link = Link { servers: vec![self.url()], ca: Some(self.ca()), creds };
         self.runtime.block_on(async {
             let (client, _events) = connect(&link, "test", &role.inbox_prefix()).await.expect("the broker");
-            work(async_nats::jetstream::new(client)).await
+            work(async_nats::jetstream::with_prefix(client, subjects::broker::LENT)).await
         })
     }
 }

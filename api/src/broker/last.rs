@@ -9,7 +9,6 @@ use probeops_shared::subjects::broker;
 use probeops_shared::timestamp::Timestamp;
 use serde_json::{Value, json};
 
-use crate::broker::said_here;
 
 /// How long the broker may be silent between two messages of its answer.
 const NEXT_WITHIN: Duration = Duration::from_secs(5);
@@ -94,7 +93,7 @@ struct Batch {
 async fn batch(client: &Client, stream: &str, request: &Value) -> Result<Batch, String> {
     let inbox = client.new_inbox();
     let mut answers = client.subscribe(inbox.clone()).await.map_err(|error| error.to_string())?;
-    let asked = client.publish_with_reply(said_here(stream, broker::direct_get(stream)), inbox, request.to_string().into()).await;
+    let asked = client.publish_with_reply(broker::lent(&broker::direct_get(stream)), inbox, request.to_string().into()).await;
     asked.map_err(|error| error.to_string())?;
     let mut messages = Vec::new();
     loop {

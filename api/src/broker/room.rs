@@ -5,7 +5,6 @@ use probeops_shared::subjects::broker;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::broker::said_here;
 
 /// What the broker says of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +38,7 @@ struct State {
 pub(crate) async fn filled(client: &Client, stream: &str, filter: &str) -> Result<Filled, String> {
     // Beyond the last of them: how many there are is told all the same.
     let request = json!({"subjects_filter": filter, "offset": u32::MAX}).to_string();
-    let asked = client.request(said_here(stream, broker::stream_info(stream)), request.into()).await.map_err(|error| error.to_string())?;
+    let asked = client.request(broker::lent(&broker::stream_info(stream)), request.into()).await.map_err(|error| error.to_string())?;
     let Info { config, state, total } = serde_json::from_slice(&asked.payload).map_err(|error| error.to_string())?;
     Ok(Filled { subjects: total, percent: state.bytes.saturating_mul(100) / config.max_bytes.max(1) })
 }

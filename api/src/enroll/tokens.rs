@@ -333,7 +333,7 @@ impl Tokens {
             (NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, HeaderValue::from(revision)),
             (NATS_MESSAGE_TTL, HeaderValue::from(record.kept_for().as_secs().max(1))),
         ]);
-        let subject = broker::bucket_key(storage::TOKENS, &record.view.id);
+        let subject = broker::lent(&broker::bucket_key(storage::TOKENS, &record.view.id));
         let sent = self.jetstream.publish_with_headers(subject, headers, value.into()).await.map_err(|error| unavailable(&error))?;
         match sent.await {
             Ok(_) => Ok(true),

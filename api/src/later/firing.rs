@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::Access;
 use crate::audit::{Audit, Refusal};
-use crate::broker::Broker;
+use crate::broker::{Broker, until_connected};
 use crate::jobs::{Ending, Jobs};
 use crate::later::rights::{self, Refused};
 use crate::later::schedules::{Last, Overdue, Reminder, Schedule, Schedules, Skipped, unavailable};
@@ -90,7 +90,7 @@ impl Firings {
         loop {
             // Nobody else takes places, so there are at least so many until they are taken here.
             drop(room.acquire().await);
-            link.mark_unchanged();
+            until_connected(&mut link).await;
             let asked = due.batch().max_messages(room.available_permits()).expires(ASK_FOR).messages().await;
             let Ok(mut messages) = asked else {
                 sleep(ASK_AGAIN_AFTER).await;

@@ -153,7 +153,7 @@ impl Fabric {
     /// Writes to a bucket as the operator's command does.
     async fn keep(&self, bucket: &str, key: &str, value: &impl Serialize) {
         let client = self.connect(&Role::Store { caller: Caller::new_api() }).await;
-        let bucket = async_nats::jetstream::new(client).get_key_value(bucket).await.unwrap();
+        let bucket = async_nats::jetstream::with_prefix(client, subjects::broker::LENT).get_key_value(bucket).await.unwrap();
         bucket.put(key, serde_json::to_vec(value).unwrap().into()).await.unwrap();
     }
 

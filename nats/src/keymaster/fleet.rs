@@ -159,7 +159,7 @@ impl Fleet {
         if self.system.connection_state() != State::Connected {
             return Ok(());
         }
-        let there = present(&self.system, LOOK_WITHIN).await?;
+        let mut there = present(&self.system, LOOK_WITHIN).await?;
         if there.is_empty() {
             self.move_on().await;
             return Ok(());
@@ -176,6 +176,8 @@ impl Fleet {
             if !lacking.is_empty() {
                 let told = tell(&self.system, &jwt, lacking, (TAKE_WITHIN, TAKE_WITHIN)).await?;
                 everywhere &= told.silent.is_empty() && told.refused.is_empty();
+                // One that has gone silent meanwhile is waited for once: a revocation waits for the end of this.
+                there.retain(|server| !told.silent.contains(server));
                 self.learn(account, &jwt, told);
             }
         }

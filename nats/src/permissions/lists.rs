@@ -1,5 +1,8 @@
 //! The lists themselves.
 
+use std::collections::BTreeSet;
+use std::fmt::Display;
+
 use probeops_shared::ids::{Caller, NodeId, Region};
 use probeops_shared::job::JOB_BYTES_MAX;
 use probeops_shared::keymaster::Verb;
@@ -24,12 +27,7 @@ pub(super) fn of(role: &Role) -> Result<Permissions, String> {
         Role::FrontDoor => front_door_permissions(role),
         Role::Observer => internal(vec![broker::SERVICES_ALL.to_owned()], role),
         Role::Recorder { name } => internal(vec![subjects::audit(AUDIT_COMMAND, name)], role),
-        Role::Registrar { .. } => {
-            let mut publish = vec![broker::FLOW_CONTROL.to_owned()];
-            publish.extend([storage::KEYS, storage::NODES, storage::SERVICES, storage::TOKENS].into_iter().flat_map(bucket_writing));
-            publish.extend(bucket_reading(storage::REVOKED));
-            internal(publish, role)
-        }
+        Role::Registrar { .. } => internal(kept_by_command().iter().map(|subject| broker::said_by_keepers(subject)).collect(), role),
         Role::Collector { name } => collector_permissions(name),
         Role::Acknowledger => Permissions {
             // It needs none; an inbox to which nobody publishes keeps the list from being empty, which would mean everything. With a limit of 0
@@ -151,6 +149,22 @@ fn api_permissions(caller: &Caller) -> Result<Permissions, String> {
 
 fn store_permissions(caller: &Caller, role: &Role) -> Result<Permissions, String> {
     check_api(caller)?;
+    Ok(internal(kept_by_api(caller).iter().map(|subject| broker::said_by_keepers(subject)).collect(), role))
+}
+
+/// What those who keep something say to streams and buckets, as it is spelled where those are.
+pub fn keeping() -> BTreeSet<String> {
+    kept_by_api(ANY).into_iter().chain(kept_by_command()).collect()
+}
+
+fn kept_by_command() -> Vec<String> {
+    let mut publish = vec![broker::FLOW_CONTROL.to_owned()];
+    publish.extend([storage::KEYS, storage::NODES, storage::SERVICES, storage::TOKENS].into_iter().flat_map(bucket_writing));
+    publish.extend(bucket_reading(storage::REVOKED));
+    publish
+}
+
+fn kept_by_api(caller: impl Display) -> Vec<String> {
     let mut publish = vec![subjects::jobs(), broker::direct_get(storage::JOBS), broker::FLOW_CONTROL.to_owned()];
     publish.extend(stream_reading(storage::JOBS, &subjects::jobs()));
     publish.extend([storage::KEYS, storage::NODES, storage::SERVICES].into_iter().flat_map(bucket_writing));
@@ -174,7 +188,7 @@ fn store_permissions(caller: &Caller, role: &Role) -> Result<Permissions, String
             .into_iter()
             .flat_map(bucket_by_key),
     );
-    Ok(internal(publish, role))
+    publish
 }
 
 /// What writing a bucket needs, which is by key and revision, and what reading it needs.

@@ -102,26 +102,26 @@ fn a_replica_of_the_api_keeps_streams_and_buckets_where_it_speaks_to_nobody() {
         permissions.publish[..9],
         [
             "jobs.v1.>",
-            "$JS.API.DIRECT.GET.JOBS",
+            "js.v1.DIRECT.GET.JOBS",
             "$JS.FC.>",
-            "$JS.API.STREAM.INFO.JOBS",
-            "$JS.API.DIRECT.GET.JOBS.jobs.v1.>",
-            "$JS.API.CONSUMER.CREATE.JOBS",
-            "$JS.API.CONSUMER.CREATE.JOBS.>",
-            "$JS.API.CONSUMER.INFO.JOBS.*",
-            "$JS.API.CONSUMER.DELETE.JOBS.*",
+            "js.v1.STREAM.INFO.JOBS",
+            "js.v1.DIRECT.GET.JOBS.jobs.v1.>",
+            "js.v1.CONSUMER.CREATE.JOBS",
+            "js.v1.CONSUMER.CREATE.JOBS.>",
+            "js.v1.CONSUMER.INFO.JOBS.*",
+            "js.v1.CONSUMER.DELETE.JOBS.*",
         ]
     );
     assert_eq!(
         permissions.publish[9..16],
         [
-            "$KV.KEYS.>",
-            "$JS.API.STREAM.INFO.KV_KEYS",
-            "$JS.API.DIRECT.GET.KV_KEYS.$KV.KEYS.>",
-            "$JS.API.CONSUMER.CREATE.KV_KEYS",
-            "$JS.API.CONSUMER.CREATE.KV_KEYS.>",
-            "$JS.API.CONSUMER.INFO.KV_KEYS.*",
-            "$JS.API.CONSUMER.DELETE.KV_KEYS.*",
+            "js.v1.$KV.KEYS.>",
+            "js.v1.STREAM.INFO.KV_KEYS",
+            "js.v1.DIRECT.GET.KV_KEYS.$KV.KEYS.>",
+            "js.v1.CONSUMER.CREATE.KV_KEYS",
+            "js.v1.CONSUMER.CREATE.KV_KEYS.>",
+            "js.v1.CONSUMER.INFO.KV_KEYS.*",
+            "js.v1.CONSUMER.DELETE.KV_KEYS.*",
         ]
     );
     let callbacks: Vec<&String> = permissions.publish.iter().filter(|subject| subject.to_lowercase().contains("callback")).collect();
@@ -130,28 +130,28 @@ fn a_replica_of_the_api_keeps_streams_and_buckets_where_it_speaks_to_nobody() {
         [
             "callback.v1.>",
             "$JS.ACK.CALLBACKS.>",
-            "$JS.API.STREAM.INFO.CALLBACKS",
-            "$JS.API.CONSUMER.INFO.CALLBACKS.deliver",
-            "$JS.API.CONSUMER.MSG.NEXT.CALLBACKS.deliver",
-            "$JS.API.CONSUMER.INFO.CALLBACKS.deliver-spare",
-            "$JS.API.CONSUMER.MSG.NEXT.CALLBACKS.deliver-spare",
+            "js.v1.STREAM.INFO.CALLBACKS",
+            "js.v1.CONSUMER.INFO.CALLBACKS.deliver",
+            "js.v1.CONSUMER.MSG.NEXT.CALLBACKS.deliver",
+            "js.v1.CONSUMER.INFO.CALLBACKS.deliver-spare",
+            "js.v1.CONSUMER.MSG.NEXT.CALLBACKS.deliver-spare",
         ]
     );
     assert_eq!(permissions.subscribe, ["_INBOX_c.api-1.>"]);
-    assert!(!permissions.publish.contains(&"$KV.PRESENCE.>".to_owned()), "only collectors write PRESENCE");
-    let of_replicas: Vec<&String> = permissions.publish.iter().filter(|subject| subject.starts_with("$KV.REPLICAS")).collect();
-    assert_eq!(of_replicas, ["$KV.REPLICAS.api-1"], "each says only of itself that it is there");
-    assert!(permissions.publish.contains(&"$KV.SERVICES.>".to_owned()), "services are granted over HTTP, too");
+    assert!(!permissions.publish.contains(&"js.v1.$KV.PRESENCE.>".to_owned()), "only collectors write PRESENCE");
+    let of_replicas: Vec<&String> = permissions.publish.iter().filter(|subject| subject.starts_with("js.v1.$KV.REPLICAS")).collect();
+    assert_eq!(of_replicas, ["js.v1.$KV.REPLICAS.api-1"], "each says only of itself that it is there");
+    assert!(permissions.publish.contains(&"js.v1.$KV.SERVICES.>".to_owned()), "services are granted over HTTP, too");
     assert!(!permissions.publish.iter().any(|subject| subject.starts_with("api.v1.")), "nobody but services knocks at the front door");
 }
 
 #[test]
 fn a_command_of_the_operator_changes_the_registers_and_asks_no_node() {
     let permissions = Role::Registrar { name: "command-1".parse().unwrap() }.permissions().unwrap();
-    assert_eq!(permissions.publish[..2], ["$JS.FC.>", "$KV.KEYS.>"]);
+    assert_eq!(permissions.publish[..2], ["$JS.FC.>", "js.v1.$KV.KEYS.>"]);
     check(&Role::Recorder { name: "command-1".parse().unwrap() }, &["audit.v1.command.command-1"], &["_INBOX_c.command-1.>"]);
     for bucket in ["KEYS", "NODES", "SERVICES"] {
-        assert!(permissions.publish.contains(&format!("$KV.{bucket}.>")), "{bucket}");
+        assert!(permissions.publish.contains(&format!("js.v1.$KV.{bucket}.>")), "{bucket}");
     }
     assert!(!permissions.publish.iter().any(|subject| subject.starts_with("job.") || subject.starts_with("node.")));
     assert_eq!(permissions.subscribe, ["_INBOX_c.command-1.>"]);

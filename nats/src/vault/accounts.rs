@@ -1,12 +1,12 @@
 //! What each account may use, takes from others and offers to others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use probeops_shared::subjects::{self, broker};
 
 use crate::claims::{Account, AccountLimits, Export, Import, UNLIMITED};
 use crate::permissions::AccountName;
-use crate::permissions::lists::{presence_keeping, revocations_told, trail_reading};
+use crate::permissions::lists::{keeping, presence_keeping, revocations_told, trail_reading};
 
 const MIB: i64 = 1024 * 1024;
 /// What streams and buckets may take on disk, in bytes. What each reserves counts once for each of its replicas.
@@ -29,6 +29,9 @@ const STREAM: &str = "stream";
 /// How many answers a question has: one, or any number.
 const ONE_ANSWER: &str = "Singleton";
 const ANSWERS: &str = "Stream";
+/// How long after an answer there may be another, in nanoseconds: longer than the broker is asked to wait for one. Until then it remembers where
+/// answers go, if whoever asked is still there.
+const ANSWERS_WITHIN_NS: i64 = 30_000_000_000;
 
 /// The claims of an account, without revocations.
 pub fn claims<'a>(name: AccountName, signing_key: &str, key_of: impl Fn(AccountName) -> &'a str) -> Account {
@@ -50,11 +53,14 @@ pub fn claims<'a>(name: AccountName, signing_key: &str, key_of: impl Fn(AccountN
         let here = broker::lent(&subject);
         taken(subject, of, here, SERVICE)
     };
-    let offered = |subject: String, kind: &str, response_type: &str| Export {
-        name: subject.clone(),
-        subject,
-        kind: kind.to_owned(),
-        response_type: response_type.to_owned(),
+    let offered = |subject: String, kind: &str| {
+        let (response_type, response_threshold_ns) = match kind {
+            STREAM => ("", 0),
+            _ if broker::has_answers(&subject) => (ANSWERS, ANSWERS_WITHIN_NS),
+            _ => (ONE_ANSWER, 0),
+        };
+        let (kind, response_type) = (kind.to_owned(), response_type.to_owned());
+        Export { name: subject.clone(), subject, kind, response_type, response_threshold_ns }
     };
     match name {
         AccountName::System => {}
@@ -63,15 +69,28 @@ pub fn claims<'a>(name: AccountName, signing_key: &str, key_of: impl Fn(AccountN
                 taken(broker::AUDIT_ALL.to_owned(), AccountName::Audit, String::new(), SERVICE),
                 lent(revocations_told(), AccountName::Store),
             ];
-            account.exports = vec![offered(subjects::events(), STREAM, "")];
+            account.exports = vec![offered(subjects::events(), STREAM)];
         }
         AccountName::Store => {
             account.limits.mem_storage = MEMORY_BYTES_MAX;
             account.limits.disk_storage = STORE_DISK_BYTES_MAX;
             account.limits.streams = STORE_STREAMS_MAX;
             account.limits.consumer = CONSUMERS_MAX;
-            account.exports =
-                presence_keeping().into_iter().chain([revocations_told()]).map(|subject| offered(subject, SERVICE, ONE_ANSWER)).collect();
+            let asked: BTreeSet<String> = keeping().into_iter().chain(presence_keeping()).chain([revocations_told()]).collect();
+            account.exports = asked.into_iter().map(|subject| offered(subject, SERVICE)).collect();
+            // Where consumers deliver.
+            account.exports.push(offered(subjects::client_inbox(subjects::ANY) + ".>", STREAM));
+        }
+        AccountName::Keepers => {
+            account.imports = keeping()
+                .into_iter()
+                .map(|subject| {
+                    let here = broker::said_by_keepers(&subject);
+                    let here = if here == subject { String::new() } else { here };
+                    taken(subject, AccountName::Store, here, SERVICE)
+                })
+                .collect();
+            account.imports.push(taken(subjects::client_inbox(subjects::ANY) + ".>", AccountName::Store, String::new(), STREAM));
         }
         AccountName::Audit => {
             account.limits.leaf = MIRRORS_MAX;
@@ -79,13 +98,8 @@ pub fn claims<'a>(name: AccountName, signing_key: &str, key_of: impl Fn(AccountN
             account.limits.disk_storage = AUDIT_DISK_BYTES_MAX;
             account.limits.streams = 1;
             account.limits.consumer = CONSUMERS_MAX;
-            let [many, info, last] = trail_reading();
-            account.exports = vec![
-                offered(broker::AUDIT_ALL.to_owned(), SERVICE, ONE_ANSWER),
-                offered(many, SERVICE, ANSWERS),
-                offered(info, SERVICE, ONE_ANSWER),
-                offered(last, SERVICE, ONE_ANSWER),
-            ];
+            let asked = [broker::AUDIT_ALL.to_owned()].into_iter().chain(trail_reading());
+            account.exports = asked.map(|subject| offered(subject, SERVICE)).collect();
         }
         AccountName::Readers => account.imports = trail_reading().map(|subject| lent(subject, AccountName::Audit)).to_vec(),
         AccountName::Collectors => {

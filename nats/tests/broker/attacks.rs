@@ -18,7 +18,7 @@ use probeops_nats::vault::credentials::Credentials;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::keymaster::Verb;
 use probeops_shared::registry::RevokedKey;
-use probeops_shared::subjects::{self, storage};
+use probeops_shared::subjects::{self, broker, storage};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -77,7 +77,7 @@ impl Broker {
     /// What the sentry has written down for the register of nodes.
     async fn said_revoked(&self, public_key: &str) -> RevokedKey {
         let store = self.connect(&store()).await;
-        let bucket = jetstream::new(store.client.clone()).get_key_value(storage::REVOKED).await.unwrap();
+        let bucket = jetstream::with_prefix(store.client.clone(), broker::LENT).get_key_value(storage::REVOKED).await.unwrap();
         let said = async {
             loop {
                 if let Some(value) = bucket.get(public_key).await.unwrap() {
@@ -489,10 +489,10 @@ async fn a_keymaster_gives_nobody_a_credential_of_which_the_trail_does_not_know(
     let keymaster = Keymaster::start(&broker, MintsPerMinute::default());
     let (asking, provisioner) = (broker.connect(&api()).await, broker.connect(&Role::AuditProvisioner).await.client);
     let at_most = async |max_bytes: i64| {
-        let info = provisioner.request(subjects::broker::stream_info(storage::AUDIT), "".into()).await.unwrap();
+        let info = provisioner.request(broker::stream_info(storage::AUDIT), "".into()).await.unwrap();
         let mut config = serde_json::from_slice::<Value>(&info.payload).unwrap()["config"].take();
         config["max_bytes"] = max_bytes.into();
-        let updated = provisioner.request(subjects::broker::stream_update(storage::AUDIT), config.to_string().into()).await.unwrap();
+        let updated = provisioner.request(broker::stream_update(storage::AUDIT), config.to_string().into()).await.unwrap();
         assert!(serde_json::from_slice::<Value>(&updated.payload).unwrap()["error"].is_null(), "{updated:?}");
     };
     let mint = async || -> Value {

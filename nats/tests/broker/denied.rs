@@ -6,10 +6,11 @@ use fixture::{Broker, Sentry, api, collector, node, recorder, registrar, service
 use probeops_nats::permissions::Role;
 use probeops_nats::sentry::Bounds;
 use probeops_shared::audit::Record;
+use probeops_shared::subjects::broker;
 
 use crate::fixture;
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
     Publish(&'static str),
     Subscribe(&'static str),
@@ -81,6 +82,17 @@ pub(crate) async fn refuses((broker, sentry): &(Broker, Sentry), role: &Role, at
     };
     sentry.notices(tried, noticed).await;
     connection.client.drain().await.unwrap();
+}
+
+/// The same attempts on streams and buckets as those make them who have them from another account.
+pub(crate) fn by_keepers(attempts: &[Attempt]) -> Vec<Attempt> {
+    let here = |subject: &str| -> &'static str { broker::said_by_keepers(subject).leak() };
+    let made = attempts.iter().map(|attempt| match *attempt {
+        Publish(subject) => Publish(here(subject)),
+        Subscribe(subject) => Subscribe(here(subject)),
+        Join(subject, queue) => Join(here(subject), queue),
+    });
+    made.collect()
 }
 
 /// A broker, and a sentry that cuts nobody: what is tried here is not a flood.
@@ -329,6 +341,7 @@ async fn a_command_of_the_operator_may_not() {
         Subscribe(">"),
     ];
     refuses(&broker, &registrar(), &attempts).await;
+    refuses(&broker, &registrar(), &by_keepers(&attempts)).await;
     refuses(&broker, &registrar(), &[Publish("audit.v1.command.command-1")]).await;
     refuses(&broker, &recorder(), &attempts).await;
     refuses(&broker, &recorder(), &[Publish("$KV.KEYS.x"), Publish("$JS.API.STREAM.INFO.KV_KEYS"), Publish("$KV.TOKENS.x")]).await;

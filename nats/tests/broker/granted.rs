@@ -99,7 +99,7 @@ async fn a_node_announces_itself_and_is_acknowledged() {
     let asking = broker.connect(&store()).await;
     let announcing = broker.connect(&node("n1", "eu")).await;
 
-    let roster = jetstream::new(asking.client.clone()).get_key_value(storage::PRESENCE).await.unwrap();
+    let roster = jetstream::with_prefix(asking.client.clone(), broker::LENT).get_key_value(storage::PRESENCE).await.unwrap();
     let mut watch = roster.watch_all().await.unwrap();
     let presence = jetstream::with_prefix(collecting.client.clone(), broker::LENT).get_key_value(storage::PRESENCE).await.unwrap();
     // The bucket keeps the last value of a key, and who watches gets what is there when it begins: this says that it has begun.
@@ -133,8 +133,8 @@ async fn the_api_and_commands_keep_their_registers_and_jobs() {
     let mut broker = Broker::start().await;
     let mut connection = broker.connect(&store()).await;
     let mut command = broker.connect(&registrar()).await;
-    let context = jetstream::new(connection.client.clone());
-    let command_context = jetstream::new(command.client.clone());
+    let context = jetstream::with_prefix(connection.client.clone(), broker::LENT);
+    let command_context = jetstream::with_prefix(command.client.clone(), broker::LENT);
     let written = [(&context, storage::KEYS), (&context, storage::NODES), (&command_context, storage::SERVICES)];
     for (context, bucket) in written {
         let store = context.get_key_value(bucket).await.unwrap();
@@ -189,7 +189,7 @@ async fn the_api_and_commands_keep_their_registers_and_jobs() {
 async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
     let mut broker = Broker::start().await;
     let mut connection = broker.connect(&store()).await;
-    let context = jetstream::new(connection.client.clone());
+    let context = jetstream::with_prefix(connection.client.clone(), broker::LENT);
     context.publish(subjects::callback("o", "d1"), "callback".into()).await.unwrap().await.unwrap();
     let queue: jetstream::consumer::PullConsumer = context.get_consumer_from_stream(storage::DELIVER[0], storage::CALLBACKS).await.unwrap();
     let mut taken = queue.batch().max_messages(1).expires(PATIENCE).messages().await.unwrap();
@@ -228,7 +228,7 @@ async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
 async fn a_schedule_is_due_in_time_and_ends_when_it_is_taken_away() {
     let broker = Broker::start().await;
     let mut connection = broker.connect(&store()).await;
-    let context = jetstream::new(connection.client.clone());
+    let context = jetstream::with_prefix(connection.client.clone(), broker::LENT);
     let mut every = HeaderMap::new();
     every.insert("Nats-Schedule", "@every 1s");
     every.insert("Nats-Schedule-Target", subjects::later_due("s1").as_str());
@@ -244,7 +244,7 @@ async fn a_schedule_is_due_in_time_and_ends_when_it_is_taken_away() {
         fired.double_ack().await.unwrap();
     }
     let body = serde_json::json!({"filter": subjects::schedule("s1")}).to_string();
-    let purged = connection.client.request(broker::stream_purge(storage::LATER), body.into()).await.unwrap();
+    let purged = connection.client.request(broker::lent(&broker::stream_purge(storage::LATER)), body.into()).await.unwrap();
     assert!(String::from_utf8_lossy(&purged.payload).contains("\"success\":true"));
     // One may have been due in that moment.
     if let Some(last) = take().await {

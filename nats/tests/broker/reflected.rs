@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use async_nats::{Client, Message, Subscriber};
-use fixture::{Broker, Connection, PATIENCE, api, collector, node, service, store};
+use fixture::{Broker, Connection, PATIENCE, api, collector, node, registrar, service, store};
 use futures_util::{FutureExt, StreamExt};
 use probeops_nats::permissions::Role;
+use probeops_nats::permissions::lists::stored_streams;
 use probeops_shared::subjects::{self, broker, storage};
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
@@ -15,7 +16,7 @@ use tokio::time::{Instant, timeout};
 use crate::fixture;
 
 /// Where none of those who try may publish.
-const ELSEWHERE: [&str; 12] = [
+const ELSEWHERE: [&str; 15] = [
     "$KV.KEYS.evil",
     "$KV.NODES.n1",
     "$KV.SERVICES.evil",
@@ -28,6 +29,10 @@ const ELSEWHERE: [&str; 12] = [
     "_INBOX.svc.t.n1",
     "_INBOX_n.n1.cut",
     "key.v1.revoke.sentry",
+    // As it is said by those who have it from another account.
+    "js.v1.$KV.REPLICAS.api-2",
+    "js.v1.$KV.REVOKED.evil",
+    "js.v1.$KV.KEYS.evil",
 ];
 /// What is put where it may be, and would be believed elsewhere.
 const FORGED: &str = r#"{"forged":true}"#;
@@ -127,54 +132,97 @@ async fn whoever_reads_the_trail_or_hears_nodes_can_lead_no_answer_elsewhere() {
 }
 
 #[tokio::test]
-async fn an_api_can_lead_what_it_keeps_nowhere_out_of_the_store() {
+async fn whoever_keeps_something_can_lead_no_answer_elsewhere() {
     let broker = Broker::start().await;
     let mut elsewhere = Elsewhere::of(&broker).await;
-    let mut connection = broker.connect(&store()).await;
-    tries(&connection, &store()).await;
-    assert!(connection.violations_so_far().is_empty(), "all that was asked may be asked");
-    // Within it, anywhere, also where it may not write itself. That this is seen here says that more would be.
-    let within = |subject: &&str| subject.starts_with("$KV.") || subject.starts_with("later.");
-    let all: BTreeSet<String> = ELSEWHERE.into_iter().filter(within).map(str::to_owned).collect();
-    let (deadline, mut arrived) = (Instant::now() + PATIENCE, BTreeSet::new());
-    while arrived.len() < all.len() {
-        assert!(Instant::now() < deadline, "only {arrived:?}");
-        arrived.extend(elsewhere.arrived().await);
+    // That an answer in a bucket is seen at all: whoever provisions is in the account of streams.
+    let reply = "$KV.KEYS.evil";
+    elsewhere.stores.publish_with_reply(broker::stream_info(storage::JOBS), reply, "".into()).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !elsewhere.arrived().await.contains(reply) {
+        assert!(Instant::now() < deadline, "what is led elsewhere is not seen");
     }
-    assert_eq!(arrived, all);
+    for role in [store(), registrar()] {
+        let broker = Broker::start().await;
+        let mut elsewhere = Elsewhere::of(&broker).await;
+        let mut connection = broker.connect(&role).await;
+        tries(&connection, &role).await;
+        assert_eq!(elsewhere.arrived().await, BTreeSet::new(), "{role:?}");
+        assert!(connection.violations_so_far().is_empty(), "all that was asked may be asked: {role:?}");
+    }
+}
+
+/// Whether all streams are there, those behind buckets and the trail.
+async fn all_there([stores, audit]: &[Client; 2]) -> bool {
+    let streams = stored_streams().into_iter().map(|stream| (stores, stream)).chain([(audit, storage::AUDIT.to_owned())]);
+    for (client, stream) in streams {
+        let info = timeout(PATIENCE, client.request(broker::stream_info(&stream), "".into())).await.unwrap().unwrap();
+        let info: Value = serde_json::from_slice(&info.payload).unwrap();
+        if !info["error"].is_null() || info["config"]["name"] != stream {
+            return false;
+        }
+    }
+    true
+}
+
+/// What the broker would take for a request to destroy something, if it came as one of its answers.
+fn orders() -> Vec<String> {
+    let verbs = ["STREAM.DELETE", "STREAM.PURGE"];
+    let streams = [storage::AUDIT.to_owned(), broker::bucket_stream(storage::NODES), broker::bucket_stream(storage::REPLICAS)];
+    let there = verbs.iter().flat_map(|verb| streams.iter().map(move |stream| format!("$JS.API.{verb}.{stream}")));
+    there.flat_map(|order| [broker::lent(&order), order]).collect()
 }
 
 #[tokio::test]
-async fn what_an_api_has_the_broker_do_to_streams_it_does_to_those_of_the_store_and_to_no_other() {
+async fn no_answer_to_whoever_keeps_something_is_taken_for_an_order() {
     let broker = Broker::start().await;
-    let (keeping, speaking) = (broker.connect(&store()).await.client, broker.connect(&api()).await.client);
     let provisioners = [broker.connect(&Role::Provisioner).await.client, broker.connect(&Role::AuditProvisioner).await.client];
-    timeout(PATIENCE, speaking.request(subjects::audit("api", "api-1"), FORGED.into())).await.unwrap().unwrap();
-    let is_there = async |client: &Client, stream: &str| {
-        let info = timeout(PATIENCE, client.request(broker::stream_info(stream), "".into())).await.unwrap().unwrap();
-        let info: Value = serde_json::from_slice(&info.payload).unwrap();
-        info["error"].is_null()
-    };
+    let keeping = broker.connect(&store()).await.client;
     // What is empty where it is kept asks for anything that needs no words.
-    timeout(PATIENCE, keeping.request("$KV.KEYS.z", "".into())).await.unwrap().unwrap();
-    let read = broker::direct_get_last(broker::bucket_stream(storage::KEYS), "$KV.KEYS.z");
-    for verb in ["PURGE", "DELETE"] {
-        for stream in [storage::AUDIT.to_owned(), broker::bucket_stream(storage::NODES)] {
-            keeping.publish_with_reply(read.clone(), format!("$JS.API.STREAM.{verb}.{stream}"), "".into()).await.unwrap();
-            speaking
-                .publish_with_reply(subjects::audit("api", "api-1"), format!("$JS.API.STREAM.{verb}.{stream}"), "".into())
-                .await
-                .unwrap();
+    timeout(PATIENCE, keeping.request(broker::lent("$KV.NODES.z"), "".into())).await.unwrap().unwrap();
+    let read = broker::direct_get_last(broker::bucket_stream(storage::NODES), "$KV.NODES.z");
+    for question in [broker::lent(&read), "jobs.v1.o.x.state".to_owned(), broker::lent("$KV.NODES.y")] {
+        for order in orders() {
+            keeping.publish_with_reply(question.clone(), order, "".into()).await.unwrap();
         }
+        timeout(PATIENCE, keeping.request(question, "".into())).await.unwrap().unwrap();
     }
-    let (deadline, nodes) = (Instant::now() + PATIENCE, broker::bucket_stream(storage::NODES));
-    while is_there(&provisioners[0], &nodes).await {
-        assert!(Instant::now() < deadline, "a replica that is taken over can destroy a register; if it cannot, README says too much");
+    assert!(all_there(&provisioners).await);
+    let kept = timeout(PATIENCE, keeping.request(broker::lent(&read), "".into())).await.unwrap().unwrap();
+    assert_eq!(kept.headers.unwrap().get("Nats-Subject").unwrap().as_str(), "$KV.NODES.z", "nothing was purged");
+}
+
+/// Where a consumer may be told to deliver, an order and the buckets that others keep included.
+fn deliveries() -> impl Iterator<Item = String> {
+    ELSEWHERE.into_iter().map(str::to_owned).chain(orders())
+}
+
+#[tokio::test]
+async fn no_consumer_delivers_elsewhere_than_to_keepers() {
+    let broker = Broker::start().await;
+    let mut elsewhere = Elsewhere::of(&broker).await;
+    let provisioners = [broker.connect(&Role::Provisioner).await.client, broker.connect(&Role::AuditProvisioner).await.client];
+    let keeping = broker.connect(&store()).await.client;
+    let ask = async |subject: String, body: Value| -> Value {
+        let answer = timeout(PATIENCE, keeping.request(subject, body.to_string().into())).await.unwrap().unwrap();
+        serde_json::from_slice(&answer.payload).unwrap()
+    };
+    timeout(PATIENCE, keeping.request(broker::lent("$KV.KEYS.z"), "".into())).await.unwrap().unwrap();
+    let stream = broker::bucket_stream(storage::KEYS);
+    let consumer = |deliver_subject: &str| json!({"stream_name": stream, "config": {"deliver_subject": deliver_subject, "ack_policy": "none"}});
+    for deliver_subject in deliveries() {
+        let made = ask(broker::lent(&broker::consumer_create(&stream)), consumer(&deliver_subject)).await;
+        // The broker makes any but one that would feed itself.
+        assert_eq!(made["error"].is_null(), !deliver_subject.starts_with("$KV.KEYS."), "{deliver_subject}: {made}");
     }
-    let info = timeout(PATIENCE, provisioners[1].request(broker::stream_info(storage::AUDIT), "".into())).await.unwrap().unwrap();
-    let info: Value = serde_json::from_slice(&info.payload).unwrap();
-    // The first and what was published with an answer to be led to it.
-    assert_eq!(info["state"]["messages"], 5, "{info}");
+    // By the time that one has delivered in its own inbox the others would have.
+    let mut inbox = keeping.subscribe(format!("{}.x", Role::inbox_prefix(&store()))).await.unwrap();
+    keeping.flush().await.unwrap();
+    let made = ask(broker::lent(&broker::consumer_create(&stream)), consumer(&format!("{}.x", Role::inbox_prefix(&store())))).await;
+    assert!(made["error"].is_null(), "{made}");
+    assert_eq!(timeout(PATIENCE, inbox.next()).await.unwrap().unwrap().subject.as_str(), "$KV.KEYS.z");
+    assert_eq!(elsewhere.arrived().await, BTreeSet::new());
+    assert!(all_there(&provisioners).await);
 }
 
 #[tokio::test]

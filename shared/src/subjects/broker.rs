@@ -74,6 +74,18 @@ pub fn lent(subject: &str) -> String {
     format!("{LENT}.{}", subject.strip_prefix("$JS.API.").unwrap_or(subject))
 }
 
+/// What is said to streams and buckets, as those say it who keep something in another account: questions and keys of buckets as they are lent, the
+/// rest as it is.
+pub fn said_by_keepers(subject: &str) -> String {
+    if subject.starts_with("$JS.API.") || subject.starts_with("$KV.") { lent(subject) } else { subject.to_owned() }
+}
+
+/// Whether a question to a stream has any number of answers, where others have one.
+pub fn has_answers(question: &str) -> bool {
+    let read = question.strip_prefix("$JS.API.DIRECT.GET.");
+    read.is_some_and(|stream| !stream.contains('.')) || question.starts_with("$JS.API.CONSUMER.MSG.NEXT.")
+}
+
 /// Makes a consumer that the broker names.
 pub fn consumer_create(stream: impl Display) -> String {
     format!("$JS.API.CONSUMER.CREATE.{stream}")

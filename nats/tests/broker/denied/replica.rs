@@ -1,7 +1,7 @@
 //! A replica of the API, with both of its credentials.
 
 use super::Attempt::{self, Join, Publish, Subscribe};
-use super::{refuses, watched};
+use super::{by_keepers, refuses, watched};
 use crate::fixture::api;
 use probeops_nats::permissions::Role;
 
@@ -132,7 +132,10 @@ async fn a_replica_of_the_api_may_not() {
     refuses(&broker, &api(), WITH_BOTH).await;
     refuses(&broker, &api(), SPEAKING_KEEPS).await;
     // Of one name a hundred are recorded at once.
-    let store = Role::Store { caller: "api-3".parse().unwrap() };
-    refuses(&broker, &store, WITH_BOTH).await;
-    refuses(&broker, &store, KEEPING_SPEAKS).await;
+    let store = |name: &str| Role::Store { caller: name.parse().unwrap() };
+    refuses(&broker, &store("api-3"), KEEPING_SPEAKS).await;
+    // Neither as it is said where streams are, nor as it is lent.
+    let spelled_there = [WITH_BOTH, SPEAKING_KEEPS].concat().into_iter().filter(|attempt| by_keepers(&[*attempt]) != [*attempt]);
+    refuses(&broker, &store("api-4"), &spelled_there.collect::<Vec<_>>()).await;
+    refuses(&broker, &store("api-5"), &by_keepers(WITH_BOTH)).await;
 }
