@@ -71,13 +71,6 @@ pub(crate) struct LinkState {
     pub(crate) epoch: u64,
 }
 
-/// Waits until the connection is there, which is to be done before the broker is asked for messages: what is asked while it is away is asked and
-/// given up in one moment when it is back, and the broker then gives a message to nobody.
-pub(crate) async fn until_connected(link: &mut watch::Receiver<LinkState>) {
-    // Whoever follows the connection lives as long as it does.
-    drop(link.wait_for(|link| link.connected).await);
-}
-
 /// Why a part of ours that was asked gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unanswered {
@@ -324,6 +317,20 @@ impl Broker {
     /// The connection over which nodes are asked and the trail is written.
     pub(crate) fn link(&self) -> watch::Receiver<LinkState> {
         self.0.link.clone()
+    }
+
+    /// Waits until both connections are there, which is to be done before streams are asked for messages: what is asked while the broker is away is
+    /// asked and given up in one moment when it is back, which has it give a message to nobody; and a job begins only where nodes and the trail can
+    /// be spoken to.
+    pub(crate) async fn until_connected(&self, store_link: &mut watch::Receiver<LinkState>) {
+        while !(self.0.link.borrow().connected && store_link.borrow_and_update().connected) {
+            let (speaking, keeping) =
+                (self.link().wait_for(|link| link.connected).await.is_ok(), store_link.wait_for(|link| link.connected));
+            if !(speaking && keeping.await.is_ok()) {
+                // Whoever follows a connection ends with the program.
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// The connection to where streams and buckets are.

@@ -68,7 +68,11 @@ impl Control {
         let name: Caller = format!("command-{:08x}", rand::random::<u32>()).parse().map_err(Failed::work)?;
         let registrar = self.connected(&Role::Registrar { name: name.clone() }).await?;
         let recorder = self.connected(&Role::Recorder { name: name.clone() }).await?;
-        Ok(Session { caller: name.to_string(), jetstream: jetstream::with_prefix(registrar, broker::LENT), recorder: jetstream::new(recorder) })
+        Ok(Session {
+            caller: name.to_string(),
+            jetstream: jetstream::with_prefix(registrar, broker::LENT),
+            recorder: jetstream::new(recorder),
+        })
     }
 
     /// Connects with a credential that nothing is left of but the connection.

@@ -115,8 +115,7 @@ pub enum AccountName {
 
 impl AccountName {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::System, Self::Audit, Self::Store, Self::Application, Self::Keepers, Self::Readers, Self::Collectors];
+    pub const ALL: [Self; 7] = [Self::System, Self::Audit, Self::Store, Self::Application, Self::Keepers, Self::Readers, Self::Collectors];
     /// Those whose claims are pushed to servers, which have those of the system account in their configuration.
     pub const PUSHED: [Self; 6] = [Self::Audit, Self::Store, Self::Application, Self::Keepers, Self::Readers, Self::Collectors];
 

@@ -9,7 +9,6 @@ use probeops_shared::subjects::broker;
 use probeops_shared::timestamp::Timestamp;
 use serde_json::{Value, json};
 
-
 /// How long the broker may be silent between two messages of its answer.
 const NEXT_WITHIN: Duration = Duration::from_secs(5);
 /// What an answer ends with.

@@ -5,7 +5,6 @@ use probeops_shared::subjects::broker;
 use serde::Deserialize;
 use serde_json::json;
 
-
 /// What the broker says of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Filled {

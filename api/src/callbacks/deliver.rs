@@ -20,7 +20,7 @@ use super::deliveries::{Attempt, Delivery, DeliveryStatus};
 use super::hosts::{Hosts, Place};
 use super::schedule::{self, Answered, Next};
 use super::{Callbacks, Due};
-use crate::broker::{Broker, until_connected};
+use crate::broker::Broker;
 use crate::jobs::{JobDocument, Jobs};
 use crate::trace::TRACEPARENT;
 use crate::trace::spans::Posted;
@@ -80,7 +80,7 @@ pub(crate) async fn deliver(callbacks: Callbacks, jobs: Jobs, broker: Broker, ta
         loop {
             // Nobody else takes places, so there are at least so many until they are taken here.
             drop(room.acquire().await);
-            until_connected(&mut link).await;
+            broker.until_connected(&mut link).await;
             let asked = deliverer.callbacks.0.queue.batch().max_messages(room.available_permits()).expires(ASK_FOR).messages().await;
             let Ok(mut due) = asked else {
                 sleep(ASK_AGAIN_AFTER).await;

@@ -36,7 +36,6 @@ use super::store::{Open, State, Stored};
 use super::{Came, How, Id, JobDocument, JobRequest, JobStatus, Jobs, Room, Submitted, accepted, admission, choose, document, owner};
 use crate::access::{Access, Identity, Principal};
 use crate::broker::room::filled;
-use crate::broker::until_connected;
 use crate::callbacks::Callback;
 use crate::later::rights::{self, PrincipalRef, Refused};
 use crate::limits::Admitted;
@@ -294,7 +293,7 @@ impl Jobs {
                 self.0.metrics.count_queued(count);
                 counted = Instant::now();
             }
-            until_connected(&mut link).await;
+            self.0.broker.until_connected(&mut link).await;
             let Ok(mut batch) = online.batch().max_messages(ASK_MAX).expires(ASK_FOR).messages().await else {
                 sleep(RETRY_AFTER).await;
                 continue;
@@ -578,7 +577,8 @@ impl Jobs {
     async fn take_away(&self, job: &JobDocument) -> Result<(), String> {
         let filter = serde_json::json!({"filter": subjects::later_online(owner(&job.caller), job.id)}).to_string();
         let client = self.0.broker.jetstream().client();
-        let asked = client.request(broker::lent(&broker::stream_purge(storage::LATER)), filter.into()).await.map_err(|error| error.to_string())?;
+        let asked =
+            client.request(broker::lent(&broker::stream_purge(storage::LATER)), filter.into()).await.map_err(|error| error.to_string())?;
         let answer: Value = serde_json::from_slice(&asked.payload).map_err(|error| error.to_string())?;
         match answer.get("error") {
             None => Ok(()),

@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::access::Access;
 use crate::audit::{Audit, Refusal};
-use crate::broker::{Broker, until_connected};
+use crate::broker::Broker;
 use crate::jobs::{Ending, Jobs};
 use crate::later::rights::{self, Refused};
 use crate::later::schedules::{Last, Overdue, Reminder, Schedule, Schedules, Skipped, unavailable};
@@ -63,9 +63,9 @@ impl Firings {
                 spare.map_err(|_neither| format!("stream {} cannot be used: {error} (was the broker provisioned?)", storage::LATER))?
             }
         };
-        let (firings, link, room, tracked, stopped) =
-            (self.clone(), broker.store_link(), Arc::new(Semaphore::new(AT_ONCE_MAX)), tasks.clone(), stop.clone());
-        drop(tasks.spawn(async move { stopped.run_until_cancelled(firings.take(due, link, (room, tracked))).await }));
+        let (firings, broker, room, tracked, stopped) =
+            (self.clone(), broker.clone(), Arc::new(Semaphore::new(AT_ONCE_MAX)), tasks.clone(), stop.clone());
+        drop(tasks.spawn(async move { stopped.run_until_cancelled(firings.take(due, broker, (room, tracked))).await }));
         let stopped: CancellationToken = stop.clone();
         drop(tasks.spawn(async move { stopped.run_until_cancelled(self.sweep()).await }));
         Ok(())
@@ -81,16 +81,12 @@ impl Firings {
         }
     }
 
-    async fn take(
-        self,
-        due: PullConsumer,
-        mut link: tokio::sync::watch::Receiver<crate::broker::LinkState>,
-        (room, tasks): (Arc<Semaphore>, TaskTracker),
-    ) {
+    async fn take(self, due: PullConsumer, broker: Broker, (room, tasks): (Arc<Semaphore>, TaskTracker)) {
+        let mut link = broker.store_link();
         loop {
             // Nobody else takes places, so there are at least so many until they are taken here.
             drop(room.acquire().await);
-            until_connected(&mut link).await;
+            broker.until_connected(&mut link).await;
             let asked = due.batch().max_messages(room.available_permits()).expires(ASK_FOR).messages().await;
             let Ok(mut messages) = asked else {
                 sleep(ASK_AGAIN_AFTER).await;
@@ -191,8 +187,11 @@ impl Firings {
     async fn run(&self, schedule: &Schedule, became: &Last, id: JobId) -> Result<(), Problem> {
         let refused = match self.submit(schedule, id).await {
             Ok(()) => return self.kept(schedule, became).await,
-            // The API or the broker is at fault: that passes, and if it does not, the firing is overdue one day.
-            Err(problem) if problem.code() == Code::Unavailable && !is_overdue(schedule, became.due, Timestamp::now()) => {
+            // The API or the broker is at fault: that passes, and if it does not, it is too late one day, also for one that was overdue when it came.
+            Err(problem)
+                if problem.code() == Code::Unavailable
+                    && Timestamp::now().since(became.fired_at) <= Duration::from_millis(schedule.overdue_after_ms) =>
+            {
                 return Err(problem);
             }
             Err(problem) => problem,

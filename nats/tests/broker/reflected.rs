@@ -192,6 +192,46 @@ async fn no_answer_to_whoever_keeps_something_is_taken_for_an_order() {
     assert_eq!(kept.headers.unwrap().get("Nats-Subject").unwrap().as_str(), "$KV.NODES.z", "nothing was purged");
 }
 
+#[tokio::test]
+async fn an_answer_asks_for_nothing_but_what_is_lent_to_keepers() {
+    let broker = Broker::start().await;
+    let stores = broker.connect(&Role::Provisioner).await.client;
+    let (keeping, command) = (broker.connect(&store()).await.client, broker.connect(&registrar()).await.client);
+    timeout(PATIENCE, keeping.request(subjects::later_online("o", "j"), "x".into())).await.unwrap().unwrap();
+    timeout(PATIENCE, command.request(broker::lent("$KV.NODES.z"), "".into())).await.unwrap().unwrap();
+    let subjects = async |stream: &str| -> BTreeSet<String> {
+        let request = json!({"subjects_filter": ">"}).to_string();
+        let info = timeout(PATIENCE, stores.request(broker::stream_info(stream), request.into())).await.unwrap().unwrap();
+        let info: Value = serde_json::from_slice(&info.payload).unwrap();
+        info["state"]["subjects"].as_object().into_iter().flatten().map(|(subject, _)| subject.clone()).collect()
+    };
+    let read = broker::lent(&broker::direct_get_last(broker::bucket_stream(storage::NODES), "$KV.NODES.z"));
+    let put = broker::lent("$KV.NODES.y");
+    let kept =
+        [storage::KEYS, storage::REPLICAS, storage::REVOKED, storage::LIMITS].map(|bucket| broker::lent(&broker::bucket_key(bucket, "x")));
+    let published = [subjects::later_online("o", "evil"), "jobs.v1.o.evil.state".to_owned(), subjects::callback("o", "evil")];
+    for reply in kept.into_iter().chain(published) {
+        for question in [&read, &put] {
+            command.publish_with_reply(question.clone(), reply.clone(), "".into()).await.unwrap();
+        }
+    }
+    timeout(PATIENCE, command.request(read.clone(), "".into())).await.unwrap().unwrap();
+    for stream in stored_streams() {
+        let own: &[&str] = match stream.as_str() {
+            "KV_NODES" => &["$KV.NODES.y", "$KV.NODES.z"],
+            "LATER" => &["later.v1.online.o.j"],
+            _ => &[],
+        };
+        assert_eq!(subjects(&stream).await, own.iter().copied().map(str::to_owned).collect(), "{stream}");
+    }
+    // What is lent to all of them is reached, which says that more would be seen: an API may purge this itself.
+    command.publish_with_reply(read, broker::lent(&broker::stream_purge(storage::LATER)), "".into()).await.unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while !subjects(storage::LATER).await.is_empty() {
+        assert!(Instant::now() < deadline, "nothing was purged; README says too much");
+    }
+}
+
 /// Where a consumer may be told to deliver, an order and the buckets that others keep included.
 fn deliveries() -> impl Iterator<Item = String> {
     ELSEWHERE.into_iter().map(str::to_owned).chain(orders())
@@ -209,7 +249,8 @@ async fn no_consumer_delivers_elsewhere_than_to_keepers() {
     };
     timeout(PATIENCE, keeping.request(broker::lent("$KV.KEYS.z"), "".into())).await.unwrap().unwrap();
     let stream = broker::bucket_stream(storage::KEYS);
-    let consumer = |deliver_subject: &str| json!({"stream_name": stream, "config": {"deliver_subject": deliver_subject, "ack_policy": "none"}});
+    let consumer =
+        |deliver_subject: &str| json!({"stream_name": stream, "config": {"deliver_subject": deliver_subject, "ack_policy": "none"}});
     for deliver_subject in deliveries() {
         let made = ask(broker::lent(&broker::consumer_create(&stream)), consumer(&deliver_subject)).await;
         // The broker makes any but one that would feed itself.
