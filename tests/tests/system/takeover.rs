@@ -207,7 +207,7 @@ fn a_replica_that_has_made_its_entry_stay_is_gone_all_the_same_when_it_says_no_m
 }
 
 #[test]
-fn a_replica_that_sweeps_the_others_entries_away_ends_none_of_their_jobs() {
+fn a_replica_that_sweeps_the_others_entries_away_ends_none_of_their_jobs_and_makes_no_room() {
     let fabric = Fabric::start();
     let (owner, other) = (fabric.api(), fabric.api());
     let started = Instant::now();
@@ -216,7 +216,11 @@ fn a_replica_that_sweeps_the_others_entries_away_ends_none_of_their_jobs() {
     let silent = Silent::start();
     let url = format!("http://127.0.0.1:{}/", silent.port());
     let body = json!({"tool": "http", "target": url, "from": "eu", "parameters": {"timeout": 60}});
-    let answer = owner.admin().post_raw("/v1/jobs", "application/json", body.to_string().as_bytes(), &[("prefer", "respond-async")]);
+    let key = owner.key(&json!({"name": "one", "scopes": ["jobs:write", "jobs:read"], "limits": {"at_once": 1}}));
+    for api in [&owner, &other] {
+        api.wait_until("the key is known", || api.caller(&key).get("/v1/tools").status == 200);
+    }
+    let answer = owner.caller(&key).post_raw("/v1/jobs", "application/json", body.to_string().as_bytes(), &[("prefer", "respond-async")]);
     let path = answer.header("location").unwrap().to_owned();
     answer.expect(202);
     let mut held = silent.connected();
@@ -227,6 +231,7 @@ fn a_replica_that_sweeps_the_others_entries_away_ends_none_of_their_jobs() {
         say(&fabric, (&store, &taken_over), &[]);
         // At once it is gone, so that the others look, and there is nobody.
         say(&fabric, (&store, &taken_over), &[("Nats-Rollup", "all"), ("KV-Operation", "DEL")]);
+        other.caller(&key).job("echo", "x", "eu", &json!({})).expect(429);
         std::thread::sleep(Duration::from_millis(500));
     }
     assert!(other.log().contains("another replica is gone"));
