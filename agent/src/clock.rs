@@ -47,10 +47,13 @@ impl Clock {
         self.0.lock().ok()?.iter().copied().min_by(|one, other| one.rtt_ms.total_cmp(&other.rtt_ms))
     }
 
-    /// The control plane's time now; this node's own until it has been compared.
+    /// The control plane's time now; this node's own as long as no comparison shows that it is another, since clocks that are kept right agree
+    /// better than the way there and the way back.
     pub(crate) fn now_unix_ms(&self) -> i64 {
+        // The answer's time is read to the millisecond.
+        let differs = |measured: &Measured| measured.offset_ms.abs() > measured.rtt_ms / 2.0 + 1.0;
         #[expect(clippy::cast_possible_truncation, reason = "a difference of clocks in milliseconds fits")]
-        let offset_ms = self.measured().map_or(0, |measured| measured.offset_ms.round() as i64);
+        let offset_ms = self.measured().filter(differs).map_or(0, |measured| measured.offset_ms.round() as i64);
         Timestamp::now().unix_ms().saturating_sub(offset_ms)
     }
 }
@@ -67,6 +70,19 @@ mod tests {
         clock.learn(sent, Duration::from_millis(20), sent.unix_ms() - 60_000 + 10);
         assert!((clock.measured().unwrap().offset_ms - 60_000.0).abs() < 1.0);
         assert!((Timestamp::now().unix_ms() - clock.now_unix_ms() - 60_000).abs() < 1_000);
+    }
+
+    #[test]
+    fn a_clock_that_may_be_right_is_believed() {
+        let behind_ms = |offset_ms: i64| {
+            let (clock, sent) = (Clock::default(), Timestamp::now());
+            clock.learn(sent, Duration::from_millis(200), sent.unix_ms() + 100 - offset_ms);
+            Timestamp::now().unix_ms() - clock.now_unix_ms()
+        };
+        assert!(behind_ms(90) < 50, "the answer may have come at once, after a question that was slow");
+        assert!(behind_ms(-90) > -50);
+        assert!((behind_ms(150) - 150).abs() < 50);
+        assert!((behind_ms(-150) + 150).abs() < 50);
     }
 
     #[test]

@@ -94,6 +94,8 @@ struct Asker {
 struct Accepted {
     asker: Asker,
     job: Job,
+    /// Begin before then or not at all, by the control plane's time.
+    deadline_unix_ms: Option<i64>,
     events: Option<Events>,
     targets: Option<Targets>,
     dispatch_ms: Option<f64>,
@@ -147,12 +149,13 @@ impl Worker {
     }
 
     async fn run(self: Arc<Self>, accepted: Box<Accepted>) {
-        if let Err(why) = accepted.promise.begun().await {
-            return self.refuse_unrecorded(*accepted, &why).await;
-        }
+        let started_at = match self.begins(&accepted).await {
+            Ok(started_at) => started_at,
+            Err(failure) => return self.refuse(*accepted, failure).await,
+        };
         // What was accepted stays where it is until the run is over: a thousand runs are a thousand times as large as one.
         let (spec, entry) = (&accepted.job.spec, &accepted.entry);
-        let (started_at, started, budget) = (Timestamp::now(), Instant::now(), spec.budget());
+        let (started, budget) = (Instant::now(), spec.budget());
         let (live, mut narration) = match accepted.events {
             Some(events) => {
                 let (live, narration) = Narration::of(events, &self.outbox, &accepted.asker, &accepted.job.request_id);
@@ -216,11 +219,11 @@ impl Worker {
         self.conclude(&asker, next_seq, outcome, end).await;
     }
 
-    /// Of a job that was accepted and whose record could not be kept, before it has begun.
-    async fn refuse_unrecorded(&self, accepted: Accepted, why: &str) {
+    /// Of a job that was accepted and does not begin.
+    async fn refuse(&self, accepted: Accepted, failure: Failure) {
         let Accepted { asker, job, entry, pass, promise, .. } = accepted;
         pass.give_back();
-        let outcome = Outcome::failed(job.request_id, job.spec.tool().as_str(), job.spec.target(), self.unrecorded(why));
+        let outcome = Outcome::failed(job.request_id, job.spec.tool().as_str(), job.spec.target(), failure);
         let end = End { budget_left: Duration::ZERO, slot: entry.over(), promise: Some(promise) };
         self.conclude(&asker, 0, outcome, end).await;
     }

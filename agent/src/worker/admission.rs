@@ -8,6 +8,7 @@ use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::job::{DEADLINE_MAX, Job, header};
 use probeops_shared::outcome::{Failure, FailureKind, Outcome};
+use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::ToolName;
 
 use crate::runs::Candidate;
@@ -32,7 +33,8 @@ impl Worker {
             let detail = format!("the message asks for `{}`, its subject for `{tool}`; they must be the same", job.spec.tool());
             return Err(refuse(Failure::from(Invalid::new("/tool", detail))));
         }
-        self.check_deadline(headers).map_err(&refuse)?;
+        let deadline_unix_ms = deadline_of(headers).map_err(&refuse)?;
+        self.check_deadline(deadline_unix_ms, "arrived").map_err(&refuse)?;
         let events = match read(headers, header::EVENTS).map(str::parse) {
             None => None,
             Some(Ok(events)) => Some(events),
@@ -69,11 +71,20 @@ impl Worker {
         #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
         let dispatch_ms =
             read(headers, header::SENT).and_then(|sent| sent.parse().ok()).map(|sent| now_unix_us().saturating_sub(sent) as f64 / 1000.0);
-        Ok(Accepted { asker, job, events, targets, dispatch_ms, entry, pass, promise })
+        Ok(Accepted { asker, job, deadline_unix_ms, events, targets, dispatch_ms, entry, pass, promise })
+    }
+
+    /// When a job begins that was accepted; or why it does not. To keep its record may have taken long, and the node may have been held still.
+    pub(super) async fn begins(&self, accepted: &Accepted) -> Result<Timestamp, Failure> {
+        accepted.promise.begun().await.map_err(|why| self.unrecorded(&why))?;
+        // Read before the deadline is looked at, so that no beginning is after it.
+        let started_at = Timestamp::now();
+        self.check_deadline(accepted.deadline_unix_ms, "could begin")?;
+        Ok(started_at)
     }
 
     /// That a job is not run, since nobody would know of it.
-    pub(super) fn unrecorded(&self, why: &str) -> Failure {
+    fn unrecorded(&self, why: &str) -> Failure {
         let detail = format!("node {} cannot record it: {why}", self.node.id);
         Failure { retry_after_ms: Some(SPOOL_RETRY_AFTER_MS), ..Failure::new(FailureKind::Busy, detail) }
     }
@@ -94,21 +105,17 @@ impl Worker {
         })
     }
 
-    fn check_deadline(&self, headers: Option<&HeaderMap>) -> Result<(), Failure> {
-        let Some(given) = read(headers, header::DEADLINE) else { return Ok(()) };
-        let name = header::DEADLINE;
-        let deadline: i64 = given.parse().map_err(|_| {
-            Failure::new(FailureKind::Invalid, format!("header {name} must be milliseconds since 1970 as a whole number, not `{given}`"))
-        })?;
+    /// Whether the job is in time, which has just done what is named.
+    fn check_deadline(&self, deadline_unix_ms: Option<i64>, done: &str) -> Result<(), Failure> {
+        let Some(deadline) = deadline_unix_ms else { return Ok(()) };
         let left_ms = deadline.saturating_sub(self.clock.now_unix_ms());
         if left_ms <= 0 {
-            return Err(Failure::new(
-                FailureKind::Expired,
-                format!("the deadline passed {} ms before the job arrived", left_ms.unsigned_abs()),
-            ));
+            let detail = format!("the deadline passed {} ms before the job {done}", left_ms.unsigned_abs());
+            return Err(Failure::new(FailureKind::Expired, detail));
         }
         let furthest_ms = i64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(i64::MAX);
         if left_ms > furthest_ms {
+            let name = header::DEADLINE;
             let detail = format!("header {name} is {left_ms} ms away; at most {furthest_ms} ms are allowed (is it in milliseconds?)");
             return Err(Failure::new(FailureKind::Invalid, detail));
         }
@@ -125,6 +132,14 @@ impl Worker {
         };
         Err(Failure::new(FailureKind::Unsupported, detail))
     }
+}
+
+fn deadline_of(headers: Option<&HeaderMap>) -> Result<Option<i64>, Failure> {
+    let Some(given) = read(headers, header::DEADLINE) else { return Ok(None) };
+    let name = header::DEADLINE;
+    given.parse().map(Some).map_err(|_| {
+        Failure::new(FailureKind::Invalid, format!("header {name} must be milliseconds since 1970 as a whole number, not `{given}`"))
+    })
 }
 
 fn bad_header(name: &str, detail: impl Display) -> Failure {

@@ -1,13 +1,19 @@
 //! Which replicas of the API are there: each says so again and again, and the broker forgets those that do not (bucket REPLICAS).
+//!
+//! A replica that is taken over can make the broker keep its own entry for ever (`Nats-TTL`) and drop those of all others (`Nats-Rollup`). So an
+//! entry counts for what the broker says of when it came, and also while it is remembered here only.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use async_nats::jetstream::kv;
+use async_nats::jetstream::kv::{self, Entry, Operation};
+use bytes::Bytes;
 use probeops_nats::connect::BACKOFF_MAX;
 use probeops_shared::ids::Caller;
 use probeops_shared::presence::{REPLICA_BEAT, REPLICA_GONE_AFTER};
 use probeops_shared::timestamp::Timestamp;
+use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +41,24 @@ struct Inner {
     link: watch::Receiver<LinkState>,
     /// Since when this replica has been connected, by which connection, and has said so in time.
     steady: Mutex<(Instant, u64)>,
+    /// What the broker was last heard to say of each, this one included, by name. Each can only speak for itself, so there are no more than
+    /// replicas that have a credential.
+    heard: Mutex<HashMap<String, Said>>,
+}
+
+/// That a replica is there.
+#[derive(Clone, Debug)]
+struct Said {
+    /// When, by the broker's clock.
+    at: OffsetDateTime,
+    /// Which process of its name.
+    id: Bytes,
+}
+
+impl From<Entry> for Said {
+    fn from(Entry { created, value, .. }: Entry) -> Self {
+        Self { at: created, id: value }
+    }
 }
 
 impl Lease {
@@ -44,7 +68,8 @@ impl Lease {
         let steady = Mutex::new((now, link.borrow().epoch));
         let since = Timestamp::now();
         let id = format!("{caller}@{}", since.unix_ms());
-        let lease = Self(Arc::new(Inner { bucket, caller, since, id, until: Mutex::new(now), link, steady }));
+        let (until, heard) = (Mutex::new(now), Mutex::default());
+        let lease = Self(Arc::new(Inner { bucket, caller, since, id, until, link, steady, heard }));
         lease.renew().await.map(|()| lease)
     }
 
@@ -65,8 +90,7 @@ impl Lease {
             return Ok(true);
         }
         let Some((name, _)) = id.split_once('@') else { return Ok(false) };
-        let value = self.0.bucket.get(name).await.map_err(|error| error.to_string())?;
-        Ok(value.is_some_and(|value| value == id.as_bytes()))
+        Ok(self.said(name).await?.is_some_and(|said| said.id == id.as_bytes()))
     }
 
     /// Whether nobody else can think that this replica is gone.
@@ -76,7 +100,18 @@ impl Lease {
 
     /// Whether another replica is there.
     pub(crate) async fn is_there(&self, replica: &Caller) -> Result<bool, String> {
-        self.0.bucket.get(replica.as_str()).await.map(|value| value.is_some()).map_err(|error| error.to_string())
+        Ok(self.said(replica.as_str()).await?.is_some())
+    }
+
+    /// What a replica has said within [`REPLICA_GONE_AFTER`] of when this one has last been heard, which is the broker's time that is known for
+    /// certain to have come: neither a clock that is off here nor a watch that stands still makes others look gone.
+    async fn said(&self, name: &str) -> Result<Option<Said>, String> {
+        let entry = self.0.bucket.entry(name).await.map_err(|error| error.to_string())?;
+        let stored = entry.filter(|entry| entry.operation == Operation::Put).map(Said::from);
+        let heard = self.0.heard();
+        let last = stored.into_iter().chain(heard.get(name).cloned()).max_by_key(|said| said.at);
+        let own = heard.get(self.0.caller.as_str());
+        Ok(last.filter(|said| own.is_none_or(|own| own.at - said.at <= REPLICA_GONE_AFTER)))
     }
 
     /// Waits until who is not there is not away only for the reason that this replica was, too: the broker was.
@@ -126,18 +161,30 @@ impl Lease {
         stop: CancellationToken,
     ) -> (mpsc::Receiver<Option<Caller>>, impl Future<Output = ()> + use<>) {
         let (sender, gone) = mpsc::channel(GONE_MAX);
-        let own = self.0.caller.clone();
+        let lease = Arc::clone(&self.0);
         let watching = watch_bucket(self.0.bucket.clone(), link, stop, move |change| {
             let gone = match change {
-                Change::Put(_) => None,
+                Change::Put(entry) => {
+                    drop(lease.heard().insert(entry.key.clone(), entry.into()));
+                    None
+                }
                 // A broker that was away forgets without a word.
                 Change::Restart => Some(None),
-                Change::Gone(entry) => entry.key.parse().ok().filter(|replica| *replica != own).map(Some),
+                Change::Gone(entry) => {
+                    drop(lease.heard().remove(&entry.key));
+                    entry.key.parse().ok().filter(|replica| *replica != lease.caller).map(Some)
+                }
             };
             if let Some(gone) = gone {
                 drop(sender.try_send(gone));
             }
         });
         (gone, watching)
+    }
+}
+
+impl Inner {
+    fn heard(&self) -> MutexGuard<'_, HashMap<String, Said>> {
+        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

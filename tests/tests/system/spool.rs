@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+use probeops_shared::job::{GRACE, header};
+use probeops_shared::timestamp::Timestamp;
 use probeops_tests::asker::Asker;
 use probeops_tests::fabric::{Agent, Api, Fabric};
 use probeops_tests::silent::Silent;
@@ -168,4 +172,31 @@ fn what_a_node_has_not_said_when_it_is_killed_it_says_once_when_it_starts_again(
     let verified = node.verified(&api);
     assert!(verified.contains("\nwhole: nothing was changed") && verified.contains("begins anew"), "{verified}");
     assert_eq!(api.audit("verdict=violation&node=s-1"), Vec::<Value>::new());
+}
+
+#[test]
+fn a_job_whose_record_waits_until_its_deadline_is_over_is_not_run() {
+    let fabric = Fabric::start();
+    let (api, service) = (fabric.api(), Asker::service(&fabric, &["echo"], &[]));
+    let node = Node::new(&fabric);
+    // Whoever writes to a pipe waits until somebody reads it.
+    let (folder, pipe) = (node.home.path("state"), node.home.path("state/audit.new"));
+    std::fs::create_dir_all(&folder).unwrap();
+    mkfifo(&pipe, Mode::S_IRUSR | Mode::S_IWUSR).unwrap();
+    let _agent = node.start();
+    let created_at = Timestamp::now();
+    let deadline = created_at.plus(GRACE).unix_ms().to_string();
+    let job = json!({"request_id": "late", "tool": "echo", "target": "x"});
+    let mut asked = service.ask("job.v1.eu.echo", &job, &[(header::DEADLINE, &deadline), (header::EVENTS, "1")]);
+    std::thread::sleep(GRACE);
+    let _read = std::fs::File::open(&pipe).unwrap();
+    let heard = asked.hear();
+    let failure = &heard.body["failure"];
+    assert_eq!((heard.event.as_str(), &failure["kind"]), ("outcome", &json!("expired")), "{}", heard.body);
+    assert!(failure["detail"].as_str().unwrap().ends_with(" ms before the job could begin"), "{failure}");
+    let denied = api.wait_for_audit("node=s-1&verdict=denied", 1);
+    assert!(denied[0]["detail"].as_str().unwrap().starts_with("expired: "), "{denied:?}");
+    assert_eq!(api.audit("node=s-1&verdict=finished"), Vec::<Value>::new());
+    // Its slot and what it had taken of its caller's share are free.
+    assert_eq!(run(&service, "next")["status"], "success");
 }
