@@ -168,7 +168,7 @@ fn a_broker_that_was_away_does_not_make_replicas_end_each_others_jobs() {
 fn store_of(fabric: &Fabric, caller: &CallerName) -> jetstream::Context {
     let role = Role::Store { caller: caller.clone() };
     let client = fabric.connect_in(&fabric.credential(&role), &role.inbox_prefix());
-    fabric.block_on(async { jetstream::new(client) })
+    fabric.block_on(async { jetstream::with_prefix(client, broker::LENT) })
 }
 
 /// Writes the entry of a replica as whoever has taken it over can.
@@ -178,7 +178,7 @@ fn say(fabric: &Fabric, (store, caller): (&jetstream::Context, &CallerName), hea
         all.insert(*name, *value);
     }
     fabric.block_on(async {
-        let said = store.publish_with_headers(broker::bucket_key(storage::REPLICAS, caller), all, "".into()).await.unwrap();
+        let said = store.publish_with_headers(broker::lent(&broker::bucket_key(storage::REPLICAS, caller)), all, "".into()).await.unwrap();
         said.await.unwrap();
     });
 }
