@@ -52,7 +52,10 @@ impl Keymaster {
     pub async fn revoke(&self, public_key: &str) -> Result<Revoked, Problem> {
         let revoked: Result<Revoked, _> = self.ask(Verb::Revoke, &Revoke { public_key: public_key.to_owned() }).await;
         if revoked.as_ref().is_ok_and(|revoked| revoked.unrecorded) {
-            tracing::warn!(public_key, "a key is revoked, and the keymaster's record of it is not in the audit trail yet; it waits there until it is");
+            tracing::warn!(
+                public_key,
+                "a key is revoked, and the keymaster's record of it is not in the audit trail yet; it waits there until it is"
+            );
         }
         // The key is of our own records: what is wrong with it is not wrong with what was asked of us.
         revoked.map_err(|problem| if problem.code() == Code::Invalid { Problem::new(Code::Internal, problem.detail()) } else { problem })

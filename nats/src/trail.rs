@@ -169,7 +169,9 @@ async fn keep(jetstream: &jetstream::Context, (subject, id): (&str, String), pay
         failing.store(kept.is_err(), Ordering::Relaxed);
         match kept {
             Ok(()) => return,
-            Err(error) if attempt.is_power_of_two() => tracing::warn!(attempt, %error, "audit records were not kept; trying again until they are"),
+            Err(error) if attempt.is_power_of_two() => {
+                tracing::warn!(attempt, %error, "audit records were not kept; trying again until they are")
+            }
             Err(_) => {}
         }
         sleep(RETRY_AFTER).await;

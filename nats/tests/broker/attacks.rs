@@ -605,9 +605,10 @@ async fn a_keymaster_that_is_told_to_stop_answers_what_it_has_and_has_it_recorde
     provisioner.has_trail_take_nothing().await;
     let ((mint, made), revoke) = (mint_n1(), json!({"public_key": held}));
     let client = asking.client.clone();
-    let asked = tokio::spawn(async move {
-        tokio::join!(ask_keymaster(&client, Verb::MintNode, &mint), ask_keymaster(&client, Verb::Revoke, &revoke))
-    });
+    let asked =
+        tokio::spawn(
+            async move { tokio::join!(ask_keymaster(&client, Verb::MintNode, &mint), ask_keymaster(&client, Verb::Revoke, &revoke)) },
+        );
     let deadline = Instant::now() + PATIENCE;
     while broker.vault.signed(&made).unwrap().is_none() || !broker.vault.is_revoked(AccountName::Application, &held).unwrap() {
         assert!(Instant::now() < deadline);
