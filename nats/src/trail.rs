@@ -2,14 +2,14 @@
 //! it is kept; only what finds no room to wait is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Client, jetstream};
 use probeops_shared::audit::chain::Chain;
 use probeops_shared::audit::{BATCH_MAX, Record, Verdict};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ pub(crate) struct Pen {
     records: mpsc::Sender<Entry>,
     lost: Arc<AtomicU64>,
     /// Whether the last try to have something kept has failed.
-    failing: Arc<AtomicBool>,
+    failing: watch::Receiver<bool>,
 }
 
 /// A record, and who waits until it is kept.
@@ -54,9 +54,10 @@ impl Writer {
     /// One that publishes on this subject, in the name of whoever may do that.
     pub(crate) fn start(client: Client, subject: String, name: String) -> Self {
         let (records, waiting) = mpsc::channel(WAITING_MAX + DONE_WAITING_MAX);
-        let pen = Pen { records, lost: Arc::default(), failing: Arc::default() };
-        let (ending, counted) = (CancellationToken::new(), (Arc::clone(&pen.lost), Arc::clone(&pen.failing)));
-        let running = tokio::spawn(write(jetstream::new(client), (subject, name), (waiting, ending.clone()), counted));
+        let (fails, failing) = watch::channel(false);
+        let pen = Pen { records, lost: Arc::default(), failing };
+        let (ending, lost) = (CancellationToken::new(), Arc::clone(&pen.lost));
+        let running = tokio::spawn(write(jetstream::new(client), (subject, name), (waiting, ending.clone()), (lost, fails)));
         Self { pen, running, ending }
     }
 
@@ -84,15 +85,18 @@ impl Pen {
         timeout(within, is_kept).await.ok().and_then(Result::ok).ok_or(NotKept)
     }
 
-    /// The same of what is done for good. It has room where nothing else has any, and is not waited for where the trail takes nothing: whoever does
-    /// much of it goes on.
+    /// The same of what is done for good. It has room where nothing else has any, and is waited for no longer than until it is known that the trail
+    /// takes nothing now.
     pub(crate) async fn keep_done(&self, record: Record, within: Duration) -> Result<(), NotKept> {
         let (kept, is_kept) = oneshot::channel();
         self.send((record, Some(kept)), 0);
-        if self.failing.load(Ordering::Relaxed) {
-            return Err(NotKept);
+        let mut failing = self.failing.clone();
+        tokio::select! {
+            biased;
+            kept = is_kept => kept.map_err(|_| NotKept),
+            _ = failing.wait_for(|failing| *failing) => Err(NotKept),
+            () = sleep(within) => Err(NotKept),
         }
-        timeout(within, is_kept).await.ok().and_then(Result::ok).ok_or(NotKept)
     }
 
     /// Has it wait where so much room is left for others.
@@ -122,7 +126,7 @@ async fn write(
     jetstream: jetstream::Context,
     (subject, name): (String, String),
     (mut records, ending): (mpsc::Receiver<Entry>, CancellationToken),
-    (lost, failing): (Arc<AtomicU64>, Arc<AtomicBool>),
+    (lost, fails): (Arc<AtomicU64>, watch::Sender<bool>),
 ) {
     let (mut chain, secret) = (Chain::begin(&name), rand::random::<u128>());
     let mut waiting = Vec::with_capacity(BATCH_MAX);
@@ -150,7 +154,7 @@ async fn write(
         };
         // Whoever could guess it could publish it first, and have the broker take ours for the same.
         let id = format!("{name}.{secret:032x}.{}", chain.sequence());
-        keep(&jetstream, (&subject, id), payload.into(), &failing).await;
+        keep(&jetstream, (&subject, id), payload.into(), &fails).await;
         for waits in waiting.drain(..count).filter_map(|entry| entry.kept) {
             // Who does not wait any more does not want to know.
             let _ = waits.send(());
@@ -159,18 +163,18 @@ async fn write(
 }
 
 /// Tries until the broker has kept it: the same each time, so that it is kept once.
-async fn keep(jetstream: &jetstream::Context, (subject, id): (&str, String), payload: bytes::Bytes, failing: &AtomicBool) {
+async fn keep(jetstream: &jetstream::Context, (subject, id): (&str, String), payload: bytes::Bytes, fails: &watch::Sender<bool>) {
     for attempt in 1_u64.. {
         let message = PublishMessage::build().payload(payload.clone()).message_id(&id);
         let kept = match jetstream.send_publish(subject.to_owned(), message).await {
             Ok(sent) => sent.await.map(drop),
             Err(error) => Err(error),
         };
-        failing.store(kept.is_err(), Ordering::Relaxed);
+        fails.send_replace(kept.is_err());
         match kept {
             Ok(()) => return,
             Err(error) if attempt.is_power_of_two() => {
-                tracing::warn!(attempt, %error, "audit records were not kept; trying again until they are")
+                tracing::warn!(attempt, %error, "audit records were not kept; trying again until they are");
             }
             Err(_) => {}
         }
@@ -190,14 +194,14 @@ mod tests {
     }
 
     /// One that has room for so many more than what is done for good has to itself, and what waits.
-    fn pen(room: usize) -> (Pen, mpsc::Receiver<Entry>) {
-        let (records, waiting) = mpsc::channel(DONE_WAITING_MAX + room);
-        (Pen { records, lost: Arc::default(), failing: Arc::default() }, waiting)
+    fn pen(room: usize) -> (Pen, mpsc::Receiver<Entry>, watch::Sender<bool>) {
+        let ((records, waiting), (fails, failing)) = (mpsc::channel(DONE_WAITING_MAX + room), watch::channel(false));
+        (Pen { records, lost: Arc::default(), failing }, waiting, fails)
     }
 
     #[tokio::test]
     async fn where_nobody_writes_a_record_is_lost_and_counted_and_nobody_is_told_that_it_is_kept() {
-        let (pen, waiting) = pen(1);
+        let (pen, waiting, _fails) = pen(1);
         drop(waiting);
         assert_eq!(pen.keep(Record::new(Verdict::Signed, "part:api-1"), Duration::from_secs(60)).await, Err(NotKept));
         pen.put(Record::new(Verdict::Refused, "part:api-1"));
@@ -206,13 +210,18 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_done_for_good_has_room_where_others_have_filled_theirs_and_is_not_waited_for_where_nothing_is_kept() {
-        let (pen, mut waiting) = pen(3);
+        let (pen, mut waiting, fails) = pen(3);
         for _ in 0..10 {
             pen.put(Record::new(Verdict::Refused, "part:api-1"));
         }
         assert_eq!(pen.lost.load(Ordering::Relaxed), 7);
-        pen.failing.store(true, Ordering::Relaxed);
-        for _ in 0..DONE_WAITING_MAX {
+        let first = tokio::spawn({
+            let pen = pen.clone();
+            async move { pen.keep_done(Record::new(Verdict::Signed, "part:api-1"), Duration::from_secs(60)).await }
+        });
+        fails.send_replace(true);
+        assert_eq!(first.await.unwrap(), Err(NotKept));
+        for _ in 1..DONE_WAITING_MAX {
             assert_eq!(pen.keep_done(Record::new(Verdict::Signed, "part:api-1"), Duration::from_secs(60)).await, Err(NotKept));
         }
         assert_eq!(pen.lost.load(Ordering::Relaxed), 7);
