@@ -85,11 +85,11 @@ impl Pen {
         timeout(within, is_kept).await.ok().and_then(Result::ok).ok_or(NotKept)
     }
 
-    /// The same of what is done for good. It has room where nothing else has any, and is waited for no longer than until it is known that the trail
-    /// takes nothing now.
-    pub(crate) async fn keep_done(&self, record: Record, within: Duration) -> Result<(), NotKept> {
+    /// The same of what is done already: it is waited for no longer than until it is known that the trail takes nothing now. What `must_stay` has room
+    /// where nothing else has any.
+    pub(crate) async fn keep_done(&self, record: Record, must_stay: bool, within: Duration) -> Result<(), NotKept> {
         let (kept, is_kept) = oneshot::channel();
-        self.send((record, Some(kept)), 0);
+        self.send((record, Some(kept)), if must_stay { 0 } else { DONE_WAITING_MAX });
         let mut failing = self.failing.clone();
         tokio::select! {
             biased;
@@ -217,12 +217,12 @@ mod tests {
         assert_eq!(pen.lost.load(Ordering::Relaxed), 7);
         let first = tokio::spawn({
             let pen = pen.clone();
-            async move { pen.keep_done(Record::new(Verdict::Signed, "part:api-1"), Duration::from_secs(60)).await }
+            async move { pen.keep_done(Record::new(Verdict::Signed, "part:api-1"), true, Duration::from_secs(60)).await }
         });
         fails.send_replace(true);
         assert_eq!(first.await.unwrap(), Err(NotKept));
         for _ in 1..DONE_WAITING_MAX {
-            assert_eq!(pen.keep_done(Record::new(Verdict::Signed, "part:api-1"), Duration::from_secs(60)).await, Err(NotKept));
+            assert_eq!(pen.keep_done(Record::new(Verdict::Signed, "part:api-1"), true, Duration::from_secs(60)).await, Err(NotKept));
         }
         assert_eq!(pen.lost.load(Ordering::Relaxed), 7);
         waiting.close();

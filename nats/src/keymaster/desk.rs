@@ -241,7 +241,10 @@ impl Clerk {
             trail.put(record);
             return said;
         }
-        let kept = if is_done { trail.keep_done(record, KEPT_WITHIN).await } else { trail.keep(record, KEPT_WITHIN).await };
+        let kept = match &said {
+            Said::Minted(_) => trail.keep(record, KEPT_WITHIN).await,
+            Said::Revoked(_) => trail.keep_done(record, is_done, KEPT_WITHIN).await,
+        };
         match said {
             said if kept.is_ok() => said,
             // A credential is in nobody's hands before the trail says so.

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use async_nats::{Client, Request};
+use async_nats::{Client, HeaderMap, Request, RequestErrorKind};
 use fixture::{Connection, PATIENCE, Scratch, Sentry, api, node, program};
 use futures_util::{FutureExt, StreamExt};
 use probeops_nats::config::ServerSettings;
@@ -36,6 +36,8 @@ const CUT_WITHIN: Duration = Duration::from_secs(1);
 const TRIES: usize = 3;
 /// How often to look for what is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// After how long without an answer the same is asked again.
+const AGAIN_AFTER: Duration = Duration::from_secs(3);
 
 /// Whether there are any.
 #[derive(Clone, Copy)]
@@ -166,11 +168,18 @@ impl Cluster {
     }
 }
 
-/// Asks the keymaster as a replica of the API does.
+/// Asks the keymaster as a replica of the API does: the same again where nothing is heard, which a server may have been given that hangs.
 async fn ask(client: &Client, verb: Verb, request: &Value) -> Value {
-    let request = Request::new().payload(request.to_string().into()).timeout(Some(PATIENCE));
-    let answer = client.send_request(subjects::keymaster(verb, "api-1"), request).await.unwrap();
-    serde_json::from_slice(&answer.payload).unwrap()
+    let mut headers = HeaderMap::new();
+    headers.insert("Nats-Msg-Id", format!("{:032x}", rand::random::<u128>()));
+    loop {
+        let request = Request::new().headers(headers.clone()).payload(request.to_string().into()).timeout(Some(AGAIN_AFTER));
+        match client.send_request(subjects::keymaster(verb, "api-1"), request).await {
+            Ok(answer) => return serde_json::from_slice(&answer.payload).unwrap(),
+            Err(error) if error.kind() == RequestErrorKind::TimedOut => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
 }
 
 async fn revoke(client: &Client, credentials: &Credentials) -> Value {
