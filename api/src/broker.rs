@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
+use async_nats::header::NATS_MESSAGE_ID;
 use async_nats::jetstream::{self, kv};
 use async_nats::{Client, HeaderMap, Request, RequestErrorKind};
 use bytes::Bytes;
@@ -361,11 +362,13 @@ impl Broker {
         }
     }
 
-    /// Asks a part of ours, and waits for its one answer.
-    pub(crate) async fn ask(&self, subject: String, body: Vec<u8>, within: Duration) -> Result<Bytes, Unanswered> {
+    /// Asks a part of ours under this id, which is the same where the same is asked again, and waits for its one answer.
+    pub(crate) async fn ask(&self, subject: String, (id, body): (&str, Vec<u8>), within: Duration) -> Result<Bytes, Unanswered> {
         // Kept by a client that is not connected, it would be done long after we said that it cannot be.
         self.ready().map_err(Unanswered::Broker)?;
-        let request = Request::new().payload(body.into()).timeout(Some(within));
+        let mut headers = HeaderMap::new();
+        headers.insert(NATS_MESSAGE_ID, id);
+        let request = Request::new().payload(body.into()).headers(headers).timeout(Some(within));
         let answer = self.0.client.send_request(subject, request).await.map_err(|error| match error.kind() {
             RequestErrorKind::NoResponders => Unanswered::Nobody,
             RequestErrorKind::TimedOut => Unanswered::Late,

@@ -50,7 +50,13 @@ impl Keymaster {
     /// Voids every credential of a key made so far and cuts its connections. It is final when this answers; which servers of the broker have
     /// taken it, and which have yet to, is in the answer. One of which no credential is in force, as far as the keymaster knows, is not found.
     pub async fn revoke(&self, public_key: &str) -> Result<Revoked, Problem> {
-        let revoked = self.ask(Verb::Revoke, &Revoke { public_key: public_key.to_owned() }).await;
+        let revoked: Result<Revoked, _> = self.ask(Verb::Revoke, &Revoke { public_key: public_key.to_owned() }).await;
+        if revoked.as_ref().is_ok_and(|revoked| revoked.unrecorded) {
+            tracing::warn!(
+                public_key,
+                "a key is revoked, and the keymaster's record of it is not in the audit trail yet; it waits there until it is"
+            );
+        }
         // The key is of our own records: what is wrong with it is not wrong with what was asked of us.
         revoked.map_err(|problem| if problem.code() == Code::Invalid { Problem::new(Code::Internal, problem.detail()) } else { problem })
     }
@@ -60,9 +66,10 @@ impl Keymaster {
         let body =
             serde_json::to_vec(request).map_err(|error| internal(format!("a request to the keymaster cannot be written: {error}")))?;
         let subject = subjects::keymaster(verb, self.broker.caller());
-        let begun = Instant::now();
+        // By which the keymaster knows what it is asked again.
+        let (begun, id) = (Instant::now(), format!("{:032x}", rand::random::<u128>()));
         let answer = loop {
-            match self.heard(verb, &subject, &body).await {
+            match self.heard(verb, (&subject, &id), &body).await {
                 Err(Unanswered::Nobody) if begun.elapsed() < RECONNECT_WITHIN => tokio::time::sleep(RECONNECT_POLL).await,
                 answer => break answer.map_err(unanswered)?,
             }
@@ -83,11 +90,11 @@ impl Keymaster {
 
 impl Keymaster {
     /// The first answer. A revocation that is asked for again changes nothing; a credential is asked for once.
-    async fn heard(&self, verb: Verb, subject: &str, body: &[u8]) -> Result<Bytes, Unanswered> {
+    async fn heard(&self, verb: Verb, (subject, id): (&str, &str), body: &[u8]) -> Result<Bytes, Unanswered> {
         let asked_max = if verb == Verb::Revoke { ASKED_MAX } else { 1 };
         let mut asked = FuturesUnordered::new();
         loop {
-            asked.push(self.broker.ask(subject.to_owned(), body.to_vec(), ANSWER_WITHIN));
+            asked.push(self.broker.ask(subject.to_owned(), (id, body.to_vec()), ANSWER_WITHIN));
             let again = asked.len() < asked_max;
             tokio::select! {
                 Some(answer) = asked.next() => return answer,

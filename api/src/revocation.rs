@@ -28,7 +28,7 @@ pub(crate) struct Told {
 
 impl From<Revoked> for Told {
     fn from(revoked: Revoked) -> Self {
-        let Revoked { servers, waiting } = revoked;
+        let Revoked { servers, waiting, .. } = revoked;
         let advice = (!waiting.is_empty()).then(|| {
             format!(
                 "{} did not say that it has taken this, and whoever is connected to it may go on until it has. The keymaster tells it again until \
@@ -58,7 +58,7 @@ impl Told {
         servers.retain(|server| !waiting.contains(server));
         servers.sort();
         servers.dedup();
-        Revoked { servers, waiting }.into()
+        Revoked { servers, waiting, ..Revoked::default() }.into()
     }
 
     /// How it is said in the audit trail.
@@ -114,7 +114,7 @@ mod tests {
 
     fn told(servers: &[&str], waiting: &[&str]) -> Told {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        Revoked { servers: names(servers), waiting: names(waiting) }.into()
+        Revoked { servers: names(servers), waiting: names(waiting), ..Revoked::default() }.into()
     }
 
     #[test]

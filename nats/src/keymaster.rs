@@ -39,8 +39,10 @@ const RENEW_EVERY: Duration = Duration::from_hours(24);
 const TIDY_EVERY: Duration = Duration::from_hours(1);
 /// How many revocations wait to be signed and pushed together; more are refused.
 const REVOCATIONS_WAITING_MAX: usize = 1024;
-/// How long the last answers may take to go out.
-const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+/// How long what is under way may take to be answered once the keymaster is told to stop.
+const LAST_ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// How long the last records and answers may take to go out then.
+const LAST_RECORDS_WITHIN: Duration = Duration::from_secs(2);
 
 /// What a keymaster is told.
 #[derive(Clone, Debug)]
@@ -68,7 +70,8 @@ impl Default for MintsPerMinute {
     }
 }
 
-/// Runs until `stop` is cancelled. The broker may be away for as long as it likes, also at the beginning.
+/// Runs until `stop` is cancelled: then it takes no more requests, answers those that it has and has them recorded. The broker may be away for as
+/// long as it likes, also at the beginning.
 pub async fn run(settings: Settings, stop: CancellationToken) -> Result<()> {
     let Settings { layout, servers, ca, mints, health_file } = settings;
     let health = Health::begin(health_file)?;
@@ -139,7 +142,7 @@ impl Home {
         }
     }
 
-    /// Answers requests at one server until told to stop.
+    /// Answers requests at one server until told to stop; then those that it has.
     async fn desk(&self, server: &String, clerk: &Clerk, stop: &CancellationToken) -> Result<()> {
         let Some(connected) = stop.run_until_cancelled(Box::pin(self.connect(&DESK, std::slice::from_ref(server)))).await else {
             return Ok(());
@@ -149,17 +152,22 @@ impl Home {
         let trail = Writer::start(client.clone(), subjects::audit(AUDIT_KEYMASTER, &name), name);
         let desk = Desk::open(client.clone(), clerk.clone(), trail.pen()).await?;
         tracing::info!(server, "the keymaster is ready");
+        let late = async {
+            stop.cancelled().await;
+            tokio::time::sleep(LAST_ANSWERS_WITHIN).await;
+        };
         tokio::select! {
-            () = desk.serve() => bail!("the connection to {server} has ended"),
+            () = desk.serve(stop) => if !stop.is_cancelled() {
+                bail!("the connection to {server} has ended");
+            },
             () = log_events(events) => {}
-            () = stop.cancelled() => {}
+            () = late => tracing::error!(server, "requests are left unanswered: they take longer than the keymaster may to stop"),
         }
         // The last records and answers go out, if the broker is there.
-        let last = async {
-            trail.end().await;
-            client.drain().await
-        };
-        if let Ok(Err(error)) = tokio::time::timeout(LAST_ANSWERS_WITHIN, last).await {
+        if tokio::time::timeout(LAST_RECORDS_WITHIN, trail.end()).await.is_err() {
+            tracing::error!(server, "what was done last is not in the trail: the broker did not keep it in time; it is in this log");
+        }
+        if let Ok(Err(error)) = tokio::time::timeout(LAST_RECORDS_WITHIN, client.drain()).await {
             tracing::debug!("the connection to the broker does not close: {error}");
         }
         Ok(())

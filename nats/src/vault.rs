@@ -6,6 +6,7 @@ pub mod accounts;
 pub mod credentials;
 pub mod ledger;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::Duration;
 
@@ -162,7 +163,7 @@ impl Vault {
                  data folder"
             );
         }
-        self.revoke_in(account, &[public_key.to_owned()])
+        self.revoke_in(account, &[public_key.to_owned()]).map(|(claims, _)| claims)
     }
 
     /// The same, and of a key of which nothing is known in every account that it could be of.
@@ -170,27 +171,28 @@ impl Vault {
         if self.signed(public_key)?.is_some() {
             return Ok(vec![self.revoke(public_key)?]);
         }
-        AccountName::PUSHED.into_iter().map(|name| self.revoke_in(name, &[public_key.to_owned()])).collect()
+        AccountName::PUSHED.into_iter().map(|name| Ok(self.revoke_in(name, &[public_key.to_owned()])?.0)).collect()
     }
 
-    /// The same of several keys of nodes and services.
-    pub fn revoke_all(&self, public_keys: &[String]) -> Result<String> {
+    /// The same of several keys of nodes and services; and which of them were not revoked before.
+    pub fn revoke_all(&self, public_keys: &[String]) -> Result<(String, BTreeSet<String>)> {
         self.revoke_in(AccountName::Application, public_keys)
     }
 
-    fn revoke_in(&self, name: AccountName, public_keys: &[String]) -> Result<String> {
+    fn revoke_in(&self, name: AccountName, public_keys: &[String]) -> Result<(String, BTreeSet<String>)> {
         public_keys.iter().try_for_each(|key| check_user(key))?;
         let _lock = self.layout.lock_vault()?;
         let held = self.account_jwt(name)?;
         let mut account = self.read_account(name, &held)?;
         let now = Timestamp::now();
-        let before = account.revocations.len();
+        let (before, mut anew) = (account.revocations.len(), BTreeSet::new());
         for key in public_keys {
             // One that is revoked is made no other credential: said again, it changes nothing.
             if account.revocations.contains_key(key) {
                 continue;
             }
             match self.ledger.read(key)? {
+                Some(signed) if signed.revoked && !signed.may_be_in_force(now) => continue,
                 Some(signed) if !signed.may_be_in_force(now) => self.ledger.write(key, &Signed { revoked: true, ..signed })?,
                 signed => {
                     // Of a clock that was set back: what was signed later by it is void, too.
@@ -198,9 +200,10 @@ impl Vault {
                     account.revocations.insert(key.clone(), until.unix_s());
                 }
             }
+            anew.insert(key.clone());
         }
         if account.revocations.len() == before {
-            return Ok(held);
+            return Ok((held, anew));
         }
         if account.revocations.len() > REVOCATIONS_MAX {
             self.drop_ended(&mut account, now)?;
@@ -208,7 +211,7 @@ impl Vault {
         if account.revocations.len() > REVOCATIONS_MAX {
             bail!("{REVOCATIONS_MAX} credentials are revoked already, which is as many as the broker can be told; wait until some expire");
         }
-        self.write_account(name, account)
+        Ok((self.write_account(name, account)?, anew))
     }
 
     /// Has the broker told no more of keys of which every credential has ended, and forgets those of which all did so long ago.

@@ -109,6 +109,9 @@ pub struct Revoked {
     /// Those that did not say so in time. The keymaster tells them again until they have it.
     #[serde(default)]
     pub waiting: Vec<String>,
+    /// Whether the trail does not have the keymaster's record of it yet. That waits, and is kept as soon as the trail takes records.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unrecorded: bool,
 }
 
 /// Why a request was refused.
@@ -143,7 +146,8 @@ mod tests {
     #[test]
     fn answers_are_what_the_wire_says() {
         let done: Answer<Revoked> = serde_json::from_str(r#"{"servers":["n1"]}"#).unwrap();
-        assert_eq!(done, Answer::Done(Revoked { servers: vec!["n1".to_owned()], waiting: Vec::new() }));
+        assert_eq!(done, Answer::Done(Revoked { servers: vec!["n1".to_owned()], ..Revoked::default() }));
+        assert_eq!(serde_json::to_string(&done).unwrap(), r#"{"servers":["n1"],"waiting":[]}"#);
         let refused: Answer<Revoked> = serde_json::from_str(r#"{"problem":{"code":"forbidden","detail":"no"}}"#).unwrap();
         assert_eq!(refused, Answer::Refused { problem: Refusal { code: Code::Forbidden, detail: "no".to_owned(), retry_after_ms: None } });
         assert!(serde_json::from_str::<Answer<Minted>>(r#"{"jwt":"x"}"#).is_err());

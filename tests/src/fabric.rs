@@ -282,6 +282,16 @@ impl Fabric {
         std::fs::remove_file(self.folder.0.join("keymaster.log")).expect("its log");
     }
 
+    /// Holds the keymaster still.
+    pub fn pause_keymaster(&self) {
+        self.keymaster.borrow().as_ref().expect("the keymaster runs").signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume_keymaster(&self) {
+        self.keymaster.borrow().as_ref().expect("the keymaster runs").signal(Signal::SIGCONT);
+    }
+
     /// The keymaster's process id.
     pub fn keymaster_process_id(&self) -> u32 {
         self.keymaster.borrow().as_ref().expect("the keymaster runs").id()

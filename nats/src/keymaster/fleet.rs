@@ -35,16 +35,16 @@ const FORGET_AFTER: Duration = Duration::from_hours(1);
 /// How many revocations are signed and pushed together.
 const BATCH_MAX: usize = 256;
 
-/// A key to be revoked, and whom to tell how far that has come.
-pub(super) type Wanted = (String, oneshot::Sender<Result<Revoked, Unrevoked>>);
+/// A key to be revoked, and whom to tell how far that has come, or why it is not.
+pub(super) type Wanted = (String, oneshot::Sender<Result<Signed, String>>);
 
-/// Why nobody can say that a key is revoked.
+/// A revocation that is signed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Unrevoked {
-    /// It is not.
-    Unsigned(String),
-    /// It is, and servers will be told.
-    Untold(String),
+pub(super) struct Signed {
+    /// Whether it was not before.
+    pub(super) anew: bool,
+    /// Who knows; or why nobody does who will be told.
+    pub(super) told: Result<Revoked, String>,
 }
 
 /// The servers of the broker, and what each is known to have taken.
@@ -97,20 +97,23 @@ impl Fleet {
     /// Signs these revocations and tells the servers, all in one.
     async fn revoke(&mut self, batch: Vec<Wanted>) {
         let (keys, askers): (Vec<String>, Vec<_>) = batch.into_iter().unzip();
-        let vault = Arc::clone(&self.vault);
-        let signed = tokio::task::spawn_blocking(move || vault.revoke_all(&keys)).await;
+        let (vault, wanted) = (Arc::clone(&self.vault), keys.clone());
+        let signed = tokio::task::spawn_blocking(move || vault.revoke_all(&wanted)).await;
         let signed = signed.map_err(anyhow::Error::from).and_then(std::convert::identity);
-        let answer = match signed {
-            Ok(jwt) => self.tell(AccountName::Application, jwt).await.map_err(|error| {
-                Unrevoked::Untold(format!(
-                    "it is signed, but no server of the broker could be told yet: {error:#}; they are told as soon as they can be"
-                ))
-            }),
-            Err(error) => Err(Unrevoked::Unsigned(format!("it could not be signed: {error:#}"))),
+        let mut told = match signed {
+            Ok((jwt, anew)) => {
+                let told = self.tell(AccountName::Application, jwt).await.map_err(|error| {
+                    format!("it is signed, but no server of the broker could be told yet: {error:#}; they are told as soon as they can be")
+                });
+                Ok((told, anew))
+            }
+            Err(error) => Err(format!("it could not be signed: {error:#}")),
         };
-        for asker in askers {
+        for (key, asker) in keys.into_iter().zip(askers) {
+            // Of several who want the same key revoked, the first has done it.
+            let signed = told.as_mut().map(|(told, anew)| Signed { anew: anew.remove(&key), told: told.clone() });
             // Who does not wait any more does not want to know.
-            drop(asker.send(answer.clone()));
+            drop(asker.send(signed.map_err(|why| why.clone())));
         }
     }
 
@@ -131,7 +134,7 @@ impl Fleet {
             return Err(anyhow!("none has answered"));
         }
         let names = |servers: Vec<(&String, &Known)>| servers.into_iter().map(|(name, _)| name.clone()).collect();
-        Ok(Revoked { servers: names(servers), waiting: names(waiting) })
+        Ok(Revoked { servers: names(servers), waiting: names(waiting), unrecorded: false })
     }
 
     /// Waits a while for the connection: its own server may be the one that is away, and there are others.

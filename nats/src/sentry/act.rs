@@ -225,7 +225,7 @@ impl Actor {
     async fn have_revoked(&self, cloned: &Cloned, handle: Handle) {
         let principal = cloned.who.principal();
         let what = match self.ask_keymaster(&cloned.who.key).await {
-            Ok(Revoked { servers, waiting }) if waiting.is_empty() => {
+            Ok(Revoked { servers, waiting, .. }) if waiting.is_empty() => {
                 tracing::warn!(principal, "its key is revoked, on {}", servers.join(", "));
                 format!("revoked: its key is void on {}; grant the node anew where it is meant to be", servers.join(", "))
             }

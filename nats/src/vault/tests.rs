@@ -102,8 +102,16 @@ fn revocations_are_kept_until_the_last_credential_has_ended_and_the_key_is_signe
     // Nor does one that has ended before it was revoked.
     let never = key();
     reopened.ledger.write(&never, &signed(ago(CLOCK_MARGIN * 2))).unwrap();
-    reopened.revoke(&never).unwrap();
+    for anew in [true, false] {
+        assert_eq!(reopened.revoke_all(std::slice::from_ref(&never)).unwrap().1.contains(&never), anew);
+    }
     assert!(reopened.is_revoked(name, &never).unwrap());
+    let fresh = key();
+    let both = [fresh.clone(), never.clone()];
+    assert_eq!(vec![fresh.clone()], reopened.revoke_all(&both).unwrap().1.into_iter().collect::<Vec<_>>());
+    assert!(reopened.revoke_all(&both).unwrap().1.is_empty());
+    wanted.push(fresh);
+    wanted.sort();
     assert_eq!(revoked(), wanted);
     for bad in ["", "n1", "../APP-signing.nk", &KeyPair::new_account().public_key()] {
         assert!(vault.revoke(bad).unwrap_err().to_string().ends_with("is not the public key of a user (U…)"), "{bad}");

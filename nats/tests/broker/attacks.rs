@@ -483,40 +483,178 @@ async fn a_keymaster_gives_and_takes_away_for_an_api_only_what_is_of_nodes_and_s
     check_recorded(&broker, &key, ((8..MINTS).count(), refused)).await;
 }
 
+/// Whoever may change what the trail takes.
+struct Provisioner(Client);
+
+impl Provisioner {
+    async fn of(broker: &Broker) -> Self {
+        Self(broker.connect(&Role::AuditProvisioner).await.client)
+    }
+
+    async fn has_trail_take_at_most(&self, max_bytes: i64) {
+        let info = self.0.request(subjects::broker::stream_info(storage::AUDIT), "".into()).await.unwrap();
+        let mut config = serde_json::from_slice::<Value>(&info.payload).unwrap()["config"].take();
+        config["max_bytes"] = max_bytes.into();
+        let updated = self.0.request(subjects::broker::stream_update(storage::AUDIT), config.to_string().into()).await.unwrap();
+        assert!(serde_json::from_slice::<Value>(&updated.payload).unwrap()["error"].is_null(), "{updated:?}");
+    }
+
+    async fn has_trail_take_nothing(&self) {
+        self.has_trail_take_at_most(1).await;
+    }
+
+    async fn has_trail_take_records(&self) {
+        self.has_trail_take_at_most(1024 * 1024).await;
+    }
+}
+
+/// Asks the keymaster as an API, once it is ready.
+async fn ask_keymaster(client: &Client, verb: Verb, request: &Value) -> Value {
+    loop {
+        match client.request(subjects::keymaster(verb, "api-1"), request.to_string().into()).await {
+            Ok(answer) => return serde_json::from_slice(&answer.payload).unwrap(),
+            Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => sleep(Duration::from_millis(20)).await,
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// A request for the credential of a node, and its key.
+fn mint_n1() -> (Value, String) {
+    let (key, rights) = (KeyPair::new_user().public_key(), json!({"node": "n1", "region": "eu", "tools": ["echo"]}));
+    (json!({"public_key": key, "lifetime_s": 60, "rights": rights}), key)
+}
+
+/// What the keymaster has put into the trail of a key, once it is so much.
+async fn noted(auditor: &Client, key: &str, count: usize) -> Vec<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let records = recorded(auditor).await.into_iter();
+        let found: Vec<String> = records.filter(|record| record.detail.contains(key)).map(|record| record.detail).collect();
+        if found.len() >= count {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "only {found:#?} of {key}");
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
 #[tokio::test]
 async fn a_keymaster_gives_nobody_a_credential_of_which_the_trail_does_not_know() {
     let broker = Broker::start().await;
     let keymaster = Keymaster::start(&broker, MintsPerMinute::default());
-    let (asking, provisioner) = (broker.connect(&api()).await, broker.connect(&Role::AuditProvisioner).await.client);
-    let at_most = async |max_bytes: i64| {
-        let info = provisioner.request(broker::stream_info(storage::AUDIT), "".into()).await.unwrap();
-        let mut config = serde_json::from_slice::<Value>(&info.payload).unwrap()["config"].take();
-        config["max_bytes"] = max_bytes.into();
-        let updated = provisioner.request(broker::stream_update(storage::AUDIT), config.to_string().into()).await.unwrap();
-        assert!(serde_json::from_slice::<Value>(&updated.payload).unwrap()["error"].is_null(), "{updated:?}");
-    };
-    let mint = async || -> Value {
-        let rights = json!({"node": "n1", "region": "eu", "tools": ["echo"]});
-        let request = json!({"public_key": KeyPair::new_user().public_key(), "lifetime_s": 60, "rights": rights}).to_string();
-        loop {
-            match asking.client.request(subjects::keymaster(Verb::MintNode, "api-1"), request.clone().into()).await {
-                Ok(answer) => return serde_json::from_slice(&answer.payload).unwrap(),
-                Err(error) if error.kind() == async_nats::RequestErrorKind::NoResponders => sleep(Duration::from_millis(20)).await,
-                Err(error) => panic!("{error}"),
-            }
-        }
-    };
+    let (asking, provisioner) = (broker.connect(&api()).await, Provisioner::of(&broker).await);
+    let mint = async || ask_keymaster(&asking.client, Verb::MintNode, &mint_n1().0).await;
     assert!(mint().await["jwt"].is_string());
-    at_most(1).await;
+    provisioner.has_trail_take_nothing().await;
     let refused = mint().await;
     assert_eq!((&refused["problem"]["code"], &refused["jwt"]), (&json!("unavailable"), &Value::Null), "{refused}");
     assert!(refused["problem"]["detail"].as_str().unwrap().starts_with("the audit trail does not take the record"), "{refused}");
-    at_most(1024 * 1024).await;
+    provisioner.has_trail_take_records().await;
     let deadline = Instant::now() + PATIENCE;
     while !mint().await["jwt"].is_string() {
         assert!(Instant::now() < deadline);
     }
     keymaster.end().await;
+}
+
+#[tokio::test]
+async fn a_revocation_waits_for_no_trail_and_is_in_it_once_when_it_takes_records_again() {
+    /// Longer than whoever writes into a trail once tried.
+    const AWAY_FOR: Duration = Duration::from_secs(12);
+    let broker = Broker::start().await;
+    let keymaster = Keymaster::start(&broker, MintsPerMinute::default());
+    let (asking, provisioner) = (broker.connect(&api()).await, Provisioner::of(&broker).await);
+    let auditor = broker.connect(&Role::Auditor).await.client;
+    let revoke = async |key: &str| ask_keymaster(&asking.client, Verb::Revoke, &json!({"public_key": key})).await;
+    let mut nodes = Vec::new();
+    for id in ["n1", "n2", "n3"] {
+        nodes.push(broker.connect(&node(id, "eu")).await);
+    }
+    // Where the trail takes it, it is there before the answer.
+    let [kept, first, second] = [0, 1, 2].map(|index: usize| nodes[index].credentials.public_key.clone());
+    assert_eq!(revoke(&kept).await, json!({"servers": ["probeops"], "waiting": []}));
+    assert_eq!(noted(&auditor, &kept, 0).await, [format!("key {kept} revoked on probeops")]);
+
+    provisioner.has_trail_take_nothing().await;
+    let away = Instant::now();
+    for (index, key) in [(1, &first), (2, &second)] {
+        let asked = Instant::now();
+        let (answer, ()) = tokio::join!(revoke(key), nodes[index].next(|event| matches!(event, LinkEvent::Refused(_)).then_some(())));
+        assert_eq!(answer, json!({"servers": ["probeops"], "waiting": [], "unrecorded": true}));
+        assert!(asked.elapsed() < Duration::from_secs(4), "{:?}", asked.elapsed());
+    }
+    sleep(AWAY_FOR.saturating_sub(away.elapsed())).await;
+    provisioner.has_trail_take_records().await;
+    for key in [&first, &second] {
+        assert_eq!(noted(&auditor, key, 1).await, [format!("key {key} revoked on probeops")]);
+    }
+    keymaster.end().await;
+    assert!(recorded(&auditor).await.iter().all(|record| record.verdict != Verdict::Lost));
+}
+
+#[tokio::test]
+async fn a_keymaster_that_is_told_to_stop_answers_what_it_has_and_has_it_recorded() {
+    let broker = Broker::start().await;
+    let keymaster = Keymaster::start(&broker, MintsPerMinute::default());
+    let (asking, provisioner) = (broker.connect(&api()).await, Provisioner::of(&broker).await);
+    let auditor = broker.connect(&Role::Auditor).await.client;
+    let held = broker.connect(&node("n2", "eu")).await.credentials.public_key;
+    assert!(ask_keymaster(&asking.client, Verb::MintNode, &mint_n1().0).await["jwt"].is_string());
+    // Both wait for the trail when it is told to stop.
+    provisioner.has_trail_take_nothing().await;
+    let ((mint, made), revoke) = (mint_n1(), json!({"public_key": held}));
+    let client = asking.client.clone();
+    let asked =
+        tokio::spawn(
+            async move { tokio::join!(ask_keymaster(&client, Verb::MintNode, &mint), ask_keymaster(&client, Verb::Revoke, &revoke)) },
+        );
+    let deadline = Instant::now() + PATIENCE;
+    while broker.vault.signed(&made).unwrap().is_none() || !broker.vault.is_revoked(AccountName::Application, &held).unwrap() {
+        assert!(Instant::now() < deadline);
+        sleep(Duration::from_millis(5)).await;
+    }
+    keymaster.1.cancel();
+    provisioner.has_trail_take_records().await;
+    let (minted, revoked) = timeout(PATIENCE, asked).await.unwrap().unwrap();
+    assert!(minted["jwt"].is_string(), "{minted}");
+    assert_eq!(revoked["servers"], json!(["probeops"]), "{revoked}");
+    keymaster.end().await;
+    let gone = asking.client.request(subjects::keymaster(Verb::Revoke, "api-1"), json!({"public_key": held}).to_string().into()).await;
+    assert_eq!(gone.unwrap_err().kind(), async_nats::RequestErrorKind::NoResponders);
+    assert_eq!((noted(&auditor, &made, 1).await.len(), noted(&auditor, &held, 1).await.len()), (1, 1));
+}
+
+#[tokio::test]
+async fn a_revocation_that_is_asked_for_again_is_answered_again_and_recorded_once_and_another_of_the_same_key_as_such() {
+    let broker = Broker::start().await;
+    let keymaster = Keymaster::start(&broker, MintsPerMinute::default());
+    let (asking, auditor) = (broker.connect(&api()).await.client, broker.connect(&Role::Auditor).await.client);
+    let (request, key) = mint_n1();
+    assert!(ask_keymaster(&asking, Verb::MintNode, &request).await["jwt"].is_string());
+    let subject = subjects::keymaster(Verb::Revoke, "api-1");
+    let revoke = async |id: Option<&str>| -> Value {
+        let mut headers = HeaderMap::new();
+        if let Some(id) = id {
+            headers.insert("Nats-Msg-Id", id);
+        }
+        let request = async_nats::Request::new().headers(headers).payload(json!({"public_key": key}).to_string().into());
+        serde_json::from_slice(&asking.send_request(subject.clone(), request).await.unwrap().payload).unwrap()
+    };
+    // As an API asks that hears nothing, at the same time and after it; and without an id, each is its own.
+    let taken = json!({"servers": ["probeops"], "waiting": []});
+    let (one, two, three) = tokio::join!(revoke(Some("1")), revoke(Some("1")), revoke(Some("1")));
+    for answer in [one, two, three, revoke(Some("1")).await] {
+        assert_eq!(answer, taken);
+    }
+    let signed = |noted: Vec<String>| noted.into_iter().filter(|detail| !detail.starts_with("credential")).collect::<Vec<_>>();
+    let [anew, again] = [format!("key {key} revoked on probeops"), format!("key {key} was revoked before, and is on probeops")];
+    assert_eq!(signed(noted(&auditor, &key, 2).await), std::slice::from_ref(&anew));
+    for id in [Some("2"), None, None] {
+        assert_eq!(revoke(id).await, taken);
+    }
+    keymaster.end().await;
+    assert_eq!(signed(noted(&auditor, &key, 5).await), [anew, again.clone(), again.clone(), again]);
 }
 
 #[tokio::test]

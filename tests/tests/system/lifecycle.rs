@@ -28,6 +28,25 @@ fn a_revoked_node_is_cut_off_at_once_and_says_why() {
     assert_eq!(again.wait(), Some(78), "{}", again.log());
 }
 
+/// The API asks for it again and again while nothing is heard, and a person each time that he wants it.
+#[test]
+fn a_revocation_is_in_the_trail_as_often_as_somebody_wanted_it_however_often_the_keymaster_was_asked() {
+    let fabric = Fabric::start();
+    let api = fabric.api();
+    api.admin().post("/v1/services", &json!({"name": "billing", "regions": ["eu"], "tools": ["echo"]})).expect(201);
+    fabric.pause_keymaster();
+    let caller = api.admin();
+    let asked = std::thread::spawn(move || caller.delete("/v1/services/billing").expect(200));
+    // Long enough to ask four times.
+    std::thread::sleep(Duration::from_millis(1_500));
+    fabric.resume_keymaster();
+    assert_eq!(asked.join().unwrap()["servers"], json!(["probeops"]));
+    api.admin().delete("/v1/services/billing").expect(200);
+    let records = api.wait_for_audit("verdict=signed&target=service:billing", 3);
+    let said = |words: &str| records.iter().filter(|record| record["detail"].as_str().unwrap().contains(words)).count();
+    assert_eq!((records.len(), said(" revoked on probeops"), said(" was revoked before, and is on probeops")), (3, 1, 1), "{records:#?}");
+}
+
 #[test]
 fn a_node_told_to_stop_finishes_what_runs_and_takes_nothing_new() {
     let fabric = Fabric::start();

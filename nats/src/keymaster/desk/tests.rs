@@ -26,8 +26,19 @@ fn office_that_signs(mints: MintsPerMinute) -> Office {
 
 impl Office {
     async fn ask(&self, verb: Verb, caller: &str, request: &Value) -> Value {
-        let answer = self.clerk.work(verb, &caller.parse().unwrap(), &serde_json::to_vec(request).unwrap()).await.0.unwrap();
-        serde_json::from_slice(&answer).unwrap()
+        let said = self.clerk.work(verb, &caller.parse().unwrap(), &serde_json::to_vec(request).unwrap()).await.0;
+        serde_json::to_value(said).unwrap()
+    }
+
+    /// Revokes a key for this caller where the servers say this of it: the answer, and what the trail is told.
+    async fn revoked(&mut self, caller: &str, key: &str, signed: Signed) -> (Value, Option<Noted>) {
+        let (clerk, caller, request) = (self.clerk.clone(), caller.parse().unwrap(), json!({"public_key": key}).to_string());
+        let working = tokio::spawn(async move { clerk.work(Verb::Revoke, &caller, request.as_bytes()).await });
+        let (taken, asker) = self.wanted.recv().await.unwrap();
+        assert_eq!(taken, key);
+        asker.send(Ok(signed)).unwrap();
+        let (said, noted) = working.await.unwrap();
+        (serde_json::to_value(said).unwrap(), noted)
     }
 
     async fn refuses(&self, verb: Verb, request: &Value, code: &str, part: &str) {
@@ -39,6 +50,12 @@ impl Office {
         assert_eq!(answer["problem"]["code"], code, "{request}: {answer}");
         assert!(answer["problem"]["detail"].as_str().unwrap().contains(part), "{request}: {answer}");
     }
+}
+
+/// What is signed is known to these, and not yet to those.
+fn told(anew: bool, servers: &[&str], waiting: &[&str]) -> Signed {
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    Signed { anew, told: Ok(Revoked { servers: names(servers), waiting: names(waiting), unrecorded: false }) }
 }
 
 fn node(changed: &Value) -> Value {
@@ -164,17 +181,12 @@ async fn only_keys_of_nodes_and_services_are_revoked_for_an_api() {
     let key = |request: &Value| request["public_key"].as_str().unwrap().to_owned();
     office.refuses_to("sentry", Verb::Revoke, &revoke(&key(&of_service)), "forbidden", "may have only nodes revoked").await;
     for (asks, wanted) in [("api-2", key(&of_node)), ("api-1", key(&of_service)), ("sentry", key(&of_node))] {
-        let (clerk, request) = (office.clerk.clone(), revoke(&wanted).to_string());
-        let working = tokio::spawn(async move { clerk.work(Verb::Revoke, &asks.parse().unwrap(), request.as_bytes()).await });
-        let (taken, asker) = office.wanted.recv().await.unwrap();
-        assert_eq!(taken, wanted);
-        asker.send(Ok(Revoked::default())).unwrap();
-        let (answer, record) = working.await.unwrap();
-        assert!(answer.is_ok());
-        let record = record.unwrap();
+        let (answer, noted) = office.revoked(asks, &wanted, told(true, &["a"], &[])).await;
+        assert_eq!(answer, json!({"servers": ["a"], "waiting": []}));
+        let Noted { record, is_done } = noted.unwrap();
         let of = if wanted == key(&of_node) { "node:n1" } else { "service:svc" };
         assert_eq!((record.verdict, record.principal, record.target.as_str()), (Verdict::Signed, format!("part:{asks}"), of));
-        assert_eq!(record.detail, format!("key {wanted} revoked on "));
+        assert_eq!((record.detail, is_done), (format!("key {wanted} revoked on a"), true));
     }
 }
 
@@ -182,7 +194,7 @@ async fn only_keys_of_nodes_and_services_are_revoked_for_an_api() {
 async fn what_was_signed_and_what_was_refused_is_told_to_the_trail_with_who_asked() {
     let office = office();
     let tell = async |verb: Verb, request: &Value| {
-        office.clerk.work(verb, &"api-1".parse().unwrap(), &serde_json::to_vec(request).unwrap()).await.1
+        office.clerk.work(verb, &"api-1".parse().unwrap(), &serde_json::to_vec(request).unwrap()).await.1.map(|noted| noted.record)
     };
     let (of_node, of_service) = (node(&json!({})), service(&json!({})));
     for (verb, request, target, node) in
@@ -207,7 +219,7 @@ async fn what_was_signed_and_what_was_refused_is_told_to_the_trail_with_who_aske
     }
     assert!((REFUSALS_PER_MINUTE.get()..REFUSALS_PER_MINUTE.get() + 5).contains(&recorded), "{recorded}");
     office.clerk.refusals.limiter.retain_recent();
-    let other = office.clerk.work(Verb::Revoke, &"api-2".parse().unwrap(), &serde_json::to_vec(&unknown).unwrap()).await.1.unwrap();
+    let other = office.clerk.work(Verb::Revoke, &"api-2".parse().unwrap(), &serde_json::to_vec(&unknown).unwrap()).await.1.unwrap().record;
     assert!(other.detail.ends_with(" more before were not recorded one by one"), "{}", other.detail);
 }
 
@@ -216,14 +228,14 @@ async fn a_revocation_that_is_signed_and_told_to_nobody_yet_is_in_the_trail_as_s
     let mut office = office();
     let of_node = node(&json!({}));
     office.ask(Verb::MintNode, "api-1", &of_node).await;
-    let (clerk, request) = (office.clerk.clone(), json!({"public_key": of_node["public_key"]}).to_string());
-    let working = tokio::spawn(async move { clerk.work(Verb::Revoke, &"api-1".parse().unwrap(), request.as_bytes()).await });
-    let (_, asker) = office.wanted.recv().await.unwrap();
-    asker.send(Err(Unrevoked::Untold("no server".to_owned()))).unwrap();
-    let (answer, record) = working.await.unwrap();
-    let (answer, record): (Value, Record) = (serde_json::from_slice(&answer.unwrap()).unwrap(), record.unwrap());
+    let (key, untold) = (of_node["public_key"].as_str().unwrap(), |anew| Signed { anew, told: Err("no server".to_owned()) });
+    let (answer, noted) = office.revoked("api-1", key, untold(true)).await;
+    let Noted { record, is_done } = noted.unwrap();
     assert_eq!((&answer["problem"]["code"], record.verdict, record.target.as_str()), (&json!("unavailable"), Verdict::Signed, "node:n1"));
-    assert!(record.detail.ends_with(" revoked and not yet known to any server"), "{}", record.detail);
+    assert!(is_done && record.detail.ends_with(" revoked and not yet known to any server"), "{}", record.detail);
+    // Asked for again it changes nothing, and is not done: one of the refusals, of which so many are recorded.
+    let Noted { record, is_done } = office.revoked("api-1", key, untold(false)).await.1.unwrap();
+    assert_eq!((record.verdict, is_done), (Verdict::Refused, false));
 }
 
 #[tokio::test]
@@ -249,15 +261,58 @@ async fn a_revoked_key_is_signed_nothing_more() {
     office.clerk.vault.revoke(&key).unwrap();
     office.refuses(Verb::MintNode, &request, "conflict", "was revoked").await;
 
-    // Whoever revokes is told what the servers said.
-    let clerk = office.clerk.clone();
-    let working = tokio::spawn(async move {
-        clerk.work(Verb::Revoke, &"api-1".parse().unwrap(), json!({"public_key": key}).to_string().as_bytes()).await
-    });
-    let (_, waiting) = office.wanted.recv().await.unwrap();
-    waiting.send(Ok(Revoked { servers: vec!["a".to_owned()], waiting: vec!["b".to_owned()] })).unwrap();
-    let (answer, record) = working.await.unwrap();
-    let answer: Value = serde_json::from_slice(&answer.unwrap()).unwrap();
+    // Whoever revokes it again is told what the servers said, and the trail that it changed nothing.
+    let (answer, noted) = office.revoked("api-1", &key, told(false, &["a"], &["b"])).await;
     assert_eq!(answer, json!({"servers": ["a"], "waiting": ["b"]}));
-    assert!(record.unwrap().detail.ends_with(" revoked on a, not yet on b"));
+    let Noted { record, is_done } = noted.unwrap();
+    assert_eq!((record.detail, is_done), (format!("key {key} was revoked before, and is on a, not yet on b"), false));
+}
+
+#[tokio::test]
+async fn one_may_have_as_many_keys_revoked_as_there_are_and_a_revoked_one_again_so_often() {
+    let mut office = office();
+    let key = |request: &Value| request["public_key"].as_str().unwrap().to_owned();
+    let [first, second, third] = [(); 3].map(|()| node(&json!({})));
+    for request in [&first, &second, &third] {
+        office.ask(Verb::MintNode, "api-1", request).await;
+    }
+    office.clerk.vault.revoke(&key(&first)).unwrap();
+    // As many as an operator who goes through a whole fleet twice.
+    let burst = NonZeroU32::new(REPEATS_AT_ONCE.get() - 1).unwrap();
+    assert!(burst.get() > 8000 && office.clerk.repeats.limiter.check_key_n(&"api-1".parse().unwrap(), burst).is_ok_and(|all| all.is_ok()));
+    assert_eq!(office.revoked("api-1", &key(&first), told(false, &["a"], &[])).await.0["servers"], json!(["a"]));
+    while office.clerk.repeats.limiter.check_key(&"api-1".parse().unwrap()).is_ok() {}
+    let answer = office.ask(Verb::Revoke, "api-1", &json!({"public_key": key(&first)})).await;
+    let problem = &answer["problem"];
+    assert_eq!(problem["code"], "rate_limited", "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("they stay revoked") && problem["retry_after_ms"].as_u64().unwrap() <= 1000);
+    // What is not revoked yet is all the same, also where another was faster; and others have their own.
+    let (answer, noted) = office.revoked("api-1", &key(&second), told(true, &["a"], &[])).await;
+    assert!(answer["servers"] == json!(["a"]) && noted.unwrap().is_done);
+    let (answer, noted) = office.revoked("api-1", &key(&third), told(false, &["a"], &[])).await;
+    assert_eq!((&answer["problem"]["code"], noted.unwrap().record.verdict), (&json!("rate_limited"), Verdict::Refused), "{answer}");
+    for other in ["api-2", "sentry"] {
+        assert_eq!(office.revoked(other, &key(&first), told(false, &["a"], &[])).await.0["servers"], json!(["a"]));
+    }
+}
+
+#[tokio::test]
+async fn what_was_asked_for_lately_is_known_for_a_while_and_in_bounded_number() {
+    let asked = |id: usize| ("api-1".parse().unwrap(), id.to_string(), "U".to_owned());
+    let saying = |number: u64| {
+        let problem = Refusal { retry_after_ms: Some(number), ..unavailable(String::new()) };
+        std::future::ready(Said::Revoked(Answer::Refused { problem })).boxed().shared()
+    };
+    let said = |doing: Doing| match doing.now_or_never() {
+        Some(Said::Revoked(Answer::Refused { problem })) => problem.retry_after_ms.unwrap(),
+        other => panic!("{other:?}"),
+    };
+    let (mut lately, begun) = (Lately::default(), Instant::now());
+    assert_eq!(said(lately.same(asked(0), begun, saying(1))), 1);
+    assert_eq!(said(lately.same(asked(0), begun + LATELY, saying(2))), 1);
+    assert_eq!(said(lately.same(asked(0), begun + LATELY + Duration::from_secs(1), saying(3))), 3);
+    for id in 0..LATELY_MAX * 2 {
+        drop(lately.same(asked(id), begun + LATELY, saying(4)));
+    }
+    assert_eq!((lately.doing.len(), lately.in_turn.len()), (LATELY_MAX, LATELY_MAX));
 }
