@@ -492,10 +492,10 @@ impl Provisioner {
     }
 
     async fn has_trail_take_at_most(&self, max_bytes: i64) {
-        let info = self.0.request(subjects::broker::stream_info(storage::AUDIT), "".into()).await.unwrap();
+        let info = self.0.request(broker::stream_info(storage::AUDIT), "".into()).await.unwrap();
         let mut config = serde_json::from_slice::<Value>(&info.payload).unwrap()["config"].take();
         config["max_bytes"] = max_bytes.into();
-        let updated = self.0.request(subjects::broker::stream_update(storage::AUDIT), config.to_string().into()).await.unwrap();
+        let updated = self.0.request(broker::stream_update(storage::AUDIT), config.to_string().into()).await.unwrap();
         assert!(serde_json::from_slice::<Value>(&updated.payload).unwrap()["error"].is_null(), "{updated:?}");
     }
 
