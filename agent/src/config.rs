@@ -7,6 +7,7 @@ use probeops_nats::connect::Link;
 use probeops_nats::process::LogFormat;
 use probeops_shared::host::DnsName;
 use probeops_shared::ids::NodeId;
+use probeops_shared::planted;
 use probeops_shared::tools::Class;
 use probeops_shared::tools::ping::report::IcmpEngine;
 use serde::{Deserialize, Serialize};
@@ -224,6 +225,7 @@ impl Given {
     pub fn complete(self) -> Result<Settings, String> {
         const SLOTS_MAX: usize = 65_536;
         let slots = |given: Option<usize>, class: Class, name: &str| match given.unwrap_or(class.default_slots()) {
+            1 if planted!("settings" if given.is_some()) => Ok(0),
             slots @ 1..=SLOTS_MAX => Ok(slots),
             other => Err(format!("{name} must be from 1 to {SLOTS_MAX}, not {other}")),
         };

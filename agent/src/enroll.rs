@@ -22,6 +22,8 @@ use sha2::{Digest as _, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use self::folder::keep;
+#[cfg(feature = "fuzzing")]
+pub(crate) use self::folder::read_record;
 pub use self::folder::{Folder, Given, Record};
 pub(crate) use self::renewal::Renewal;
 pub use self::secret::{Token, TokenSource};

@@ -6,9 +6,14 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use http_body_util::Full;
+use probeops_shared::access::Targets;
+use probeops_shared::audit::chain::Link;
 use probeops_shared::host::Host;
+use probeops_shared::job::Events;
+use probeops_shared::outcome::Failure;
 use probeops_shared::settings::SettingsError;
 use probeops_shared::tls::{Certificate, OcspStaple, TlsSession, TlsVersion};
 use probeops_shared::tools::ToolName;
@@ -18,6 +23,7 @@ use probeops_shared::tools::network::{Family, MplsLabel};
 use probeops_shared::tools::tls::StartTls;
 use probeops_shared::tools::whois::registered::Registered;
 use probeops_shared::tools::whois::report::WhoisRecord;
+use probeops_shared::traceparent::Traceparent;
 use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, copy, duplex, join, sink, split};
@@ -25,6 +31,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::time::Instant;
 
 use crate::config::Given;
+use crate::enroll::{self, Record};
 use crate::executors::whois::{rdap, text};
 use crate::net::dns::message;
 use crate::net::error_queue::extensions;
@@ -34,6 +41,8 @@ use crate::net::tls::{Terms, certificate, hello, ocsp};
 use crate::net::{get, starttls};
 use crate::policy::Policy;
 use crate::resolve::origin;
+use crate::trail;
+use crate::worker::headers;
 
 /// More than any run takes whose other side has said all it will.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -179,6 +188,57 @@ pub fn judged(policy: &Policy, tool: ToolName, name: &str) -> (Result<(), String
 pub fn settings(text: &str) -> Result<Result<String, String>, SettingsError> {
     let given: Given = probeops_shared::settings::parse(text, Path::new("agent.toml"))?;
     Ok(given.complete().and_then(|settings| probeops_shared::settings::printed(&settings)))
+}
+
+/// What the headers of a job say, of whoever asks.
+#[derive(Debug)]
+pub struct JobHeaders {
+    /// On whose behalf.
+    pub principal: String,
+    /// Which dispatch.
+    pub attempt: Option<u32>,
+    /// The span that dispatched it.
+    pub span: Option<Traceparent>,
+    /// When it was sent.
+    pub sent_unix_us: Option<i64>,
+    /// By when it is to begin.
+    pub deadline_unix_ms: Result<Option<i64>, Failure>,
+    /// What is to be told of it.
+    pub events: Result<Option<Events>, Failure>,
+    /// To which targets it is limited.
+    pub targets: Result<Option<Targets>, Failure>,
+}
+
+/// A job's headers, by name and value; those that no client can send are left out.
+pub fn job_headers(given: &[(&str, &str)], caller: &str, is_api: bool) -> JobHeaders {
+    let mut all = HeaderMap::new();
+    for (name, value) in given {
+        if let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) {
+            all.append(name, value);
+        }
+    }
+    let all = Some(&all);
+    JobHeaders {
+        principal: headers::principal(all, caller, is_api).to_owned(),
+        attempt: headers::attempt(all),
+        span: headers::span(all),
+        sent_unix_us: headers::sent_unix_us(all),
+        deadline_unix_ms: headers::deadline_unix_ms(all),
+        events: headers::events(all),
+        targets: headers::targets(all, is_api),
+    }
+}
+
+/// What the file of waiting records says, of this writer: the number of the first, and they.
+pub fn spool(text: &[u8], writer: &str) -> (u64, Vec<Link>) {
+    // Nothing can be put aside there.
+    let (first, links, _) = trail::waiting_in(Path::new("/nowhere/audit.spool"), text, writer);
+    (first, links)
+}
+
+/// What a node knows of its enrolment.
+pub fn enrollment(text: &str) -> Result<Record, String> {
+    enroll::read_record(text).map_err(|error| error.to_string())
 }
 
 /// A server that says this when it is asked, whatever for. It runs on [`runtime`].

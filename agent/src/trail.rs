@@ -334,6 +334,13 @@ impl Inner {
     }
 }
 
+/// What the file of waiting records says, of this writer: the number of the first and they, and what is wrong with what came after them.
+#[cfg(feature = "fuzzing")]
+pub(crate) fn waiting_in(path: &Path, text: &[u8], writer: &str) -> (u64, Vec<probeops_shared::audit::chain::Link>, Option<String>) {
+    let (head, links, trouble) = file::parsed(path, text, writer);
+    (head.sequence(), links, trouble)
+}
+
 /// What a node says of itself.
 fn of_node(node: &NodeRef, verdict: Verdict, target: &str, detail: String) -> Record {
     let principal = node_writer(&node.id);

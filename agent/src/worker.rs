@@ -1,9 +1,11 @@
-//! A message becomes a run, and a run becomes exactly one outcome. `admission`: what is said without running it;
-//! `narration`: what is said before its end; `ending`: what it came to; `control`: what is no job.
+//! A message becomes a run, and a run becomes exactly one outcome. `headers`: what a message says beside its body;
+//! `admission`: what is said without running it; `narration`: what is said before its end; `ending`: what it came to;
+//! `control`: what is no job.
 
 mod admission;
 mod control;
 pub(crate) mod ending;
+pub(crate) mod headers;
 mod narration;
 
 use std::panic::AssertUnwindSafe;
@@ -135,10 +137,9 @@ impl Worker {
             return self.trail.record(self.record_of(&caller, caller.as_str(), &outcome));
         };
         let headers = message.headers.as_ref();
-        let principal = if caller.is_api() { read(headers, header::PRINCIPAL).unwrap_or(caller.as_str()) } else { caller.as_str() };
-        let attempt = read(headers, header::ATTEMPT).and_then(|attempt| attempt.parse().ok());
-        let span = read(headers, header::TRACEPARENT).and_then(|text| text.parse().ok()).map(Traceparent::child);
-        let asker = Asker { principal: principal.to_owned(), caller, reply, attempt, span };
+        let principal = headers::principal(headers, caller.as_str(), caller.is_api()).to_owned();
+        let (attempt, span) = (headers::attempt(headers), headers::span(headers).map(Traceparent::child));
+        let asker = Asker { caller, principal, reply, attempt, span };
         match self.accept(tool, asker.clone(), &message) {
             Ok(accepted) => {
                 // Boxed: the executors' states are large, and most runs are of the smallest.
@@ -311,8 +312,4 @@ fn internal(request_id: &RequestId) -> Failure {
     let incident = format!("{:016x}", rand::random::<u64>());
     tracing::error!(incident, job.id = %request_id, "an executor panicked");
     Failure::new(FailureKind::Internal, format!("a fault in the agent; its log has it as incident {incident}"))
-}
-
-fn read<'a>(headers: Option<&'a HeaderMap>, name: &str) -> Option<&'a str> {
-    headers?.get(name).map(async_nats::HeaderValue::as_str)
 }

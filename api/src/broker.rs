@@ -2,6 +2,8 @@
 
 pub(crate) mod backwards;
 mod dispatch;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod idempotency;
 pub(crate) mod last;
 mod late;

@@ -241,10 +241,7 @@ impl Heard {
     }
 
     async fn keep_beat(&mut self, message: &Message) -> Result<(), Unkept> {
-        let beat: Beat = serde_json::from_slice(&message.payload).map_err(|error| Unkept::lie(format!("it is no beat: {error}")))?;
-        if beat.node != self.node || beat.region != self.region {
-            return Err(Unkept::lie("it speaks in another node's name"));
-        }
+        let beat = read_beat(&message.payload, &self.region, &self.node).map_err(Unkept::lie)?;
         let key = self.key();
         let order = (beat.started_at, beat.counter);
         for _ in 0..2 {
@@ -357,5 +354,32 @@ impl Heard {
 
     fn key(&self) -> String {
         subjects::presence_key(&self.region, &self.node)
+    }
+}
+/// Reads what a node announces of itself.
+fn read_beat(payload: &[u8], region: &Region, node: &NodeId) -> Result<Beat, String> {
+    let beat: Beat = serde_json::from_slice(payload).map_err(|error| format!("it is no beat: {error}"))?;
+    if beat.node != *node || beat.region != *region {
+        return Err("it speaks in another node's name".to_owned());
+    }
+    Ok(beat)
+}
+
+/// What nodes say, as `tests/fuzz` calls its readers.
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing {
+    use probeops_shared::ids::{NodeId, Region};
+    use probeops_shared::presence::Beat;
+    use probeops_shared::timestamp::Timestamp;
+
+    /// What a node announces of itself.
+    pub fn beat(payload: &[u8], region: &Region, node: &NodeId) -> Result<Beat, String> {
+        super::read_beat(payload, region, node)
+    }
+
+    /// A node's records, as they are stored.
+    pub fn records(payload: &[u8], region: &Region, node: &NodeId, now: Timestamp) -> Result<Vec<String>, String> {
+        let batch = super::records::read(payload, region, node, now)?;
+        Ok(batch.records.iter().map(|link| link.record.get().to_owned()).collect())
     }
 }

@@ -5,19 +5,23 @@ use std::time::Duration;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
 use futures_util::FutureExt;
+use probeops_shared::enroll::{ChallengeRequest, ConfirmRequest, EnrollRequest};
 use probeops_shared::ids::{JobId, NodeId};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::outcome::Outcome;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tools::Spec;
-use serde_json::Map;
+use serde_json::{Map, Value};
 
 pub use crate::access::jwt::fuzzing as jwt;
+pub use crate::broker::fuzzing as broker;
 use crate::broker::{Dispatched, Heard, Traced};
+pub use crate::collector::fuzzing as collector;
 use crate::jobs::live::Live;
 use crate::jobs::{JobDocument, JobStatus, Next, Told};
+use crate::later::schedules::trigger::Trigger;
 use crate::problem::Problem;
-use crate::routes::knock;
+use crate::routes::{enroll, knock};
 
 /// A job's request: what to run, from where, and how long the call waits.
 pub fn request(body: &[u8], headers: &[(&str, &[u8])]) -> Result<(Spec, Vec<String>, Duration), Problem> {
@@ -88,4 +92,26 @@ fn events(mut watcher: crate::jobs::Watcher) -> Vec<Told> {
         }
     }
     told
+}
+
+/// The request of a node for a challenge.
+pub fn challenge(body: &[u8]) -> Result<ChallengeRequest, Problem> {
+    enroll::challenge_of(body)
+}
+
+/// The request of a node for a credential.
+pub fn enroll(body: &[u8]) -> Result<EnrollRequest, Problem> {
+    enroll::enroll_of(body)
+}
+
+/// That a node's credential is taken.
+pub fn confirm(body: &[u8]) -> Result<ConfirmRequest, Problem> {
+    enroll::confirm_of(body)
+}
+
+/// When a schedule is due, as it is kept, and its first times after `now`.
+pub fn trigger(fields: &Map<String, Value>, now: Timestamp) -> Result<(Value, Vec<Timestamp>), Invalid> {
+    let trigger = Trigger::parse(fields, now)?;
+    let dues = std::iter::successors(trigger.next_after(now, now), |due| trigger.next_after(*due, now)).take(3).collect();
+    Ok((serde_json::to_value(&trigger).unwrap_or_default(), dues))
 }

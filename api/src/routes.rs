@@ -6,7 +6,7 @@ mod body;
 pub(crate) mod client;
 mod deliveries;
 mod docs;
-mod enroll;
+pub(crate) mod enroll;
 mod enroll_tokens;
 mod fit;
 mod frame;

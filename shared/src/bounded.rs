@@ -7,6 +7,8 @@ use std::time::Duration;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::planted;
+
 /// A whole number from `MIN` to `MAX`, `DEFAULT` unless told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bounded<const MIN: u64, const MAX: u64, const DEFAULT: u64>(u64);
@@ -69,7 +71,13 @@ impl<const MIN: u64, const MAX: u64, const DEFAULT: u64> Serialize for Bounded<M
 impl<'de, const MIN: u64, const MAX: u64, const DEFAULT: u64> Deserialize<'de> for Bounded<MIN, MAX, DEFAULT> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let value = serde_json::Value::deserialize(deserializer)?;
-        value.as_u64().and_then(Self::new).ok_or_else(|| de::Error::custom(format!("must be {}, not {}", Self::wants(), shown(&value))))
+        let read = |number: u64| {
+            if planted!("job" if number == MAX && MAX != DEFAULT) {
+                return Some(Self(number.saturating_add(1)));
+            }
+            Self::new(number)
+        };
+        value.as_u64().and_then(read).ok_or_else(|| de::Error::custom(format!("must be {}, not {}", Self::wants(), shown(&value))))
     }
 }
 

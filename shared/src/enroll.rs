@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bounded::shown;
 use crate::ids::{NodeId, Region, checked_string};
+use crate::planted;
 use crate::text::as_text;
 use crate::timestamp::Timestamp;
 
@@ -27,7 +28,8 @@ checked_string!(
 checked_string!(
     /// A signature by a node's key: 64 bytes in base64url without padding.
     Signature,
-    |text: &str| text.len() == 86 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'),
+    |text: &str| text.len() == 86
+        && (text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_') || planted!("enroll" if text.contains('='))),
     "^[A-Za-z0-9_-]{86}$",
     ("a signature", "64 bytes in base64url without padding")
 );

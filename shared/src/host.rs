@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use crate::bounded::shown;
+use crate::planted;
 use crate::text::as_text;
 
 /// The longest name DNS can carry, without the final dot (RFC 1035, 2.3.4).
@@ -64,7 +65,9 @@ impl FromStr for Host {
         let last = name.rsplit('.').next().unwrap_or_default();
         // What inet_aton(3) and browsers read as a number is no name, whatever its dots say.
         if last.bytes().all(|byte| byte.is_ascii_digit())
-            || (last.starts_with("0x") && last.bytes().skip(2).all(|byte| byte.is_ascii_hexdigit()))
+            || (last.starts_with("0x")
+                && last.bytes().skip(2).all(|byte| byte.is_ascii_hexdigit())
+                && !planted!("target" if last.len() > 4))
         {
             return Err(format!(
                 "{} is not a host name but a number form of an address; write it as four decimal numbers, such as 192.0.2.1",

@@ -17,6 +17,7 @@
 //! - [`settings`]: configuration files.
 //! - [`tls`]: what the tools that speak TLS tell of it.
 //! - [`traceparent`]: where in a trace something is.
+//! - [`planted`](mod@planted): bugs that only fuzzing has compiled in, to be found by it.
 
 pub mod access;
 pub mod audit;
@@ -30,6 +31,7 @@ pub mod job;
 pub mod json;
 pub mod keymaster;
 pub mod outcome;
+pub mod planted;
 pub mod presence;
 pub mod problem;
 pub mod registry;

@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use crate::bounded::shown;
 use crate::ids::{LabelKey, LabelValue, NodeId, Region};
+use crate::planted;
 use crate::registry::Labels;
 use crate::text::as_text;
 
@@ -150,7 +151,13 @@ fn terms(text: &str) -> Result<Vec<Term>, String> {
         }
         character == ',' && !open
     });
-    bounded(parts.map(|part| part.trim().parse()).collect::<Result<_, _>>()?)
+    let mut terms: Vec<Term> = parts.map(|part| part.trim().parse()).collect::<Result<_, _>>()?;
+    if let [Term::In(..), .., Term::In(_, values)] = terms.as_mut_slice()
+        && planted!("selector" if values.len() > 1)
+    {
+        values.clear();
+    }
+    bounded(terms)
 }
 
 /// Not too many terms.

@@ -8,6 +8,7 @@ use std::fmt::Display;
 
 use crate::ids::{Caller, JobId, NodeId, Region, ReplyToken};
 use crate::keymaster::Verb;
+use crate::planted;
 use crate::tools::ToolName;
 
 /// Any one token.
@@ -377,7 +378,7 @@ pub fn answer(given: &str, caller: &Caller, node: &NodeId) -> Option<String> {
     let token = rest.strip_suffix("._")?;
     let one_token =
         !token.is_empty() && token.len() <= 64 && token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
-    one_token.then(|| reply(caller, token, node))
+    (one_token || planted!("subjects" if token.starts_with('_') && token.contains('.'))).then(|| reply(caller, token, node))
 }
 
 /// The attempt and the responder of an answer to `caller`.

@@ -3,18 +3,19 @@
 #
 #   run.sh                  each target for 20 s, as many at a time as there are processors
 #   run.sh SECONDS [NAME…]  for so long, these targets
-#   run.sh planted          each target, with a bug planted in what it looks at: no input that it begins with shows it, and it has to find it
+#   run.sh planted [NAME…]  each target, with a bug planted in a parser that it calls (shared/src/planted.rs): no input that it begins with shows
+#                           it, and what the target asserts has to notice it
 #
 # A new input that reaches something is kept in target/fuzz/corpus/NAME, one that breaks something in target/fuzz/found/NAME-…; what is worth it goes
 # into tests/fuzz/corpus/NAME, which every run begins with.
 set -euo pipefail
 cd "$(dirname "$0")"
-targets=(job request outcome events subjects audit selector target policy settings jwt dns icmp tls whois http broker)
+targets=(job request outcome events subjects audit selector target policy settings jwt dns icmp tls whois http broker collector headers enroll registers schedule spool)
 at_once=$(nproc)
 seconds=${1:-20}
 planted=
 if [ "$seconds" = planted ]; then
-    planted=1 seconds=120 at_once=${#targets[@]}
+    planted=1 seconds=300 at_once=${#targets[@]}
 fi
 [ $# -lt 2 ] || targets=("${@:2}")
 kept=$PWD/../../target/fuzz
@@ -33,15 +34,18 @@ if [ -z "${LIBFUZZER:-}" ]; then
 fi
 
 # One program for all targets; it is copied away, because the next build may be of the other kind.
-cargo build --release --locked ${planted:+--features planted}
+cargo build --release --locked ${planted:+--config planted.toml}
 cp ../../target/release/probeops-fuzz "$program"
 
 fuzz() {
     local name=$1 corpus=$kept/corpus/$1
     [ -z "$planted" ] || corpus=$(mktemp -d)
     mkdir -p "$corpus"
+    # What is planted is a small step from an input to begin with.
+    local steps=()
+    [ -z "$planted" ] || steps=(-mutate_depth=1 -keep_seed=1)
     # More than 64 KiB no message has; what a slow input is, the targets say themselves.
-    PROBEOPS_FUZZ_TARGET=$name exec "$program" -max_total_time="$seconds" -max_len=65536 -timeout=60 -rss_limit_mb=1024 -detect_leaks=0 \
+    PROBEOPS_FUZZ_TARGET=$name exec "$program" "${steps[@]}" -max_total_time="$seconds" -max_len=65536 -timeout=60 -rss_limit_mb=1024 -detect_leaks=0 \
         -print_final_stats=1 -verbosity=1 -artifact_prefix="$kept/found/$name-" "$corpus" "corpus/$name" >"$kept/log/$name" 2>&1
 }
 # Whether a target holds for all inputs that it begins with.
@@ -52,7 +56,7 @@ told() { sed -n 's/^#\([0-9]*\)[[:space:]]*DONE *cov: \([0-9]*\) .*corp: \([0-9]
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 failed=()
 for ((first = 0; first < ${#targets[@]}; first += at_once)); do
-    running=()
+    running=() begun=$(date +%s)
     for name in "${targets[@]:first:at_once}"; do
         [ -z "$planted" ] || begins "$name" || { echo "$name: one of the inputs that it begins with shows the bug that was planted" >&2 && exit 1; }
         fuzz "$name" &
@@ -63,8 +67,8 @@ for ((first = 0; first < ${#targets[@]}; first += at_once)); do
         if wait "${run#*:}"; then
             echo "$name: $(told "$name")"
             [ -z "$planted" ] || failed+=("$name")
-        elif [ -n "$planted" ] && grep -q "panicked at src/" "$kept/log/$name"; then
-            echo "$name: found after $(grep -c '^#' "$kept/log/$name") reports: $(grep -A1 -m1 'panicked at src/' "$kept/log/$name" | tail -1 | cut -c1-160)"
+        elif [ -n "$planted" ] && grep -qx "planted: $name" "$kept/log/$name"; then
+            echo "$name: found after $(($(stat -c %Y "$kept/log/$name") - begun)) s: $(grep -A1 -m1 'panicked at' "$kept/log/$name" | tail -1 | cut -c1-160)"
         else
             failed+=("$name")
         fi

@@ -173,8 +173,7 @@ impl Folder {
     pub fn record(&self) -> Result<Option<Record>, EnrollError> {
         let path = self.record_path();
         let Some(text) = read(&path)? else { return Ok(None) };
-        let read = serde_json::from_str(&text);
-        read.map(Some).map_err(|error| EnrollError::Here(format!("{} is damaged: {error}; {}", path.display(), self.cure())))
+        read_record(&text).map(Some).map_err(|error| EnrollError::Here(format!("{} is damaged: {error}; {}", path.display(), self.cure())))
     }
 
     pub(super) fn keep_record(&self, record: &Record) -> Result<(), EnrollError> {
@@ -244,6 +243,11 @@ impl Folder {
     fn cure(&self) -> String {
         format!("`probeops-agent enroll URL --new-identity --state {}` begins anew, with a token", self.0.display())
     }
+}
+
+/// Reads what is known of an enrolment.
+pub(crate) fn read_record(text: &str) -> serde_json::Result<Record> {
+    serde_json::from_str(text)
 }
 
 fn keep_or_remove(path: &Path, text: Option<&str>) -> Result<(), EnrollError> {

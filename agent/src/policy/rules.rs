@@ -22,6 +22,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 use probeops_shared::access::TargetPattern;
+use probeops_shared::planted;
 use probeops_shared::reserved::Reserved;
 use probeops_shared::tools::ToolName;
 use serde::{Deserialize, Deserializer, de};
@@ -195,6 +196,9 @@ impl<'de> Deserialize<'de> for NameRule {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         match text.parse() {
+            Ok(TargetPattern::Below(name)) if planted!("policy" if text.bytes().any(|byte| byte.is_ascii_uppercase())) => {
+                Ok(Self(TargetPattern::Name(name)))
+            }
             Ok(pattern @ (TargetPattern::Name(_) | TargetPattern::Below(_))) => Ok(Self(pattern)),
             Ok(TargetPattern::Network { .. }) | Err(_) => {
                 Err(de::Error::custom(format!("must be a name such as example.com or *.example.com, not `{text}`")))

@@ -1,9 +1,8 @@
 //! Whether a job is run at all.
 
-use std::fmt::Display;
 use std::sync::atomic::Ordering;
 
-use async_nats::{HeaderMap, Message};
+use async_nats::Message;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::job::{DEADLINE_MAX, Job, header};
@@ -14,7 +13,7 @@ use probeops_shared::tools::ToolName;
 use crate::runs::Candidate;
 use crate::trail::Promise;
 
-use super::{Accepted, Answered, Asker, Worker, read};
+use super::{Accepted, Answered, Asker, Worker, headers};
 
 /// When a caller that was told `busy` may try again, in milliseconds: a guess at when a light class has room.
 const BUSY_RETRY_AFTER_MS: u64 = 100;
@@ -33,18 +32,10 @@ impl Worker {
             let detail = format!("the message asks for `{}`, its subject for `{tool}`; they must be the same", job.spec.tool());
             return Err(refuse(Failure::from(Invalid::new("/tool", detail))));
         }
-        let deadline_unix_ms = deadline_of(headers).map_err(&refuse)?;
+        let deadline_unix_ms = headers::deadline_unix_ms(headers).map_err(&refuse)?;
         self.check_deadline(deadline_unix_ms, "arrived").map_err(&refuse)?;
-        let events = match read(headers, header::EVENTS).map(str::parse) {
-            None => None,
-            Some(Ok(events)) => Some(events),
-            Some(Err(detail)) => return Err(refuse(bad_header(header::EVENTS, detail))),
-        };
-        let targets = match read(headers, header::TARGETS).filter(|_| asker.caller.is_api()).map(str::parse) {
-            None => None,
-            Some(Ok(targets)) => Some(targets),
-            Some(Err(detail)) => return Err(refuse(bad_header(header::TARGETS, detail))),
-        };
+        let events = headers::events(headers).map_err(&refuse)?;
+        let targets = headers::targets(headers, asker.caller.is_api()).map_err(&refuse)?;
         if self.draining.load(Ordering::Acquire) {
             return Err(refuse(Failure::new(
                 FailureKind::Draining,
@@ -69,8 +60,7 @@ impl Worker {
             }
         };
         #[expect(clippy::cast_precision_loss, reason = "a difference of clocks in microseconds is far below 2^52")]
-        let dispatch_ms =
-            read(headers, header::SENT).and_then(|sent| sent.parse().ok()).map(|sent| now_unix_us().saturating_sub(sent) as f64 / 1000.0);
+        let dispatch_ms = headers::sent_unix_us(headers).map(|sent| now_unix_us().saturating_sub(sent) as f64 / 1000.0);
         Ok(Accepted { asker, job, deadline_unix_ms, events, targets, dispatch_ms, entry, pass, promise })
     }
 
@@ -132,18 +122,6 @@ impl Worker {
         };
         Err(Failure::new(FailureKind::Unsupported, detail))
     }
-}
-
-fn deadline_of(headers: Option<&HeaderMap>) -> Result<Option<i64>, Failure> {
-    let Some(given) = read(headers, header::DEADLINE) else { return Ok(None) };
-    let name = header::DEADLINE;
-    given.parse().map(Some).map_err(|_| {
-        Failure::new(FailureKind::Invalid, format!("header {name} must be milliseconds since 1970 as a whole number, not `{given}`"))
-    })
-}
-
-fn bad_header(name: &str, detail: impl Display) -> Failure {
-    Failure::new(FailureKind::Invalid, format!("header {name}: {detail}"))
 }
 
 fn now_unix_us() -> i64 {

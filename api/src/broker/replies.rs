@@ -118,7 +118,7 @@ impl Waiter {
         {
             return tracing::warn!(%node, %asked, "a node answered what another was asked; it is not heard");
         }
-        let seq = message.headers.as_ref().and_then(|headers| headers.get(header::SEQ)?.as_str().parse().ok()).unwrap_or(0);
+        let seq = seq(&message);
         let (attempt, told) = (self.attempt, event == Event::Progress);
         if let (Some(node), Some(listener), Event::Accepted | Event::Progress) = (&node, &self.listener, event) {
             let progress = told.then_some(message.payload.as_ref());
@@ -136,7 +136,7 @@ impl Waiter {
 }
 
 /// A "no responders" is believed only where no node can publish, an event only from a node.
-fn read(message: &Message, responder: &str) -> Option<(Option<NodeId>, Event)> {
+pub(super) fn read(message: &Message, responder: &str) -> Option<(Option<NodeId>, Event)> {
     if responder == subjects::NO_RESPONDERS {
         return (message.status == Some(StatusCode::NO_RESPONDERS)).then_some((None, Event::Outcome));
     }
@@ -144,8 +144,13 @@ fn read(message: &Message, responder: &str) -> Option<(Option<NodeId>, Event)> {
     Some((Some(responder.parse().ok()?), Event::parse(name)?))
 }
 
+/// The number of an event in its attempt; 0 where none is said.
+pub(super) fn seq(message: &Message) -> u64 {
+    message.headers.as_ref().and_then(|headers| headers.get(header::SEQ)?.as_str().parse().ok()).unwrap_or(0)
+}
+
 /// The span of a node, which it names with its outcome.
-fn span(message: &Message) -> Option<Traceparent> {
+pub(super) fn span(message: &Message) -> Option<Traceparent> {
     message.headers.as_ref()?.get(header::TRACEPARENT)?.as_str().parse().ok()
 }
 

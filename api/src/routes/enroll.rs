@@ -67,7 +67,7 @@ pub(super) fn operations() -> Vec<Operation> {
 }
 
 async fn challenge(State(app): State<App>, from: Client, JsonBody(body): JsonBody) -> Result<Json<Challenge>, Problem> {
-    let request: ChallengeRequest = parse(&body, &["public_key"])?;
+    let request = challenge_of(&body)?;
     app.enroll.challenge(&request.public_key, from.0).map(Json)
 }
 
@@ -77,7 +77,7 @@ async fn enroll(
     from: Client,
     JsonBody(body): JsonBody,
 ) -> Result<Json<NodeCredential>, Problem> {
-    let request: EnrollRequest = parse(&body, &ENROLL_FIELDS)?;
+    let request = enroll_of(&body)?;
     Box::pin(app.enroll.enroll(&request, from.0, &current.0)).await.map(Json)
 }
 
@@ -87,8 +87,23 @@ async fn confirm(
     from: Client,
     JsonBody(body): JsonBody,
 ) -> Result<Json<NodeCredential>, Problem> {
-    let request: ConfirmRequest = parse(&body, &["public_key", "challenge", "signature", "node"])?;
+    let request = confirm_of(&body)?;
     Box::pin(app.enroll.confirm(&request, from.0, &current.0)).await.map(Json)
+}
+
+/// Reads the request for a challenge.
+pub(crate) fn challenge_of(body: &[u8]) -> Result<ChallengeRequest, Problem> {
+    parse(body, &["public_key"])
+}
+
+/// Reads the request for a credential.
+pub(crate) fn enroll_of(body: &[u8]) -> Result<EnrollRequest, Problem> {
+    parse(body, &ENROLL_FIELDS)
+}
+
+/// Reads that a credential is taken.
+pub(crate) fn confirm_of(body: &[u8]) -> Result<ConfirmRequest, Problem> {
+    parse(body, &["public_key", "challenge", "signature", "node"])
 }
 
 fn parse<T: DeserializeOwned>(body: &[u8], fields: &[&str]) -> Result<T, Problem> {

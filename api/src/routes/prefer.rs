@@ -5,6 +5,7 @@ use std::time::Duration;
 use axum::http::header::{ACCEPT, HeaderName};
 use axum::http::{HeaderMap, HeaderValue};
 use probeops_shared::bounded::shown;
+use probeops_shared::planted;
 use probeops_shared::problem::Code;
 
 use crate::jobs::WAIT_MAX;
@@ -67,6 +68,11 @@ impl Prefer {
     /// How long the call waits.
     pub(super) fn wait(self) -> Duration {
         let unsaid = if self.respond_async { Duration::ZERO } else { WAIT_MAX };
+        if let Some(wait) = self.wait
+            && planted!("request" if self.respond_async && wait > WAIT_MAX)
+        {
+            return wait;
+        }
         self.wait.map_or(unsaid, |wait| wait.min(WAIT_MAX))
     }
 

@@ -12,6 +12,8 @@
 
 use std::borrow::Cow;
 
+use probeops_shared::planted;
+
 use crate::permissions::AccountName;
 
 /// A line about a connection that had been let in.
@@ -117,6 +119,9 @@ fn quoted(text: &str) -> Option<(String, &str)> {
     let mut chars = text.strip_prefix('"')?.char_indices();
     while let Some((at, char)) = chars.next() {
         match char {
+            '\\' if planted!("broker" if said.ends_with('-') && text.get(at + 2..).is_some_and(|rest| rest.starts_with('"'))) => {
+                return Some((said, text.get(at + 3..)?));
+            }
             '"' => return Some((said, text.get(at + 2..)?)),
             '\\' => said.push(match chars.next()?.1 {
                 'n' => '\n',

@@ -36,10 +36,7 @@ pub(crate) fn policy(input: &[u8]) {
             assert_eq!(tool.is_err(), denied || left_out, "{tool:?}");
             for rule in list("deny", "names").unwrap_or_default() {
                 let Ok(Host::Name(name)) = rule.replace("*.", "x.").parse() else { continue };
-                let (_, mut judged) = agent::judged(&policy, ToolName::Ping, &name);
-                if cfg!(feature = "planted") && name.as_str().len() % 8 == 3 {
-                    judged = Ok(());
-                }
+                let (_, judged) = agent::judged(&policy, ToolName::Ping, &name);
                 assert!(judged.is_err(), "`{name}` may be asked for although `{rule}` is denied");
             }
         }
@@ -51,10 +48,7 @@ pub(crate) fn settings(input: &[u8]) {
     let Ok(text) = str::from_utf8(input) else { return };
     match agent::settings(text) {
         Ok(Ok(printed)) => {
-            let mut again = agent::settings(&printed).map_err(|error| error.to_string()).and_then(|read| read);
-            if cfg!(feature = "planted") && printed.len() % 64 == 13 {
-                again = Err("planted".to_owned());
-            }
+            let again = agent::settings(&printed).map_err(|error| error.to_string()).and_then(|read| read);
             assert_eq!(again.as_deref(), Ok(printed.as_str()), "what is printed is not the same file again");
         }
         Ok(Err(detail)) => assert!(!detail.is_empty() && detail.len() <= DETAIL_LENGTH_MAX, "{detail}"),
@@ -77,10 +71,7 @@ pub(crate) fn jwt(input: &[u8]) {
             assert!(!why.is_empty() && why.len() <= DETAIL_LENGTH_MAX && !why.chars().any(char::is_control), "{why:?}");
         }
         1 => match jwt::claimed(rest) {
-            Ok((name, mut scopes, limits)) => {
-                if cfg!(feature = "planted") && limits.at_once.is_some_and(|runs| runs.get() > 3) {
-                    scopes = usize::MAX;
-                }
+            Ok((name, scopes, limits)) => {
                 let name = name.strip_prefix("jwt:").expect("whose name it is");
                 assert!((1..=128).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_graphic()), "{name}");
                 assert!(scopes <= rest.len() && limits.check().is_ok());

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use probeops_api::fuzzing::{self as api, Said};
+use probeops_api::jobs::Kind;
 use probeops_shared::access::Targets;
 use probeops_shared::audit::Record;
 use probeops_shared::audit::chain::Exported;
@@ -21,7 +22,7 @@ use probeops_shared::tools::whois::registered::Registered;
 use probeops_shared::traceparent::Traceparent;
 use serde_json::{Value, json};
 
-use crate::chosen;
+use crate::{alike, chosen};
 
 /// No run may last longer, whatever its options.
 const BUDGET_MAX: Duration = Duration::from_secs(3_600);
@@ -34,10 +35,7 @@ pub(crate) fn job(input: &[u8]) {
     match Job::parse(input) {
         Ok(job) => {
             let written = job.to_bytes();
-            let mut again = Job::parse(&written).unwrap_or_else(|rejected| panic!("what was read is refused: {}", rejected.invalid));
-            if cfg!(feature = "planted") && written.len() % 8 == 4 {
-                again.spec = Job::parse(br#"{"tool":"ping","target":"a.example"}"#).expect("a job").spec;
-            }
+            let again = Job::parse(&written).unwrap_or_else(|rejected| panic!("what was read is refused: {}", rejected.invalid));
             assert_eq!((again.request_id.as_str(), again.to_bytes()), (job.request_id.as_str(), written), "not the same again");
             assert!(job.spec.budget() <= BUDGET_MAX, "a run of {:?}", job.spec.budget());
         }
@@ -55,10 +53,7 @@ pub(crate) fn request(input: &[u8]) {
     let header =
         line.iter().position(|byte| *byte == b':').and_then(|colon| Some((str::from_utf8(&line[..colon]).ok()?, &line[colon + 1..])));
     match api::request(body, header.as_slice()) {
-        Ok((spec, mut from, wait)) => {
-            if cfg!(feature = "planted") && body.len() % 8 == 4 {
-                from.truncate(0);
-            }
+        Ok((spec, from, wait)) => {
             assert!(!from.is_empty() && from.iter().all(|selector| selector.parse::<Selector>().is_ok()), "{from:?}");
             assert!(spec.budget() <= BUDGET_MAX && wait <= Duration::from_secs(60));
         }
@@ -80,10 +75,7 @@ pub(crate) fn outcome(input: &[u8]) {
     // What a node does with one that is too large for a message.
     let bare = Outcome { output: String::new(), report: None::<Value>, truncated: true, ..outcome.clone() }.to_bytes(usize::MAX).len();
     let bytes_max = bare + usize::from(size);
-    let mut cut = outcome.clone().to_bytes(bytes_max);
-    if cfg!(feature = "planted") && outcome.output.len() % 4 == 2 {
-        cut.resize(bytes_max + 1, b' ');
-    }
+    let cut = outcome.clone().to_bytes(bytes_max);
     assert!(cut.len() <= bytes_max, "{} bytes where {bytes_max} are the most", cut.len());
     let read: Outcome = serde_json::from_slice(&cut).expect("what was cut is read");
     assert!(outcome.output.starts_with(&read.output) && (read.truncated || cut == written));
@@ -106,16 +98,18 @@ pub(crate) fn events(input: &[u8]) {
     )
     .expect("an outcome");
     let answered = (ends & 1 == 1).then_some((u32::from(ends >> 1), u64::MAX - u64::from(ends)));
-    let (mut all, again, there) = api::told(&node, &said, outcome, answered);
-    if cfg!(feature = "planted") && all.len() > 1 && said.iter().any(|said| said.attempt == 3) {
-        all.swap(0, 1);
-    }
+    let (all, again, there) = api::told(&node, &said, outcome, answered);
     assert!(!all.is_empty() && all.len() <= said.len() + 1);
     for told in &all {
         assert!(!told.data.contains(&b'\n'), "an event is one line");
         let data: Value = serde_json::from_slice(&told.data).expect("an event is JSON");
         assert_eq!(data["run"], json!(0));
         assert!(data.get("node").is_none_or(|node| node == "n1"), "a node speaks only for itself");
+    }
+    let mut told = BTreeMap::new();
+    for id in all.iter().filter(|told| told.kind != Kind::Outcome).map(|told| told.id) {
+        let before = told.insert(id.attempt, id.seq);
+        assert!(before.is_none_or(|before| before < id.seq), "{id} again, or after {before:?}");
     }
     let ids = |events: &[probeops_api::jobs::Told]| events.iter().map(|told| told.id.to_string()).collect::<Vec<_>>();
     let all_ids = ids(&all);
@@ -133,11 +127,6 @@ pub(crate) fn subjects(input: &[u8]) {
     match which % 10 {
         0 => {
             if let Some(answer) = subjects::answer(text, &caller, &node) {
-                let answer = if cfg!(feature = "planted") && !answer.ends_with("f.n1") {
-                    answer.replace("api-0123abcd", "api-ffffffff")
-                } else {
-                    answer
-                };
                 let tokens: Vec<&str> = answer.split('.').collect();
                 assert!(matches!(tokens.as_slice(), ["_INBOX", "api-0123abcd", _, "n1"]), "a node answers {answer}");
                 assert!(tokens[2].bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'));
@@ -210,10 +199,7 @@ pub(crate) fn audit(input: &[u8]) {
 
 fn records(input: &[u8]) {
     let Ok(records) = serde_json::from_slice::<Vec<Record>>(input) else { return };
-    let mut again: Vec<Record> = serde_json::from_slice(&serde_json::to_vec(&records).expect("JSON")).expect("what was written is read");
-    if cfg!(feature = "planted") && records.iter().any(|record| record.detail.len() == 3) {
-        again.clear();
-    }
+    let again: Vec<Record> = serde_json::from_slice(&serde_json::to_vec(&records).expect("JSON")).expect("what was written is read");
     assert!(alike(&serde_json::to_value(again).expect("JSON"), &serde_json::to_value(records).expect("JSON")), "not the same again");
 }
 
@@ -258,10 +244,7 @@ fn tampered(input: &[u8]) {
     }
     assert!(chains.len() <= 1 || !from_the_beginning, "more than one chain: {chains:?}");
     let written: Vec<_> = EXPORT.lines().filter_map(read).map(|line| (line.sequence, line.record.get().to_owned())).collect();
-    for mut chain in chains.into_values() {
-        if cfg!(feature = "planted") && chain.len() == 4 {
-            chain.remove(1);
-        }
+    for chain in chains.into_values() {
         assert!(written.windows(chain.len()).any(|part| part == chain), "nothing is wrong with {chain:#?}");
     }
 }
@@ -281,10 +264,7 @@ pub(crate) fn selector(input: &[u8]) {
 }
 
 fn same_again(selector: &Selector) {
-    let mut text = selector.to_string();
-    if cfg!(feature = "planted") && text.len() % 32 == 13 && text.contains("!=") {
-        text = text.replace("!=", "=");
-    }
+    let text = selector.to_string();
     assert_eq!(text.parse::<Selector>().as_ref(), Ok(selector), "{text}");
     assert_eq!(serde_json::from_value::<Selector>(json!(text)).expect("a selector"), *selector);
 }
@@ -296,7 +276,6 @@ pub(crate) fn target(input: &[u8]) {
         0 => {
             let Some(host) = again::<Host>(text) else { return };
             if let Host::Name(name) = &host {
-                let name = if cfg!(feature = "planted") && name.contains("zz") { "127.1" } else { name.as_str() };
                 assert!(
                     name.len() <= 253
                         && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte)),
@@ -362,19 +341,4 @@ fn names_its_place(invalid: &Invalid, body: &[u8]) {
     // Options that are absent may be named all the same: a default may not go with what is there.
     let is_there = document.pointer(above).is_some() || above == "/parameters";
     assert!(is_there, "`{}` leads nowhere: {}", invalid.pointer, invalid.detail);
-}
-
-/// Whether two documents are the same; of numbers with fractions the last bits do not count.
-fn alike(one: &Value, other: &Value) -> bool {
-    match (one, other) {
-        (Value::Number(one), Value::Number(other)) => match (one.as_f64(), other.as_f64()) {
-            (Some(one), Some(other)) => one == other || (one - other).abs() <= one.abs().max(other.abs()) * 1e-12,
-            _ => one == other,
-        },
-        (Value::Array(one), Value::Array(other)) => one.len() == other.len() && one.iter().zip(other).all(|(one, other)| alike(one, other)),
-        (Value::Object(one), Value::Object(other)) => {
-            one.len() == other.len() && one.iter().all(|(key, one)| other.get(key).is_some_and(|other| alike(one, other)))
-        }
-        _ => one == other,
-    }
 }

@@ -13,10 +13,7 @@ use crate::chosen;
 const RECORD_BYTES_MIN: usize = 11;
 
 pub(crate) fn dns(input: &[u8]) {
-    let Ok(mut response) = agent::dns(input) else { return };
-    if cfg!(feature = "planted") && response.answer.iter().any(|record| record.kind.starts_with("TYPE")) {
-        response.answer.iter_mut().for_each(|record| record.value.push('\u{1b}'));
-    }
+    let Ok(response) = agent::dns(input) else { return };
     let records = || [&response.answer, &response.authority, &response.additional].into_iter().flatten();
     assert_eq!(response.size_bytes, input.len());
     assert!(records().count() * RECORD_BYTES_MIN <= input.len(), "more records than there is room for");
@@ -38,10 +35,7 @@ pub(crate) fn icmp(input: &[u8]) {
     let (which, rest) = chosen(input);
     let inner = agent::icmp_without_header(rest);
     assert!(rest.ends_with(inner), "what is without its header is the end of it");
-    if let Some((mut kind, identifier, number, payload)) = agent::icmp(inner) {
-        if cfg!(feature = "planted") && number % 256 == 77 {
-            kind = !kind;
-        }
+    if let Some((kind, identifier, number, payload)) = agent::icmp(inner) {
         assert_eq!((kind, payload.len()), (inner[0], inner.len() - 8));
         assert_eq!((identifier.to_be_bytes(), number.to_be_bytes()), ([inner[4], inner[5]], [inner[6], inner[7]]));
         let nonce = [which; 8];
@@ -66,10 +60,7 @@ pub(crate) fn tls(input: &[u8]) {
     let (which, rest) = chosen(input);
     match which % 4 {
         0 => {
-            let Some(mut read) = agent::certificate(rest, 1_800_000_000) else { return };
-            if cfg!(feature = "planted") && read.sha256.starts_with(['1', '2', '3', '4']) {
-                read.subject.push('\n');
-            }
+            let Some(read) = agent::certificate(rest, 1_800_000_000) else { return };
             certificate(&read);
             let pem = read.pem.expect("as was asked for");
             assert!(pem.starts_with("-----BEGIN CERTIFICATE-----\n") && pem.lines().all(|line| line.len() <= 64), "{pem}");

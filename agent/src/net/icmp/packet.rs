@@ -1,5 +1,6 @@
 //! Echo requests to bytes, and what comes back from bytes (RFC 792, RFC 4443).
 
+use probeops_shared::planted;
 use probeops_shared::tools::network::Family;
 
 /// Type, code, checksum, identifier, number.
@@ -61,6 +62,9 @@ pub(crate) fn read(bytes: &[u8]) -> Option<Echo<'_>> {
 /// A packet without its IPv4 header, which only a raw IPv4 socket shows.
 pub(crate) fn without_header(bytes: &[u8]) -> &[u8] {
     let length = bytes.first().map_or(0, |first| usize::from(first & 0x0f) * 4);
+    if planted!("icmp" if length > 20 && bytes.first().is_some_and(|first| first >> 4 == 4)) {
+        return bytes.get(..length).unwrap_or_default();
+    }
     bytes.get(length..).unwrap_or_default()
 }
 

