@@ -1,6 +1,7 @@
 //! Keys, over HTTP, on two replicas.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use probeops_shared::access::Scope;
 use serde_json::{Value, json};
@@ -61,9 +62,9 @@ async fn every_operation_is_refused_without_its_scope_and_by_no_other_with_it() 
             // Whoever may everything has every scope.
             let others: Vec<Scope> = Scope::ALL.into_iter().filter(|scope| *scope != Scope::Admin && !needed.contains(scope)).collect();
             for scopes in needed.iter().map(|scope| vec![*scope]).chain([others.clone()]) {
-                if !keys.contains_key(&scopes) {
-                    let made = key(&api, &fabric.admin, &scopes).await;
-                    keys.insert(scopes, made);
+                if let Entry::Vacant(missing) = keys.entry(scopes) {
+                    let made = key(&api, &fabric.admin, missing.key()).await;
+                    missing.insert(made);
                 }
             }
             let refused = tries(&api, &keys[&others], method, path).await;
