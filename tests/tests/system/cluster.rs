@@ -88,6 +88,7 @@ impl Revoked {
 /// Revokes one after another until one is cut everywhere within the time that is promised, by a request whose own answer says that it is so at
 /// every server; the number of it.
 #[track_caller]
+#[expect(clippy::print_stderr, reason = "what was measured is shown")]
 fn as_promised(what: &str, revoked: impl Fn(usize) -> Revoked) -> usize {
     let mut tried = Vec::new();
     for index in 0..TRIES {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use probeops_shared::timestamp::Timestamp;
-use probeops_tests::fabric::{Api, ApiOptions, Fabric, free_port};
+use probeops_tests::fabric::{Agent, Api, ApiOptions, Fabric, Sentry, free_port};
 use probeops_tests::http::Answer;
 use probeops_tests::receiver::{Receiver, Reply};
 use serde_json::{Value, json};
@@ -24,6 +24,18 @@ const OF_PROXY: &str = "PLANTED-of-the-proxy";
 const COOKIE: &str = "PLANTED-cookie";
 const AUTHORIZATION: &str = "PLANTED-authorization";
 const TO_PROXY: &str = "PLANTED-to-the-proxy";
+
+const PLANTED: [(&str, &str); 9] = [
+    ("a token", TOKEN),
+    ("the secret for JWTs", HMAC_SECRET),
+    ("the header of a callback", HEADER_VALUE),
+    ("a password for a target", PASSWORD),
+    ("basic authentication", BASIC),
+    ("authentication at a proxy", OF_PROXY),
+    ("a cookie", COOKIE),
+    ("an Authorization header", AUTHORIZATION),
+    ("a secret header for a proxy", TO_PROXY),
+];
 
 /// Files of whom each has a secret: the operator, an account, the broker, who signs its certificate, and every part of the control plane.
 const EACH_HAS_ONE: [&str; 14] = [
@@ -194,25 +206,16 @@ fn planted_secrets_are_in_no_log_argument_environment_problem_or_record() {
         assert!(trail.contains(words), "{words} is not in what was exported: {trail}");
     }
 
-    let mut secrets: Vec<(String, String)> = [
+    let made = [
         ("the first key", api.admin_key()),
         ("a key", &key),
         ("the end of a key", &key[key.len() - 20..]),
-        ("a token", TOKEN),
-        ("the secret for JWTs", HMAC_SECRET),
-        ("the header of a callback", HEADER_VALUE),
         ("the secret that signs callbacks", &signing),
-        ("a password for a target", PASSWORD),
         ("a JWT", &jwt),
         ("the signature of a JWT", &signature),
-        ("basic authentication", BASIC),
-        ("authentication at a proxy", OF_PROXY),
-        ("a cookie", COOKIE),
-        ("an Authorization header", AUTHORIZATION),
-        ("a secret header for a proxy", TO_PROXY),
-    ]
-    .map(|(what, secret)| (what.to_owned(), secret.to_owned()))
-    .into();
+    ];
+    let all = PLANTED.iter().chain(&made);
+    let mut secrets: Vec<(String, String)> = all.map(|(what, secret)| ((*what).to_owned(), (*secret).to_owned())).collect();
     secrets.extend(private.lines().filter(|line| line.len() > 40).map(|line| ("the key of a certificate".to_owned(), line.to_owned())));
     let held = held_by(&fabric);
     let files_with: BTreeSet<&str> = held.iter().filter_map(|(path, _)| path.rsplit('/').next()).collect();
@@ -220,10 +223,21 @@ fn planted_secrets_are_in_no_log_argument_environment_problem_or_record() {
         assert!(files_with.contains(file), "no secret in {file}: {files_with:?}");
     }
     secrets.extend(held);
+    let mut places = seen(&fabric, (&api, &agent, &sentry));
+    places.push(("the trail".to_owned(), trail));
+    places.extend(problems.iter().map(|problem| (format!("an answer with {}", problem.status), problem.text.clone())));
+    for (place, text) in &places {
+        for (what, secret) in &secrets {
+            assert!(!text.contains(secret), "{what} is in {place}:\n{}", around(text, secret));
+        }
+    }
+}
+
+/// The logs, arguments and environments of all that run.
+fn seen(fabric: &Fabric, (api, agent, sentry): (&Api, &Agent, &Sentry)) -> Vec<(String, String)> {
     let mut places: Vec<(String, String)> = vec![
         ("the API's log".to_owned(), api.log()),
         ("the agent's log".to_owned(), agent.log()),
-        ("the trail".to_owned(), trail),
         ("what is seen of the API".to_owned(), seen_of(api.process_id())),
         ("what is seen of the agent".to_owned(), seen_of(agent.process_id())),
         ("what is seen of the broker".to_owned(), seen_of(fabric.broker_process_id())),
@@ -232,28 +246,18 @@ fn planted_secrets_are_in_no_log_argument_environment_problem_or_record() {
         ("what is seen of the keymaster".to_owned(), seen_of(fabric.keymaster_process_id())),
         ("what is seen of the sentry".to_owned(), seen_of(sentry.process_id())),
     ];
-    places.extend(problems.iter().map(|problem| (format!("an answer with {}", problem.status), problem.text.clone())));
     let is_log = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("server."));
     let logs = files(&fabric.data().join("broker"));
     places.extend(logs.iter().filter(|path| is_log(path)).map(|path| (path.display().to_string(), std::fs::read_to_string(path).unwrap())));
     // The logs are those of level debug, and the arguments are read: else nothing could be found in them.
-    for log in [0, 1, 6, 7] {
-        assert!(places[log].1.contains("DEBUG"), "no debug in {}: {}", places[log].0, places[log].1);
+    for (place, text) in places.iter().filter(|(place, _)| place.ends_with("'s log")) {
+        assert!(text.contains("DEBUG"), "no debug in {place}: {text}");
     }
-    assert!(places[3].1.contains("--creds") && places[4].1.contains("--creds"), "{}", places[3].1);
-    for of_process in [3, 4, 8, 9] {
-        assert!(
-            places[of_process].1.contains("PROBEOPS_LOG=debug"),
-            "no environment in {}: {}",
-            places[of_process].0,
-            places[of_process].1
-        );
+    for (place, text) in places.iter().filter(|(place, _)| place.starts_with("what is seen of") && !place.ends_with("the broker")) {
+        assert!(text.contains("PROBEOPS_LOG=debug"), "no environment in {place}: {text}");
+        assert!(text.contains("--creds") || text.contains("--data"), "no arguments in {place}: {text}");
     }
-    for (place, text) in &places {
-        for (what, secret) in &secrets {
-            assert!(!text.contains(secret), "{what} is in {place}:\n{}", around(text, secret));
-        }
-    }
+    places
 }
 
 /// The line of a text in which something is.
