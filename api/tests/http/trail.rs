@@ -66,6 +66,46 @@ async fn what_is_refused_and_what_is_changed_is_in_the_trail() {
     fabric.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_refused_by_a_url_is_in_the_trail_as_one_in_a_body_is() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    let made = api.post(&fabric.admin, "/v1/keys", r#"{"name":"runner","scopes":["jobs:write"]}"#).await;
+    let (key, id) = (made.body["key"].as_str().unwrap(), made.body["id"].as_str().unwrap());
+    let mut asked = Vec::new();
+    let bodies = [
+        r#"{"tool":"ping","target":"a.example","from":"lab","parameters":{"cuont":1}}"#,
+        r#"{"tool":"ping","target":"a.example","from":"lab","parameters":{"count":0}}"#,
+        r#"{"tool":"ping","target":"a.example"}"#,
+    ];
+    for body in bodies {
+        asked.push(api.post(key, "/v1/jobs", body).await);
+    }
+    // An unknown parameter, one that is given twice, values that cannot be, a place that is missing, and an explanation of what cannot be.
+    for query in ["from=lab&cuont=1", "from=lab&count=1&count=2", "from=lab&count=0", "from=lab&count=x", "count=1", "explain=true&count=1"]
+    {
+        asked.push(api.get(key, &format!("/v1/run/ping?target=a.example&{query}")).await);
+    }
+    let statuses: Vec<u16> = asked.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, vec![400; asked.len()], "{asked:?}");
+    // What is only read stays out of it.
+    assert_eq!(api.get(key, "/v1/tools?cuont=1").await.status, 400);
+
+    let path = format!("/v1/audit?principal=key:{id}&limit=100");
+    let told = |answer: &Answer| answer.body["records"].as_array().is_some_and(|records| records.len() >= asked.len());
+    let page = api.until_as(&fabric.admin, &path, told).await;
+    let records: Vec<&Value> = page.body["records"].as_array().unwrap().iter().rev().collect();
+    assert_eq!(records.len(), asked.len(), "{records:#?}");
+    for (record, answer) in records.into_iter().zip(&asked) {
+        let said = (&record["verdict"], &record["tool"], &record["target"], &record["request_id"]);
+        assert_eq!(said, (&json!("refused"), &json!("ping"), &json!("a.example"), &answer.body["request_id"]), "{record}");
+        let (detail, why) = (record["detail"].as_str().unwrap(), answer.body["detail"].as_str().unwrap());
+        assert!(detail.starts_with("invalid: ") && detail.contains(&why[..why.len().min(60)]), "{detail}");
+    }
+    api.stop().await;
+    fabric.stop().await;
+}
+
 fn of_node(name: &str) -> Record {
     let (node, region) = (Some("n-1".parse().unwrap()), Some("lab".parse().unwrap()));
     Record { node, region, request_id: name.to_owned(), ..Record::new(Verdict::Finished, "key:x") }
