@@ -29,7 +29,9 @@ fn closed(mut lines: Vec<String>) -> Vec<String> {
 
 fn verified(lines: &[String]) -> Verified {
     let mut reading = Verifier::default();
-    lines.iter().for_each(|line| reading.line(line));
+    for line in lines {
+        reading.line(line);
+    }
     reading.end()
 }
 

@@ -264,7 +264,9 @@ impl Verifier {
             let more =
                 [(read.first, read.last.min(ends.first.saturating_sub(1))), (read.first.max(ends.last.saturating_add(1)), read.last)];
             added.insert(key, more.into_iter().filter(|(first, last)| first <= last).collect());
-            found.into_iter().for_each(|detail| self.find(detail));
+            for detail in found {
+                self.find(detail);
+            }
         }
         for (key, more) in added {
             for (first, last) in more {
@@ -417,8 +419,22 @@ impl Verifier {
                 BTreeMap::new()
             };
             let (places, before, found) = (BTreeMap::from([(sequence, place)]), previous, self.findings.len() > found);
-            let (first, last, misplaced) = (sequence, sequence, None);
-            self.chains.insert(key, Read { from_the_beginning, first, last, hash, time, lost, before, places, gaps, misplaced, found });
+            self.chains.insert(
+                key,
+                Read {
+                    from_the_beginning,
+                    first: sequence,
+                    last: sequence,
+                    hash,
+                    time,
+                    lost,
+                    before,
+                    places,
+                    gaps,
+                    misplaced: None,
+                    found,
+                },
+            );
             return told;
         };
         let after = read.misplaced.take();
