@@ -5,7 +5,8 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt};
 use probeops_api::audit::AuditMode;
 use probeops_shared::audit::chain::{Batch, Chain, Link};
-use probeops_shared::audit::verify::Verifier;
+use probeops_shared::audit::closing::Closer;
+use probeops_shared::audit::verify::{Verified, Verifier};
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::timestamp::Timestamp;
 use serde_json::value::to_raw_value;
@@ -15,6 +16,24 @@ use crate::fixture::{Answer, Ask, Fabric};
 use crate::node::{Ears, Node, request_id};
 
 const IN_LAB: &str = r#"{"tool":"echo","target":"x","from":"lab"}"#;
+
+/// With the closing line of an export of these.
+fn closed(mut lines: Vec<String>) -> Vec<String> {
+    let mut closer = Closer::default();
+    for line in &lines {
+        closer.record(&serde_json::from_str(line).unwrap()).unwrap();
+    }
+    lines.push(closer.close(None, None).unwrap().0);
+    lines
+}
+
+fn verified(lines: &[String]) -> Verified {
+    let mut reading = Verifier::default();
+    for line in lines {
+        reading.line(line);
+    }
+    reading.end()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_refused_and_what_is_changed_is_in_the_trail() {
@@ -159,9 +178,7 @@ async fn a_node_tells_of_its_own_runs_only_and_what_it_repeats_is_kept_once() {
     let ids: Vec<&str> = page.body["records"].as_array().unwrap().iter().map(|record| record["request_id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["f", "e", "d", "c", "b", "a"]);
     let page = api.get(&fabric.admin, "/v1/audit/export?limit=1000").await;
-    let mut reading = Verifier::default();
-    page.body["records"].as_array().unwrap().iter().for_each(|record| reading.line(&record.to_string()));
-    let verified = reading.end();
+    let verified = verified(&closed(page.body["records"].as_array().unwrap().iter().map(ToString::to_string).collect()));
     assert!(verified.findings.is_empty() && verified.repeated == 0, "{verified:#?}");
     // Each lie is a violation of this node: counted, and in the trail as far as there is room for one's lies.
     let told = |answer: &Answer| answer.body["records"].as_array().is_some_and(|records| records.len() >= 6);
@@ -264,13 +281,7 @@ async fn what_is_exported_is_whole_page_by_page() {
             break;
         }
     }
-    let verified = |lines: &[String]| {
-        let mut reading = Verifier::default();
-        for line in lines {
-            reading.line(line);
-        }
-        reading.end()
-    };
+    let mut lines = closed(lines);
     let whole = verified(&lines);
     assert!(whole.records >= 3 && whole.findings.is_empty(), "{whole:#?}");
     assert!(lines.iter().any(|line| line.contains("\"verdict\":\"accepted\"")), "{lines:#?}");
