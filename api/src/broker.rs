@@ -112,7 +112,7 @@ struct Inner {
     /// What nodes know of the limits of services.
     shares: Told,
     link: watch::Receiver<LinkState>,
-    /// The connection to where streams and buckets are.
+    /// The connection by which this replica keeps something in streams and buckets.
     store_link: watch::Receiver<LinkState>,
     links: Links,
 }
@@ -261,7 +261,7 @@ impl Broker {
         &self.0.links
     }
 
-    /// JetStream where streams and buckets are.
+    /// The store's streams and buckets.
     pub fn jetstream(&self) -> jetstream::Context {
         self.0.jetstream.clone()
     }
@@ -336,7 +336,16 @@ impl Broker {
         }
     }
 
-    /// The connection to where streams and buckets are.
+    /// Waits until one of them is not there any more, or not the same.
+    pub(crate) async fn until_disconnected(&self, store_link: &mut watch::Receiver<LinkState>) {
+        let mut link = self.link();
+        tokio::select! {
+            _ = store_link.changed() => {}
+            _ = link.wait_for(|link| !link.connected) => {}
+        }
+    }
+
+    /// The connection by which this replica keeps something in streams and buckets.
     pub(crate) fn store_link(&self) -> watch::Receiver<LinkState> {
         self.0.store_link.clone()
     }

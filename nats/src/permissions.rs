@@ -4,8 +4,9 @@
 //! grant; no stream keeps a subject that a node can publish; whoever answers a node can publish to inboxes of nodes only, and whoever answers
 //! a service at the front door to inboxes where no node answers; nobody but the caller subscribes its inbox; nodes have no rights in the broker's own APIs.
 //!
-//! The broker checks no reply subject, and its own answers go wherever whoever asks wants them in his account. So nobody who runs is in an account that
-//! has streams: whoever keeps something, whoever reads the trail and whoever hears nodes are in accounts of their own, and are lent what they need.
+//! The broker checks no reply subject, and its own answers go wherever whoever asks wants them in his account. So nobody of ours who runs is in an account
+//! that has streams: whoever keeps something, whoever reads the trail and whoever hears nodes are in accounts of their own, and are lent what they need.
+//! That no answer goes on from there into a bucket is what the broker does (2.14, 2.15), and nowhere promised: the tests of `reflected` watch it.
 
 pub mod lists;
 
@@ -103,8 +104,10 @@ pub enum AccountName {
     Application,
     /// Streams and buckets; only the provisioner comes there, for minutes.
     Store,
-    /// Those who keep something in streams and buckets: wherever they want an answer, it stays among them.
+    /// Replicas of the API where they keep something in streams and buckets: wherever they want an answer, it stays among them.
     Keepers,
+    /// The operator's commands where they keep something: wherever they want an answer, it stays among them.
+    Commands,
     /// The audit trail.
     Audit,
     /// Those who read the trail, and nothing else: wherever they want an answer, it stays among them.
@@ -115,9 +118,11 @@ pub enum AccountName {
 
 impl AccountName {
     /// All of them.
-    pub const ALL: [Self; 7] = [Self::System, Self::Audit, Self::Store, Self::Application, Self::Keepers, Self::Readers, Self::Collectors];
+    pub const ALL: [Self; 8] =
+        [Self::System, Self::Audit, Self::Store, Self::Application, Self::Keepers, Self::Commands, Self::Readers, Self::Collectors];
     /// Those whose claims are pushed to servers, which have those of the system account in their configuration.
-    pub const PUSHED: [Self; 6] = [Self::Audit, Self::Store, Self::Application, Self::Keepers, Self::Readers, Self::Collectors];
+    pub const PUSHED: [Self; 7] =
+        [Self::Audit, Self::Store, Self::Application, Self::Keepers, Self::Commands, Self::Readers, Self::Collectors];
 
     /// Its name, in claims and of its files.
     pub fn as_str(self) -> &'static str {
@@ -126,6 +131,7 @@ impl AccountName {
             Self::Application => "APP",
             Self::Store => "STORE",
             Self::Keepers => "KEEPERS",
+            Self::Commands => "COMMANDS",
             Self::Audit => "AUDIT",
             Self::Readers => "READERS",
             Self::Collectors => "COLLECTORS",
@@ -239,7 +245,8 @@ impl Role {
             Self::Auditor => AccountName::Readers,
             Self::Collector { .. } => AccountName::Collectors,
             Self::Provisioner => AccountName::Store,
-            Self::Store { .. } | Self::Registrar { .. } => AccountName::Keepers,
+            Self::Store { .. } => AccountName::Keepers,
+            Self::Registrar { .. } => AccountName::Commands,
             Self::Node { .. }
             | Self::Api { .. }
             | Self::Service { .. }

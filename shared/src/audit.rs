@@ -1,6 +1,8 @@
-//! The audit trail: who asked what, and what was done. [`chain`]: how records are tied to one another; [`verify`]: whether they still are.
+//! The audit trail: who asked what, and what was done. [`chain`]: how records are tied to one another; [`closing`]: how an export of
+//! them ends; [`verify`]: whether it is whole.
 
 pub mod chain;
+pub mod closing;
 pub mod verify;
 
 use schemars::JsonSchema;

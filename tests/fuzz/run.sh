@@ -15,7 +15,7 @@ at_once=$(nproc)
 seconds=${1:-20}
 planted=
 if [ "$seconds" = planted ]; then
-    planted=1 seconds=300 at_once=${#targets[@]}
+    planted=1 seconds=600 at_once=${#targets[@]}
 fi
 [ $# -lt 2 ] || targets=("${@:2}")
 kept=$PWD/../../target/fuzz

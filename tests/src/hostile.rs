@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
 
+use self::door::Door;
 use crate::fabric::Api;
 use crate::http::Caller;
 
@@ -163,6 +164,52 @@ pub async fn slow_heads(address: SocketAddr, (count, turns): (usize, Arc<Semapho
         });
     }
     while slow.join_next().await.is_some() {}
+}
+
+/// Holds so many connections open, each of which enters, says this, then a byte now and then, and stays until it is closed. Ends when all are, or
+/// when it is dropped.
+pub async fn held(door: Door, words: Vec<u8>, count: usize, counts: Arc<Counts>) {
+    let (mut held, words) = (tokio::task::JoinSet::new(), Arc::new(words));
+    for _ in 0..count {
+        let (door, words, counts) = (door.clone(), Arc::clone(&words), Arc::clone(&counts));
+        held.spawn(async move {
+            let mut stream = door.enter_at_last().await.expect("a way in");
+            counts.made.fetch_add(1, Ordering::AcqRel);
+            let mut open = stream.write_all(&words).await.is_ok() && stream.flush().await.is_ok();
+            while open {
+                let mut answer = [0; 64];
+                tokio::select! {
+                    read = stream.read(&mut answer) => open = read.is_ok_and(|length| length > 0),
+                    () = tokio::time::sleep(TRICKLE_EVERY) => open = stream.write_all(b"x").await.is_ok() && stream.flush().await.is_ok(),
+                }
+            }
+            counts.closed.fetch_add(1, Ordering::AcqRel);
+        });
+    }
+    while let Some(ended) = held.join_next().await {
+        ended.expect("a way in");
+    }
+}
+
+/// A UDP server that answers whatever it is asked with `again`, again and again, for a while; its address. It lives as long as the runtime.
+pub async fn endless_datagrams(again: &'static [u8], every: Duration, lasts: Duration) -> SocketAddr {
+    let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").await.expect("a free port"));
+    let address = socket.local_addr().expect("an address");
+    drop(tokio::spawn(async move {
+        let mut heard = [0; 4096];
+        loop {
+            // An error tells that somebody before has gone.
+            let Ok((_, from)) = socket.recv_from(&mut heard).await else { continue };
+            let (socket, began) = (Arc::clone(&socket), Instant::now());
+            drop(tokio::spawn(async move {
+                while began.elapsed() < lasts {
+                    drop(socket.send_to(again, from).await);
+                    tokio::time::sleep(every).await;
+                }
+            }));
+        }
+    }));
+    address
 }
 
 /// A TCP server that says `first` and then, again and again, `again`, each a while after the other; its address. It lives as long as the runtime.

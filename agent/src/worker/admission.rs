@@ -34,6 +34,7 @@ impl Worker {
         }
         let deadline_unix_ms = headers::deadline_unix_ms(headers).map_err(&refuse)?;
         self.check_deadline(deadline_unix_ms, "arrived").map_err(&refuse)?;
+        self.check_furthest(deadline_unix_ms).map_err(&refuse)?;
         let events = headers::events(headers).map_err(&refuse)?;
         let targets = headers::targets(headers, asker.caller.is_api()).map_err(&refuse)?;
         if self.draining.load(Ordering::Acquire) {
@@ -103,6 +104,12 @@ impl Worker {
             let detail = format!("the deadline passed {} ms before the job {done}", left_ms.unsigned_abs());
             return Err(Failure::new(FailureKind::Expired, detail));
         }
+        Ok(())
+    }
+
+    /// Whether a deadline is one that anybody can mean.
+    fn check_furthest(&self, deadline_unix_ms: Option<i64>) -> Result<(), Failure> {
+        let left_ms = deadline_unix_ms.map_or(0, |deadline| deadline.saturating_sub(self.clock.now_unix_ms()));
         let furthest_ms = i64::try_from(DEADLINE_MAX.as_millis()).unwrap_or(i64::MAX);
         if left_ms > furthest_ms {
             let name = header::DEADLINE;

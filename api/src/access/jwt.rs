@@ -16,7 +16,6 @@ use std::time::Duration;
 use data_encoding::BASE64URL_NOPAD;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, Validation, decode};
-use probeops_shared::planted;
 use probeops_shared::problem::Code;
 use probeops_shared::settings::Stamp;
 use serde::Deserialize;
@@ -123,9 +122,6 @@ impl Verifier {
     fn check(&self, token: &str, header: &Header, keys: &KeySet) -> Result<Identity, String> {
         if header.alg.eq_ignore_ascii_case("none") {
             return Err("the JWT is not signed (alg none); only signed ones are accepted".to_owned());
-        }
-        if planted!("jwt" if header.crit.as_ref().and_then(serde_json::Value::as_u64).is_some_and(|crit| crit > 0)) {
-            return claims::identity(token.split('.').nth(1).unwrap_or_default());
         }
         if header.crit.is_some() {
             return Err("the JWT demands extensions (crit) that are not known here".to_owned());

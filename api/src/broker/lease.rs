@@ -53,11 +53,13 @@ struct Said {
     at: OffsetDateTime,
     /// Which process of its name.
     id: Bytes,
+    /// When that was heard here.
+    heard: Instant,
 }
 
 impl From<Entry> for Said {
     fn from(Entry { created, value, .. }: Entry) -> Self {
-        Self { at: created, id: value }
+        Self { at: created, id: value, heard: Instant::now() }
     }
 }
 
@@ -103,15 +105,15 @@ impl Lease {
         Ok(self.said(replica.as_str()).await?.is_some())
     }
 
-    /// What a replica has said within [`REPLICA_GONE_AFTER`] of when this one has last been heard, which is the broker's time that is known for
-    /// certain to have come: neither a clock that is off here nor a watch that stands still makes others look gone.
+    /// What a replica has said within [`REPLICA_GONE_AFTER`]. The broker's time is known from when it last heard this one, and from how long ago
+    /// that was told here: a clock that is off here makes nobody look gone.
     async fn said(&self, name: &str) -> Result<Option<Said>, String> {
         let entry = self.0.bucket.entry(name).await.map_err(|error| error.to_string())?;
         let stored = entry.filter(|entry| entry.operation == Operation::Put).map(Said::from);
         let heard = self.0.heard();
         let last = stored.into_iter().chain(heard.get(name).cloned()).max_by_key(|said| said.at);
         let own = heard.get(self.0.caller.as_str());
-        Ok(last.filter(|said| own.is_none_or(|own| own.at - said.at <= REPLICA_GONE_AFTER)))
+        Ok(last.filter(|said| own.is_none_or(|own| own.at + own.heard.elapsed() - said.at <= REPLICA_GONE_AFTER)))
     }
 
     /// Waits until who is not there is not away only for the reason that this replica was, too: the broker was.

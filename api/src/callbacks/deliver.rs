@@ -90,7 +90,7 @@ pub(crate) async fn deliver(callbacks: Callbacks, jobs: Jobs, broker: Broker, ta
                 let message = tokio::select! {
                     message = due.next() => message,
                     // What was asked of a broker that is gone is not answered.
-                    _ = link.changed() => None,
+                    () = broker.until_disconnected(&mut link) => None,
                 };
                 let message = match message {
                     Some(Ok(message)) => message,

@@ -302,7 +302,7 @@ impl Jobs {
                 let message = tokio::select! {
                     message = batch.next() => message,
                     // What was asked of a broker that is gone is not answered.
-                    _ = link.changed() => None,
+                    () = self.0.broker.until_disconnected(&mut link) => None,
                 };
                 match message {
                     Some(Ok(message)) => {

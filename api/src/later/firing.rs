@@ -96,7 +96,7 @@ impl Firings {
                 let message = tokio::select! {
                     message = messages.next() => message,
                     // What was asked of a broker that is gone is not answered.
-                    _ = link.changed() => None,
+                    () = broker.until_disconnected(&mut link) => None,
                 };
                 let message = match message {
                     Some(Ok(message)) => message,
@@ -187,13 +187,8 @@ impl Firings {
     async fn run(&self, schedule: &Schedule, became: &Last, id: JobId) -> Result<(), Problem> {
         let refused = match self.submit(schedule, id).await {
             Ok(()) => return self.kept(schedule, became).await,
-            // The API or the broker is at fault: that passes, and if it does not, it is too late one day, also for one that was overdue when it came.
-            Err(problem)
-                if problem.code() == Code::Unavailable
-                    && Timestamp::now().since(became.fired_at) <= Duration::from_millis(schedule.overdue_after_ms) =>
-            {
-                return Err(problem);
-            }
+            // The API or the broker is at fault: that passes, and if it does not, it is too late one day.
+            Err(problem) if problem.code() == Code::Unavailable && !is_given_up(schedule, became, Timestamp::now()) => return Err(problem),
             Err(problem) => problem,
         };
         let request = format!("schedule {}", schedule.id);
@@ -259,6 +254,15 @@ fn is_overdue(schedule: &Schedule, due: Timestamp, now: Timestamp) -> bool {
     now.since(schedule.comes_at(due)) > Duration::from_millis(schedule.overdue_after_ms)
 }
 
+/// Whether a firing that could not be made a job is not tried any more. One that is run although it was overdue when it was taken has as long from
+/// then as any other has from when it was due.
+fn is_given_up(schedule: &Schedule, became: &Last, now: Timestamp) -> bool {
+    match schedule.overdue {
+        Overdue::Drop => is_overdue(schedule, became.due, now),
+        Overdue::RunOnce => now.since(became.fired_at) > Duration::from_millis(schedule.overdue_after_ms),
+    }
+}
+
 fn asked(schedule: &Schedule) -> Asked {
     let text = |name: &str| schedule.job.get(name).and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
     Asked { tool: text("tool"), target: text("target") }
@@ -314,6 +318,16 @@ mod tests {
         assert_eq!(decided(Overdue::RunOnce, at(199)), (at(180), true, vec![at(60), at(120)], Some(at(240))));
         let (_, _, missed, next_due) = decided(Overdue::Drop, at(60 * 10_000 + 30));
         assert_eq!((missed.len(), next_due), (MISSED_MAX, Some(at(60 * 10_001))), "a long time is not counted through");
+    }
+
+    #[test]
+    fn what_cannot_be_made_a_job_is_tried_for_as_long_as_it_may_be_late() {
+        let given_up = |overdue, fired: i64, now: i64| {
+            let became = Last { due: at(60), fired_at: at(fired), job: None, skipped: None, refused: None };
+            is_given_up(&minutely(overdue, 0), &became, at(now))
+        };
+        assert!(!given_up(Overdue::Drop, 69, 70) && given_up(Overdue::Drop, 69, 71), "never later than it may be");
+        assert!(!given_up(Overdue::RunOnce, 90, 100) && given_up(Overdue::RunOnce, 90, 101), "it was overdue when it was taken");
     }
 
     #[test]

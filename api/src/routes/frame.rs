@@ -19,6 +19,7 @@ use crate::audit::{Audit, Refusal};
 use crate::metrics::Metrics;
 use crate::problem::{Problem, Raised, keep_allow};
 use crate::routes::guard::Who;
+use crate::routes::run;
 use crate::trace::{Context, TRACEPARENT, Tracer, spans};
 
 /// The header with a request's id, in and out.
@@ -58,6 +59,8 @@ pub(super) async fn frame(State((audit, metrics, tracer)): State<(Audit, Metrics
     if let Some(Raised(problem)) = response.extensions_mut().remove::<Raised>() {
         let who = response.extensions().get::<Who>().map(|who| who.0.name.clone());
         let request = format!("{method} {}", uri.path());
+        let asked = route.as_ref().and_then(|route| run::asked(route.as_str(), &uri)).filter(|_| !problem.names_something());
+        let problem = asked.map_or_else(|| Problem::clone(&problem), |asked| Problem::clone(&problem).asked(asked));
         if is_recorded(&method, &problem) {
             audit.refused(&Refusal { principal: who.as_deref(), request_id: &id, request: &request, problem: &problem });
         }

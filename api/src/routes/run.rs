@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use axum::extract::State;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use probeops_shared::access::Scope;
 use probeops_shared::invalid::Invalid;
@@ -15,13 +15,15 @@ use serde_json::{Map, Value, json};
 
 use crate::App;
 use crate::access::Principal;
-use crate::problem::Problem;
+use crate::problem::{Asked, Problem};
 use crate::routes::frame::HEADERS_BYTES_MAX;
 use crate::routes::guard::Who;
 use crate::routes::jobs::{self, SELECTORS_MAX};
 use crate::routes::operation::{Needs, Operation, Parameter, Route, Shape};
 use crate::routes::query::Query;
 
+/// Where the tools are.
+const RUN: &str = "/v1/run/";
 /// The parameters that are no option of the tool.
 const FIELDS: [&str; 4] = ["target", "from", "timeout_ms", "cancel_on_disconnect"];
 
@@ -34,7 +36,7 @@ fn operation(tool: ToolName) -> Operation {
         run(&app, &principal, &headers, tool, &query).await
     };
     Operation {
-        route: Route::get(format!("/v1/run/{tool}"), handler),
+        route: Route::get(format!("{RUN}{tool}"), handler),
         needs: Needs::Scope(&[Scope::JobsWrite]),
         id: format!("run{}", crate::openapi::capitalised(tool.as_str())).into(),
         summary: format!("{} (by a URL)", tool.summary()).into(),
@@ -107,6 +109,15 @@ fn parameters(tool: ToolName) -> Vec<Parameter> {
         Parameter { name: name.into(), description: about.into(), shape: Shape::Given(schema), required: false, repeats }
     }));
     parameters
+}
+
+/// The job that was asked for by a URL, as far as it can be read, for the audit trail; none at any other route. It is an attempt to run something
+/// all the same if its query is refused before anybody looks at what it asks for.
+pub(super) fn asked(route: &str, uri: &Uri) -> Option<Asked> {
+    let mut fields = Map::from_iter([("tool".to_owned(), Value::from(route.strip_prefix(RUN)?))]);
+    let query = axum::extract::Query::<Vec<(String, String)>>::try_from_uri(uri).map(|query| query.0).unwrap_or_default();
+    fields.extend(query.into_iter().find(|(name, _)| name == "target").map(|(name, target)| (name, target.into())));
+    Some(jobs::asked(&fields))
 }
 
 async fn run(app: &App, principal: &Principal, headers: &HeaderMap, tool: ToolName, query: &Query) -> Result<Response, Problem> {

@@ -5,7 +5,8 @@ use std::time::Duration;
 use futures_util::{FutureExt, StreamExt};
 use probeops_api::audit::AuditMode;
 use probeops_shared::audit::chain::{Batch, Chain, Link};
-use probeops_shared::audit::verify::Verifier;
+use probeops_shared::audit::closing::Closer;
+use probeops_shared::audit::verify::{Verified, Verifier};
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::timestamp::Timestamp;
 use serde_json::value::to_raw_value;
@@ -15,6 +16,24 @@ use crate::fixture::{Answer, Ask, Fabric};
 use crate::node::{Ears, Node, request_id};
 
 const IN_LAB: &str = r#"{"tool":"echo","target":"x","from":"lab"}"#;
+
+/// With the closing line of an export of these.
+fn closed(mut lines: Vec<String>) -> Vec<String> {
+    let mut closer = Closer::default();
+    for line in &lines {
+        closer.record(&serde_json::from_str(line).unwrap()).unwrap();
+    }
+    lines.push(closer.close(None, None).unwrap().0);
+    lines
+}
+
+fn verified(lines: &[String]) -> Verified {
+    let mut reading = Verifier::default();
+    for line in lines {
+        reading.line(line);
+    }
+    reading.end()
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_refused_and_what_is_changed_is_in_the_trail() {
@@ -62,6 +81,46 @@ async fn what_is_refused_and_what_is_changed_is_in_the_trail() {
     let next = page.body["next"].as_str().unwrap();
     let rest = api.get(&fabric.admin, &format!("/v1/audit?verdict=refused&limit=2&cursor={next}")).await;
     assert_eq!(rest.body["records"].as_array().unwrap().len(), 1, "{rest:?}");
+    api.stop().await;
+    fabric.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_refused_by_a_url_is_in_the_trail_as_one_in_a_body_is() {
+    let fabric = Fabric::start().await;
+    let api = fabric.api(|_| {}).await;
+    let made = api.post(&fabric.admin, "/v1/keys", r#"{"name":"runner","scopes":["jobs:write"]}"#).await;
+    let (key, id) = (made.body["key"].as_str().unwrap(), made.body["id"].as_str().unwrap());
+    let mut asked = Vec::new();
+    let bodies = [
+        r#"{"tool":"ping","target":"a.example","from":"lab","parameters":{"cuont":1}}"#,
+        r#"{"tool":"ping","target":"a.example","from":"lab","parameters":{"count":0}}"#,
+        r#"{"tool":"ping","target":"a.example"}"#,
+    ];
+    for body in bodies {
+        asked.push(api.post(key, "/v1/jobs", body).await);
+    }
+    // An unknown parameter, one that is given twice, values that cannot be, a place that is missing, and an explanation of what cannot be.
+    for query in ["from=lab&cuont=1", "from=lab&count=1&count=2", "from=lab&count=0", "from=lab&count=x", "count=1", "explain=true&count=1"]
+    {
+        asked.push(api.get(key, &format!("/v1/run/ping?target=a.example&{query}")).await);
+    }
+    let statuses: Vec<u16> = asked.iter().map(|answer| answer.status).collect();
+    assert_eq!(statuses, vec![400; asked.len()], "{asked:?}");
+    // What is only read stays out of it.
+    assert_eq!(api.get(key, "/v1/tools?cuont=1").await.status, 400);
+
+    let path = format!("/v1/audit?principal=key:{id}&limit=100");
+    let told = |answer: &Answer| answer.body["records"].as_array().is_some_and(|records| records.len() >= asked.len());
+    let page = api.until_as(&fabric.admin, &path, told).await;
+    let records: Vec<&Value> = page.body["records"].as_array().unwrap().iter().rev().collect();
+    assert_eq!(records.len(), asked.len(), "{records:#?}");
+    for (record, answer) in records.into_iter().zip(&asked) {
+        let said = (&record["verdict"], &record["tool"], &record["target"], &record["request_id"]);
+        assert_eq!(said, (&json!("refused"), &json!("ping"), &json!("a.example"), &answer.body["request_id"]), "{record}");
+        let (detail, why) = (record["detail"].as_str().unwrap(), answer.body["detail"].as_str().unwrap());
+        assert!(detail.starts_with("invalid: ") && detail.contains(&why[..why.len().min(60)]), "{detail}");
+    }
     api.stop().await;
     fabric.stop().await;
 }
@@ -119,9 +178,7 @@ async fn a_node_tells_of_its_own_runs_only_and_what_it_repeats_is_kept_once() {
     let ids: Vec<&str> = page.body["records"].as_array().unwrap().iter().map(|record| record["request_id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["f", "e", "d", "c", "b", "a"]);
     let page = api.get(&fabric.admin, "/v1/audit/export?limit=1000").await;
-    let mut reading = Verifier::default();
-    page.body["records"].as_array().unwrap().iter().for_each(|record| reading.line(&record.to_string()));
-    let verified = reading.end();
+    let verified = verified(&closed(page.body["records"].as_array().unwrap().iter().map(ToString::to_string).collect()));
     assert!(verified.findings.is_empty() && verified.repeated == 0, "{verified:#?}");
     // Each lie is a violation of this node: counted, and in the trail as far as there is room for one's lies.
     let told = |answer: &Answer| answer.body["records"].as_array().is_some_and(|records| records.len() >= 6);
@@ -224,13 +281,7 @@ async fn what_is_exported_is_whole_page_by_page() {
             break;
         }
     }
-    let verified = |lines: &[String]| {
-        let mut reading = Verifier::default();
-        for line in lines {
-            reading.line(line);
-        }
-        reading.end()
-    };
+    let mut lines = closed(lines);
     let whole = verified(&lines);
     assert!(whole.records >= 3 && whole.findings.is_empty(), "{whole:#?}");
     assert!(lines.iter().any(|line| line.contains("\"verdict\":\"accepted\"")), "{lines:#?}");

@@ -1,12 +1,13 @@
 //! All of the trail, record by record, with what tells whether it is whole; and whether it is.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use probeops_shared::audit::chain::Exported;
+use probeops_shared::audit::closing::{Closer, Closing};
 use probeops_shared::audit::verify::{Read, Verified, Verifier};
 use probeops_shared::text::plain;
 use probeops_shared::timestamp::Timestamp;
@@ -28,7 +29,9 @@ const FINDINGS_SHOWN: usize = 100;
 
 /// Write the trail as JSON lines, oldest first, with the chain of every record
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:\n  probeops audit export > trail.jsonl\n  probeops audit export --since 7d --until 1h > week.jsonl")]
+#[command(after_help = "\
+The last line closes the export: it has what was asked for, where each chain begins and ends, and the SHA-256 of all, which is said on standard error, \
+too. Note it elsewhere, and `verify --sha256` tells whether it is still that export.\n\nExamples:\n  probeops audit export > trail.jsonl\n  probeops audit export --since 7d --until 1h > week.jsonl")]
 pub(super) struct ExportArgs {
     /// Only what was stored since: a time (2026-01-31T12:00:00Z) or how long ago (90s, 15m, 2h, 7d)
     #[arg(long, value_name = "WHEN", value_parser = when)]
@@ -49,8 +52,12 @@ pub(super) struct ExportArgs {
 /// Tell whether an exported trail is whole: no record changed, left out or swapped. Needs no API
 #[derive(Args, Debug)]
 #[command(after_help = "\
-Exit code 1 says that something is wrong; each finding names the line and the record. What was cut off at the end cannot be seen in a file: keep \
-it, and verify it with a later export.\n\nExamples:\n  probeops audit verify trail.jsonl\n  probeops audit verify january.jsonl february.jsonl")]
+Exit code 1 says that something is wrong. A finding names the record where its chain shows it: one that was changed, is missing (at either end, too) or \
+out of its place. What no chain shows, such as records of two writers that changed places, is found by the digest of all lines, which does not tell where. \
+An export that does not end with its closing line was cut off, or is still being written.\n\n\
+No key is in it: whoever can write all of a file anew can make another that is whole. Against that, give the digest that was noted when it was made, \
+or another export of the same trail, such as one from a copy.\n\n\
+Examples:\n  probeops audit verify trail.jsonl\n  probeops audit verify trail.jsonl --sha256 \"$(cat noted)\"\n  probeops audit verify january.jsonl february.jsonl")]
 pub(super) struct VerifyArgs {
     /// What `probeops audit export` wrote; - reads standard input
     #[arg(value_name = "FILE")]
@@ -58,6 +65,15 @@ pub(super) struct VerifyArgs {
     /// A later export of the same trail, which must go on where FILE ends, or have it too
     #[arg(value_name = "LATER")]
     later: Option<PathBuf>,
+    /// The digest that FILE must have: what `export` said, or `verify`, when it was made
+    #[arg(long, value_name = "HEX", value_parser = sha256)]
+    sha256: Option<String>,
+}
+
+/// An export that is being written.
+pub(super) struct Writing<W> {
+    out: W,
+    closer: Closer,
 }
 
 /// A page of an export.
@@ -79,13 +95,48 @@ pub(super) fn page(client: &Client, query: &[(&str, Option<String>)]) -> Result<
     client.get_as("/v1/audit/export", &given, PAGE_TIMEOUT)
 }
 
-pub(super) fn export(args: &ExportArgs) -> Result<(), Failed> {
-    let mut out = std::io::stdout().lock();
-    if let (Some(url), Some(password_file)) = (&args.copy, &args.copy_password_file) {
-        return copy::export(url, password_file, &mut out);
+impl<W: Write> Writing<W> {
+    pub(super) fn record(&mut self, record: &Exported) -> io::Result<()> {
+        writeln!(self.out, "{}", self.closer.record(record)?)
     }
+
+    /// A message that cannot be read.
+    pub(super) fn unreadable(&mut self, message: u64) -> io::Result<()> {
+        self.other(&serde_json::json!({"unreadable_message": message}).to_string())
+    }
+
+    fn other(&mut self, line: &str) -> io::Result<()> {
+        self.closer.other(line);
+        writeln!(self.out, "{line}")
+    }
+
+    /// Writes the last line; what the digest of all is.
+    fn close(mut self, since: Option<Timestamp>, until: Option<Timestamp>) -> io::Result<String> {
+        let (line, sha256) = self.closer.close(since, until)?;
+        writeln!(self.out, "{line}")?;
+        self.out.flush()?;
+        Ok(sha256)
+    }
+}
+
+pub(super) fn export(args: &ExportArgs) -> Result<(), Failed> {
+    let mut writing = Writing { out: io::stdout().lock(), closer: Closer::default() };
+    if let (Some(url), Some(password_file)) = (&args.copy, &args.copy_password_file) {
+        copy::export(url, password_file, &mut writing)?;
+    } else {
+        export_pages(args, &mut writing)?;
+    }
+    let sha256 = writing.close(args.since, args.until).map_err(|error| not_written(&error))?;
+    note(format!("SHA-256 {sha256}"));
+    Ok(())
+}
+
+pub(super) fn not_written(error: &io::Error) -> Failed {
+    Failed::work(format!("cannot write the export: {error}"))
+}
+
+fn export_pages(args: &ExportArgs, writing: &mut Writing<impl Write>) -> Result<(), Failed> {
     let client = Client::open(&args.client)?;
-    let written = |error: std::io::Error| Failed::work(format!("cannot write the export: {error}"));
     let mut cursor = None;
     loop {
         let until = args.until.map(|until| until.to_string());
@@ -94,16 +145,12 @@ pub(super) fn export(args: &ExportArgs) -> Result<(), Failed> {
             page(&client, &[("since", args.since.map(|since| since.to_string())), ("until", until), ("cursor", cursor)])?;
         if narrowed && first {
             note("your credential is limited, so records beyond its limits are left out: this export cannot be verified as a whole");
-            writeln!(out, "{NARROWED}").map_err(written)?;
+            writing.other(NARROWED).map_err(|error| not_written(&error))?;
         }
-        for record in &records {
-            writeln!(out, "{}", serde_json::to_string(record).map_err(Failed::work)?).map_err(written)?;
-        }
-        for message in unreadable {
-            writeln!(out, "{}", serde_json::json!({"unreadable_message": message})).map_err(written)?;
-        }
+        records.iter().try_for_each(|record| writing.record(record)).map_err(|error| not_written(&error))?;
+        unreadable.into_iter().try_for_each(|message| writing.unreadable(message)).map_err(|error| not_written(&error))?;
         if end {
-            return out.flush().map_err(written);
+            return Ok(());
         }
         cursor = next;
     }
@@ -114,6 +161,11 @@ pub(super) fn verify(args: &VerifyArgs) -> Result<(), Failed> {
     let later = args.later.as_ref().map(|path| read(path).map(|verified| (path, verified))).transpose()?;
     let between = later.as_ref().map(|(_, later)| first.followed_by(later)).unwrap_or_default();
     let mut not_whole: Vec<String> = Vec::new();
+    if let Some(noted) = &args.sha256
+        && first.closing.as_ref().is_some_and(|(_, sha256)| sha256 != noted)
+    {
+        not_whole.push(format!("{} is not the export of which that digest was noted", args.file.display()));
+    }
     for (path, verified) in std::iter::once((&args.file, &first)).chain(later.as_ref().map(|(path, verified)| (*path, verified))) {
         let file = path.display();
         if later.is_some() {
@@ -137,9 +189,9 @@ fn counted(findings: usize) -> String {
 
 /// Reads an export that has something in it.
 fn read(path: &Path) -> Result<Verified, Failed> {
-    let unreadable = |error: std::io::Error| Failed::usage(format!("cannot read {}: {error}", path.display()));
+    let unreadable = |error: io::Error| Failed::usage(format!("cannot read {}: {error}", path.display()));
     let input: Box<dyn BufRead> = if path.as_os_str() == "-" {
-        Box::new(BufReader::new(std::io::stdin()))
+        Box::new(BufReader::new(io::stdin()))
     } else {
         Box::new(BufReader::new(File::open(path).map_err(unreadable)?))
     };
@@ -172,7 +224,7 @@ fn listed<'a>(findings: impl ExactSizeIterator<Item = &'a str>) -> String {
 }
 
 fn shown(verified: &Verified) -> String {
-    let Verified { records, repeated, chains, findings, .. } = verified;
+    let Verified { records, repeated, chains, findings, closing, messages } = verified;
     let mut text = format!("{records} records in {} chains, {repeated} of them sent again\n", chains.len());
     let mut before: Option<&String> = None;
     for ((writer, start), read) in chains {
@@ -192,6 +244,26 @@ fn shown(verified: &Verified) -> String {
     }
     let told: Vec<String> = findings.iter().map(ToString::to_string).collect();
     text += &listed(told.iter().map(String::as_str));
-    let end = "whole: nothing was changed, left out or swapped up to the last record of each chain";
-    if findings.is_empty() { text + end } else { text.trim_end().to_owned() }
+    if let (Some((closing, sha256)), []) = (closing, &findings[..]) {
+        text += &format!(
+            "whole: nothing was changed, left out or swapped since it was exported: {}\nSHA-256 {sha256}",
+            asked(closing, *messages)
+        );
+    }
+    text.trim_end().to_owned()
+}
+
+/// What such an export has, and what it does not.
+fn asked(Closing { since, until, .. }: &Closing, messages: Option<(u64, u64)>) -> String {
+    let begins = match (since, messages) {
+        (Some(since), _) => format!("what was stored since {since}, and nothing of what was before"),
+        (None, Some((first @ 2.., _))) => format!("what there was from message {first} on; the trail had none before it any more"),
+        (None, _) => "the trail from its first record on".to_owned(),
+    };
+    until.map_or_else(|| begins.clone(), |until| format!("{begins}, until {until}"))
+}
+
+fn sha256(text: &str) -> Result<String, String> {
+    let is_one = text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if is_one { Ok(text.to_ascii_lowercase()) } else { Err("must be a SHA-256: 64 hexadecimal digits".to_owned()) }
 }

@@ -1,6 +1,6 @@
 //! The trail as a NATS server of somebody else has copied it. Needs neither the API nor our broker.
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use async_nats::jetstream::consumer::pull::OrderedConfig;
 use async_nats::{ConnectOptions, ServerAddr, jetstream};
 use futures_util::StreamExt;
 use probeops_shared::audit::chain::Batch;
-use serde_json::json;
 use tokio::time::timeout;
 
+use super::chained::{Writing, not_written};
 use crate::control::block_on;
 use crate::exit::Failed;
 
@@ -20,7 +20,7 @@ const STREAM: &str = "AUDIT-COPY";
 const ANSWERED_WITHIN: Duration = Duration::from_secs(30);
 
 /// Writes all of it as it lies there, oldest first.
-pub(super) fn export(url: &str, password_file: &Path, out: &mut impl Write) -> Result<(), Failed> {
+pub(super) fn export(url: &str, password_file: &Path, writing: &mut Writing<impl Write>) -> Result<(), Failed> {
     let address: ServerAddr =
         url.parse().map_err(|error| Failed::usage(format!("--copy: {url} is no address of a NATS server: {error}")))?;
     let user = address.username().ok_or_else(|| Failed::usage("--copy: say as whom, such as nats://keeper@127.0.0.1:4222"))?.to_owned();
@@ -42,8 +42,7 @@ pub(super) fn export(url: &str, password_file: &Path, out: &mut impl Write) -> R
             let next = timeout(ANSWERED_WITHIN, messages.next()).await.map_err(silent)?;
             let message = next.ok_or_else(|| failed(&"it ends before its end"))?.map_err(|error| failed(&error))?;
             let sequence = message.info().map_err(|error| failed(&error))?.stream_sequence;
-            write(out, &message.subject, sequence, &message.payload)
-                .map_err(|error| Failed::work(format!("cannot write the export: {error}")))?;
+            write(writing, &message.subject, sequence, &message.payload).map_err(|error| not_written(&error))?;
             if sequence >= end.last_sequence {
                 return Ok(());
             }
@@ -51,12 +50,9 @@ pub(super) fn export(url: &str, password_file: &Path, out: &mut impl Write) -> R
     })
 }
 
-fn write(out: &mut impl Write, subject: &str, sequence: u64, payload: &[u8]) -> std::io::Result<()> {
-    let Ok(batch) = serde_json::from_slice::<Batch>(payload) else {
-        return writeln!(out, "{}", json!({"unreadable_message": sequence}));
-    };
-    for record in batch.exported(subject, sequence) {
-        writeln!(out, "{}", serde_json::to_string(&record)?)?;
+fn write(writing: &mut Writing<impl Write>, subject: &str, sequence: u64, payload: &[u8]) -> io::Result<()> {
+    match serde_json::from_slice::<Batch>(payload) {
+        Ok(batch) => batch.exported(subject, sequence).try_for_each(|record| writing.record(&record)),
+        Err(_) => writing.unreadable(sequence),
     }
-    Ok(())
 }

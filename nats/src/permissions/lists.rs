@@ -1,6 +1,5 @@
 //! The lists themselves.
 
-use std::collections::BTreeSet;
 use std::fmt::Display;
 
 use probeops_shared::ids::{Caller, NodeId, Region};
@@ -152,19 +151,16 @@ fn store_permissions(caller: &Caller, role: &Role) -> Result<Permissions, String
     Ok(internal(kept_by_api(caller).iter().map(|subject| broker::said_by_keepers(subject)).collect(), role))
 }
 
-/// What those who keep something say to streams and buckets, as it is spelled where those are.
-pub fn keeping() -> BTreeSet<String> {
-    kept_by_api(ANY).into_iter().chain(kept_by_command()).collect()
-}
-
-fn kept_by_command() -> Vec<String> {
+/// What a command of the operator says to streams and buckets, as it is spelled where those are.
+pub fn kept_by_command() -> Vec<String> {
     let mut publish = vec![broker::FLOW_CONTROL.to_owned()];
     publish.extend([storage::KEYS, storage::NODES, storage::SERVICES, storage::TOKENS].into_iter().flat_map(bucket_writing));
     publish.extend(bucket_reading(storage::REVOKED));
     publish
 }
 
-fn kept_by_api(caller: impl Display) -> Vec<String> {
+/// What a replica says to streams and buckets, as it is spelled where those are.
+pub fn kept_by_api(caller: impl Display) -> Vec<String> {
     let mut publish = vec![subjects::jobs(), broker::direct_get(storage::JOBS), broker::FLOW_CONTROL.to_owned()];
     publish.extend(stream_reading(storage::JOBS, &subjects::jobs()));
     publish.extend([storage::KEYS, storage::NODES, storage::SERVICES].into_iter().flat_map(bucket_writing));

@@ -23,6 +23,11 @@ const AUDIT_DUPLICATES: Duration = Duration::from_mins(2);
 const BUCKET_BYTES_MAX: u64 = 64 * MIB;
 /// The largest value of a bucket, in bytes.
 const BUCKET_VALUE_BYTES_MAX: u64 = 64 * 1024;
+/// How many may follow a bucket at once: each replica does once, and for a moment whoever lists its keys.
+const BUCKET_FOLLOWERS_MAX: u32 = 1024;
+/// After so long without its client the broker forgets a consumer, whatever was asked when it was made: those of a credential that was revoked
+/// are in nobody's way for longer.
+const FOLLOWER_GONE_AFTER: Duration = Duration::from_mins(1);
 /// How many values of a key of a register are kept.
 const REGISTER_HISTORY: u32 = 5;
 /// How long a callback may wait to be delivered: longer than any caller may ask for.
@@ -101,6 +106,7 @@ pub fn application(replicas: u32) -> Vec<Definition> {
                 "max_age": nanos(JOBS_KEPT),
                 "max_bytes": JOBS_BYTES_MAX,
                 "allow_msg_ttl": true,
+                "consumer_limits": {"inactive_threshold": nanos(FOLLOWER_GONE_AFTER)},
             }),
         ),
         bucket(storage::PRESENCE, replicas, 1, forgetful(presence_age)),
@@ -219,8 +225,11 @@ fn bucket(name: &str, replicas: u32, history: u32, more: Value) -> Definition {
             "max_msg_size": BUCKET_VALUE_BYTES_MAX,
             "max_age": 0,
             "discard": "new",
-            "allow_rollup_hdrs": true,
+            // Of those that mark what has expired the broker does not take no for an answer: elsewhere one message shall not empty a bucket.
+            "allow_rollup_hdrs": more.get("subject_delete_marker_ttl").is_some(),
             "deny_delete": true,
+            "max_consumers": BUCKET_FOLLOWERS_MAX,
+            "consumer_limits": {"inactive_threshold": nanos(FOLLOWER_GONE_AFTER)},
         }),
     );
     bucket.config.extend(object(more));

@@ -6,7 +6,7 @@ use probeops_shared::subjects::{self, broker};
 
 use crate::claims::{Account, AccountLimits, Export, Import, UNLIMITED};
 use crate::permissions::AccountName;
-use crate::permissions::lists::{keeping, presence_keeping, revocations_told, trail_reading};
+use crate::permissions::lists::{kept_by_api, kept_by_command, presence_keeping, revocations_told, trail_reading};
 
 const MIB: i64 = 1024 * 1024;
 /// What streams and buckets may take on disk, in bytes. What each reserves counts once for each of its replicas.
@@ -20,7 +20,7 @@ const MEMORY_BYTES_MAX: i64 = 256 * MIB;
 const STORE_STREAMS_MAX: i64 = 32;
 /// How many servers may copy the trail at once.
 const MIRRORS_MAX: i64 = 4;
-/// How many readers of streams and buckets there may be at once.
+/// How many may follow one stream at once.
 const CONSUMERS_MAX: i64 = 4096;
 
 /// What is offered or taken: questions that are answered, or messages.
@@ -76,20 +76,20 @@ pub fn claims<'a>(name: AccountName, signing_key: &str, key_of: impl Fn(AccountN
             account.limits.disk_storage = STORE_DISK_BYTES_MAX;
             account.limits.streams = STORE_STREAMS_MAX;
             account.limits.consumer = CONSUMERS_MAX;
-            let asked: BTreeSet<String> = keeping().into_iter().chain(presence_keeping()).chain([revocations_told()]).collect();
+            let kept = kept_by_api(subjects::ANY).into_iter().chain(kept_by_command());
+            let asked: BTreeSet<String> = kept.chain(presence_keeping()).chain([revocations_told()]).collect();
             account.exports = asked.into_iter().map(|subject| offered(subject, SERVICE)).collect();
             // Where consumers deliver.
             account.exports.push(offered(subjects::client_inbox(subjects::ANY) + ".>", STREAM));
         }
-        AccountName::Keepers => {
-            account.imports = keeping()
-                .into_iter()
-                .map(|subject| {
-                    let here = broker::said_by_keepers(&subject);
-                    let here = if here == subject { String::new() } else { here };
-                    taken(subject, AccountName::Store, here, SERVICE)
-                })
-                .collect();
+        AccountName::Keepers | AccountName::Commands => {
+            let asked = if name == AccountName::Keepers { kept_by_api(subjects::ANY) } else { kept_by_command() };
+            let taken_here = |subject: String| {
+                let here = broker::said_by_keepers(&subject);
+                let here = if here == subject { String::new() } else { here };
+                taken(subject, AccountName::Store, here, SERVICE)
+            };
+            account.imports = asked.into_iter().map(taken_here).collect();
             account.imports.push(taken(subjects::client_inbox(subjects::ANY) + ".>", AccountName::Store, String::new(), STREAM));
         }
         AccountName::Audit => {

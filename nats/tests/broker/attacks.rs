@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::{Auth, Client, ConnectOptions, HeaderMap, jetstream};
+use bytes::Bytes;
 use data_encoding::BASE64URL_NOPAD;
 use fixture::{Broker, Connection, PATIENCE, api, collector, node, recorded, registrar, service, store};
 use nkeys::KeyPair;
@@ -257,10 +258,15 @@ async fn what_the_broker_lets_pass_gains_nobody_anything() {
 
 /// Says something until the connection ends.
 async fn speak(connection: &mut Connection, name: &str, every: Duration) -> Duration {
+    say(connection, name, (every, Bytes::from_static(b"x"))).await
+}
+
+/// Says this until the connection ends.
+async fn say(connection: &mut Connection, name: &str, (every, what): (Duration, Bytes)) -> Duration {
     let begun = Instant::now();
     loop {
         assert!(begun.elapsed() < PATIENCE, "{name} was not cut");
-        connection.client.publish(subjects::event("eu", name, "beat"), "x".into()).await.unwrap();
+        connection.client.publish(subjects::event("eu", name, "beat"), what.clone()).await.unwrap();
         while let Ok(event) = connection.events.try_recv() {
             if matches!(event, LinkEvent::Disconnected | LinkEvent::Refused(_)) {
                 return begun.elapsed();
@@ -273,9 +279,12 @@ async fn speak(connection: &mut Connection, name: &str, every: Duration) -> Dura
 #[tokio::test]
 async fn clones_and_floods_are_cut_and_one_that_reconnects_is_not() {
     const SPEAK_EVERY: Duration = Duration::from_millis(200);
+    const MESSAGES_PER_S: u64 = 1_000;
+    const BYTES_PER_S: u64 = 500_000;
     let broker = Broker::start().await;
     let keymaster = Keymaster::start(&broker, MintsPerMinute::default());
-    let bounds = Bounds { messages_per_s: 1_000, last_words_within: LAST_WORDS_WITHIN, ..Bounds::default() };
+    let bounds =
+        Bounds { messages_per_s: MESSAGES_PER_S, bytes_per_s: BYTES_PER_S, last_words_within: LAST_WORDS_WITHIN, ..Bounds::default() };
     let sentry = broker.sentry(bounds).await;
 
     // One whose old connection is dead, which the broker does not know yet: silent here.
@@ -322,6 +331,15 @@ async fn clones_and_floods_are_cut_and_one_that_reconnects_is_not() {
         _ = flooding => {}
         () = asking => {}
     }
+    // Few messages, and large ones.
+    let mut large = broker.connect(&node("n6", "eu")).await;
+    let filling = say(&mut large, "n6", (Duration::from_millis(5), Bytes::from(vec![b'x'; 64 * 1024])));
+    let cut_after = filling.await;
+    sentry.notices(vec![("node:n6", "cut: flood")], is).await;
+    let records = sentry.records().await;
+    let said = records.iter().find(|record| is(record, &("node:n6", "cut: flood"))).unwrap();
+    let figures: Vec<u64> = said.detail.split(' ').filter_map(|word| word.parse().ok()).collect();
+    assert!(figures[0] < MESSAGES_PER_S && figures[1] > BYTES_PER_S, "after {cut_after:?}: {}", said.detail);
     let rude = broker.connect(&node("n5", "eu")).await;
     for _ in 0..20_000 {
         rude.client.publish("job.v1.eu.echo.n5", "x".into()).await.unwrap();

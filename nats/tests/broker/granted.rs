@@ -218,7 +218,7 @@ async fn a_callback_waits_in_the_queue_until_it_is_acknowledged() {
         let revision = store.create("o.a", "1".into()).await.unwrap();
         store.update("o.a", "2".into(), revision).await.unwrap();
         assert_eq!(store.get("o.a").await.unwrap().unwrap(), "2");
-        store.purge("o.a").await.unwrap();
+        store.delete("o.a").await.unwrap();
         assert_eq!(store.get("o.a").await.unwrap(), None, "{bucket}");
     }
     assert!(connection.violations_so_far().is_empty());

@@ -131,17 +131,21 @@ async fn whoever_reads_the_trail_or_hears_nodes_can_lead_no_answer_elsewhere() {
     }
 }
 
-#[tokio::test]
-async fn whoever_keeps_something_can_lead_no_answer_elsewhere() {
+/// That an answer in a bucket is seen at all: whoever provisions is in the account of streams.
+async fn what_is_led_elsewhere_is_seen() {
     let broker = Broker::start().await;
     let mut elsewhere = Elsewhere::of(&broker).await;
-    // That an answer in a bucket is seen at all: whoever provisions is in the account of streams.
     let reply = "$KV.KEYS.evil";
     elsewhere.stores.publish_with_reply(broker::stream_info(storage::JOBS), reply, "".into()).await.unwrap();
     let deadline = Instant::now() + PATIENCE;
     while !elsewhere.arrived().await.contains(reply) {
         assert!(Instant::now() < deadline, "what is led elsewhere is not seen");
     }
+}
+
+#[tokio::test]
+async fn whoever_keeps_something_can_lead_no_answer_elsewhere() {
+    what_is_led_elsewhere_is_seen().await;
     for role in [store(), registrar()] {
         let broker = Broker::start().await;
         let mut elsewhere = Elsewhere::of(&broker).await;
@@ -152,118 +156,168 @@ async fn whoever_keeps_something_can_lead_no_answer_elsewhere() {
     }
 }
 
-/// Whether all streams are there, those behind buckets and the trail.
-async fn all_there([stores, audit]: &[Client; 2]) -> bool {
-    let streams = stored_streams().into_iter().map(|stream| (stores, stream)).chain([(audit, storage::AUDIT.to_owned())]);
-    for (client, stream) in streams {
-        let info = timeout(PATIENCE, client.request(broker::stream_info(&stream), "".into())).await.unwrap().unwrap();
-        let info: Value = serde_json::from_slice(&info.payload).unwrap();
-        if !info["error"].is_null() || info["config"]["name"] != stream {
-            return false;
+/// All that the streams hold, and how many follow each.
+#[derive(Debug, PartialEq)]
+struct Held(Vec<(String, Value, Value)>);
+
+impl Held {
+    async fn of(broker: &Broker) -> Self {
+        let (stores, audit) = (broker.connect(&Role::Provisioner).await.client, broker.connect(&Role::AuditProvisioner).await.client);
+        let streams = stored_streams().into_iter().map(|stream| (&stores, stream)).chain([(&audit, storage::AUDIT.to_owned())]);
+        let mut held = Vec::new();
+        for (client, stream) in streams {
+            let request = json!({"subjects_filter": ">"}).to_string();
+            let info = timeout(PATIENCE, client.request(broker::stream_info(&stream), request.into())).await.unwrap().unwrap();
+            let mut info: Value = serde_json::from_slice(&info.payload).unwrap();
+            let follow = info["state"]["consumer_count"].take();
+            held.push((stream, follow, json!([info["error"], info["state"]["last_seq"], info["state"]["subjects"]])));
         }
+        Self(held)
     }
-    true
+
+    /// The same but for who follows.
+    fn kept(&self) -> Vec<(&String, &Value)> {
+        self.0.iter().map(|(stream, _, held)| (stream, held)).collect()
+    }
 }
 
 /// What the broker would take for a request to destroy something, if it came as one of its answers.
 fn orders() -> Vec<String> {
-    let verbs = ["STREAM.DELETE", "STREAM.PURGE"];
-    let streams = [storage::AUDIT.to_owned(), broker::bucket_stream(storage::NODES), broker::bucket_stream(storage::REPLICAS)];
-    let there = verbs.iter().flat_map(|verb| streams.iter().map(move |stream| format!("$JS.API.{verb}.{stream}")));
+    let streams = [storage::AUDIT.to_owned(), storage::JOBS.to_owned()]
+        .into_iter()
+        .chain([storage::NODES, storage::REPLICAS, storage::REVOKED, storage::LIMITS].map(broker::bucket_stream));
+    let there = streams.flat_map(|stream| ["DELETE", "PURGE"].map(|verb| format!("$JS.API.STREAM.{verb}.{stream}")));
     there.flat_map(|order| [broker::lent(&order), order]).collect()
+}
+
+/// Fills what an answer could empty: by what its own connection may write, so that there is something of each.
+async fn filled(keeping: &Client) {
+    for subject in ["jobs.v1.o.x.state".to_owned(), subjects::later_online("o", "x"), subjects::callback("o", "x")]
+        .into_iter()
+        .chain(["$KV.NODES.z", "$KV.LIMITS.x", "$KV.KEYS.z"].map(broker::lent))
+    {
+        let kept = timeout(PATIENCE, keeping.request(subject.clone(), "".into())).await.unwrap().unwrap();
+        assert!(String::from_utf8_lossy(&kept.payload).contains("\"seq\""), "{subject}: {kept:?}");
+    }
+}
+
+/// What an answer that is empty asks for, once it is led to this.
+async fn led(connection: &Client, orders: &[String]) {
+    // What is empty where it is kept asks for anything that needs no words.
+    let put = broker::lent("$KV.NODES.z");
+    let read = broker::lent(&broker::direct_get_last(broker::bucket_stream(storage::NODES), "$KV.NODES.z"));
+    for question in [&read, &put] {
+        for order in orders {
+            connection.publish_with_reply(question.clone(), order.clone(), "".into()).await.unwrap();
+        }
+        timeout(PATIENCE, connection.request(question.clone(), "".into())).await.unwrap().unwrap();
+    }
 }
 
 #[tokio::test]
 async fn no_answer_to_whoever_keeps_something_is_taken_for_an_order() {
-    let broker = Broker::start().await;
-    let provisioners = [broker.connect(&Role::Provisioner).await.client, broker.connect(&Role::AuditProvisioner).await.client];
-    let keeping = broker.connect(&store()).await.client;
-    // What is empty where it is kept asks for anything that needs no words.
-    timeout(PATIENCE, keeping.request(broker::lent("$KV.NODES.z"), "".into())).await.unwrap().unwrap();
-    let read = broker::direct_get_last(broker::bucket_stream(storage::NODES), "$KV.NODES.z");
-    for question in [broker::lent(&read), "jobs.v1.o.x.state".to_owned(), broker::lent("$KV.NODES.y")] {
-        for order in orders() {
-            keeping.publish_with_reply(question.clone(), order, "".into()).await.unwrap();
+    let purge = broker::lent(&broker::stream_purge(storage::LATER));
+    for (role, is_lent_the_purge) in [(registrar(), false), (store(), true)] {
+        let broker = Broker::start().await;
+        let (keeping, connection) = (broker.connect(&store()).await.client, broker.connect(&role).await.client);
+        filled(&keeping).await;
+        led(&connection, &[]).await;
+        let before = Held::of(&broker).await;
+        let kept = ["$KV.KEYS.x", "$KV.REPLICAS.x", "$KV.REVOKED.x", "$KV.LIMITS.x"].map(broker::lent);
+        let published = [subjects::later_online("o", "evil"), "jobs.v1.o.evil.state".to_owned(), subjects::callback("o", "evil")];
+        let consumers = [storage::JOBS.to_owned(), broker::bucket_stream(storage::PRESENCE)]
+            .map(|stream| broker::lent(&broker::consumer_create(stream)));
+        led(&connection, &[orders(), kept.to_vec(), published.to_vec(), consumers.to_vec()].concat()).await;
+        // An API may purge these itself. That it is seen says that more would be, and that all that was led before has come to its end.
+        led(&connection, &[purge.clone()]).await;
+        let purged = |held: &Held| held.0.iter().any(|(stream, _, held)| stream == storage::LATER && held[2].is_null());
+        let (deadline, mut after) = (Instant::now() + PATIENCE, Held::of(&broker).await);
+        while is_lent_the_purge && !purged(&after) {
+            assert!(Instant::now() < deadline, "nothing was purged");
+            after = Held::of(&broker).await;
         }
-        timeout(PATIENCE, keeping.request(question, "".into())).await.unwrap().unwrap();
-    }
-    assert!(all_there(&provisioners).await);
-    let kept = timeout(PATIENCE, keeping.request(broker::lent(&read), "".into())).await.unwrap().unwrap();
-    assert_eq!(kept.headers.unwrap().get("Nats-Subject").unwrap().as_str(), "$KV.NODES.z", "nothing was purged");
-}
-
-#[tokio::test]
-async fn an_answer_asks_for_nothing_but_what_is_lent_to_keepers() {
-    let broker = Broker::start().await;
-    let stores = broker.connect(&Role::Provisioner).await.client;
-    let (keeping, command) = (broker.connect(&store()).await.client, broker.connect(&registrar()).await.client);
-    timeout(PATIENCE, keeping.request(subjects::later_online("o", "j"), "x".into())).await.unwrap().unwrap();
-    timeout(PATIENCE, command.request(broker::lent("$KV.NODES.z"), "".into())).await.unwrap().unwrap();
-    let subjects = async |stream: &str| -> BTreeSet<String> {
-        let request = json!({"subjects_filter": ">"}).to_string();
-        let info = timeout(PATIENCE, stores.request(broker::stream_info(stream), request.into())).await.unwrap().unwrap();
-        let info: Value = serde_json::from_slice(&info.payload).unwrap();
-        info["state"]["subjects"].as_object().into_iter().flatten().map(|(subject, _)| subject.clone()).collect()
-    };
-    let read = broker::lent(&broker::direct_get_last(broker::bucket_stream(storage::NODES), "$KV.NODES.z"));
-    let put = broker::lent("$KV.NODES.y");
-    let kept =
-        [storage::KEYS, storage::REPLICAS, storage::REVOKED, storage::LIMITS].map(|bucket| broker::lent(&broker::bucket_key(bucket, "x")));
-    let published = [subjects::later_online("o", "evil"), "jobs.v1.o.evil.state".to_owned(), subjects::callback("o", "evil")];
-    for reply in kept.into_iter().chain(published) {
-        for question in [&read, &put] {
-            command.publish_with_reply(question.clone(), reply.clone(), "".into()).await.unwrap();
-        }
-    }
-    timeout(PATIENCE, command.request(read.clone(), "".into())).await.unwrap().unwrap();
-    for stream in stored_streams() {
-        let own: &[&str] = match stream.as_str() {
-            "KV_NODES" => &["$KV.NODES.y", "$KV.NODES.z"],
-            "LATER" => &["later.v1.online.o.j"],
-            _ => &[],
+        let others = |held: &Held| -> Vec<(String, Value)> {
+            // Each reading of it puts it there once more.
+            let nodes = broker::bucket_stream(storage::NODES);
+            held.kept()
+                .into_iter()
+                .filter(|(stream, _)| **stream != nodes && (!is_lent_the_purge || *stream != storage::LATER))
+                .map(|(stream, held)| (stream.clone(), held.clone()))
+                .collect()
         };
-        assert_eq!(subjects(&stream).await, own.iter().copied().map(str::to_owned).collect(), "{stream}");
+        assert_eq!(others(&after), others(&before), "{role:?}");
+        assert!(after.0.iter().zip(&before.0).all(|(after, before)| after.1 == before.1), "nobody follows anything: {role:?}");
+        let nodes = after.0.iter().find(|(stream, _, _)| *stream == broker::bucket_stream(storage::NODES)).unwrap();
+        assert_eq!(nodes.2[2], json!({"$KV.NODES.z": 5}), "{role:?}");
     }
-    // What is lent to all of them is reached, which says that more would be seen: an API may purge this itself.
-    command.publish_with_reply(read, broker::lent(&broker::stream_purge(storage::LATER)), "".into()).await.unwrap();
-    let deadline = Instant::now() + PATIENCE;
-    while !subjects(storage::LATER).await.is_empty() {
-        assert!(Instant::now() < deadline, "nothing was purged; README says too much");
-    }
-}
-
-/// Where a consumer may be told to deliver, an order and the buckets that others keep included.
-fn deliveries() -> impl Iterator<Item = String> {
-    ELSEWHERE.into_iter().map(str::to_owned).chain(orders())
 }
 
 #[tokio::test]
 async fn no_consumer_delivers_elsewhere_than_to_keepers() {
     let broker = Broker::start().await;
     let mut elsewhere = Elsewhere::of(&broker).await;
-    let provisioners = [broker.connect(&Role::Provisioner).await.client, broker.connect(&Role::AuditProvisioner).await.client];
     let keeping = broker.connect(&store()).await.client;
     let ask = async |subject: String, body: Value| -> Value {
         let answer = timeout(PATIENCE, keeping.request(subject, body.to_string().into())).await.unwrap().unwrap();
         serde_json::from_slice(&answer.payload).unwrap()
     };
-    timeout(PATIENCE, keeping.request(broker::lent("$KV.KEYS.z"), "".into())).await.unwrap().unwrap();
+    filled(&keeping).await;
+    let before = Held::of(&broker).await;
     let stream = broker::bucket_stream(storage::KEYS);
-    let consumer =
-        |deliver_subject: &str| json!({"stream_name": stream, "config": {"deliver_subject": deliver_subject, "ack_policy": "none"}});
-    for deliver_subject in deliveries() {
-        let made = ask(broker::lent(&broker::consumer_create(&stream)), consumer(&deliver_subject)).await;
+    let consumer = |deliver_subject: &str, more: Value| {
+        let mut config = json!({"deliver_subject": deliver_subject, "ack_policy": "none"});
+        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        json!({"stream_name": stream, "config": config})
+    };
+    for (count, deliver_subject) in ELSEWHERE.into_iter().map(str::to_owned).chain(orders()).enumerate() {
+        let made = ask(broker::lent(&broker::consumer_create(&stream)), consumer(&deliver_subject, json!({}))).await;
         // The broker makes any but one that would feed itself.
         assert_eq!(made["error"].is_null(), !deliver_subject.starts_with("$KV.KEYS."), "{deliver_subject}: {made}");
+        let name = format!("evil-{count}");
+        let kept = json!({"name": name, "durable_name": name, "flow_control": true, "idle_heartbeat": 1_000_000_000_u64});
+        ask(broker::lent(&broker::consumer_create_named(&stream, &name)), consumer(&deliver_subject, kept)).await;
     }
     // By the time that one has delivered in its own inbox the others would have.
-    let mut inbox = keeping.subscribe(format!("{}.x", Role::inbox_prefix(&store()))).await.unwrap();
+    let own = format!("{}.x", store().inbox_prefix());
+    let mut inbox = keeping.subscribe(own.clone()).await.unwrap();
     keeping.flush().await.unwrap();
-    let made = ask(broker::lent(&broker::consumer_create(&stream)), consumer(&format!("{}.x", Role::inbox_prefix(&store())))).await;
+    let made = ask(broker::lent(&broker::consumer_create(&stream)), consumer(&own, json!({}))).await;
     assert!(made["error"].is_null(), "{made}");
     assert_eq!(timeout(PATIENCE, inbox.next()).await.unwrap().unwrap().subject.as_str(), "$KV.KEYS.z");
     assert_eq!(elsewhere.arrived().await, BTreeSet::new());
-    assert!(all_there(&provisioners).await);
+    assert_eq!(Held::of(&broker).await.kept(), before.kept());
+}
+
+#[tokio::test]
+async fn who_follows_a_bucket_too_often_keeps_nobody_from_it_for_longer_than_he_is_there() {
+    let broker = Broker::start().await;
+    let (keeping, stores) = (broker.connect(&store()).await.client, broker.connect(&Role::Provisioner).await.client);
+    let stream = broker::bucket_stream(storage::NODES);
+    let create = async |client: &Client, name: &str| -> Value {
+        let config = json!({"name": name, "durable_name": name, "ack_policy": "none", "inactive_threshold": 3_600_000_000_000_u64});
+        let body = json!({"stream_name": stream, "config": config}).to_string();
+        let answer = client.request(broker::lent(&broker::consumer_create_named(&stream, name)), body.into());
+        serde_json::from_slice(&timeout(PATIENCE, answer).await.unwrap().unwrap().payload).unwrap()
+    };
+    let longer = create(&keeping, "for-an-hour").await;
+    assert_eq!(longer["error"]["err_code"], 10153, "the broker keeps none for longer than the stream says: {longer}");
+    let info = timeout(PATIENCE, stores.request(broker::stream_info(&stream), "".into())).await.unwrap().unwrap();
+    let info: Value = serde_json::from_slice(&info.payload).unwrap();
+    assert_eq!((&info["config"]["max_consumers"], &info["state"]["consumer_count"]), (&json!(1024), &json!(0)), "{info}");
+}
+
+#[tokio::test]
+async fn one_message_empties_no_register() {
+    let broker = Broker::start().await;
+    let connection = broker.connect(&store()).await.client;
+    filled(&connection).await;
+    for bucket in [storage::KEYS, storage::NODES, storage::SERVICES, storage::LIMITS] {
+        let headers = async_nats::HeaderMap::from_iter([("Nats-Rollup".parse().unwrap(), "all".parse().unwrap())]);
+        let subject = broker::lent(&broker::bucket_key(bucket, "x"));
+        let refused = connection.request_with_headers(subject, headers, "".into());
+        let refused: Value = serde_json::from_slice(&timeout(PATIENCE, refused).await.unwrap().unwrap().payload).unwrap();
+        assert_eq!(refused["error"]["err_code"], 10111, "{bucket}: {refused}");
+    }
 }
 
 #[tokio::test]

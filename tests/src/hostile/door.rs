@@ -68,17 +68,22 @@ impl Door {
 
     /// Over TLS, after a whole handshake.
     pub fn tls(address: SocketAddr, ca: &Path) -> Self {
-        Self { address, steps: &[Step::Tls], tls: Some(connector(ca)) }
+        Self { address, steps: &[Step::Tls], tls: Some(connector(ca, &[])) }
+    }
+
+    /// Over TLS, in which HTTP/2 was agreed on.
+    pub fn http2(address: SocketAddr, ca: &Path) -> Self {
+        Self { address, steps: &[Step::Tls], tls: Some(connector(ca, &[b"h2"])) }
     }
 
     /// The broker's, after greeting and TLS.
     pub fn nats(address: SocketAddr, ca: &Path) -> Self {
-        Self { address, steps: &[Step::Greeting, Step::Tls], tls: Some(connector(ca)) }
+        Self { address, steps: &[Step::Greeting, Step::Tls], tls: Some(connector(ca, &[])) }
     }
 
     /// The broker's over WebSocket, after the upgrade; the greeting is still to come.
     pub fn websocket(address: SocketAddr, ca: &Path) -> Self {
-        Self { address, steps: &[Step::Tls, Step::Upgrade], tls: Some(connector(ca)) }
+        Self { address, steps: &[Step::Tls, Step::Upgrade], tls: Some(connector(ca, &[])) }
     }
 
     /// Enters.
@@ -104,6 +109,19 @@ impl Door {
             }
         }
         Ok(stream)
+    }
+
+    /// Enters, however often that takes: on a busy machine the other side may have had enough before we were through, and whoever means harm comes
+    /// again.
+    pub async fn enter_at_last(&self) -> Result<Box<dyn Stream>> {
+        loop {
+            match self.enter().await {
+                Err(error) if matches!(error.kind(), ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe) => {
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                }
+                entered => return entered,
+            }
+        }
     }
 
     /// Says this on a connection of its own and hears the answer, until it ends or nothing comes for a while.
@@ -134,16 +152,7 @@ impl Door {
     /// Says this, then one byte more now and then if it `trickles`, until the other side ends the connection: what was heard until then, and how
     /// long that took. An error if it never does, or if there was no way in.
     pub async fn until_closed(&self, words: &[u8], trickles: bool) -> Result<(Vec<u8>, Duration)> {
-        let enter = async {
-            loop {
-                match self.enter().await {
-                    // On a busy machine the other side may have had enough before we were through: whoever means harm comes again.
-                    Err(error) if error.kind() == ErrorKind::UnexpectedEof => tokio::time::sleep(AGAIN_AFTER).await,
-                    entered => return entered,
-                }
-            }
-        };
-        let stream = tokio::time::timeout(CLOSED_WITHIN, enter).await??;
+        let stream = tokio::time::timeout(CLOSED_WITHIN, self.enter_at_last()).await??;
         let began = Instant::now();
         let (mut from, mut to) = tokio::io::split(stream);
         let mut heard = Vec::new();
@@ -168,13 +177,15 @@ impl Door {
     }
 }
 
-fn connector(ca: &Path) -> TlsConnector {
+fn connector(ca: &Path, protocols: &[&[u8]]) -> TlsConnector {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_file_iter(ca).expect("an authority") {
         roots.add(certificate.expect("a certificate")).expect("an authority");
     }
     let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider())).with_safe_default_protocol_versions();
-    TlsConnector::from(Arc::new(config.expect("TLS").with_root_certificates(roots).with_no_client_auth()))
+    let mut config = config.expect("TLS").with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+    TlsConnector::from(Arc::new(config))
 }
 
 async fn read_to(stream: &mut Box<dyn Stream>, end: &[u8]) -> Result<Vec<u8>> {
@@ -211,9 +222,8 @@ pub async fn as_node(address: SocketAddr, ca: &Path, creds: &Path) -> Result<Box
     let nonce = greeting["nonce"].as_str().unwrap_or_default();
     let signature = BASE64URL_NOPAD.encode(&key.sign(nonce.as_bytes()).map_err(Error::other)?);
     let name = ServerName::IpAddress(address.ip().into());
-    let mut stream: Box<dyn Stream> = Box::new(connector(ca).connect(name, stream).await?);
-    let connect =
-        json!({"verbose": false, "pedantic": false, "tls_required": true, "lang": "rust", "version": "0", "jwt": jwt, "sig": signature});
+    let mut stream: Box<dyn Stream> = Box::new(connector(ca, &[]).connect(name, stream).await?);
+    let connect = json!({"verbose": false, "pedantic": false, "headers": true, "tls_required": true, "lang": "rust", "version": "0", "jwt": jwt, "sig": signature});
     stream.write_all(format!("CONNECT {connect}\r\nPING\r\n").as_bytes()).await?;
     stream.flush().await?;
     let answer = loop {

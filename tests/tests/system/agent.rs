@@ -52,6 +52,36 @@ fn events_are_numbered_without_gaps_and_end_with_one_outcome() {
     assert_eq!(kinds(&asker.ask("job.v1.eu.tcp", &silent.job("quiet", 2_500), &[]).all()), ["outcome"]);
 }
 
+/// With the credential of one and nothing of ours between: whatever it claims of who asks and what he may, the owner's file has the last word.
+#[test]
+fn an_api_that_is_taken_over_has_no_node_touch_what_its_owner_denies() {
+    let fabric = Fabric::start();
+    fabric.agent_with("o-1", "eu", &AgentOptions { allow_loopback: false, ..AgentOptions::default() });
+    let (taken_over, listener) = (Asker::api(&fabric), TcpListener::bind("127.0.0.1:0").unwrap());
+    listener.set_nonblocking(true).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let claims = [("Probe-Principal", "key:admin"), ("Probe-Targets", "127.0.0.0/8,169.254.0.0/16,localhost,example.com,192.0.2.1,::/0")];
+    let denied = |tool: &str, target: &str, parameters: &Value, headers: &[(&str, &str)]| {
+        let body = json!({"request_id": "r-1", "tool": tool, "target": target, "parameters": parameters});
+        for subject in [format!("node.v1.o-1.job.{tool}"), format!("job.v1.eu.{tool}")] {
+            let outcome = taken_over.ask(&subject, &body, headers).hear().body;
+            assert_eq!(outcome["failure"]["kind"], "denied", "{tool} {target}: {outcome}");
+            assert!(outcome["failure"]["detail"].as_str().unwrap().contains("this node's policy"), "{tool} {target}: {outcome}");
+        }
+    };
+    for headers in [&claims[..], &claims[..1], &[]] {
+        for target in ["127.0.0.1", "::ffff:127.0.0.1", "localhost", "169.254.169.254"] {
+            denied("tcp", target, &json!({"port": port}), headers);
+        }
+    }
+    denied("http", &format!("http://127.0.0.1:{port}/"), &json!({}), &claims);
+    denied("http", &format!("http://192.0.2.1:{port}/"), &json!({"resolve": "127.0.0.1"}), &claims);
+    denied("http", "http://192.0.2.1/", &json!({"proxy": format!("http://127.0.0.1:{port}")}), &claims);
+    denied("dns", "example.com", &json!({"resolver": "127.0.0.1", "port": port}), &claims);
+    // Nobody has come.
+    assert_eq!(listener.accept().map(drop).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+}
+
 #[test]
 fn the_shortest_run_is_told_as_it_happens_to_whoever_wants_every_event() {
     let fabric = Fabric::start();

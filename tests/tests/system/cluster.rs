@@ -12,8 +12,13 @@ use serde_json::json;
 const NAMES: [&str; 3] = ["s1", "s2", "s3"];
 /// Only a hang takes this long: servers that were all started again agree on leaders first, and clients come back by and by.
 const HANG: Duration = Duration::from_secs(120);
-/// A second is promised, and said; what is asserted holds on a machine that does much else, too.
-const CUT_WITHIN: Duration = Duration::from_secs(5);
+/// What is promised: from the request until the last server has cut.
+const CUT_WITHIN: Duration = Duration::from_secs(1);
+/// How often another is revoked where it took longer. A machine that does much else may miss a second now and then; who is revoked so slowly always
+/// would miss it each time.
+const TRIES: usize = 3;
+/// When what begins anew, or has to find out first that another hangs, is to have done what it does within a second else.
+const SOON: Duration = Duration::from_secs(5);
 /// How often to look for what is waited for.
 const LOOK_EVERY: Duration = Duration::from_millis(25);
 
@@ -51,6 +56,51 @@ impl Line {
     fn is_left_alone(&self) -> bool {
         self.events.try_iter().all(|(_, event)| event == "connected")
     }
+}
+
+/// What came of one revocation: when the last of the connections was cut (or the last replica refused it), and when and what the same request was
+/// answered.
+struct Revoked {
+    cut: Duration,
+    answered: Duration,
+    answer: String,
+    complete: bool,
+}
+
+impl Revoked {
+    /// Asks for it, and waits until each of these connections is cut.
+    #[track_caller]
+    fn of(lines: &[Line], ask: impl FnOnce() -> Answer) -> Self {
+        let asked = Instant::now();
+        let answer = ask();
+        let answered = asked.elapsed();
+        assert!([200, 202].contains(&answer.status), "{}", answer.text);
+        let cut = lines.iter().map(|line| line.is_cut().duration_since(asked)).max().unwrap();
+        let acknowledged = answer.body["servers"] == json!(NAMES) && answer.body["waiting"] == json!([]);
+        Self { cut, answered, complete: answer.status == 200 && acknowledged, answer: answer.text }
+    }
+
+    fn is_as_promised(&self) -> bool {
+        self.cut < CUT_WITHIN && self.complete
+    }
+}
+
+/// Revokes one after another until one is cut everywhere within the time that is promised, by a request whose own answer says that it is so at
+/// every server; the number of it.
+#[track_caller]
+#[expect(clippy::print_stderr, reason = "what was measured is shown")]
+fn as_promised(what: &str, revoked: impl Fn(usize) -> Revoked) -> usize {
+    let mut tried = Vec::new();
+    for index in 0..TRIES {
+        let revoked = revoked(index);
+        let Revoked { cut, answered, answer, .. } = &revoked;
+        tried.push(format!("cut after {cut:?}, answered after {answered:?}: {answer}"));
+        if revoked.is_as_promised() {
+            eprintln!("{what}, from the request: {tried:#?}");
+            return index;
+        }
+    }
+    panic!("{what}, from the request, never within {CUT_WITHIN:?} with an answer that names all: {tried:#?}");
 }
 
 fn connect(server: &Server, fabric: &Fabric, creds: &str) -> Result<(Client, Receiver<(Instant, String)>), async_nats::ConnectError> {
@@ -95,7 +145,7 @@ fn stay_out(fabric: &Fabric, revoked: &[String], good: &str) {
         for creds in revoked {
             let begun = Instant::now();
             while !is_refused(server, fabric, creds) {
-                assert!(begun.elapsed() < CUT_WITHIN, "{} lets in who was revoked", server.name());
+                assert!(begun.elapsed() < SOON, "{} lets in who was revoked", server.name());
             }
         }
         // One that lost its disk knows nobody until it is told; then it knows who was revoked, too.
@@ -150,35 +200,38 @@ fn creds_of(fabric: &Fabric, id: &str) -> String {
 fn a_node_that_is_revoked_over_http_is_cut_at_three_servers_at_once_and_stays_out_without_their_disks() {
     let mut fabric = Fabric::start_three();
     let api = api_at(&fabric, 0);
-    let agents = [0, 1, 2].map(|index| agent_at(&fabric, index, &format!("n-{}", index + 1)));
+    let agents = [0, 2].map(|index| agent_at(&fabric, index, &format!("n-{}", index + 1)));
     let neighbour = agent_at(&fabric, 1, "n-4");
-    api.wait_for_nodes(4);
-    let [good, bad, away] = ["n-1", "n-2", "n-3"].map(|id| creds_of(&fabric, id));
-    let lines: Vec<Line> = fabric.servers().iter().map(|server| Line::to(server, &fabric, &bad)).collect();
+    api.wait_for_nodes(3);
+    let [good, away] = ["n-1", "n-3"].map(|id| creds_of(&fabric, id));
     let others: Vec<Line> = fabric.servers().iter().map(|server| Line::to(server, &fabric, &good)).collect();
 
-    let asked = Instant::now();
-    let answer = revoke(&api, "n-2");
-    let answered = asked.elapsed();
-    assert!([200, 202].contains(&answer.status) && answer.body["change"] == "revoked", "{}", answer.text);
-    is_revoked(&api, "n-2", (200, &NAMES, &[]));
-    let cut = lines.iter().map(|line| line.is_cut().duration_since(asked)).max().unwrap();
-    assert_eq!(agents[1].wait(), Some(78), "{}", agents[1].log());
-    let ended = asked.elapsed();
-    assert!(agents[1].log().contains("it has been revoked, or belongs to another broker. The broker says: User Authentication Revoked"));
-    eprintln!(
-        "from POST: three connections cut after {cut:?}, acknowledged by three servers after {answered:?}, its agent ended by {ended:?}"
-    );
-    assert!(cut < CUT_WITHIN && answered < CUT_WITHIN, "{cut:?}, {answered:?}");
+    let bad_name = |index: usize| format!("n-2{index}");
+    let last = as_promised("three connections of a node", |index| {
+        let id = bad_name(index);
+        let agent = agent_at(&fabric, 1, &id);
+        api.wait_until("its agent is there", || api.admin().get(&format!("/v1/nodes/{id}")).body["online"] == json!(true));
+        let lines: Vec<Line> = fabric.servers().iter().map(|server| Line::to(server, &fabric, &creds_of(&fabric, &id))).collect();
+        let revoked = Revoked::of(&lines, || {
+            let answer = revoke(&api, &id);
+            assert_eq!(answer.body["change"], "revoked", "{}", answer.text);
+            answer
+        });
+        is_revoked(&api, &id, (200, &NAMES, &[]));
+        assert_eq!(agent.wait(), Some(78), "{}", agent.log());
+        assert!(agent.log().contains("it has been revoked, or belongs to another broker. The broker says: User Authentication Revoked"));
+        revoked
+    });
+    let (bad_id, bad) = (bad_name(last), creds_of(&fabric, &bad_name(last)));
     assert!(others.iter().all(Line::is_left_alone), "another node's connections were touched");
     runs_a_job(&api, "n-4");
-    for agent in [&agents[0], &agents[2], &neighbour] {
+    for agent in [&agents[0], &agents[1], &neighbour] {
         assert!(!agent.log().contains("the connection to the broker is gone"), "another node was cut: {}", agent.log());
     }
-    drop((lines, others));
+    drop(others);
     stay_out(&fabric, std::slice::from_ref(&bad), &good);
     let again = fabric.agent_with_credential(
-        "n-2",
+        &bad_id,
         &AgentOptions { server: Some(fabric.urls().join(",")), wait_ready: false, ..AgentOptions::default() },
     );
     assert_eq!(again.wait(), Some(78), "{}", again.log());
@@ -190,7 +243,7 @@ fn a_node_that_is_revoked_over_http_is_cut_at_three_servers_at_once_and_stays_ou
     fabric.server(2).kill();
     is_revoked(&api, "n-3", (202, &["s1", "s2"], &["s3"]));
     fabric.server(2).restart(Disk::Wiped);
-    assert_eq!(agents[2].wait(), Some(78), "{}", agents[2].log());
+    assert_eq!(agents[1].wait(), Some(78), "{}", agents[1].log());
     let both = [bad, away];
     stay_out(&fabric, &both, &good);
     is_revoked(&api, "n-3", (200, &NAMES, &[]));
@@ -206,7 +259,7 @@ fn a_node_that_is_revoked_over_http_is_cut_at_three_servers_at_once_and_stays_ou
     for id in ["n-1", "n-4"] {
         runs_a_job(&api, id);
     }
-    for id in ["n-2", "n-3"] {
+    for id in [bad_id.as_str(), "n-3"] {
         is_revoked(&api, id, (200, &NAMES, &[]));
     }
 }
@@ -233,7 +286,7 @@ fn a_server_that_hangs_holds_no_revocation_up_and_is_told_when_it_goes_on() {
     let mut answer = revoke(&api, "n-1");
     let (answered, cut) = (asked.elapsed(), line.is_cut().duration_since(asked));
     eprintln!("from POST, where the server hangs that leads the register: cut by the others after {cut:?}, answered after {answered:?}");
-    assert!(cut < CUT_WITHIN, "{cut:?}");
+    assert!(cut < SOON, "{cut:?}");
     wait_until("it is marked as revoked", || {
         // What it says of how far it has come depends on when the others have another leader.
         if answer.status == 503 {
@@ -269,36 +322,42 @@ fn a_node_outlives_a_server_that_comes_back_with_an_empty_disk() {
 #[test]
 fn a_key_and_a_service_that_are_revoked_at_one_api_are_worth_nothing_at_another_and_at_every_server() {
     let fabric = Fabric::start_three();
-    let (first, second) = (api_at(&fabric, 0), api_at(&fabric, 1));
+    let replicas = [0, 1, 2].map(|index| api_at(&fabric, index));
+    let [first, second, _] = &replicas;
     agent_at(&fabric, 2, "n-1");
     second.wait_for_nodes(1);
 
-    let made = first.admin().post("/v1/keys", &json!({"name": "short", "scopes": ["jobs:read"]})).expect(201);
-    let (key, path) = (made["key"].as_str().unwrap(), format!("/v1/keys/{}", made["id"].as_str().unwrap()));
-    let there = second.caller(key);
-    wait_until("the key is known", || there.get("/v1/tools").status == 200);
-    let asked = Instant::now();
-    first.admin().delete(&path).expect(200);
-    let answered = asked.elapsed();
-    wait_until("the key is refused", || there.get("/v1/tools").status == 401);
-    let refused = asked.elapsed();
-    eprintln!("a key: answered after {answered:?}, refused at the other API by {refused:?}");
-    assert!(refused < CUT_WITHIN, "{refused:?}");
-    assert!(there.get("/v1/tools").text.contains("was revoked at"), "{}", there.get("/v1/tools").text);
+    as_promised("a key at three replicas", |_| {
+        let made = first.admin().post("/v1/keys", &json!({"name": "short", "scopes": ["jobs:read"]})).expect(201);
+        let (key, path) = (made["key"].as_str().unwrap(), format!("/v1/keys/{}", made["id"].as_str().unwrap()));
+        let callers = replicas.each_ref().map(|replica| replica.caller(key));
+        wait_until("the key is known", || callers.iter().all(|caller| caller.get("/v1/tools").status == 200));
+        let asked = Instant::now();
+        let answer = first.admin().delete(&path);
+        let answered = asked.elapsed();
+        for caller in &callers {
+            wait_until("the key is refused", || caller.get("/v1/tools").status == 401);
+        }
+        let cut = asked.elapsed();
+        for caller in &callers {
+            let refused = caller.get("/v1/tools").expect(401);
+            assert!(refused["detail"].as_str().unwrap().contains("was revoked at"), "{refused}");
+        }
+        // Servers know nothing of keys, and there is nobody to wait for.
+        Revoked { cut, answered, complete: answer.status == 200 && answer.body["revoked_at"].is_string(), answer: answer.text }
+    });
 
-    let body = json!({"name": "billing", "regions": ["eu"], "tools": ["echo"]});
-    let made = first.admin().post("/v1/services", &body).expect(201);
-    let creds = made["creds"].as_str().unwrap();
-    wait_until("every server lets it in", || fabric.servers().iter().all(|server| !is_refused(server, &fabric, creds)));
-    let lines: Vec<Line> = fabric.servers().iter().map(|server| Line::to(server, &fabric, creds)).collect();
-    let asked = Instant::now();
-    let revoked = second.admin().delete("/v1/services/billing");
-    let answered = asked.elapsed();
-    assert!([200, 202].contains(&revoked.status), "{}", revoked.text);
-    wait_until("every server has said so", || second.admin().delete("/v1/services/billing").body["servers"] == json!(NAMES));
-    let cut = lines.iter().map(|line| line.is_cut().duration_since(asked)).max().unwrap();
-    eprintln!("a service: three connections cut after {cut:?}, acknowledged by three servers after {answered:?}");
-    assert!(cut < CUT_WITHIN && answered < CUT_WITHIN, "{cut:?}, {answered:?}");
-    drop(lines);
-    stay_out(&fabric, &[creds.to_owned()], &creds_of(&fabric, "n-1"));
+    let creds_of_service = std::cell::RefCell::new(String::new());
+    as_promised("three connections of a service", |index| {
+        let name = format!("billing-{index}");
+        let made = first.admin().post("/v1/services", &json!({"name": name, "regions": ["eu"], "tools": ["echo"]})).expect(201);
+        let (creds, path) = (made["creds"].as_str().unwrap(), format!("/v1/services/{name}"));
+        wait_until("every server lets it in", || fabric.servers().iter().all(|server| !is_refused(server, &fabric, creds)));
+        let lines: Vec<Line> = fabric.servers().iter().map(|server| Line::to(server, &fabric, creds)).collect();
+        let revoked = Revoked::of(&lines, || second.admin().delete(&path));
+        wait_until("every server has said so", || second.admin().delete(&path).body["servers"] == json!(NAMES));
+        creds_of_service.replace(creds.to_owned());
+        revoked
+    });
+    stay_out(&fabric, &[creds_of_service.into_inner()], &creds_of(&fabric, "n-1"));
 }

@@ -325,6 +325,33 @@ fn used(api: &Api, made: &Value) -> Option<Value> {
 }
 
 #[test]
+fn a_token_is_taken_from_where_the_service_manager_puts_it() {
+    let (fabric, home) = (Fabric::start(), Home::new());
+    let api = api_with(&fabric, &[]);
+    let folder = home.path("credentials");
+    std::fs::create_dir(&folder).unwrap();
+    let (_, made) = token(&home, &api, "credentials/token", &json!({}));
+    let enrolled = |state: &str, node: &str, credentials: &std::path::Path| {
+        let mut command = home.probeops(&["agent", "enroll", api.url(), "--state", state, "--node", node]);
+        command.env("CREDENTIALS_DIRECTORY", credentials);
+        home.finish(command)
+    };
+    let said = enrolled("state", "fra-1", &folder);
+    assert!(!(said.out.clone() + &said.err).contains(&text(&made)), "{}{}", said.out, said.err);
+    assert!(said.good().contains("node fra-1 in region eu is enrolled"));
+    assert_eq!(used(&api, &made), Some(json!(1)));
+    let state = home.path("state").display().to_string();
+    let _agent = fabric.agent_of("fra-1", &["--state", &state]);
+    api.wait_for_nodes(1);
+    // Where there is none in it, nobody at a terminal can be asked either.
+    let empty = home.path("empty");
+    std::fs::create_dir(&empty).unwrap();
+    let said = enrolled("other", "fra-2", &empty);
+    assert!(said.code != Some(0) && said.err.contains("token"), "{}{}", said.out, said.err);
+    assert_eq!(api.admin().get("/v1/nodes/fra-2").status, 404);
+}
+
+#[test]
 fn what_is_no_node_is_told_why_and_a_token_counts_only_what_the_broker_took() {
     needs::machine_id();
     let (fabric, home) = (Fabric::start(), Home::new());

@@ -4,6 +4,8 @@
 mod broker;
 mod endless;
 mod http;
+mod http2;
+mod knocks;
 mod liars;
 
 use std::net::SocketAddr;
@@ -14,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use probeops_tests::fabric::{Agent, Api, ApiOptions, Fabric, Sentry};
 use probeops_tests::hostile::door::Door;
-use probeops_tests::hostile::{Bystander, Counts, allow_sockets, open_files, resident_bytes, slow_heads};
+use probeops_tests::hostile::{Bystander, Counts, allow_sockets, held, open_files, resident_bytes, slow_heads};
 use probeops_tests::http::{Answer, Caller};
 use probeops_tests::receiver::{Receiver, Reply};
 use serde_json::{Value, json};
@@ -33,6 +35,8 @@ const CONNECTIONS: usize = 10_000;
 const AHEAD: usize = 100;
 /// How many connections an API with less room must have sent away before that is believed.
 const SENT_AWAY: usize = 2_000;
+/// How many connections are made at HTTPS, and at each of the broker's two listeners, at the same time.
+const OVER_TLS: usize = 2_000;
 /// How many of a bystander's jobs have to succeed while something lasts.
 const MEANWHILE: usize = 5;
 /// Only a hang takes this long.
@@ -181,9 +185,14 @@ fn nobody_who_means_harm_harms_a_bystander() {
         assert!(keeps <= KEPT_TIMES * kept, "the broker's runtime keeps {keeps} bytes, and kept {kept}");
     };
     strangers("once");
+    site.beside("connections over TLS", &[&site.roomy, &site.secure], |bystanders| over_tls(&site, bystanders));
+    // They take their time, which is everybody's.
+    let to_the_end = site.fabric.spawn(http2::to_the_end(site.roomy.address(), site.secure.address(), site.fabric.ca()));
     site.beside("nodes that lie", &[&site.roomy], |_| liars::lies(&site));
     site.beside("a service that lies", &[&site.roomy], |_| liars::lying_service(&site, servers.silent));
+    site.beside("requests at the front door and at the keymaster", &[&site.roomy], |_| knocks::knocks(&site));
     site.beside("receivers and targets that never end", &[&site.roomy], |_| endless::never_ending(&site, &servers));
+    site.fabric.block_on(to_the_end).unwrap();
     comes_back();
     strangers("twice");
     comes_back();
@@ -229,6 +238,7 @@ async fn crowd(site: &Site) {
 fn honest_use(site: &Site) {
     let broker = Broker::of(site, "regular");
     site.fabric.block_on(async { futures_util::join!(crowd(site), broker.honest_crowd(3 * CROWD)) });
+    knocks::honest(site);
     let receiver = Receiver::start(|_, _| Reply::status(204));
     let (plain, secure) = (site.usual.address(), site.secure.address());
     let jobs = [
@@ -238,6 +248,7 @@ fn honest_use(site: &Site) {
         json!({"tool": "tls", "target": secure.ip(), "from": "good", "parameters": {"port": secure.port(), "timeout": 2}}),
         json!({"tool": "tcp", "target": plain.ip(), "from": "good", "parameters": {"port": plain.port(), "timeout": 2}}),
         json!({"tool": "dns", "target": "a.example", "from": "good", "parameters": {"resolver": plain.ip(), "port": plain.port(), "protocol": "tcp", "timeout": 2, "tries": 1}}),
+        json!({"tool": "whois", "target": "a.example", "from": "good", "parameters": {"server": plain.ip(), "port": plain.port(), "protocol": "whois", "recursion": false, "timeout": 2}}),
     ];
     for api in [&site.roomy, &site.usual, &site.secure] {
         let (url, key, ca) = (api.url(), api.admin_key(), api.ca());
@@ -296,14 +307,37 @@ fn sent_away(site: &Site) {
     slow.abort();
 }
 
+/// Thousands come over TLS at the same time, with and without a whole handshake, and stay while bystanders are answered and honest ones are let in.
+fn over_tls(site: &Site, bystanders: &[Bystander]) {
+    let (address, ca, broker) = (site.secure.address(), site.fabric.ca(), Broker::of(site, "beside"));
+    let counts = Arc::new(Counts::default());
+    let crowds = http2::crowds(address, &ca, OVER_TLS).into_iter().chain(broker.crowds(OVER_TLS));
+    let crowds: Vec<_> = crowds.map(|(count, door, words)| site.fabric.spawn(held(door, words, count, Arc::clone(&counts)))).collect();
+    let started = Instant::now();
+    site.fabric.block_on(broker.come_meanwhile());
+    while counts.made.load(Ordering::Acquire) < 3 * OVER_TLS {
+        assert!(started.elapsed() < HANG, "{counts:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    answered("while they stay", bystanders);
+    for crowd in crowds {
+        crowd.abort();
+    }
+}
+
 /// What is slow, broken, cut off, repeated and by chance, at all listeners at the same time: HTTP, HTTPS, and the broker's two.
 fn strangers(site: &Site, round: &str) {
     let (plain, secure) = (Door::bare(site.roomy.address()), Door::tls(site.secure.address(), &site.fabric.ca()));
+    let secure2 = Door::http2(site.secure.address(), &site.fabric.ca());
     let (key, broker) = (site.roomy.admin_key(), Broker::of(site, &format!("visitor-{round}")));
     site.fabric.block_on(async {
         futures_util::join!(
-            http::broken_requests(&plain, key, true),
-            http::broken_requests(&secure, key, false),
+            http::broken_requests(&plain, http::http1(key)),
+            http::broken_requests(&secure, http::http1(key)),
+            http::broken_requests(&plain, http2::http2()),
+            http::broken_requests(&secure2, http2::http2()),
+            http2::unended_streams(&plain, key),
+            http2::unended_streams(&secure2, key),
             http::slow_bodies(&plain, key),
             http::slow_bodies(&secure, key),
             http::slow_handshakes(site.secure.address()),

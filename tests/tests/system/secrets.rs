@@ -3,9 +3,12 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use probeops_tests::fabric::{ApiOptions, Fabric, free_port};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use probeops_shared::timestamp::Timestamp;
+use probeops_tests::fabric::{Agent, Api, ApiOptions, Fabric, Sentry, free_port};
+use probeops_tests::http::Answer;
 use probeops_tests::receiver::{Receiver, Reply};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// A signing secret of HS256, long enough to be one.
 const HMAC_SECRET: &str = "PLANTED-hmac-0123456789abcdef0123456789abcdef";
@@ -15,6 +18,24 @@ const HEADER_VALUE: &str = "PLANTED-header-value";
 const TOKEN: &str = "pe_0198c0de_PLANTEDTOKEN0123456789abcdefghijklmnopq";
 /// A password in an address.
 const PASSWORD: &str = "PLANTED-password";
+/// What jobs tell a target who they are by: in each place that is secret.
+const BASIC: &str = "PLANTED-basic";
+const OF_PROXY: &str = "PLANTED-of-the-proxy";
+const COOKIE: &str = "PLANTED-cookie";
+const AUTHORIZATION: &str = "PLANTED-authorization";
+const TO_PROXY: &str = "PLANTED-to-the-proxy";
+
+const PLANTED: [(&str, &str); 9] = [
+    ("a token", TOKEN),
+    ("the secret for JWTs", HMAC_SECRET),
+    ("the header of a callback", HEADER_VALUE),
+    ("a password for a target", PASSWORD),
+    ("basic authentication", BASIC),
+    ("authentication at a proxy", OF_PROXY),
+    ("a cookie", COOKIE),
+    ("an Authorization header", AUTHORIZATION),
+    ("a secret header for a proxy", TO_PROXY),
+];
 
 /// Files of whom each has a secret: the operator, an account, the broker, who signs its certificate, and every part of the control plane.
 const EACH_HAS_ONE: [&str; 14] = [
@@ -34,13 +55,71 @@ const EACH_HAS_ONE: [&str; 14] = [
     "s-1.creds",
 ];
 
-/// What others can see of a process: its arguments; and what its own user could, were it not protected: its environment.
+/// What others can see of a process: its arguments; and what its own user could, were it not protected: its environment. Only root can read that, and
+/// who cannot has looked at nothing.
+#[track_caller]
 fn seen_of(process: u32) -> String {
     let read = |name: &str| {
-        std::fs::read(format!("/proc/{process}/{name}"))
-            .map_or_else(|_| String::new(), |bytes| String::from_utf8_lossy(&bytes).into_owned())
+        let path = format!("/proc/{process}/{name}");
+        let bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{path} cannot be looked at, run this as root: {error}"));
+        assert!(!bytes.is_empty(), "{path} is empty");
+        String::from_utf8_lossy(&bytes).into_owned()
     };
     read("cmdline") + &read("environ")
+}
+
+/// The whole trail, as it is exported.
+fn exported(api: &Api) -> String {
+    let (mut text, mut cursor) = (String::new(), String::new());
+    loop {
+        let page = api.admin().get(&format!("/v1/audit/export?limit=100{cursor}"));
+        assert_eq!(page.status, 200, "{}", page.text);
+        text.push_str(&page.text);
+        if page.body["end"] == true {
+            return text;
+        }
+        cursor = format!("&cursor={}", page.body["next"].as_str().unwrap());
+    }
+}
+
+/// A JWT, and the part of it that nobody else can make.
+fn token() -> (String, String) {
+    let now = Timestamp::now().unix_s();
+    let claims = json!({
+        "iss": "https://issuer.example", "aud": "probeops", "sub": "planted", "iat": now, "exp": now + 3_600, "scope": "jobs:write",
+    });
+    let token = encode(&Header::new(Algorithm::HS256), &claims, &EncodingKey::from_secret(HMAC_SECRET.as_bytes())).unwrap();
+    let signature = token.rsplit('.').next().unwrap().to_owned();
+    (token, signature)
+}
+
+/// Jobs that are told who they are to a target, in every way that the catalogue knows; nobody listens there, which is a finding.
+fn secretive_jobs(api: &Api, caller: &str, (certificate, key): (&str, &str)) -> Vec<Answer> {
+    let closed = free_port();
+    let url = format!("http://{closed}/");
+    let basic = json!({
+        "basic_auth": format!("u:{BASIC}"), "proxy": format!("http://{closed}"), "proxy_auth": format!("p:{OF_PROXY}"), "timeout": 1,
+        "headers": [format!("Cookie: c={COOKIE}")], "proxy_headers": [format!("X-Api-Key: {TO_PROXY}")],
+    });
+    let header = json!({"headers": [format!("Authorization: Bearer {AUTHORIZATION}")], "timeout": 1});
+    let certified = json!({"client_certificate": certificate, "client_key": key, "timeout": 1});
+    let port = json!({"port": closed.port(), "tls": true, "client_certificate": certificate, "client_key": key, "timeout": 1});
+    let mut of_tls = port.clone();
+    of_tls.as_object_mut().unwrap().remove("tls");
+    let jobs: [(&str, &str, Value); 6] = [
+        ("http", &url, json!({"bearer_token": PASSWORD, "timeout": 1})),
+        ("http", &url, basic),
+        ("http", &url, header),
+        ("http", &format!("https://{closed}/"), certified),
+        ("tcp", "127.0.0.1", port),
+        ("tls", "127.0.0.1", of_tls),
+    ];
+    let answers: Vec<Answer> =
+        jobs.iter().map(|(tool, target, parameters)| api.caller(caller).job(tool, target, "eu", parameters)).collect();
+    for (answer, (tool, _, parameters)) in answers.iter().zip(&jobs) {
+        assert_eq!(answer.status, 200, "{tool} {parameters}: {}", answer.text);
+    }
+    answers
 }
 
 /// Every file of a folder, and below.
@@ -94,45 +173,71 @@ fn planted_secrets_are_in_no_log_argument_environment_problem_or_record() {
     let answered = api.admin().post("/v1/jobs", &json!({"tool": "echo", "target": "x", "from": "eu", "callback": callback}));
     assert_eq!(answered.status, 200, "{}", answered.text);
     receiver.wait_for("/c", 1);
-    // The http tool is given credentials for a target; nobody listens there, which is a finding.
-    let closed = free_port();
-    let run = api.caller(&key).job("http", &format!("http://{closed}/"), "eu", &json!({"bearer_token": PASSWORD, "timeout": 1}));
+    let pair = rcgen::generate_simple_self_signed(["client".to_owned()]).unwrap();
+    let private = pair.signing_key.serialize_pem();
+    let ran = secretive_jobs(&api, &key, (&pair.cert.pem(), &private));
+    let (jwt, signature) = token();
+    let known = api.caller(&jwt).post("/v1/jobs", &json!({"tool": "echo", "target": "by a JWT", "from": "eu"}));
+    assert_eq!(known.status, 200, "{}", known.text);
     // Where a secret may be said by mistake: as a bearer token that is none, in a path, in fields that are refused.
     let cut = &key[..key.len() - 1];
-    let problems = [
+    let mut problems = vec![
         api.caller(TOKEN).get("/v1/tools"),
         api.caller(cut).get("/v1/tools"),
         api.caller(HMAC_SECRET).post("/v1/jobs", &json!({})),
         api.caller(&key).get("/v1/audit"),
         api.caller(&key).post("/v1/jobs", &json!({"tool": "echo", "target": "x", "from": "nowhere", "callback": callback})),
-        run,
+        api.caller(&format!("{jwt}x")).get("/v1/tools"),
+        api.caller(&jwt).get("/v1/audit"),
+        known,
     ];
+    problems.extend(ran);
     let refused: Vec<u16> = problems.iter().map(|problem| problem.status).collect();
-    assert_eq!(refused[..3], [401, 401, 401], "{refused:?}");
-    let trail = json!(api.wait_for_audit("tool=echo", 1)).to_string() + &json!(api.audit("")).to_string();
+    assert_eq!(refused[..7], [401, 401, 401, 403, 404, 401, 403], "{refused:?}");
+    // Of each job, that it was accepted, and what the node says of it.
+    for (filter, count) in
+        [("tool=http&verdict=accepted", 4), ("tool=http&node=s-1", 4), ("tool=tcp&node=s-1", 1), ("tool=tls&node=s-1", 1)]
+    {
+        api.wait_for_audit(filter, count);
+    }
+    api.wait_for_audit("principal=jwt:planted", 2);
+    let trail = exported(&api);
+    for words in ["by a JWT", "jwt:planted", "127.0.0.1"] {
+        assert!(trail.contains(words), "{words} is not in what was exported: {trail}");
+    }
 
-    let mut secrets: Vec<(String, String)> = [
+    let made = [
         ("the first key", api.admin_key()),
         ("a key", &key),
         ("the end of a key", &key[key.len() - 20..]),
-        ("a token", TOKEN),
-        ("the secret for JWTs", HMAC_SECRET),
-        ("the header of a callback", HEADER_VALUE),
         ("the secret that signs callbacks", &signing),
-        ("a password for a target", PASSWORD),
-    ]
-    .map(|(what, secret)| (what.to_owned(), secret.to_owned()))
-    .into();
+        ("a JWT", &jwt),
+        ("the signature of a JWT", &signature),
+    ];
+    let all = PLANTED.iter().chain(&made);
+    let mut secrets: Vec<(String, String)> = all.map(|(what, secret)| ((*what).to_owned(), (*secret).to_owned())).collect();
+    secrets.extend(private.lines().filter(|line| line.len() > 40).map(|line| ("the key of a certificate".to_owned(), line.to_owned())));
     let held = held_by(&fabric);
     let files_with: BTreeSet<&str> = held.iter().filter_map(|(path, _)| path.rsplit('/').next()).collect();
     for file in EACH_HAS_ONE {
         assert!(files_with.contains(file), "no secret in {file}: {files_with:?}");
     }
     secrets.extend(held);
+    let mut places = seen(&fabric, (&api, &agent, &sentry));
+    places.push(("the trail".to_owned(), trail));
+    places.extend(problems.iter().map(|problem| (format!("an answer with {}", problem.status), problem.text.clone())));
+    for (place, text) in &places {
+        for (what, secret) in &secrets {
+            assert!(!text.contains(secret), "{what} is in {place}:\n{}", around(text, secret));
+        }
+    }
+}
+
+/// The logs, arguments and environments of all that run.
+fn seen(fabric: &Fabric, (api, agent, sentry): (&Api, &Agent, &Sentry)) -> Vec<(String, String)> {
     let mut places: Vec<(String, String)> = vec![
         ("the API's log".to_owned(), api.log()),
         ("the agent's log".to_owned(), agent.log()),
-        ("the trail".to_owned(), trail),
         ("what is seen of the API".to_owned(), seen_of(api.process_id())),
         ("what is seen of the agent".to_owned(), seen_of(agent.process_id())),
         ("what is seen of the broker".to_owned(), seen_of(fabric.broker_process_id())),
@@ -141,20 +246,18 @@ fn planted_secrets_are_in_no_log_argument_environment_problem_or_record() {
         ("what is seen of the keymaster".to_owned(), seen_of(fabric.keymaster_process_id())),
         ("what is seen of the sentry".to_owned(), seen_of(sentry.process_id())),
     ];
-    places.extend(problems.iter().map(|problem| (format!("an answer with {}", problem.status), problem.text.clone())));
     let is_log = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("server."));
     let logs = files(&fabric.data().join("broker"));
     places.extend(logs.iter().filter(|path| is_log(path)).map(|path| (path.display().to_string(), std::fs::read_to_string(path).unwrap())));
     // The logs are those of level debug, and the arguments are read: else nothing could be found in them.
-    for log in [0, 1, 6, 7] {
-        assert!(places[log].1.contains("DEBUG"), "no debug in {}: {}", places[log].0, places[log].1);
+    for (place, text) in places.iter().filter(|(place, _)| place.ends_with("'s log")) {
+        assert!(text.contains("DEBUG"), "no debug in {place}: {text}");
     }
-    assert!(places[3].1.contains("--creds") && places[4].1.contains("--creds"), "{}", places[3].1);
-    for (place, text) in &places {
-        for (what, secret) in &secrets {
-            assert!(!text.contains(secret), "{what} is in {place}:\n{}", around(text, secret));
-        }
+    for (place, text) in places.iter().filter(|(place, _)| place.starts_with("what is seen of") && !place.ends_with("the broker")) {
+        assert!(text.contains("PROBEOPS_LOG=debug"), "no environment in {place}: {text}");
+        assert!(text.contains("--creds") || text.contains("--data"), "no arguments in {place}: {text}");
     }
+    places
 }
 
 /// The line of a text in which something is.

@@ -95,7 +95,7 @@ fn half_written_data_is_mended_or_named_with_its_cure() {
             && !path.starts_with(&signed)
     });
     secrets.push(home.path("data/tls/ca.pem"));
-    assert_eq!(secrets.len(), 19 + 8 + 6 + 2 * 4 + 1, "{secrets:?}");
+    assert_eq!(secrets.len(), 21 + 9 + 6 + 2 * 4 + 1, "{secrets:?}");
     for path in secrets {
         let whole = std::fs::read(&path).unwrap();
         cut(&path);
@@ -118,7 +118,7 @@ fn half_written_data_is_mended_or_named_with_its_cure() {
     let mut made = Vec::new();
     files_below(&home.path("data/broker/resolver"), &mut made);
     made.retain(|path| path.extension().is_some_and(|extension| extension == "jwt"));
-    assert_eq!(made.len(), 7, "{made:?}");
+    assert_eq!(made.len(), 8, "{made:?}");
     let names = [
         "admin.key",
         "demo-policy.toml",

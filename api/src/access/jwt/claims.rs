@@ -4,6 +4,7 @@ use data_encoding::BASE64URL_NOPAD;
 use probeops_shared::access::{Limits, Scope};
 use probeops_shared::invalid::Invalid;
 use probeops_shared::json;
+use probeops_shared::planted;
 use probeops_shared::timestamp::Timestamp;
 use serde_json::{Map, Value};
 
@@ -30,7 +31,8 @@ fn expires_at(claims: &Map<String, Value>) -> Option<Timestamp> {
 /// The subject goes into headers and logs as it is, so it must be plain.
 fn subject(claims: &Map<String, Value>) -> Result<&str, String> {
     let subject = claims.get("sub").and_then(Value::as_str).unwrap_or_default();
-    if (1..=SUBJECT_LENGTH_MAX).contains(&subject.len()) && subject.bytes().all(|byte| byte.is_ascii_graphic()) {
+    let is_plain = |byte: u8| byte.is_ascii_graphic() || planted!("jwt" if byte == b' ' && subject.contains('@'));
+    if (1..=SUBJECT_LENGTH_MAX).contains(&subject.len()) && subject.bytes().all(is_plain) {
         return Ok(subject);
     }
     Err(format!("the JWT's claim `sub` must be 1 to {SUBJECT_LENGTH_MAX} printable ASCII characters without spaces"))

@@ -40,7 +40,8 @@ impl Dispatch<'_> {
     /// Stays with a run that a node has begun.
     async fn accompany(&mut self, mut running: u32) -> Option<Outcome> {
         let patience_ends = Instant::now() + self.run.budget + GRACE;
-        let mut silent_at = Instant::now() + SILENCE_MAX;
+        let mut heard_at = Instant::now();
+        let mut silent_at = heard_at + SILENCE_MAX;
         let mut link = self.link.clone();
         let mut connected = *link.borrow_and_update();
         let mut again = None;
@@ -64,13 +65,14 @@ impl Dispatch<'_> {
                 Ok(Step::Final(outcome)) => return Some(*outcome),
                 Ok(Step::Over(over)) if over == running => return None,
                 Ok(Step::Running(alive)) if alive == running || Some(alive) == again => {
-                    (running, silent_at) = (alive, Instant::now() + SILENCE_MAX);
+                    heard_at = Instant::now();
+                    (running, silent_at) = (alive, heard_at + SILENCE_MAX);
                 }
                 Ok(Step::Running(other)) => self.cancel_attempt(other, running).await,
                 // Somebody has it, so it does not count that nobody listens.
                 Ok(Step::Over(_)) => self.nobody_since = None,
                 Err(_silent) => {
-                    self.give_up_silent(running);
+                    self.give_up(running, connected.connected && heard_at.elapsed() < SILENCE_MAX);
                     return None;
                 }
             }
@@ -119,12 +121,13 @@ impl Dispatch<'_> {
         Some(self.publish(&Destination::Node(node)).await)
     }
 
-    /// Remembers that the node which had begun says nothing any more.
-    fn give_up_silent(&mut self, running: u32) {
+    /// Remembers that the node which had begun says nothing any more; or nothing but that it goes on, whatever the budget is.
+    fn give_up(&mut self, running: u32, goes_on: bool) {
         let node = self.attempt(running).and_then(|attempt| attempt.accepted_by.clone());
         let who = node.as_ref().map_or_else(|| "the node".to_owned(), |node| format!("node {node}"));
-        let lost = Failure::new(FailureKind::Lost, format!("{who} accepted the job and then fell silent"));
-        self.tell(|| spans::answered("silent", Some(running), node.as_ref().map(NodeId::as_str), None));
+        let (what, told) = if goes_on { ("goes on with it after its time", "endless") } else { ("then fell silent", "silent") };
+        let lost = Failure::new(FailureKind::Lost, format!("{who} accepted the job and {what}"));
+        self.tell(|| spans::answered(told, Some(running), node.as_ref().map(NodeId::as_str), None));
         self.refusal = Some(self.failed_at(node.as_ref(), lost));
         self.tried.extend(node);
     }

@@ -88,17 +88,32 @@ impl Broker {
         };
         let attacks = cases.iter().flat_map(|case| (0..case.3).map(|_| closed(case)));
         let attacks = futures_util::future::join_all(attacks);
-        let honest = async {
-            for number in 0..HONEST {
-                for (url, creds) in self.urls.iter().zip(&self.creds) {
-                    // While the slow ones are there.
-                    tokio::time::sleep(Duration::from_millis(500)).await;
-                    let arrived = tokio::time::timeout(HANG, come(url, &self.ca, &creds[number])).await;
-                    drop(arrived.unwrap_or_else(|_| panic!("{url}: nobody is let in")));
-                }
+        futures_util::join!(attacks, self.come_meanwhile());
+    }
+
+    /// Honest ones are let in, while others are there.
+    pub(super) async fn come_meanwhile(&self) {
+        for number in 0..HONEST {
+            for (url, creds) in self.urls.iter().zip(&self.creds) {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                let arrived = tokio::time::timeout(HANG, come(url, &self.ca, &creds[number])).await;
+                drop(arrived.unwrap_or_else(|_| panic!("{url}: nobody is let in")));
             }
-        };
-        futures_util::join!(attacks, honest);
+        }
+    }
+
+    /// Who comes to stay, at its two listeners: how many, by which door, and what is said there.
+    pub(super) fn crowds(&self, each: usize) -> Vec<(usize, Door, Vec<u8>)> {
+        let [tcp, websocket] = [self.tcp, self.websocket].map(Door::bare);
+        let (nats, upgraded) = (Door::nats(self.tcp, &self.ca), Door::websocket(self.websocket, &self.ca));
+        vec![
+            (each / 2, tcp.clone(), Vec::new()),
+            (each / 4, tcp, cut_client_hello(100)),
+            (each / 4, nats, b"CONNECT {".to_vec()),
+            (each / 2, websocket.clone(), Vec::new()),
+            (each / 4, websocket, cut_client_hello(100)),
+            (each / 4, upgraded, Vec::new()),
+        ]
     }
 }
 

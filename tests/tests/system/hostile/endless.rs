@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use probeops_tests::hostile::endless;
+use probeops_tests::hostile::{endless, endless_datagrams};
 use serde_json::json;
 
 use super::{Site, said_by};
@@ -16,6 +16,7 @@ pub(super) struct Servers {
     redirects: SocketAddr,
     pub(super) silent: SocketAddr,
     junk: SocketAddr,
+    datagrams: SocketAddr,
 }
 
 pub(super) async fn servers() -> Servers {
@@ -27,6 +28,7 @@ pub(super) async fn servers() -> Servers {
         redirects: endless(b"HTTP/1.1 302 Found\r\nLocation: /again\r\nContent-Length: 0\r\n\r\n", b"", slowly).await,
         silent: endless(b"", b"", slowly).await,
         junk: endless(&[0xff; 4096], &[0xff; 4096], at_once).await,
+        datagrams: endless_datagrams(&[0xff; 512], at_once, Duration::from_secs(10)).await,
     }
 }
 
@@ -50,9 +52,12 @@ pub(super) fn never_ending(site: &Site, servers: &Servers) {
             json!({"tool": "tls", "target": host, "from": "good", "parameters": {"port": port, "timeout": 2}}),
             json!({"tool": "tcp", "target": host, "from": "good", "parameters": {"port": port, "banner": true, "timeout": 2}}),
             json!({"tool": "dns", "target": "a.example", "from": "good", "parameters": {"resolver": host, "port": port, "protocol": "tcp", "timeout": 2, "tries": 1}}),
+            json!({"tool": "whois", "target": "a.example", "from": "good", "parameters": {"server": host, "port": port, "protocol": "whois", "recursion": false, "timeout": 2}}),
         ]
     });
-    let jobs: Vec<String> = jobs.map(|job| job.to_string()).collect();
+    let port = servers.datagrams.port();
+    let datagrams = json!({"tool": "dns", "target": "a.example", "from": "good", "parameters": {"resolver": "127.0.0.1", "port": port, "protocol": "udp", "timeout": 2, "tries": 1}});
+    let jobs: Vec<String> = jobs.chain([datagrams]).map(|job| job.to_string()).collect();
     let (address, key) = (site.roomy.address(), site.roomy.admin_key());
     std::thread::scope(|threads| {
         let running: Vec<_> = jobs.iter().map(|job| threads.spawn(move || (job, said_by(address, key, job)))).collect();

@@ -11,13 +11,14 @@ use serde_json::Value;
 const SLOW: usize = 100;
 /// How many say nothing at all.
 const SILENT: usize = 500;
+/// How many send a slow body without a key, to each path and in each way.
+const UNKNOWN: usize = 20;
 
 /// How a request is answered that is none: as the caller's mistake, or by the end of the connection.
 const REFUSED: [&str; 2] = ["4", ""];
 
 /// What is too large, too deep, cut off, repeated, or by chance.
-pub(super) async fn broken_requests(door: &Door, key: &str, speaks_http2: bool) {
-    let cases: Vec<Case> = http1(key).into_iter().chain(http2().into_iter().filter(|_| speaks_http2)).collect();
+pub(super) async fn broken_requests(door: &Door, cases: Vec<Case>) {
     let asked = futures_util::stream::iter(&cases).map(|(what, words, wanted)| async move {
         let answer = door.said(words).await;
         let begins = String::from_utf8_lossy(answer.get(..12).unwrap_or(&answer)).into_owned();
@@ -29,18 +30,28 @@ pub(super) async fn broken_requests(door: &Door, key: &str, speaks_http2: bool) 
 }
 
 /// A head that says how long the body is, of which a byte comes now and then, or no more than one: the caller is told that it took too long, and
-/// his connection ends. With and without a key, in pieces too.
+/// his connection ends. With and without a key, in pieces too. Who needs a key for it and has none is told so at once instead.
 pub(super) async fn slow_bodies(door: &Door, key: &str) {
-    let head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
-    let known = format!("{head}Authorization: Bearer {key}\r\n");
+    let head = |path: &str, key: Option<&str>| {
+        let key = key.map_or_else(String::new, |key| format!("Authorization: Bearer {key}\r\n"));
+        format!("POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{key}")
+    };
+    let heads = [
+        (head("/v1/jobs", Some(key)), "408", SLOW),
+        (head("/v1/jobs", None), "401", UNKNOWN),
+        (head("/v1/enroll/challenge", None), "408", UNKNOWN),
+        (head("/v1/enroll", None), "408", UNKNOWN),
+        (head("/v1/enroll/confirm", None), "408", UNKNOWN),
+    ];
     let (length, pieces) = ("Content-Length: 100\r\n\r\n{", "Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n00");
-    let all = (0..SLOW).flat_map(|_| [(&known, length), (&known, pieces)]).flat_map(|case| [(case, false), (case, true)]);
-    let answered = all.map(|((head, body), trickles)| async move {
+    let all = heads.iter().flat_map(|(head, status, count)| (0..*count).map(move |_| (head, *status)));
+    let all = all.flat_map(|case| [(case, length, false), (case, length, true), (case, pieces, false), (case, pieces, true)]);
+    let answered = all.map(|((head, status), body, trickles)| async move {
         // In pieces a blank would be no number: nothing more comes.
         let trickles = trickles && body == length;
         let (answer, _) = door.until_closed(format!("{head}{body}").as_bytes(), trickles).await.expect("that it is closed");
         let answer = String::from_utf8_lossy(&answer).into_owned();
-        assert!(answer.starts_with("HTTP/1.1 408 "), "{body:?}, which trickles: {trickles}: {answer:?}");
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{head:?}, {body:?}, which trickles: {trickles}: {answer:?}");
     });
     drop(futures_util::future::join_all(answered).await);
 }
@@ -78,10 +89,10 @@ pub(super) async fn repeated(door: &Door, key: &str) {
 }
 
 /// What it is, what is sent, and how the answer may begin: a status, the frame of HTTP/2, nothing.
-type Case = (&'static str, Vec<u8>, &'static [&'static str]);
+pub(super) type Case = (&'static str, Vec<u8>, &'static [&'static str]);
 
 /// In HTTP/1.1.
-fn http1(key: &str) -> Vec<Case> {
+pub(super) fn http1(key: &str) -> Vec<Case> {
     let post = |headers: &str, body: &[u8]| {
         let head = "POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n";
         [format!("{head}Authorization: Bearer {key}\r\n{headers}\r\n").as_bytes(), body].concat()
@@ -105,23 +116,6 @@ fn http1(key: &str) -> Vec<Case> {
         ("ten thousand at once", b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n".repeat(10_000), &["200"]),
         ("a NUL", b"GET /\0 HTTP/1.1\r\nHost: x\r\n\r\n".to_vec(), &REFUSED),
         ("metrics", get("/metrics", "Authorization: Bearer x\r\n"), &["401"]),
-    ]
-}
-
-/// In HTTP/2.
-fn http2() -> Vec<Case> {
-    let after_preface = |frames: Vec<u8>| [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0"[..], &frames].concat();
-    // A stream is begun and reset at once, again and again (CVE-2023-44487).
-    let reset = |number: u32| {
-        let stream = (number * 2 + 1).to_be_bytes();
-        [&[0, 0, 3, 1, 5][..], &stream, &[0x82, 0x84, 0x86], &[0, 0, 4, 3, 0], &stream, &[0, 0, 0, 8]].concat()
-    };
-    // A head that goes on in its next frame, and the next (CVE-2024-27316).
-    let continued = |number: u32| [&[0, 0, 200, if number == 0 { 1 } else { 9 }, 0, 0, 0, 0, 1][..], &[0; 200]].concat();
-    vec![
-        ("by chance, in HTTP/2", after_preface(by_chance()), &["\0\0"]),
-        ("reset again and again", after_preface((0..5_000).flat_map(reset).collect()), &["\0\0"]),
-        ("a head without end, in HTTP/2", after_preface((0..2_000).flat_map(continued).collect()), &["\0\0"]),
     ]
 }
 
