@@ -1,5 +1,6 @@
 //! What comes over the broker and over HTTP as JSON, and what stands in subjects and headers.
 
+use std::collections::BTreeMap;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -233,6 +234,10 @@ fn tampered(input: &[u8]) {
         let exported = lines.iter().filter_map(|line| serde_json::from_str::<Exported>(line).ok());
         exported.map(|line| (line.cursor, line.writer, line.start, line.sequence, line.record.get().to_owned())).collect()
     };
+    // Of a file without a line the command itself says that nothing is verified.
+    if lines.is_empty() {
+        return;
+    }
     let written: Vec<&str> = EXPORT.lines().collect();
     assert_eq!(records(&lines), records(&written), "nothing is wrong with it");
 }

@@ -107,6 +107,7 @@ fn card(entity: &Value, name: &str) -> Option<String> {
     // A structured value has its most general part first.
     let structured = value.is_array();
     let value = value.as_str().or_else(|| value.get(0)?.as_str())?.trim();
+    let value = if planted!("whois" if structured && value.len() == 2) { "" } else { value };
     (!value.is_empty() || planted!("whois" if structured)).then(|| value.to_owned())
 }
 
