@@ -145,7 +145,7 @@ async fn what_is_led_elsewhere_is_seen() {
 
 #[tokio::test]
 async fn whoever_keeps_something_can_lead_no_answer_elsewhere() {
-    what_is_led_elsewhere_is_seen().await;
+    Box::pin(what_is_led_elsewhere_is_seen()).await;
     for role in [store(), registrar()] {
         let broker = Broker::start().await;
         let mut elsewhere = Elsewhere::of(&broker).await;
@@ -229,7 +229,7 @@ async fn no_answer_to_whoever_keeps_something_is_taken_for_an_order() {
             .map(|stream| broker::lent(&broker::consumer_create(stream)));
         led(&connection, &[orders(), kept.to_vec(), published.to_vec(), consumers.to_vec()].concat()).await;
         // An API may purge these itself. That it is seen says that more would be, and that all that was led before has come to its end.
-        led(&connection, &[purge.clone()]).await;
+        led(&connection, std::slice::from_ref(&purge)).await;
         let purged = |held: &Held| held.0.iter().any(|(stream, _, held)| stream == storage::LATER && held[2].is_null());
         let (deadline, mut after) = (Instant::now() + PATIENCE, Held::of(&broker).await);
         while is_lent_the_purge && !purged(&after) {
