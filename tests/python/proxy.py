@@ -1,11 +1,13 @@
 """An agent whose only way to its broker is an HTTP proxy with authentication (tinyproxy, and squid), over `tls://` and `wss://`: jobs run, the
 connection is taken up again, every way in which a proxy says no is told with its cure, and the password is seen nowhere. A machine enrols,
-runs, renews and changes its key through the proxy that was named once. And what `probeops-agent doctor` says where nobody may ping.
+runs, renews and changes its key through the proxy that was named once. One whose clock is set renews and runs on. And what
+`probeops-agent doctor` says where a clock is wrong and where nobody may ping.
 
-Arguments: the program `probeops`, an empty folder. Needs root, tinyproxy, squid, unshare and setpriv.
+Arguments: the program `probeops`, an empty folder. Needs root, tinyproxy, squid, libfaketime, unshare and setpriv.
 """
 
 import base64
+import glob
 import json
 import os
 import pathlib
@@ -329,6 +331,43 @@ def a_machine_enrols_through_it(site):
     assert PASSWORD not in running.log() and running.end() == 0, running.log()[-3000:]
 
 
+def a_clock_is_set(site):
+    """Forward by more than a credential lasts, and back again: it is renewed at once, and jobs run on."""
+    libraries = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
+    assert libraries, "libfaketime is missing: apt-get install libfaketime"
+    clock = site.folder / "clock"
+    faked = {"LD_PRELOAD": libraries[0], "FAKETIME_TIMESTAMP_FILE": str(clock), "FAKETIME_NO_CACHE": "1", "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    clock.write_text("+0s")
+    state, token, policy = site.folder / "clock-state", site.folder / "clock-token", str(site.folder / "policy.toml")
+    environment = {**os.environ, "PROBEOPS_URL": f"http://127.0.0.1:{site.http}", "PROBEOPS_TOKEN": (site.data / "admin.key").read_text().strip()}
+    command = [site.program, "enroll-tokens", "add", "--region", "clock", "--tools", "echo"]
+    token.write_text(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    ca = str(site.data / "tls/ca.pem")
+    command = [site.program, "agent", "enroll", environment["PROBEOPS_URL"], "--state", str(state), "--ca", ca, "--token-file", str(token), "--node", "clock-1", "--servers", site.tls]
+    enrolled = subprocess.run(command, capture_output=True, text=True)
+    assert enrolled.returncode == 0, enrolled.stdout + enrolled.stderr
+
+    def given():
+        return json.loads((state / "enrollment.json").read_text())["given"]
+
+    running = site.start("agent-clock", [site.program, "agent", "--state", str(state), "--policy", policy, "--log-format", "text"], **faked)
+    running.wait_for("the agent is ready")
+    assert "success" in site.job("echo", "hello", "clock")
+    # From the right day to a wrong one, and from that to the right one, which is as much of a jump.
+    for step, offset in enumerate(["+30h", "+0s"], 1):
+        known = given()
+        clock.write_text(offset)
+        wait_until(f"the credential is renewed when the clock is set to {offset}:\n{running.log()[-3000:]}", lambda: given() != known)
+        running.wait_for("there is another credential; connecting with it", step)
+        wait_until(f"jobs run when the clock is at {offset}:\n{running.log()[-3000:]}", lambda: "success" in site.job("echo", "again", "clock"))
+        assert given()["valid_for_ms"] > 20 * 3_600_000, given()
+    assert running.end() == 0, running.log()[-3000:]
+    clock.write_text("+20m")
+    checks = site.doctor(["--state", str(state), "--policy", policy], "env", *(f"{name}={value}" for name, value in faked.items()))[1]
+    detail, cure = failed(checks, "clock")
+    assert re.match(r"1[12]\d{5} ms ahead of the control plane's", detail) and "ntp" in cure, (detail, cure)
+
+
 def nobody_may_ping(site):
     """A network namespace of its own lets no group ping, and reaches nobody."""
     for path in (site.folder, site.data):
@@ -356,10 +395,11 @@ def main():
         ports = jobs_run_and_go_on(site)
         refusals_have_cures(site, ports)
         a_machine_enrols_through_it(site)
+        a_clock_is_set(site)
         nobody_may_ping(site)
     finally:
         site.end()
-    print("through proxies: jobs run, refusals have cures, the password is seen nowhere")
+    print("through proxies: jobs run, refusals have cures, the password is seen nowhere; a node whose clock is set renews")
 
 
 main()
