@@ -91,8 +91,7 @@ impl Control {
 
     /// The broker's addresses as agents on other machines need them.
     pub(crate) fn servers_elsewhere(&self) -> Result<Vec<String>, Failed> {
-        let elsewhere = read_lines(&self.layout.root().join(SERVERS_ELSEWHERE_FILE))?;
-        Ok(if elsewhere.is_empty() { self.servers.clone() } else { elsewhere })
+        servers_elsewhere(&self.layout, &self.servers)
     }
 
     /// The broker's authority, where it is our own.
@@ -202,6 +201,12 @@ fn parsed<T: DeserializeOwned>(bucket: &str, key: &str, value: &[u8]) -> Result<
 pub(crate) fn write_servers(layout: &Layout, servers: &[String]) -> Result<(), Failed> {
     let path = layout.root().join(SERVERS_FILE);
     files::write(&path, format!("{}\n", servers.join("\n")).as_bytes(), Secrecy::Public).map_err(|error| Failed::work(format!("{error:#}")))
+}
+
+/// The broker's addresses as agents on other machines need them: those that were written down, or these.
+pub(crate) fn servers_elsewhere(layout: &Layout, servers: &[String]) -> Result<Vec<String>, Failed> {
+    let elsewhere = read_lines(&layout.root().join(SERVERS_ELSEWHERE_FILE))?;
+    Ok(if elsewhere.is_empty() { servers.to_vec() } else { elsewhere })
 }
 
 /// Says in the data folder under which addresses other machines reach the broker.

@@ -103,7 +103,7 @@ async fn live(fabric: &mut Fabric, settings: &Settings) -> Result<(), Failed> {
 }
 
 fn announce(fabric: &Fabric, nodes: &[Value]) {
-    let key_file = fabric.control().layout.admin_key();
+    let key_file = fabric.layout().admin_key();
     say(format!("ready {}", fabric.url()));
     say(format!("key   {}", key_file.display()));
     match first_jobs::curl(fabric, nodes) {

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::client::{Client, URL_FILE};
-use crate::control::{Control, write_servers, write_servers_elsewhere};
+use crate::control::{Control, servers_elsewhere, write_servers, write_servers_elsewhere};
 use crate::exit::Failed;
 use crate::provision::{self, Granted, TOKEN_FILE};
 use crate::terminal::note;
@@ -58,7 +58,9 @@ const RENEWALS: u32 = 3;
 
 /// Everything that runs.
 pub(super) struct Fabric {
-    control: Control,
+    layout: Layout,
+    /// The broker's addresses.
+    servers: Vec<String>,
     server: ServerSettings,
     broker: Option<Running>,
     keymaster: Option<Child>,
@@ -97,14 +99,19 @@ impl Fabric {
         write_servers(&layout, &servers)?;
         let elsewhere: Vec<String> = settings.names.iter().map(|name| format!("tls://{}:{}", bracketed(name), ports.broker)).collect();
         write_servers_elsewhere(&layout, &elsewhere)?;
-        let control = Control { layout, vault, servers };
         let (keymaster, sentry, api, agents, nodes, url) = (None, None, None, Vec::new(), Vec::new(), String::new());
-        Ok(Self { control, server, broker: Some(broker), keymaster, sentry, api, agents, nodes, url })
+        Ok(Self { layout, servers, server, broker: Some(broker), keymaster, sentry, api, agents, nodes, url })
     }
 
-    /// The keys, and the broker they are for.
-    pub(super) fn control(&self) -> &Control {
-        &self.control
+    /// The data folder.
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The keys, and the broker they are for; to be held no longer than it takes, since of what stays only the keymaster has them.
+    pub(super) fn control(&self) -> Result<Control, Failed> {
+        let vault = Vault::open(&self.layout).map_err(unusable)?;
+        Ok(Control { layout: self.layout.clone(), vault, servers: self.servers.clone() })
     }
 
     /// A port of this machine that something listens on and that the demo agents may touch: the broker's figures.
@@ -133,7 +140,7 @@ impl Fabric {
             broker.ready(&self.server).await.map_err(unusable)?;
         }
         self.nodes = self.provision(settings.credential_lifetime).await?;
-        let layout = &self.control.layout;
+        let layout = &self.layout;
         let logs = layout.root().join(LOG_DIR);
         files::make_dir(&logs).map_err(unusable)?;
         let policy = layout.root().join("demo-policy.toml");
@@ -142,7 +149,7 @@ impl Fabric {
         self.url = format!("http://{http}");
         files::write(&layout.root().join(URL_FILE), self.url.as_bytes(), Secrecy::Public).map_err(unusable)?;
         // It knows the authority by the folder.
-        let servers = self.control.servers.join(",");
+        let servers = self.servers.join(",");
         let told = words([("--data", layout.root()), ("--servers", Path::new(&servers)), ("--log-format", Path::new("json"))]);
         let told: Vec<OsString> = told.collect();
         let keeper = |name: &str| Child::start(name, &[&[name.into()], told.as_slice()].concat(), &logs);
@@ -153,7 +160,7 @@ impl Fabric {
         // They renew their own; the rest of the fabric's credentials are renewed here.
         let valid_for = format!("{}s", settings.credential_lifetime.min(NODE_VALID_FOR_MAX).as_secs().max(1));
         api.extend(words([
-            ("--node-servers", Path::new(&self.control.servers_elsewhere()?.join(","))),
+            ("--node-servers", Path::new(&servers_elsewhere(&self.layout, &self.servers)?.join(","))),
             ("--node-valid-for", Path::new(&valid_for)),
         ]));
         if !settings.callback_allow.is_empty() {
@@ -177,20 +184,20 @@ impl Fabric {
     }
 
     async fn provision(&self, lifetime: Duration) -> Result<Vec<Granted>, Failed> {
-        let layout = &self.control.layout;
-        provision::everything(&self.control, &demo_nodes()?, &|id| layout.node_state(id), lifetime).await
+        let layout = &self.layout;
+        provision::everything(&self.control()?, &demo_nodes()?, &|id| layout.node_state(id), lifetime).await
     }
 
     /// What every program of ours is told.
     fn common(&self, program: &str) -> Vec<OsString> {
-        let (servers, ca) = (self.control.servers.join(","), self.control.layout.ca_certificate());
+        let (servers, ca) = (self.servers.join(","), self.layout.ca_certificate());
         let told = words([("--servers", Path::new(&servers)), ("--ca", &ca), ("--log-format", Path::new("json"))]);
         [program.into()].into_iter().chain(told).collect()
     }
 
     /// Waits until every demo node is online; what the API says of them.
     pub(super) async fn ready(&mut self) -> Result<Vec<Value>, Failed> {
-        let key = files::read_if_exists(&self.control.layout.admin_key()).map_err(unusable)?.unwrap_or_default();
+        let key = files::read_if_exists(&self.layout.admin_key()).map_err(unusable)?.unwrap_or_default();
         let client = std::sync::Arc::new(Client::new(&self.url, key.trim().to_owned(), None)?);
         let started = Instant::now();
         loop {
@@ -214,7 +221,7 @@ impl Fabric {
                 Err(error) => error.to_string(),
             };
             if started.elapsed() > READY_WITHIN {
-                let logs = self.control.layout.root().join(LOG_DIR);
+                let logs = self.layout.root().join(LOG_DIR);
                 let waited = READY_WITHIN.as_secs();
                 return Err(Failed::work(format!("not ready after {waited} s: {lacks}; what the programs say is in {}", logs.display())));
             }
@@ -279,7 +286,7 @@ impl Fabric {
             keeper.stop(KEEPER_PATIENCE).await;
         }
         // Gone already or never there: nothing to remove.
-        drop(std::fs::remove_file(self.control.layout.root().join(URL_FILE)));
+        drop(std::fs::remove_file(self.layout.root().join(URL_FILE)));
         if let Some(broker) = self.broker.take()
             && let Err(error) = broker.stop().await
         {

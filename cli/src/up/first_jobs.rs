@@ -39,7 +39,7 @@ fn first_job(open_port: u16, nodes: &[Value]) -> Option<Value> {
 
 /// The same as a line for a shell.
 pub(super) fn curl(fabric: &Fabric, nodes: &[Value]) -> Option<String> {
-    Some(line(fabric.url(), &fabric.control().layout.admin_key(), &first_job(fabric.open_port(), nodes)?))
+    Some(line(fabric.url(), &fabric.layout().admin_key(), &first_job(fabric.open_port(), nodes)?))
 }
 
 fn line(url: &str, key_file: &Path, body: &Value) -> String {
@@ -55,8 +55,7 @@ pub(super) async fn run(fabric: &Fabric, nodes: &[Value]) -> Result<(), Failed> 
 }
 
 async fn over_http(fabric: &Fabric, nodes: &[Value]) -> Result<(), Failed> {
-    let control = fabric.control();
-    let key = files::read_if_exists(&control.layout.admin_key()).map_err(|error| Failed::work(format!("{error:#}")))?.unwrap_or_default();
+    let key = files::read_if_exists(&fabric.layout().admin_key()).map_err(|error| Failed::work(format!("{error:#}")))?.unwrap_or_default();
     let client = Client::new(fabric.url(), key.trim().to_owned(), None)?;
     let body = first_job(fabric.open_port(), nodes).ok_or_else(no_nodes)?;
     let text = |name: &str| body[name].as_str().unwrap_or_default().to_owned();
@@ -68,7 +67,7 @@ async fn over_http(fabric: &Fabric, nodes: &[Value]) -> Result<(), Failed> {
 }
 
 async fn over_nats(fabric: &Fabric, nodes: &[Value]) -> Result<(), Failed> {
-    let control = fabric.control();
+    let control = fabric.control()?;
     let region: Region = nodes.first().and_then(|node| node["region"].as_str()).ok_or_else(no_nodes)?.parse().map_err(Failed::work)?;
     note(format!("2. straight over NATS: tcp {TARGET} from {region}"));
     let name: Caller = "first-service".parse().map_err(Failed::work)?;
