@@ -15,11 +15,12 @@ const LAYERS: [(&str, &[&str]); 6] = [
 ];
 
 /// What speaks to the broker: not the tools, the routes, the policy, nor what keys and jobs are.
-const BROKER: [&str; 24] = [
+const BROKER: [&str; 25] = [
     "cli/src/audit/copy.rs",
     "nats/",
     "agent/src/agent",
     "agent/src/doctor/",
+    "agent/src/fuzzing.rs",
     "agent/src/groups.rs",
     "agent/src/inbox.rs",
     "agent/src/outbox.rs",
