@@ -1,6 +1,6 @@
 //! Answers of nodes, as `tests/fuzz` calls their reader.
 
-use async_nats::{HeaderMap, HeaderName, HeaderValue, Message, StatusCode};
+use async_nats::{HeaderMap, HeaderName, HeaderValue, Message};
 use bytes::Bytes;
 use probeops_shared::ids::NodeId;
 use probeops_shared::job::Event;
@@ -21,7 +21,7 @@ pub fn answer(given: &[(&str, &str)], responder: &str, status: u16) -> Option<(O
         reply: None,
         payload: Bytes::new(),
         headers: Some(headers),
-        status: StatusCode::from_u16(status).ok(),
+        status: status.try_into().ok(),
         description: None,
         length: 0,
     };
