@@ -185,7 +185,7 @@ impl Fabric {
 
     async fn provision(&self, lifetime: Duration) -> Result<Vec<Granted>, Failed> {
         let layout = &self.layout;
-        provision::everything(&self.control()?, &demo_nodes()?, &|id| layout.node_state(id), lifetime).await
+        Box::pin(provision::everything(&self.control()?, &demo_nodes()?, &|id| layout.node_state(id), lifetime)).await
     }
 
     /// What every program of ours is told.
