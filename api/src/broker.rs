@@ -8,6 +8,7 @@ mod idempotency;
 pub(crate) mod last;
 mod late;
 mod lease;
+mod pull;
 mod replies;
 pub(crate) mod room;
 mod shares;
@@ -320,29 +321,6 @@ impl Broker {
     /// The connection over which nodes are asked and the trail is written.
     pub(crate) fn link(&self) -> watch::Receiver<LinkState> {
         self.0.link.clone()
-    }
-
-    /// Waits until both connections are there, which is to be done before streams are asked for messages: what is asked while the broker is away is
-    /// asked and given up in one moment when it is back, which has it give a message to nobody; and a job begins only where nodes and the trail can
-    /// be spoken to.
-    pub(crate) async fn until_connected(&self, store_link: &mut watch::Receiver<LinkState>) {
-        while !(self.0.link.borrow().connected && store_link.borrow_and_update().connected) {
-            let (speaking, keeping) =
-                (self.link().wait_for(|link| link.connected).await.is_ok(), store_link.wait_for(|link| link.connected));
-            if !(speaking && keeping.await.is_ok()) {
-                // Whoever follows a connection ends with the program.
-                return std::future::pending().await;
-            }
-        }
-    }
-
-    /// Waits until one of them is not there any more, or not the same.
-    pub(crate) async fn until_disconnected(&self, store_link: &mut watch::Receiver<LinkState>) {
-        let mut link = self.link();
-        tokio::select! {
-            _ = store_link.changed() => {}
-            _ = link.wait_for(|link| !link.connected) => {}
-        }
     }
 
     /// The connection by which this replica keeps something in streams and buckets.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use async_nats::jetstream::{AckKind, Message};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use bytes::Bytes;
-use futures_util::StreamExt;
 use probeops_shared::timestamp::Timestamp;
 use serde::Serialize;
 use tokio::sync::Semaphore;
@@ -35,10 +34,6 @@ const OF_CALLER_MAX: usize = 32;
 const HOST_BUSY_FOR: Duration = Duration::from_millis(500);
 /// When to come back to a caller who has: he may have thousands waiting, and each that comes too early costs something.
 const CALLER_BUSY_FOR: Duration = Duration::from_secs(5);
-/// How long the broker holds a request for callbacks while there is none.
-const ASK_FOR: Duration = Duration::from_secs(5);
-/// When to ask again after the broker did not take the request.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// When to look again for what is not in its stream yet, or cannot be read now.
 const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How long after its end a job's outcomes are waited for; then it is told with those there are.
@@ -76,38 +71,19 @@ pub(crate) async fn deliver(callbacks: Callbacks, jobs: Jobs, broker: Broker, ta
     };
     let room = Arc::new(Semaphore::new(AT_ONCE_MAX));
     let taking = async {
-        let mut link = broker.store_link();
         loop {
             // Nobody else takes places, so there are at least so many until they are taken here.
             drop(room.acquire().await);
-            broker.until_connected(&mut link).await;
-            let asked = deliverer.callbacks.0.queue.batch().max_messages(room.available_permits()).expires(ASK_FOR).messages().await;
-            let Ok(mut due) = asked else {
-                sleep(ASK_AGAIN_AFTER).await;
-                continue;
-            };
-            loop {
-                let message = tokio::select! {
-                    message = due.next() => message,
-                    // What was asked of a broker that is gone is not answered.
-                    () = broker.until_disconnected(&mut link) => None,
-                };
-                let message = match message {
-                    Some(Ok(message)) => message,
-                    Some(Err(error)) => {
-                        tracing::warn!(%error, "the queue of callbacks does not answer; asking again");
-                        sleep(ASK_AGAIN_AFTER).await;
-                        break;
-                    }
-                    None => break,
-                };
-                let Ok(place) = Arc::clone(&room).try_acquire_owned() else { break };
+            let take = |message| {
+                let Ok(place) = Arc::clone(&room).try_acquire_owned() else { return false };
                 let deliverer = deliverer.clone();
                 drop(tasks.spawn(async move {
                     deliverer.handle(message).await;
                     drop(place);
                 }));
-            }
+                true
+            };
+            broker.pull(&deliverer.callbacks.0.queue, room.available_permits(), take).await;
         }
     };
     tokio::select! {

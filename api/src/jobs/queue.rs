@@ -15,7 +15,6 @@ use std::time::Duration;
 use async_nats::header::{HeaderMap, HeaderValue, NATS_MESSAGE_TTL};
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{AckKind, Message};
-use futures_util::StreamExt;
 use probeops_shared::audit::{Record, Verdict};
 use probeops_shared::ids::JobId;
 use probeops_shared::job::{GRACE, Job};
@@ -73,9 +72,8 @@ const BACK_PER_SECOND: u64 = 200;
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// How many that waited go on here at once: a node that comes back is not flooded with all that waited for it.
 const AT_ONCE_MAX: usize = 32;
-/// How many are asked for at once, and for how long.
+/// How many are asked for at once.
 const ASK_MAX: usize = 256;
-const ASK_FOR: Duration = Duration::from_secs(5);
 /// How often they are counted.
 const COUNT_EVERY: Duration = Duration::from_secs(5);
 /// How much longer than its job waits a message is kept, if nobody was there to end it.
@@ -283,7 +281,6 @@ impl Jobs {
     /// Hands on what waits, and counts it.
     async fn take(&self, taken: mpsc::Sender<Message>) {
         let mut online = self.online().await;
-        let mut link = self.0.broker.store_link();
         let mut counted = Instant::now() - COUNT_EVERY;
         loop {
             if counted.elapsed() >= COUNT_EVERY
@@ -293,31 +290,10 @@ impl Jobs {
                 self.0.metrics.count_queued(count);
                 counted = Instant::now();
             }
-            self.0.broker.until_connected(&mut link).await;
-            let Ok(mut batch) = online.batch().max_messages(ASK_MAX).expires(ASK_FOR).messages().await else {
-                sleep(RETRY_AFTER).await;
-                continue;
-            };
-            loop {
-                let message = tokio::select! {
-                    message = batch.next() => message,
-                    // What was asked of a broker that is gone is not answered.
-                    () = self.0.broker.until_disconnected(&mut link) => None,
-                };
-                match message {
-                    Some(Ok(message)) => {
-                        if taken.send(message).await.is_err() {
-                            return;
-                        }
-                    }
-                    Some(Err(error)) => {
-                        tracing::warn!(%error, "the queue of jobs that wait for nodes does not answer; asking again");
-                        sleep(RETRY_AFTER).await;
-                        break;
-                    }
-                    None => break,
-                }
+            if taken.reserve().await.is_err() {
+                return;
             }
+            self.0.broker.pull(&online, taken.capacity(), |message| taken.try_send(message).is_ok()).await;
         }
     }
 

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use async_nats::jetstream::consumer::PullConsumer;
 use async_nats::jetstream::{AckKind, Message};
-use futures_util::StreamExt;
 use probeops_shared::ids::JobId;
 use probeops_shared::problem::Code;
 use probeops_shared::subjects::storage;
@@ -31,10 +30,6 @@ use crate::problem::{Asked, Problem};
 const BEFORE_LOOKED_AT_WITHIN: Duration = Duration::from_mins(10);
 /// How many firings are taken at once.
 const AT_ONCE_MAX: usize = 64;
-/// How long the broker holds a request for firings while there is none.
-const ASK_FOR: Duration = Duration::from_secs(5);
-/// When to ask again after the broker did not take the request.
-const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// When to take a firing again that could not be made a job for the moment.
 const TAKE_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// How often it is looked whether the broker still reminds of every schedule.
@@ -82,38 +77,19 @@ impl Firings {
     }
 
     async fn take(self, due: PullConsumer, broker: Broker, (room, tasks): (Arc<Semaphore>, TaskTracker)) {
-        let mut link = broker.store_link();
         loop {
             // Nobody else takes places, so there are at least so many until they are taken here.
             drop(room.acquire().await);
-            broker.until_connected(&mut link).await;
-            let asked = due.batch().max_messages(room.available_permits()).expires(ASK_FOR).messages().await;
-            let Ok(mut messages) = asked else {
-                sleep(ASK_AGAIN_AFTER).await;
-                continue;
-            };
-            loop {
-                let message = tokio::select! {
-                    message = messages.next() => message,
-                    // What was asked of a broker that is gone is not answered.
-                    () = broker.until_disconnected(&mut link) => None,
-                };
-                let message = match message {
-                    Some(Ok(message)) => message,
-                    Some(Err(error)) => {
-                        tracing::warn!(%error, "the broker does not say what is due; asking again");
-                        sleep(ASK_AGAIN_AFTER).await;
-                        break;
-                    }
-                    None => break,
-                };
-                let Ok(place) = Arc::clone(&room).try_acquire_owned() else { break };
+            let take = |message: Message| {
+                let Ok(place) = Arc::clone(&room).try_acquire_owned() else { return false };
                 let firings = self.clone();
                 drop(tasks.spawn(async move {
                     firings.handle(&message).await;
                     drop(place);
                 }));
-            }
+                true
+            };
+            broker.pull(&due, room.available_permits(), take).await;
         }
     }
 
